@@ -1,0 +1,162 @@
+"""What the loop does between steps: write metrics, evaluate, save a checkpoint."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from trainer.checkpoint import CheckpointInfo, CheckpointStore
+from trainer.errors import TrainingError
+from trainer.evaluate import Evaluator, Labels, Logits
+from trainer.metric_writers import MetricWriters
+from trainer.model.classifier import named_arrays, saved_variables
+from trainer.plan import Plan
+from trainer.progress import TrainingProgress
+from trainer.steps import StepMetrics, TrainState
+
+
+class LogMetrics:
+    """Averages the metrics of the steps since the last line and writes them.
+
+    The values stay on the devices until then, so that logging does not make every step wait.
+    """
+
+    def __init__(
+        self, writers: MetricWriters, progress: TrainingProgress, plan: Plan, *, every_steps: int, max_skipped_steps: int
+    ) -> None:
+        self._writers, self._progress, self._plan = writers, progress, plan
+        self._every_steps, self._max_skipped_steps = every_steps, max_skipped_steps
+        self._pending: list[StepMetrics] = []
+        self._num_skipped_in_a_row = 0
+        self._started_secs = time.monotonic()
+
+    def collect(self, metrics: StepMetrics) -> None:
+        self._pending.append(metrics)
+
+    def is_due(self, step: int) -> bool:
+        return step % self._every_steps == 0 or step == self._plan.num_train_steps
+
+    def __call__(self, step: int) -> None:
+        """Raises TrainingError where too many steps in a row had a non-finite gradient."""
+        values = {name: np.array([float(v) for v in column]) for name, column in self._columns().items()}
+        now = time.monotonic()
+        images_per_sec = len(self._pending) * self._plan.global_batch_size / max(now - self._started_secs, 1e-9)
+        self._pending, self._started_secs = [], now
+        averages = {
+            "loss": float(values["loss"].mean()),
+            "accuracy": float(values["accuracy"].mean()),
+            "learning_rate": float(values["learning_rate"][-1]),
+            "gradient_norm": float(values["gradient_norm"][-1]),
+            "images_per_sec": images_per_sec,
+            "skipped_steps": float(values["is_skipped"].sum()),
+        }
+        if self._plan.precision == "mixed_float16":
+            averages["loss_scale"] = float(values["loss_scale"][-1])
+        self._writers.write(step, "train", averages)
+        self._progress.update(step, averages)
+        self._check_skipped(step, values["is_skipped"] > 0)
+
+    def restart_clock(self) -> None:
+        """Leaves out of images/s what was no training: evaluation, saving."""
+        self._started_secs = time.monotonic()
+
+    def _columns(self) -> dict[str, list[object]]:
+        return {name: [getattr(m, name) for m in self._pending] for name in StepMetrics._fields}
+
+    def _check_skipped(self, step: int, is_skipped: np.ndarray) -> None:  # type: ignore[type-arg]
+        for skipped in is_skipped:
+            self._num_skipped_in_a_row = self._num_skipped_in_a_row + 1 if skipped else 0
+        if is_skipped.any():
+            self._progress.note(f"step {step}: {int(is_skipped.sum())} steps skipped for a non-finite gradient")
+        if self._num_skipped_in_a_row >= self._max_skipped_steps:
+            raise TrainingError(
+                f"the last {self._num_skipped_in_a_row} steps up to step {step} were skipped because a gradient was not "
+                "finite; lower optimizer.learning_rate, set optimizer.clip_norm, or use --precision float32"
+            )
+
+
+class EvaluateAndSave:
+    """Saves a checkpoint, with the metrics of the validation split at the ends of epochs."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        identity: str,
+        state: TrainState,
+        store: CheckpointStore,
+        evaluator: Evaluator,
+        writers: MetricWriters,
+        progress: TrainingProgress,
+        after: Callable[[], None],
+    ) -> None:
+        self._plan, self._identity, self._state, self._store = plan, identity, state, store
+        self._evaluator, self._writers, self._progress, self._after = evaluator, writers, progress, after
+
+    def is_due(self, step: int) -> bool:
+        is_last = step == self._plan.num_train_steps
+        return is_last or step % self._plan.checkpoint_every_steps == 0 or self._ends_epoch(step)
+
+    def __call__(self, step: int) -> None:
+        validation = {}
+        if step == self._plan.num_train_steps or self._ends_epoch(step):
+            validation = self._evaluate(step)
+        self.save(step, validation)
+
+    def save(self, step: int, validation: dict[str, float] | None = None) -> None:
+        """Writes the checkpoint of `step`; one that stands already, with its validation metrics, is left alone."""
+        if step in self._store.steps():
+            return
+        state = self._state
+        info = CheckpointInfo(
+            global_step=step,
+            identity=self._identity,
+            num_replicas=self._plan.num_replicas,
+            loss_scale=float(state.loss_scale.scale.numpy()),
+            num_good_steps=int(state.loss_scale.num_good_steps.numpy()),
+            num_skipped_steps=int(state.num_skipped_steps.numpy()),
+            validation=validation or {},
+        )
+        self._store.save(info, named_arrays(saved_variables(state.model)), slot_arrays(state))
+        self._after()
+
+    def _ends_epoch(self, step: int) -> bool:
+        epochs_before = int((step - 1) / self._plan.steps_per_epoch)
+        return int(step / self._plan.steps_per_epoch) > epochs_before
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        labels, logits = self._evaluator.run()
+        metrics = validation_metrics(labels, logits)
+        self._writers.write(step, "validation", metrics)
+        self._progress.note(
+            f"step {step}: validation accuracy {metrics['accuracy']:.4f}, loss {metrics['loss']:.4f} "
+            f"over {len(labels)} images"
+        )
+        return metrics
+
+
+def validation_metrics(labels: Labels, logits: Logits) -> dict[str, float]:
+    """Accuracy and mean cross-entropy over all examples, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return {
+        "accuracy": float((logits.argmax(axis=1) == labels).mean()),
+        "loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+    }
+
+
+def slot_arrays(state: TrainState) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """The optimizer's slots by name: position of the parameter, slot, path."""
+    return {
+        f"{i:05d}.{j}:{variable.path}": slot.numpy()
+        for i, (variable, slots) in enumerate(zip(state.model.trainable_variables, state.slots, strict=True))
+        for j, slot in enumerate(slots)
+    }
+
+
+def assign_slots(state: TrainState, arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+    """Sets the slots from what `slot_arrays` returned for the same model."""
+    by_position = {name.partition(":")[0]: array for name, array in arrays.items()}
+    for i, slots in enumerate(state.slots):
+        for j, slot in enumerate(slots):
+            slot.assign(by_position[f"{i:05d}.{j}"])

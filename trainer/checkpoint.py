@@ -1,0 +1,180 @@
+"""`RUN/checkpoints/`: what a run needs to go on exactly where it was. This module owns the format.
+
+    step-00001200/checkpoint.json        step, identity of the run, loss scale, validation metrics, hashes
+                  model.safetensors      every variable of the model, batch-norm statistics included
+                  optimizer.safetensors  every slot of the optimizer
+
+A checkpoint appears whole or not at all (see `atomic`). Safetensors hold numbers only: opening a checkpoint from
+elsewhere can run no code. The order of examples is arithmetic on the step, so there is no iterator state to save.
+"""
+
+import hashlib
+import pathlib
+import re
+import shutil
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+import safetensors.numpy
+
+from trainer import atomic
+from trainer.config import CheckpointConfig
+from trainer.errors import RunError
+from trainer.run_dir import RunDir
+
+SCHEMA_VERSION = 1
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+_INFO_FILE = "checkpoint.json"
+_DIRECTORY = re.compile(r"step-(\d{8})")
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+Which = Literal["best", "last"]
+BestMetric = Literal["accuracy", "loss"]
+
+
+class CheckpointInfo(pydantic.BaseModel):
+    """`checkpoint.json`."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    global_step: int
+    identity: str
+    num_replicas: int
+    loss_scale: float
+    num_good_steps: int
+    num_skipped_steps: int
+    # Of the whole validation split at this step; empty where it was not evaluated.
+    validation: dict[str, float] = {}
+    sha256: dict[str, str] = {}
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory, written by the chief alone."""
+
+    def __init__(self, directory: pathlib.Path, *, keep: int, best_metric: BestMetric) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._best_metric = best_metric
+
+    @classmethod
+    def of_run(cls, run: RunDir, config: CheckpointConfig) -> "CheckpointStore":
+        return cls(run.checkpoints_dir, keep=config.keep, best_metric=config.best_metric)
+
+    def steps(self) -> list[int]:
+        """The steps that have a whole checkpoint, ascending."""
+        if not self._directory.is_dir():
+            return []
+        matches = (_DIRECTORY.fullmatch(entry.name) for entry in self._directory.iterdir())
+        return sorted(int(m[1]) for m in matches if m)
+
+    def path(self, step: int) -> pathlib.Path:
+        return self._directory / f"step-{step:08d}"
+
+    def save(self, info: CheckpointInfo, model: Arrays, optimizer: Arrays) -> None:
+        """Writes a checkpoint and removes those that are neither among the newest `keep` nor the best."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with atomic.new_directory(self.path(info.global_step)) as directory:
+            contents = {
+                MODEL_FILE: safetensors.numpy.save(model),
+                OPTIMIZER_FILE: safetensors.numpy.save(optimizer),
+            }
+            hashes = {}
+            for file_name, content in contents.items():
+                (directory / file_name).write_bytes(content)
+                hashes[file_name] = hashlib.sha256(content).hexdigest()
+            info = info.model_copy(update={"sha256": hashes})
+            (directory / _INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n")
+        self._remove_old()
+
+    def load(self, step: int) -> tuple[CheckpointInfo, Arrays, Arrays]:
+        """Returns the info, the model's arrays and the optimizer's.
+
+        Raises:
+            RunError: the checkpoint is damaged; the file and the way out are named.
+        """
+        directory = self.path(step)
+        info = _read_info(directory)
+        return info, _read_arrays(directory, MODEL_FILE, info), _read_arrays(directory, OPTIMIZER_FILE, info)
+
+    def best(self) -> int | None:
+        """The step of the best validation metric (the earliest of equals); None where none was validated."""
+        sign = -1.0 if self._best_metric == "loss" else 1.0
+        candidates = [(_read_info(self.path(step)).validation.get(self._best_metric), step) for step in self.steps()]
+        return max(((sign * value, -step, step) for value, step in candidates if value is not None), default=(0, 0, None))[2]
+
+    def clear_temporaries(self) -> None:
+        """Removes what a killed writer left; for the chief, at the start."""
+        if self._directory.is_dir():
+            atomic.remove_temporaries(self._directory)
+
+    def clear_after(self, step: int) -> None:
+        """Removes what lies after `step`, for a run that goes on from there."""
+        for later in (s for s in self.steps() if s > step):
+            shutil.rmtree(self.path(later))
+
+    def _remove_old(self) -> None:
+        kept = {*self.steps()[-self._keep :], self.best()}
+        for step in self.steps():
+            if step not in kept:
+                shutil.rmtree(self.path(step))
+
+
+def find_checkpoint(run: RunDir, which: Which = "best") -> int:
+    """The step of the best checkpoint (the last one where no validation has named a best), or of the last.
+
+    Raises:
+        RunError: `run` is no run directory, or holds no checkpoint.
+    """
+    store = CheckpointStore.of_run(run, run.config().checkpoint)
+    steps = store.steps()
+    if not steps:
+        raise RunError(
+            f"{run.path} holds no checkpoint yet; train it first with: trainer launch --run-dir {run.path}"
+        )
+    best = store.best() if which == "best" else None
+    return steps[-1] if best is None else best
+
+
+def load_model_arrays(run: RunDir, which: Which = "best") -> tuple[int, Arrays]:
+    """The step and the model's arrays of a checkpoint of `run`."""
+    step = find_checkpoint(run, which)
+    directory = CheckpointStore.of_run(run, run.config().checkpoint).path(step)
+    return step, _read_arrays(directory, MODEL_FILE, _read_info(directory))
+
+
+def load_classifier(run: RunDir, *, which: Which = "best") -> Any:
+    """Rebuilds the classifier of `run` in float32, for inference, with the weights of a checkpoint.
+
+    Raises:
+        RunError: no run, no checkpoint, or a damaged one.
+    """
+    # The one place here that needs Keras; listing and reading checkpoints does not.
+    from trainer.model.classifier import assign_arrays, build_classifier, saved_variables
+
+    info, config = run.info(), run.config()
+    step, arrays = load_model_arrays(run, which)
+    model = build_classifier(
+        backbone=config.model.backbone, num_classes=len(info.class_names), image_size_px=info.image_size_px
+    )
+    assign_arrays(saved_variables(model), arrays, origin=f"the checkpoint of step {step}")
+    return model
+
+
+def _read_info(directory: pathlib.Path) -> CheckpointInfo:
+    try:
+        return CheckpointInfo.model_validate_json((directory / _INFO_FILE).read_bytes())
+    except (FileNotFoundError, pydantic.ValidationError) as e:
+        raise RunError(f"{directory} is not a whole checkpoint ({type(e).__name__}); remove it and go on") from None
+
+
+def _read_arrays(directory: pathlib.Path, file_name: str, info: CheckpointInfo) -> Arrays:
+    content = (directory / file_name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != info.sha256[file_name]:
+        raise RunError(
+            f"{directory / file_name} is damaged (its SHA-256 is not the one in {_INFO_FILE}); "
+            f"remove {directory} to go on from the checkpoint before it"
+        )
+    return safetensors.numpy.load(content)

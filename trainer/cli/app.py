@@ -1,0 +1,57 @@
+"""The `trainer` console script: gathers the commands and turns errors into one sentence and an exit status.
+
+The command line alone looks across the packages; each command imports what it needs when it runs.
+"""
+
+import sys
+
+import typer
+
+import export.cli
+import serving.cli
+from trainer.cli.evaluate import evaluate
+from trainer.cli.launch import launch
+from trainer.cli.output import console
+from trainer.cli.prepare import prepare
+from trainer.cli.report import report
+from trainer.errors import TrainerError
+
+app = typer.Typer(
+    name="trainer",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="From a folder of images to a trained, verified and served model, on one GPU or on a cluster.",
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage or bad input, 75 saved on request and to be started again. "
+    "Add --debug to any command to see the traceback of an error.",
+)
+for command in (
+    prepare,
+    launch,
+    evaluate,
+    report,
+    export.cli.export,
+    export.cli.verify,
+    export.cli.predict,
+    serving.cli.serve,
+    serving.cli.manifests,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        app(args=[a for a in arguments if a != "--debug"], prog_name="trainer")
+    except TrainerError as e:
+        if debug:
+            raise
+        console.print(f"[bold red]error:[/] {_escape(str(e))}", soft_wrap=True)
+        sys.exit(e.exit_status)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,143 @@
+"""`trainer launch`: train, or go on with a run."""
+
+import pathlib
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from trainer.cli.output import JsonOption, note, print_answer, print_json
+
+DEFAULT_CONFIG_FILE = pathlib.Path("trainer.yaml")
+
+
+class Strategy(StrEnum):
+    auto = "auto"
+    single = "single"
+    mirrored = "mirrored"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    gpu = "gpu"
+    cpu = "cpu"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    mixed_bfloat16 = "mixed_bfloat16"
+    mixed_float16 = "mixed_float16"
+
+
+class Xla(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+def launch(
+    data: Annotated[
+        str | None,
+        typer.Option(help="A prepared dataset, or a folder with one folder of images per class (prepared once).", show_default="data.path of ./trainer.yaml"),
+    ] = None,
+    run_dir: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Where the run is kept; the same command goes on with it.", show_default="runs/<time>"),
+    ] = None,
+    config: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="A recipe: a YAML file that states only what differs from the defaults.", show_default="./trainer.yaml"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting, such as train.epochs=5; repeatable."),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs of this machine.", show_default="all")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to run.", show_default="auto")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --device cpu: how many replicas share the CPU.", show_default="1")
+    ] = None,
+    strategy: Annotated[
+        Strategy | None, typer.Option(help="How replicas are run; auto: mirrored for more than one.", show_default="auto")
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="auto: mixed_bfloat16 on GPUs that have it, float32 on CPUs.", show_default="auto")
+    ] = None,
+    xla: Annotated[
+        Xla | None, typer.Option(help="Compile the step with XLA; auto: on for GPUs, off for CPUs.", show_default="auto")
+    ] = None,
+    strict_batch: Annotated[
+        bool | None,
+        typer.Option("--strict-batch", help="A batch that the replicas cannot share evenly is an error.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --run-dir, or stop if there is one.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Train a classifier on every GPU there is, or go on where a run was stopped.
+
+    [bold]trainer launch --gpus 8[/] is a whole command where ./trainer.yaml names the data. Ctrl-C or SIGTERM saves
+    and exits with status 75; the same command goes on, with the very examples that would have come next.
+
+    [bold]trainer launch --data photos/ --device cpu --replicas 2 --set train.epochs=5[/]
+    """
+    from trainer.config import load_config
+
+    recipe = config or (DEFAULT_CONFIG_FILE if DEFAULT_CONFIG_FILE.is_file() else None)
+    flags = {
+        "data": {"path": data},
+        "distribute": {
+            "gpus": gpus,
+            "device": device,
+            "replicas": replicas,
+            "strategy": strategy,
+            "precision": precision,
+            "xla": xla,
+            "strict_batch": strict_batch,
+        },
+    }
+    settings = load_config(recipe, set_ or [], flags=_given(flags))
+
+    from trainer import tf_runtime
+
+    tf_runtime.configure(use_gpus=settings.distribute.device != "cpu")
+
+    from trainer.launch import plan_run, start_run
+
+    planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note)
+    summary = {"run_dir": str(planned.run.path), "first_step": planned.first_step, **planned.plan.model_dump(mode="json")}
+    if dry_run:
+        print_json(summary) if json_ else print_answer(_describe(summary))
+        return
+    if not json_:
+        note(_describe_in_a_line(summary))
+    start_run(planned, note)
+    if json_:
+        print_json(summary)
+    else:
+        print_answer(f"trained: {planned.run.path}\nnext:    trainer evaluate {planned.run.path} --split test")
+
+
+def _given(flags: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        section: {k: str(v) if isinstance(v, StrEnum) else v for k, v in values.items() if v is not None}
+        for section, values in flags.items()
+    }
+
+
+def _describe_in_a_line(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['backbone']} ({summary['weights']} weights, {summary['image_size_px']} px, trains "
+        f"{summary['trainable']}) on {summary['num_train_examples']} images of {len(summary['class_names'])} classes: "
+        f"{summary['num_train_steps']} steps of {summary['global_batch_size']} on {summary['num_replicas']} "
+        f"{summary['device']} replica{'s' if summary['num_replicas'] != 1 else ''} ({summary['strategy']}), "
+        f"{summary['precision']}, XLA {'on' if summary['jit_compile'] else 'off'}"
+    )
+
+
+def _describe(summary: dict[str, Any]) -> str:
+    from rich.markup import escape
+
+    width = max(len(name) for name in summary)
+    return "\n".join(f"[bold]{name:<{width}}[/]  {escape(str(value))}" for name, value in summary.items())

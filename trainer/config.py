@@ -1,0 +1,242 @@
+"""The configuration of a run: every setting, its default, its range, and how a recipe and `--set` change it.
+
+A recipe is a YAML file that states only what differs from these defaults; `--set section.key=value` changes
+one setting, its value read as YAML. What a run used is written out in full as `RUN/config.yaml`.
+"""
+
+import difflib
+import hashlib
+import json
+import pathlib
+import re
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from trainer.errors import ConfigError
+
+Positive = Annotated[int, pydantic.Field(ge=1)]
+NonNegative = Annotated[int, pydantic.Field(ge=0)]
+_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(_Section):
+    """What is read, and how an image becomes the model's input."""
+
+    path: str | None = pydantic.Field(None, description="prepared dataset, or a folder with one folder per class")
+    resize: Literal["crop", "squash"] = pydantic.Field(
+        "crop", description="crop: the largest centred square, then resized; squash: the whole image, resized"
+    )
+    num_parallel_reads: NonNegative = pydantic.Field(0, description="threads of the input pipeline; 0: all cores")
+
+
+class ModelConfig(_Section):
+    """The network: a backbone, what is trained of it, and the head on top."""
+
+    backbone: str = pydantic.Field("efficientnet_lite0", description="name of a backbone; see the README for the list")
+    weights: str = pydantic.Field(
+        "auto", description="bundled, imagenet, none, a weight file, or auto: bundled where the backbone has them"
+    )
+    image_size_px: Annotated[int, pydantic.Field(ge=8, le=2048)] | None = pydantic.Field(
+        None, description="side of the square input; null: the backbone's own"
+    )
+    trainable: Literal["all", "head"] = pydantic.Field("all", description="all: fine-tune; head: frozen backbone")
+    batch_norm: Literal["auto", "frozen", "per_replica"] = pydantic.Field(
+        "auto",
+        description="frozen: pretrained statistics, inference mode; per_replica: statistics of each replica's batch, "
+        "averaged; auto: per_replica when the backbone trains, frozen otherwise",
+    )
+    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(0.0, description="before the head")
+
+
+class TrainConfig(_Section):
+    """How long, and on how large a batch."""
+
+    epochs: Annotated[float, pydantic.Field(gt=0)] = 10.0
+    global_batch_size: Positive = pydantic.Field(64, description="over all replicas; each takes its slice")
+    seed: NonNegative = 0
+    label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    max_skipped_steps: Positive = pydantic.Field(
+        20, description="this many steps in a row with a non-finite gradient stop the run"
+    )
+
+
+class OptimizerConfig(_Section):
+    """The update rule and the schedule of its learning rate."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
+    momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(0.9, description="sgd only")
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] | None = pydantic.Field(
+        None,
+        description="kernels only; decoupled for adamw, added to the gradient otherwise; null: 1e-4 for adamw, else 0",
+    )
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: NonNegative = 0
+    clip_norm: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
+        None, description="global norm of the reduced gradient"
+    )
+
+
+class AugmentConfig(_Section):
+    """Random changes of training images, keyed by (seed, epoch, example)."""
+
+    preset: Literal["none", "light"] = pydantic.Field(
+        "none", description="light: a random crop of at least 70% of the area"
+    )
+    flip: bool = pydantic.Field(False, description="mirror left and right at random")
+
+
+class DistributeConfig(_Section):
+    """Devices and replicas, precision and compilation."""
+
+    strategy: Literal["auto", "single", "mirrored"] = "auto"
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    gpus: Positive | None = pydantic.Field(None, description="null: all there are")
+    replicas: Positive | None = pydantic.Field(None, description="on the CPU: how many; null: one")
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = pydantic.Field(
+        "auto", description="auto: mixed_bfloat16 on GPUs that have it, mixed_float16 on older ones, float32 on CPUs"
+    )
+    xla: Literal["auto", "on", "off"] = pydantic.Field("auto", description="auto: on for GPUs, off for CPUs")
+    strict_batch: bool = pydantic.Field(False, description="a batch that the replicas do not divide is an error")
+
+
+class CheckpointConfig(_Section):
+    """When the run is saved, and what is kept."""
+
+    every_steps: Positive | None = pydantic.Field(None, description="null: once an epoch")
+    keep: Positive = pydantic.Field(2, description="the newest so many, and always the best")
+    best_metric: Literal["accuracy", "loss"] = "accuracy"
+
+
+class LogConfig(_Section):
+    every_steps: Positive = pydantic.Field(10, description="steps between two lines of metrics.jsonl")
+
+
+class Config(_Section):
+    """The whole configuration of a run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    distribute: DistributeConfig = DistributeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    def to_yaml(self) -> str:
+        """Every setting, defaults written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def identity(self, *, dataset_hash: str, precision: str) -> str:
+        """SHA-256 of what decides the trained weights: a run may only go on where this is the same.
+
+        Where it runs (devices, number of replicas, XLA), how often it saves and where the data lies are left
+        out: a run may move to another machine. `precision` is the resolved one.
+        """
+        parts = self.model_dump(mode="json", include={"model", "train", "optimizer", "augment"})
+        parts["resize"] = self.data.resize
+        parts["dataset"] = dataset_hash
+        parts["precision"] = precision
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def load_config(
+    path: pathlib.Path | None = None,
+    overrides: list[str] | None = None,
+    *,
+    flags: dict[str, dict[str, Any]] | None = None,
+) -> Config:
+    """The defaults, changed by the recipe at `path`, by each `section.key=value` of `overrides`, then by `flags`.
+
+    Raises:
+        ConfigError: the file is missing or not a mapping, a key is unknown (the nearest is named), or a value
+            is of the wrong type or out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_recipe(path)
+    for override in overrides or []:
+        _apply_override(values, override)
+    for section, settings in (flags or {}).items():
+        if settings:
+            values.setdefault(section, {}).update(settings)
+    return parse_config(values, origin=str(path) if path else "the configuration")
+
+
+def parse_config(values: dict[str, Any], *, origin: str) -> Config:
+    """Validates a nested mapping of settings; `origin` names it in errors."""
+    try:
+        return Config.model_validate(_accept_whole_floats(values))
+    except pydantic.ValidationError as e:
+        raise ConfigError(_explain(e.errors()[0], origin)) from None
+
+
+def _read_recipe(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"the recipe {path} does not exist; give --config the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as e:
+        raise ConfigError(f"the recipe {path} is not readable YAML: {' '.join(str(e).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"the recipe {path} holds a {type(values).__name__}; expected sections such as 'train:'")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not (equals and dot and section and name):
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value {text!r} is not YAML; quote it") from None
+    if value is not None and not isinstance(values.setdefault(section, {}), dict):
+        raise ConfigError(f"{section!r} of the recipe is not a section, so --set {override!r} cannot change it")
+    values.setdefault(section, {})[name] = _number_from_yaml(value)
+
+
+def _number_from_yaml(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 as a string (it wants 1.0e-3); every user means the number.
+    if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+        return float(value)
+    return value
+
+
+def _accept_whole_floats(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        section: {k: _number_from_yaml(v) for k, v in entries.items()} if isinstance(entries, dict) else entries
+        for section, entries in values.items()
+    }
+
+
+def _explain(error: Any, origin: str) -> str:
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location[:2])
+    if error["type"] == "extra_forbidden":
+        return f"{origin} has no setting {name!r}; {_nearest(location)}"
+    expected = error["msg"][0].lower() + error["msg"][1:]
+    return f"{name} in {origin} is {error['input']!r}: {expected}"
+
+
+def _nearest(location: list[str]) -> str:
+    sections = {name: list(field.annotation.model_fields) for name, field in Config.model_fields.items()}  # type: ignore[union-attr]
+    if len(location) == 1:
+        known, given = list(sections), location[0]
+    else:
+        known, given = [f"{location[0]}.{key}" for key in sections[location[0]]], ".".join(location[:2])
+        elsewhere = [f"{s}.{k}" for s, keys in sections.items() for k in keys if k == location[1]]
+        if elsewhere:
+            return f"did you mean {elsewhere[0]!r}?"
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""Images on disk to batches on devices: sources, records, order, preprocessing, pipeline."""

@@ -1,0 +1,14 @@
+"""What travels from the input pipeline to the training step."""
+
+from typing import Any, NamedTuple
+
+Tensor = Any
+
+
+class Batch(NamedTuple):
+    """One replica's part of a global batch; b is the per-replica batch size."""
+
+    images: Tensor  # [b, size, size, 3] uint8
+    labels: Tensor  # [b] int64
+    weights: Tensor  # [b] float32; 0 for what only fills up the slice
+    positions: Tensor  # [b] int64; in training, those in the stream of examples (see data.order)

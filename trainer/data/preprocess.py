@@ -1,0 +1,51 @@
+"""One definition of how encoded bytes become the model's input; training, evaluation, export and serving share it.
+
+Steps: decode to [height, width, 3] uint8 RGB; the centred square or the whole image, by `Geometry.resize`;
+bilinear resize with antialiasing to the model's size; round to uint8. The scaling of pixel values to what a
+backbone was trained on is a layer of the model itself (see `model.classifier`), so every runtime gets it.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from trainer.data.geometry import Geometry
+
+Tensor = Any
+
+
+def decode_image(encoded: Tensor) -> Tensor:
+    """Decodes JPEG, PNG, GIF (first frame), BMP or WebP bytes, a scalar string, to [height, width, 3] uint8.
+
+    Raises (when run): tf.errors.InvalidArgumentError for bytes that are none of these.
+    """
+    is_webp = tf.logical_and(
+        tf.equal(tf.strings.substr(encoded, 0, 4), b"RIFF"), tf.equal(tf.strings.substr(encoded, 8, 4), b"WEBP")
+    )
+    image = tf.cond(
+        is_webp,
+        lambda: tf.io.decode_webp(encoded, channels=3),
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    )
+    image.set_shape([None, None, 3])
+    return image
+
+
+def resize_image(image: Tensor, geometry: Geometry) -> Tensor:
+    """Applies `geometry` to one image [height, width, 3] uint8; returns [size, size, 3] uint8."""
+    if geometry.resize == "crop":
+        shape = tf.shape(image)
+        side = tf.minimum(shape[0], shape[1])
+        image = tf.image.crop_to_bounding_box(image, (shape[0] - side) // 2, (shape[1] - side) // 2, side, side)
+    return resize_to_square(image, geometry.image_size_px)
+
+
+def resize_to_square(image: Tensor, size_px: int) -> Tensor:
+    """Bilinear, antialiased resize of [height, width, 3] to [size_px, size_px, 3] uint8, rounded to nearest."""
+    resized = tf.image.resize(image, [size_px, size_px], method="bilinear", antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
+
+
+def load_image(encoded: Tensor, geometry: Geometry) -> Tensor:
+    """Encoded bytes to the model's input, [size, size, 3] uint8: decode, then `geometry`."""
+    return resize_image(decode_image(encoded), geometry)

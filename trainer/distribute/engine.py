@@ -1,0 +1,37 @@
+"""What the training loop needs of a distribution strategy; everything above is written once against this."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from trainer.distribute.topology import Topology
+
+Tensor = Any
+
+
+class Engine(Protocol):
+    """Runs functions on every replica and lets them add up tensors.
+
+    A "per-replica value" holds one tensor for each replica of this worker; on a single replica it may be the tensor.
+    """
+
+    topology: Topology
+
+    def scope(self) -> Any:
+        """A context manager: variables made inside have a copy on every replica."""
+
+    def distribute(self, dataset: Any) -> Any:
+        """An iterable of per-replica values; `dataset` yields the elements of this worker's replicas in turn."""
+
+    def run(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
+        """Calls `replica_fn` on every replica with its part of the per-replica `args`; from inside a tf.function."""
+
+    def all_reduce_sum(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The sums over all replicas of all workers; called inside `replica_fn`, by all with the same shapes."""
+
+    def first(self, value: Any) -> Tensor:
+        """The first local replica's tensor of a per-replica value."""
+
+    def gather(self, value: Any) -> np.ndarray[Any, Any]:
+        """The tensors of all replicas of all workers, stacked in their order: [num_replicas, ...]."""

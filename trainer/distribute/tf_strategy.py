@@ -1,0 +1,51 @@
+"""The engine over tf.distribute: one replica, or MirroredStrategy over the GPUs or logical CPUs of one machine."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import tf_runtime
+from trainer.distribute.engine import Tensor
+from trainer.distribute.topology import Topology
+
+
+class TfStrategyEngine:
+    """Implements `engine.Engine` with a `tf.distribute.Strategy`."""
+
+    def __init__(self, topology: Topology, strategy: Any) -> None:
+        self.topology = topology
+        self._strategy = strategy
+
+    def scope(self) -> Any:
+        return self._strategy.scope()
+
+    def distribute(self, dataset: Any) -> Any:
+        return self._strategy.distribute_datasets_from_function(lambda _: dataset)
+
+    def run(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
+        return self._strategy.run(replica_fn, args=args)
+
+    def all_reduce_sum(self, tensors: list[Tensor]) -> list[Tensor]:
+        if self.topology.num_replicas == 1:
+            return tensors
+        context = tf.distribute.get_replica_context()
+        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
+
+    def first(self, value: Any) -> Tensor:
+        return self._strategy.experimental_local_results(value)[0]
+
+    def gather(self, value: Any) -> np.ndarray[Any, Any]:
+        return np.stack([part.numpy() for part in self._strategy.experimental_local_results(value)])
+
+
+def make_engine(topology: Topology) -> TfStrategyEngine:
+    """Claims the devices of `topology`; before anything else in the process has run a TensorFlow operation."""
+    if topology.device == "gpu":
+        devices = [f"/gpu:{i}" for i in range(topology.num_local_replicas)]
+    else:
+        devices = tf_runtime.split_cpu(topology.num_local_replicas)
+    if topology.strategy == "single":
+        return TfStrategyEngine(topology, tf.distribute.OneDeviceStrategy(devices[0]))
+    return TfStrategyEngine(topology, tf.distribute.MirroredStrategy(devices))

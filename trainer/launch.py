@@ -1,0 +1,138 @@
+"""From a configuration to a run: finds the dataset and the run directory, plans, and trains."""
+
+import dataclasses
+import datetime
+import pathlib
+import sys
+from collections.abc import Callable
+
+from trainer import atomic, environment, tf_runtime
+from trainer.checkpoint import CheckpointStore
+from trainer.config import Config
+from trainer.data.manifest import Manifest, is_prepared
+from trainer.data.prepare import prepare_beside
+from trainer.data.records import verify_shards
+from trainer.distribute.tf_strategy import make_engine
+from trainer.distribute.topology import Topology, resolve_topology
+from trainer.errors import DataError, RunError
+from trainer.plan import Plan, make_plan
+from trainer.progress import TrainingProgress
+from trainer.run_dir import RunDir
+from trainer.train import train
+
+RUNS_DIR = pathlib.Path("runs")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """Everything decided, nothing started."""
+
+    config: Config
+    topology: Topology
+    plan: Plan
+    run: RunDir
+
+    @property
+    def first_step(self) -> int:
+        """The step that the run goes on from: that of its last checkpoint, or 0."""
+        return max(CheckpointStore.of_run(self.run, self.config.checkpoint).steps(), default=0)
+
+
+def plan_run(
+    config: Config, *, run_dir: pathlib.Path | None, resume: bool, note: Callable[[str], None]
+) -> PlannedRun:
+    """Decides devices, dataset, arithmetic and run directory; a raw folder of images is prepared beside itself.
+
+    Args:
+        run_dir: the run directory; None goes on with the newest unfinished run of this very configuration below
+            `RUNS_DIR`, or names a new one there by the time.
+        resume: False makes an existing run in `run_dir` an error.
+        note: told in a sentence what is being done that takes time.
+
+    Raises:
+        UsageError: what was asked for cannot be had; see the subclasses.
+    """
+    gpus = tf_runtime.list_gpus()
+    topology = resolve_topology(config.distribute, num_gpus_found=len(gpus))
+    dataset_dir = _find_dataset(config, note)
+    plan = make_plan(config, dataset_dir, topology, gpus[: topology.num_local_replicas])
+    if run_dir is not None:
+        run = RunDir(run_dir)
+        _check_run_dir(run, plan.identity(config), resume=resume)
+    else:
+        run = (_unfinished_run(plan, config) if resume else None) or _new_run()
+    return PlannedRun(config=config, topology=topology, plan=plan, run=run)
+
+
+def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
+    """Checks the shards, writes down the plan and the environment, and trains to the end.
+
+    Raises:
+        DataError: a shard is not what the manifest says.
+        StoppedOnRequest, TrainingError: see `train`.
+    """
+    plan, config, run = planned.plan, planned.config, planned.run
+    dataset_dir = pathlib.Path(plan.dataset_dir)
+    verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
+    first_step = planned.first_step
+    if first_step:
+        note(f"going on with {run.path} from step {first_step} of {plan.num_train_steps}")
+    for warning in plan.warnings:
+        note(f"warning: {warning}")
+    engine = make_engine(planned.topology)
+    run.create(config, plan.run_info(config, run.path.resolve().name))
+    atomic.write_text(run.plan_file, plan.model_dump_json(indent=2) + "\n")
+    atomic.write_json(run.environment_file, environment.collect(command=sys.argv))
+    with TrainingProgress(
+        total_steps=plan.num_train_steps,
+        start_step=first_step,
+        steps_per_epoch=plan.steps_per_epoch,
+        global_batch_size=plan.global_batch_size,
+    ) as progress:
+        train(plan, config, run, engine, progress)
+
+
+def _find_dataset(config: Config, note: Callable[[str], None]) -> pathlib.Path:
+    if config.data.path is None:
+        raise DataError(
+            "no dataset was named; give --data DATASET (or a folder with one folder of images per class), or write "
+            "'data: {path: DATASET}' into ./trainer.yaml"
+        )
+    path = pathlib.Path(config.data.path)
+    if is_prepared(path):
+        return path
+    if not path.exists():
+        raise DataError(
+            f"the dataset {path} does not exist; give a prepared dataset or a folder with one folder of images per class"
+        )
+    return prepare_beside(path, note=note)
+
+
+def _check_run_dir(run: RunDir, identity: str, *, resume: bool) -> None:
+    if not run.exists():
+        if run.path.is_dir() and any(run.path.iterdir()):
+            raise RunError(f"{run.path} holds files, but no run; give --run-dir a new or an empty directory")
+        return
+    if run.info().identity != identity:
+        raise RunError(
+            f"{run.path} holds another run: its dataset, model, training settings or precision differ from what was "
+            f"asked for now (compare {run.config_file}); give --run-dir a new directory"
+        )
+    if not resume:
+        raise RunError(f"{run.path} holds this run already and --no-resume was given; give --run-dir a new directory")
+
+
+def _unfinished_run(plan: Plan, config: Config) -> RunDir | None:
+    candidates = sorted(RUNS_DIR.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(candidates):
+        run = RunDir(path.parent)
+        if run.info().identity != plan.identity(config):
+            continue
+        steps = CheckpointStore.of_run(run, config.checkpoint).steps()
+        return run if max(steps, default=0) < plan.num_train_steps else None
+    return None
+
+
+def _new_run() -> RunDir:
+    now = datetime.datetime.now().astimezone()
+    return RunDir(RUNS_DIR / now.strftime("%Y%m%d-%H%M%S"))

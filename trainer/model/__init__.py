@@ -1,0 +1,1 @@
+"""Backbones, the classifier built on them, and the pure functions that train it."""

@@ -1,0 +1,196 @@
+"""The network: pixels 0-255, scaled for the backbone, through the backbone, pooled, to one logit a class."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from trainer.errors import ModelError
+from trainer.model.backbones import Backbone, PixelScaling, find_backbone
+
+Trainable = Literal["all", "head"]
+BatchNorm = Literal["frozen", "per_replica"]
+
+
+@keras.saving.register_keras_serializable("trainer")
+class ScalePixels(keras.layers.Layer):  # type: ignore[misc]
+    """Pixels 0-255 RGB to what the backbone was trained on; computed in float32 under every precision."""
+
+    def __init__(self, scale: Any, offset: Any, to_bgr: bool, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", **kwargs)
+        self.scale, self.offset, self.to_bgr = tuple(scale), tuple(offset), to_bgr
+
+    def call(self, images: Any) -> Any:
+        x = keras.ops.cast(images, "float32") * np.float32(self.scale) + np.float32(self.offset)
+        return keras.ops.flip(x, axis=-1) if self.to_bgr else x
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "scale": self.scale, "offset": self.offset, "to_bgr": self.to_bgr}
+
+
+def build_classifier(
+    *,
+    backbone: str,
+    num_classes: int,
+    image_size_px: int,
+    trainable: Trainable = "all",
+    batch_norm: BatchNorm = "frozen",
+    dropout: float = 0.0,
+    dtype_policy: str = "float32",
+) -> Any:
+    """A classifier with random weights.
+
+    Its input `images` is [batch, image_size_px, image_size_px, 3], pixels 0 to 255, RGB, of any number type; its
+    output [batch, num_classes] logits, float32 under every policy. Layer names and the order of the variables depend
+    on the arguments alone.
+
+    Raises:
+        ModelError: the backbone is unknown, or the images are too small for it.
+    """
+    spec = find_backbone(backbone)
+    if image_size_px < spec.min_image_size_px:
+        raise ModelError(
+            f"{spec.name} takes images of at least {spec.min_image_size_px} px, not {image_size_px}; "
+            f"use --set model.image_size_px={spec.image_size_px}"
+        )
+    shape = (image_size_px, image_size_px, 3)
+    with _dtype_policy(dtype_policy):
+        network = spec.build(shape)
+        _freeze(network, trainable, batch_norm)
+        images = keras.Input(shape, name="images", dtype="float32")
+        x = _scale_pixels(spec.scaling)(images)
+        # A frozen backbone is a fixed function: no dropout inside it, no batch statistics.
+        x = network(x, training=False) if trainable == "head" else network(x)
+        x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        if dropout:
+            x = keras.layers.Dropout(dropout, name="head_dropout")(x)
+        logits = keras.layers.Dense(num_classes, dtype="float32", name="head")(x)
+        return keras.Model(images, logits, name="classifier")
+
+
+def backbone_of(classifier: Any) -> Any:
+    """The backbone inside a model that `build_classifier` made."""
+    return next(layer for layer in classifier.layers if isinstance(layer, keras.Model))
+
+
+def resolve_weights(weights: str, backbone: Backbone) -> str:
+    """What `auto` comes to: the bundled weights where the backbone has some, ImageNet's otherwise."""
+    if weights != "auto":
+        return weights
+    return "bundled" if backbone.load_bundled else "imagenet"
+
+
+def load_pretrained(classifier: Any, backbone_name: str, weights: str) -> None:
+    """Sets the backbone's weights to `weights`: bundled, imagenet, none, or the path of a weight file.
+
+    Raises:
+        ModelError: there are no such weights, they cannot be downloaded, or they do not fit.
+    """
+    spec, network = find_backbone(backbone_name), backbone_of(classifier)
+    if weights == "none":
+        return
+    if weights == "bundled":
+        if spec.load_bundled is None:
+            raise ModelError(f"{spec.name} has no bundled weights; use --set model.weights=imagenet, none or a file")
+        spec.load_bundled(network)
+    elif weights == "imagenet":
+        _copy_imagenet_weights(spec, network)
+    else:
+        _load_weight_file(network, pathlib.Path(weights))
+
+
+def saved_variables(model: Any) -> list[Any]:
+    """The variables that a checkpoint holds: all but the seeds of dropout, which follow from the step."""
+    return [v for v in model.variables if not is_seed(v)]
+
+
+def is_seed(variable: Any) -> bool:
+    """Whether a Keras variable is the state of a seed generator (of a dropout layer), not something learnt."""
+    return str(variable.path).endswith("seed_generator_state")
+
+
+def named_arrays(variables: list[Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """The variables' values by a name that is the same in every process: position, then path.
+
+    Keras numbers unnamed layers over the life of a process, so a path alone may differ between two builds.
+    """
+    return {f"{i:05d}:{v.path}": np.asarray(v.numpy()) for i, v in enumerate(variables)}
+
+
+def assign_arrays(variables: list[Any], arrays: dict[str, np.ndarray[Any, Any]], *, origin: str) -> None:
+    """Sets `variables` from what `named_arrays` returned for the same architecture; extra arrays are left alone.
+
+    Raises:
+        ModelError: an array is missing or of another shape.
+    """
+    by_position = {name.partition(":")[0]: (name, array) for name, array in arrays.items()}
+    for i, variable in enumerate(variables):
+        name, array = by_position.get(f"{i:05d}", ("", None))
+        if array is None:
+            raise ModelError(f"{origin} holds no array for variable {i}, {variable.path}; it is of another architecture")
+        if tuple(array.shape) != tuple(variable.shape):
+            raise ModelError(
+                f"{origin} does not fit the model: {name.partition(':')[2]} has shape {list(array.shape)}, "
+                f"and the model's {variable.path} wants {list(variable.shape)}"
+            )
+        variable.assign(array)
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _scale_pixels(scaling: PixelScaling) -> ScalePixels:
+    return ScalePixels(scaling.scale, scaling.offset, scaling.to_bgr, name="scale_pixels")
+
+
+def _freeze(network: Any, trainable: Trainable, batch_norm: BatchNorm) -> None:
+    if trainable == "head":
+        network.trainable = False
+    elif batch_norm == "frozen":
+        # Keras runs a batch normalisation that is not trainable in inference mode.
+        for layer in network._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
+
+
+def _copy_imagenet_weights(spec: Backbone, network: Any) -> None:
+    if spec.build_imagenet is None:
+        raise ModelError(f"{spec.name} has no ImageNet weights to download; use --set model.weights=bundled")
+    try:
+        source = spec.build_imagenet(tuple(network.input_shape[1:]))
+    except Exception as e:  # keras.utils.get_file raises a bare Exception when it cannot download
+        raise ModelError(
+            f"the ImageNet weights of {spec.name} could not be had ({' '.join(str(e).split())}); without a network, "
+            "use --set model.weights=none, a weight file, or a backbone with bundled weights such as efficientnet_lite0"
+        ) from e
+    network.set_weights(source.get_weights())
+
+
+def _load_weight_file(network: Any, path: pathlib.Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"model.weights names the file {path}, which does not exist; or use bundled, imagenet or none")
+    if path.suffix == ".safetensors":
+        try:
+            arrays = safetensors.numpy.load_file(path)
+        except safetensors.SafetensorError as e:
+            raise ModelError(f"{path} is not a readable safetensors file: {e}") from None
+        assign_arrays(saved_variables(network), arrays, origin=str(path))
+    elif path.name.endswith(".weights.h5"):
+        try:
+            network.load_weights(path)
+        except (ValueError, KeyError, OSError) as e:
+            raise ModelError(f"{path} does not fit {network.name}: {' '.join(str(e).split())[:300]}") from None
+    else:
+        raise ModelError(f"{path} is of no known kind; expected .safetensors (of a run) or .weights.h5 (of Keras)")

@@ -1,0 +1,172 @@
+"""`RUN/plan.json`: everything that "auto" and the machine left open, decided once, before the start.
+
+`trainer launch --dry-run` prints the plan; the run then follows it and nothing else.
+"""
+
+import math
+import pathlib
+from typing import Any, Literal
+
+import pydantic
+
+from trainer.config import Config
+from trainer.data.manifest import Manifest
+from trainer.distribute.topology import BatchDivision, Device, Strategy, Topology, divide_batch
+from trainer.errors import ConfigError, DataError
+from trainer.model.backbones import find_backbone
+from trainer.model.classifier import BatchNorm, Trainable, resolve_weights
+from trainer.run_dir import RunInfo
+
+SCHEMA_VERSION = 1
+Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+_BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
+
+
+class Plan(pydantic.BaseModel):
+    """What a run will do, as resolved."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    # Data.
+    dataset_dir: str
+    dataset_name: str
+    dataset_hash: str
+    class_names: list[str]
+    num_train_examples: int
+    num_validation_examples: int
+    # Model.
+    backbone: str
+    weights: str
+    image_size_px: int
+    trainable: Trainable
+    batch_norm: BatchNorm
+    # Replicas.
+    strategy: Strategy
+    device: Device
+    num_workers: int
+    num_replicas: int
+    precision: Precision
+    jit_compile: bool
+    # Arithmetic.
+    global_batch_size: int
+    per_replica_batch_size: int
+    replica_slices: list[tuple[int, int]]
+    steps_per_epoch: float
+    num_train_steps: int
+    num_positions: int
+    checkpoint_every_steps: int
+    warnings: list[str]
+
+    def identity(self, config: Config) -> str:
+        return config.identity(dataset_hash=self.dataset_hash, precision=self.precision)
+
+    def run_info(self, config: Config, name: str) -> RunInfo:
+        return RunInfo(
+            name=name,
+            identity=self.identity(config),
+            dataset_dir=self.dataset_dir,
+            dataset_hash=self.dataset_hash,
+            class_names=self.class_names,
+            num_train_examples=self.num_train_examples,
+            image_size_px=self.image_size_px,
+            weights=self.weights,
+            precision=self.precision,
+            batch_norm=self.batch_norm,
+        )
+
+
+def make_plan(config: Config, dataset_dir: pathlib.Path, topology: Topology, gpus: list[Any]) -> Plan:
+    """Resolves `config` for a prepared dataset and the replicas of `topology`.
+
+    Raises:
+        UsageError: the batch, the dataset, the backbone or its weights do not go together.
+    """
+    manifest = Manifest.load(dataset_dir)
+    num_train = _num_examples(manifest, "train", dataset_dir)
+    backbone = find_backbone(config.model.backbone)
+    division = divide_batch(config.distribute, config.train.global_batch_size, topology.num_replicas)
+    num_positions = int(config.train.epochs * num_train)
+    if num_positions < 1:
+        raise ConfigError(f"train.epochs is {config.train.epochs}, less than one of the {num_train} training images")
+    steps_per_epoch = num_train / config.train.global_batch_size
+    return Plan(
+        dataset_dir=str(dataset_dir.resolve()),
+        dataset_name=manifest.name,
+        dataset_hash=manifest.content_hash(),
+        class_names=manifest.class_names,
+        num_train_examples=num_train,
+        num_validation_examples=_num_examples(manifest, "validation", dataset_dir),
+        backbone=backbone.name,
+        weights=resolve_weights(config.model.weights, backbone),
+        image_size_px=config.model.image_size_px or backbone.image_size_px,
+        trainable=config.model.trainable,
+        batch_norm=_resolve_batch_norm(config),
+        strategy=topology.strategy,
+        device=topology.device,
+        num_workers=topology.num_workers,
+        num_replicas=topology.num_replicas,
+        precision=_resolve_precision(config, topology, gpus),
+        jit_compile=_resolve_jit_compile(config, topology),
+        global_batch_size=config.train.global_batch_size,
+        per_replica_batch_size=division.per_replica_batch_size,
+        replica_slices=[division.slice_of(r) for r in range(topology.num_replicas)],
+        steps_per_epoch=steps_per_epoch,
+        num_train_steps=math.ceil(num_positions / config.train.global_batch_size),
+        num_positions=num_positions,
+        checkpoint_every_steps=config.checkpoint.every_steps or math.ceil(steps_per_epoch),
+        warnings=_warnings(division, num_train),
+    )
+
+
+def _num_examples(manifest: Manifest, split: Literal["train", "validation"], dataset_dir: pathlib.Path) -> int:
+    num_examples = manifest.splits[split].num_examples if split in manifest.splits else 0
+    if num_examples == 0:
+        raise DataError(
+            f"the dataset {dataset_dir} has no {split} images; training needs both a train and a validation split: "
+            "prepare it again with --val above 0"
+        )
+    return num_examples
+
+
+def _resolve_batch_norm(config: Config) -> BatchNorm:
+    if config.model.batch_norm != "auto":
+        if config.model.trainable == "head" and config.model.batch_norm == "per_replica":
+            raise ConfigError(
+                "model.batch_norm is per_replica, but model.trainable is head: a frozen backbone keeps its statistics; "
+                "use --set model.batch_norm=frozen or --set model.trainable=all"
+            )
+        return config.model.batch_norm
+    return "frozen" if config.model.trainable == "head" else "per_replica"
+
+
+def _resolve_precision(config: Config, topology: Topology, gpus: list[Any]) -> Precision:
+    if config.distribute.precision != "auto":
+        return config.distribute.precision
+    if topology.device == "cpu":
+        return "float32"
+    # TensorFlow is imported by whoever listed the GPUs.
+    import tensorflow as tf
+
+    capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
+    return "mixed_bfloat16" if min(capabilities) >= _BFLOAT16_COMPUTE_CAPABILITY else "mixed_float16"
+
+
+def _resolve_jit_compile(config: Config, topology: Topology) -> bool:
+    # On CPUs, XLA's convolutions are several times slower than the kernels that TensorFlow ships.
+    return topology.device == "gpu" if config.distribute.xla == "auto" else config.distribute.xla == "on"
+
+
+def _warnings(division: BatchDivision, num_train: int) -> list[str]:
+    warnings = []
+    if not division.is_even:
+        filled = division.per_replica_batch_size * division.num_replicas - division.global_batch_size
+        warnings.append(
+            f"a global batch of {division.global_batch_size} does not divide evenly over {division.num_replicas} "
+            f"replicas: {filled} examples of weight zero fill up every step"
+        )
+    if division.global_batch_size > num_train:
+        warnings.append(
+            f"a global batch of {division.global_batch_size} is larger than the {num_train} training images"
+        )
+    return warnings

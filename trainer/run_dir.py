@@ -1,0 +1,85 @@
+"""The run directory: every file of a run by name, and how a finished or a half-done run is opened.
+
+    RUN/
+      config.yaml        every setting of the run, defaults written out          (config)
+      run.json           identity of the run: dataset, classes, resolved model   (this module)
+      plan.json          what was resolved before the start                      (plan)
+      environment.json   versions, devices, machine                              (environment)
+      metrics.jsonl      one JSON object a line                                  (metric_writers)
+      tensorboard/       event files
+      checkpoints/       step-00001200/ and so on                                (checkpoint)
+      evaluation/        <split>.json and <split>.npz                            (evaluate)
+      report.html                                                                (report)
+"""
+
+import pathlib
+from typing import Literal
+
+import pydantic
+
+from trainer import atomic
+from trainer.config import Config, load_config
+from trainer.errors import RunError
+
+SCHEMA_VERSION = 1
+
+
+class RunInfo(pydantic.BaseModel):
+    """`run.json`: what someone who opens the run must know besides its settings."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    identity: str
+    dataset_dir: str
+    dataset_hash: str
+    class_names: list[str]
+    num_train_examples: int
+    # As resolved from "auto" or a default:
+    image_size_px: int
+    weights: str
+    precision: str
+    batch_norm: Literal["frozen", "per_replica"]
+
+
+class RunDir:
+    """A run directory, by path; the properties name its files whether they exist or not."""
+
+    def __init__(self, path: pathlib.Path | str) -> None:
+        self.path = pathlib.Path(path)
+
+    config_file = property(lambda self: self.path / "config.yaml")
+    info_file = property(lambda self: self.path / "run.json")
+    plan_file = property(lambda self: self.path / "plan.json")
+    environment_file = property(lambda self: self.path / "environment.json")
+    metrics_file = property(lambda self: self.path / "metrics.jsonl")
+    tensorboard_dir = property(lambda self: self.path / "tensorboard")
+    checkpoints_dir = property(lambda self: self.path / "checkpoints")
+    evaluation_dir = property(lambda self: self.path / "evaluation")
+    report_file = property(lambda self: self.path / "report.html")
+
+    def exists(self) -> bool:
+        return bool(self.info_file.is_file())
+
+    def create(self, config: Config, info: RunInfo) -> None:
+        """Writes the settings and, last, the identity that makes the directory a run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(self.config_file, config.to_yaml())
+        atomic.write_text(self.info_file, info.model_dump_json(indent=2) + "\n")
+
+    def info(self) -> RunInfo:
+        """Raises RunError where `path` is no run directory."""
+        try:
+            return RunInfo.model_validate_json(self.info_file.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(
+                f"{self.path} is not a run directory (it holds no {self.info_file.name}); "
+                f"make one with: trainer launch --data DATASET --run-dir {self.path}"
+            ) from None
+        except pydantic.ValidationError as e:
+            raise RunError(f"{self.info_file} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None
+
+    def config(self) -> Config:
+        self.info()
+        return load_config(self.config_file)

@@ -1,0 +1,89 @@
+"""Starts TensorFlow in this process: the settings that must stand before its import, and a quiet import.
+
+Call `configure` before the first `import tensorflow` of a command; library modules then import it as usual.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from trainer.errors import DeviceError
+
+_ENVIRONMENT = {
+    "KERAS_BACKEND": "tensorflow",
+    # oneDNN kernels are off in this wheel and nearly double a CPU's images/s.
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+    # 2: errors only; TensorFlow's notes on CPU instructions and plugins tell a user nothing.
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    # Otherwise the first process takes all memory of every GPU, and a second one fails without saying so.
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+}
+
+
+def configure(*, use_gpus: bool = True) -> None:
+    """Sets the environment of TensorFlow (what the user has set stays) and imports it.
+
+    With `use_gpus=False` the GPUs are hidden from this process.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with _stderr_held_back():
+        import tensorflow as tf
+
+        if not use_gpus:
+            tf.config.set_visible_devices([], "GPU")
+        # Lists the devices once: this prints the driver's complaints, which `trainer doctor` is there to explain.
+        tf.config.list_physical_devices()
+
+
+def list_gpus() -> list[Any]:
+    """The GPUs that this process may use, in order."""
+    import tensorflow as tf
+
+    return list(tf.config.get_visible_devices("GPU"))
+
+
+def split_cpu(num_devices: int) -> list[str]:
+    """Divides the CPU into `num_devices` logical devices and returns their names.
+
+    Raises:
+        DeviceError: TensorFlow has run already in this process with another number of them.
+    """
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
+    except RuntimeError:
+        num_there = len(tf.config.list_logical_devices("CPU"))
+        if num_there < num_devices:
+            raise DeviceError(
+                f"{num_devices} replicas on the CPU were asked for, but TensorFlow runs with {num_there} logical "
+                "devices already in this process; ask for the replicas before anything else uses TensorFlow"
+            ) from None
+    return [f"/cpu:{i}" for i in range(num_devices)]
+
+
+@contextlib.contextmanager
+def _stderr_held_back() -> Iterator[None]:
+    """Holds back what C++ code writes to file descriptor 2 (before logging is set up, no setting silences it).
+
+    Where the body fails, all that was held back is printed: it is then the explanation.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

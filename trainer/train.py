@@ -1,0 +1,127 @@
+"""One training run, from a plan to its last checkpoint."""
+
+import contextlib
+import pathlib
+
+import keras
+
+from trainer.actions import EvaluateAndSave, LogMetrics, assign_slots
+from trainer.checkpoint import CheckpointStore
+from trainer.config import Config
+from trainer.data.geometry import Geometry
+from trainer.data.order import ExampleOrder
+from trainer.data.pipeline import EvaluationStream, TrainingStream, open_split
+from trainer.distribute.engine import Engine
+from trainer.distribute.topology import BatchDivision
+from trainer.evaluate import Evaluator
+from trainer.loop import StopRequest, run_loop
+from trainer.metric_writers import MetricsLog, MetricWriters, TensorBoardWriter
+from trainer.model.classifier import assign_arrays, build_classifier, load_pretrained, saved_variables
+from trainer.plan import Plan
+from trainer.progress import TrainingProgress
+from trainer.run_dir import RunDir
+from trainer.steps import TrainState, TrainStep
+
+
+def train(plan: Plan, config: Config, run: RunDir, engine: Engine, progress: TrainingProgress) -> None:
+    """Trains `run` to the end of `plan`, from its last checkpoint or from the start.
+
+    Raises:
+        StoppedOnRequest: a signal asked for it; everything is saved.
+        TrainingError: training cannot go on.
+    """
+    store = CheckpointStore.of_run(run, config.checkpoint)
+    store.clear_temporaries()
+    first_step = max(store.steps(), default=0)
+    with engine.scope():
+        state = _make_state(plan, config, pretrained=first_step == 0)
+    if first_step:
+        _restore(state, store, first_step)
+    if first_step == plan.num_train_steps:
+        return
+    log = MetricsLog(run.metrics_file)
+    log.truncate_after(first_step)
+    with contextlib.closing(MetricWriters([log, TensorBoardWriter(run.tensorboard_dir)])) as writers:
+        logging = LogMetrics(
+            writers,
+            progress,
+            plan,
+            every_steps=config.log.every_steps,
+            max_skipped_steps=config.train.max_skipped_steps,
+        )
+        saving = EvaluateAndSave(
+            plan=plan,
+            identity=plan.identity(config),
+            state=state,
+            store=store,
+            evaluator=_make_evaluator(plan, config, engine, state),
+            writers=writers,
+            progress=progress,
+            after=logging.restart_clock,
+        )
+        step = TrainStep(engine, state, config, num_train_steps=plan.num_train_steps, jit_compile=plan.jit_compile)
+        with StopRequest().listen() as stop:
+            run_loop(
+                batches=engine.distribute(_training_dataset(plan, config, engine, first_step)),
+                train_step=step,
+                first_step=first_step,
+                on_metrics=logging.collect,
+                actions=[logging, saving],
+                save=saving.save,
+                stop=stop,
+            )
+
+
+def geometry_of(plan: Plan, config: Config) -> Geometry:
+    return Geometry(image_size_px=plan.image_size_px, resize=config.data.resize)
+
+
+def _make_state(plan: Plan, config: Config, *, pretrained: bool) -> TrainState:
+    keras.utils.set_random_seed(config.train.seed)
+    model = build_classifier(
+        backbone=plan.backbone,
+        num_classes=len(plan.class_names),
+        image_size_px=plan.image_size_px,
+        trainable=plan.trainable,
+        batch_norm=plan.batch_norm,
+        dropout=config.model.dropout,
+        dtype_policy=plan.precision,
+    )
+    if pretrained:
+        load_pretrained(model, plan.backbone, plan.weights)
+    return TrainState.create(model, config, precision=plan.precision)
+
+
+def _restore(state: TrainState, store: CheckpointStore, step: int) -> None:
+    info, model, slots = store.load(step)
+    assign_arrays(saved_variables(state.model), model, origin=f"the checkpoint of step {step}")
+    assign_slots(state, slots)
+    state.loss_scale.scale.assign(info.loss_scale)
+    state.loss_scale.num_good_steps.assign(info.num_good_steps)
+    state.global_step.assign(step)
+    state.num_skipped_steps.assign(info.num_skipped_steps)
+
+
+def _training_dataset(plan: Plan, config: Config, engine: Engine, first_step: int) -> object:
+    stream = TrainingStream(
+        reader=open_split(pathlib.Path(plan.dataset_dir), "train"),
+        order=ExampleOrder(plan.num_train_examples, config.train.seed),
+        geometry=geometry_of(plan, config),
+        augment=config.augment,
+        division=BatchDivision(plan.global_batch_size, plan.num_replicas),
+        topology=engine.topology,
+        num_positions=plan.num_positions,
+        num_threads=config.data.num_parallel_reads,
+    )
+    return stream.dataset(first_step, plan.num_train_steps)
+
+
+def _make_evaluator(plan: Plan, config: Config, engine: Engine, state: TrainState) -> Evaluator:
+    stream = EvaluationStream(
+        reader=open_split(pathlib.Path(plan.dataset_dir), "validation"),
+        geometry=geometry_of(plan, config),
+        per_replica_batch_size=plan.per_replica_batch_size,
+        topology=engine.topology,
+        num_threads=config.data.num_parallel_reads,
+    )
+    return Evaluator(engine, state.model, stream, jit_compile=plan.jit_compile)
