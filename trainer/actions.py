@@ -22,10 +22,17 @@ class LogMetrics:
     """
 
     def __init__(
-        self, writers: MetricWriters, progress: TrainingProgress, plan: Plan, *, every_steps: int, max_skipped_steps: int
+        self,
+        writers: MetricWriters,
+        progress: TrainingProgress,
+        plan: Plan,
+        *,
+        first_step: int,
+        every_steps: int,
+        max_skipped_steps: int,
     ) -> None:
         self._writers, self._progress, self._plan = writers, progress, plan
-        self._every_steps, self._max_skipped_steps = every_steps, max_skipped_steps
+        self._first_step, self._every_steps, self._max_skipped_steps = first_step, every_steps, max_skipped_steps
         self._pending: list[StepMetrics] = []
         self._num_skipped_in_a_row = 0
         self._started_secs = time.monotonic()
@@ -34,7 +41,8 @@ class LogMetrics:
         self._pending.append(metrics)
 
     def is_due(self, step: int) -> bool:
-        return step % self._every_steps == 0 or step == self._plan.num_train_steps
+        # The first step is traced and compiled: a line after it starts the clock for all the others.
+        return step % self._every_steps == 0 or step in (self._first_step + 1, self._plan.num_train_steps)
 
     def __call__(self, step: int) -> None:
         """Raises TrainingError where too many steps in a row had a non-finite gradient."""
@@ -98,10 +106,11 @@ class EvaluateAndSave:
         return is_last or step % self._plan.checkpoint_every_steps == 0 or self._ends_epoch(step)
 
     def __call__(self, step: int) -> None:
-        validation = {}
-        if step == self._plan.num_train_steps or self._ends_epoch(step):
-            validation = self._evaluate(step)
-        self.save(step, validation)
+        with self._progress.paused():
+            validation = {}
+            if step == self._plan.num_train_steps or self._ends_epoch(step):
+                validation = self._evaluate(step)
+            self.save(step, validation)
 
     def save(self, step: int, validation: dict[str, float] | None = None) -> None:
         """Writes the checkpoint of `step`; one that stands already, with its validation metrics, is left alone."""

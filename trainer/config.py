@@ -48,8 +48,8 @@ class ModelConfig(_Section):
     trainable: Literal["all", "head"] = pydantic.Field("all", description="all: fine-tune; head: frozen backbone")
     batch_norm: Literal["auto", "frozen", "per_replica"] = pydantic.Field(
         "auto",
-        description="frozen: pretrained statistics, inference mode; per_replica: statistics of each replica's batch, "
-        "averaged; auto: per_replica when the backbone trains, frozen otherwise",
+        description="frozen: the statistics of the weights, inference mode; per_replica: those of each replica's batch, "
+        "averaged over the replicas; auto: frozen for pretrained weights, per_replica without",
     )
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(0.0, description="before the head")
 

@@ -1,13 +1,23 @@
 """Exact evaluation: every example of a split once, on any number of replicas."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer import classification_metrics
+from trainer.checkpoint import Which, find_checkpoint, load_classifier
+from trainer.classification_metrics import Evaluation
+from trainer.data.geometry import Geometry
+from trainer.data.manifest import Manifest, SplitName
 from trainer.data.pipeline import EvaluationStream
+from trainer.data.records import SplitReader, verify_shards
 from trainer.distribute.engine import Engine
+from trainer.errors import DataError
+from trainer.progress import task_progress
+from trainer.run_dir import RunDir
 from trainer.steps import EvaluationStep
 
 Labels = npt.NDArray[np.int64]
@@ -38,3 +48,51 @@ class Evaluator:
             logits.append(outputs.reshape(-1, outputs.shape[-1])[is_real])
             on_step(i + 1)
         return np.concatenate(labels), np.concatenate(logits)
+
+
+def evaluate_run(
+    run: RunDir,
+    split: SplitName,
+    engine: Engine,
+    *,
+    which: Which = "best",
+    dataset_dir: pathlib.Path | None = None,
+    per_replica_batch_size: int = 32,
+    jit_compile: bool = False,
+) -> Evaluation:
+    """Evaluates a checkpoint of `run` in float32 and writes `evaluation/<split>.json` and its arrays.
+
+    Args:
+        dataset_dir: where the dataset of the run lies now; None: where it was trained from.
+
+    Raises:
+        RunError: no run or no checkpoint.
+        DataError: the dataset is gone, damaged, or not the one that the run was trained on.
+    """
+    info = run.info()
+    dataset_dir = dataset_dir or pathlib.Path(info.dataset_dir)
+    manifest = Manifest.load(dataset_dir)
+    if manifest.class_names != info.class_names:
+        raise DataError(
+            f"{dataset_dir} has other classes than the run {run.path} was trained on; give --data the run's dataset"
+        )
+    verify_shards(dataset_dir, manifest, [split])
+    step = find_checkpoint(run, which)
+    with engine.scope():
+        model = load_classifier(run, which=which)
+    with SplitReader(dataset_dir, manifest, split) as reader:
+        stream = EvaluationStream(
+            reader=reader,
+            geometry=Geometry(image_size_px=info.image_size_px, resize=run.config().data.resize),
+            per_replica_batch_size=per_replica_batch_size,
+            topology=engine.topology,
+        )
+        evaluator = Evaluator(engine, model, stream, jit_compile=jit_compile)
+        with task_progress(f"evaluate {split}", evaluator.num_steps) as progress:
+            labels, logits = evaluator.run(lambda _: progress.advance())
+    evaluation = classification_metrics.summarize(labels, logits, info.class_names, split=split, global_step=step)
+    classification_metrics.save_arrays(
+        run.evaluation_dir, split=split, global_step=step, labels=labels, logits=logits
+    )
+    evaluation.save(run.evaluation_dir)
+    return evaluation

@@ -82,9 +82,9 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
     engine = make_engine(planned.topology)
     run.create(config, plan.run_info(config, run.path.resolve().name))
     atomic.write_text(run.plan_file, plan.model_dump_json(indent=2) + "\n")
-    atomic.write_json(run.environment_file, environment.collect(command=sys.argv))
+    atomic.write_json(run.environment_file, environment.collect(sys.argv))
     with TrainingProgress(
-        total_steps=plan.num_train_steps,
+        num_train_steps=plan.num_train_steps,
         start_step=first_step,
         steps_per_epoch=plan.steps_per_epoch,
         global_batch_size=plan.global_batch_size,

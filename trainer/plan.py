@@ -85,6 +85,7 @@ def make_plan(config: Config, dataset_dir: pathlib.Path, topology: Topology, gpu
     manifest = Manifest.load(dataset_dir)
     num_train = _num_examples(manifest, "train", dataset_dir)
     backbone = find_backbone(config.model.backbone)
+    weights = resolve_weights(config.model.weights, backbone)
     division = divide_batch(config.distribute, config.train.global_batch_size, topology.num_replicas)
     num_positions = int(config.train.epochs * num_train)
     if num_positions < 1:
@@ -98,10 +99,10 @@ def make_plan(config: Config, dataset_dir: pathlib.Path, topology: Topology, gpu
         num_train_examples=num_train,
         num_validation_examples=_num_examples(manifest, "validation", dataset_dir),
         backbone=backbone.name,
-        weights=resolve_weights(config.model.weights, backbone),
+        weights=weights,
         image_size_px=config.model.image_size_px or backbone.image_size_px,
         trainable=config.model.trainable,
-        batch_norm=_resolve_batch_norm(config),
+        batch_norm=_resolve_batch_norm(config, weights),
         strategy=topology.strategy,
         device=topology.device,
         num_workers=topology.num_workers,
@@ -129,15 +130,17 @@ def _num_examples(manifest: Manifest, split: Literal["train", "validation"], dat
     return num_examples
 
 
-def _resolve_batch_norm(config: Config) -> BatchNorm:
-    if config.model.batch_norm != "auto":
-        if config.model.trainable == "head" and config.model.batch_norm == "per_replica":
-            raise ConfigError(
-                "model.batch_norm is per_replica, but model.trainable is head: a frozen backbone keeps its statistics; "
-                "use --set model.batch_norm=frozen or --set model.trainable=all"
-            )
-        return config.model.batch_norm
-    return "frozen" if config.model.trainable == "head" else "per_replica"
+def _resolve_batch_norm(config: Config, weights: str) -> BatchNorm:
+    if config.model.batch_norm == "auto":
+        # A short fine-tuning never gives the moving averages time to follow the batches: pretrained statistics are
+        # kept. Without pretrained weights there are none to keep.
+        return "per_replica" if weights == "none" and config.model.trainable == "all" else "frozen"
+    if config.model.batch_norm == "per_replica" and config.model.trainable == "head":
+        raise ConfigError(
+            "model.batch_norm is per_replica, but model.trainable is head: a frozen backbone keeps its statistics; "
+            "use --set model.batch_norm=frozen or --set model.trainable=all"
+        )
+    return config.model.batch_norm
 
 
 def _resolve_precision(config: Config, topology: Topology, gpus: list[Any]) -> Precision:

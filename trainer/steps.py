@@ -183,7 +183,7 @@ class TrainStep:
         for layer, i in enumerate(seeds):
             key = stateless_seed(self._config.train.seed, tf.constant(layer, tf.int64), positions[0], Purpose.DROPOUT)
             # The two words of the state are 32 bits wide; the layer lies above them.
-            values[i] = tf.cast((key ^ (key >> 32)) % 2**32, values[i].dtype)
+            values[i] = tf.cast((key + key // 2**32) % 2**32, values[i].dtype)
         return values
 
 

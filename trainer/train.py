@@ -46,6 +46,7 @@ def train(plan: Plan, config: Config, run: RunDir, engine: Engine, progress: Tra
             writers,
             progress,
             plan,
+            first_step=first_step,
             every_steps=config.log.every_steps,
             max_skipped_steps=config.train.max_skipped_steps,
         )

@@ -53,4 +53,4 @@ class ExampleOrder:
 
 def stateless_seed(seed: int, epoch: Tensor, example: Tensor, purpose: Purpose) -> Tensor:
     """A seed [2] int64 for TensorFlow's stateless random operations, keyed by (seed, epoch, example, purpose)."""
-    return tf.stack([tf.constant(seed, tf.int64) + (epoch << 32), example + (int(purpose) << 56)])
+    return tf.stack([seed + epoch * 2**32, example + purpose.value * 2**56])
