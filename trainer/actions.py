@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from trainer.checkpoint import CheckpointInfo, CheckpointStore
+from trainer.checkpoint import Arrays, CheckpointInfo, CheckpointStore
 from trainer.errors import TrainingError
 from trainer.evaluate import Evaluator, Labels, Logits
 from trainer.metric_writers import MetricWriters
@@ -68,23 +70,26 @@ class LogMetrics:
         """Leaves out of images/s what was no training: evaluation, saving."""
         self._started_secs = time.monotonic()
 
-    def _columns(self) -> dict[str, list[object]]:
+    def _columns(self) -> dict[str, list[Any]]:
         return {name: [getattr(m, name) for m in self._pending] for name in StepMetrics._fields}
 
-    def _check_skipped(self, step: int, is_skipped: np.ndarray) -> None:  # type: ignore[type-arg]
+    def _check_skipped(self, step: int, is_skipped: npt.NDArray[np.bool_]) -> None:
         for skipped in is_skipped:
             self._num_skipped_in_a_row = self._num_skipped_in_a_row + 1 if skipped else 0
         if is_skipped.any():
             self._progress.note(f"step {step}: {int(is_skipped.sum())} steps skipped for a non-finite gradient")
         if self._num_skipped_in_a_row >= self._max_skipped_steps:
             raise TrainingError(
-                f"the last {self._num_skipped_in_a_row} steps up to step {step} were skipped because a gradient was not "
+                f"the last {self._num_skipped_in_a_row} steps up to step {step} were skipped: a gradient was not "
                 "finite; lower optimizer.learning_rate, set optimizer.clip_norm, or use --precision float32"
             )
 
 
 class EvaluateAndSave:
-    """Saves a checkpoint, with the metrics of the validation split at the ends of epochs."""
+    """Saves a checkpoint, with the metrics of the validation split at the ends of epochs.
+
+    Every worker takes part in an evaluation; a worker without a `store`, one that is not the chief, saves nothing.
+    """
 
     def __init__(
         self,
@@ -92,7 +97,7 @@ class EvaluateAndSave:
         plan: Plan,
         identity: str,
         state: TrainState,
-        store: CheckpointStore,
+        store: CheckpointStore | None,
         evaluator: Evaluator,
         writers: MetricWriters,
         progress: TrainingProgress,
@@ -114,7 +119,7 @@ class EvaluateAndSave:
 
     def save(self, step: int, validation: dict[str, float] | None = None) -> None:
         """Writes the checkpoint of `step`; one that stands already, with its validation metrics, is left alone."""
-        if step in self._store.steps():
+        if self._store is None or step in self._store.steps():
             return
         state = self._state
         info = CheckpointInfo(
@@ -154,7 +159,7 @@ def validation_metrics(labels: Labels, logits: Logits) -> dict[str, float]:
     }
 
 
-def slot_arrays(state: TrainState) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def slot_arrays(state: TrainState) -> Arrays:
     """The optimizer's slots by name: position of the parameter, slot, path."""
     return {
         f"{i:05d}.{j}:{variable.path}": slot.numpy()
@@ -163,7 +168,7 @@ def slot_arrays(state: TrainState) -> dict[str, np.ndarray]:  # type: ignore[typ
     }
 
 
-def assign_slots(state: TrainState, arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+def assign_slots(state: TrainState, arrays: Arrays) -> None:
     """Sets the slots from what `slot_arrays` returned for the same model."""
     by_position = {name.partition(":")[0]: array for name, array in arrays.items()}
     for i, slots in enumerate(state.slots):

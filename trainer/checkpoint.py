@@ -12,7 +12,7 @@ import hashlib
 import pathlib
 import re
 import shutil
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pydantic
@@ -23,7 +23,7 @@ from trainer.config import CheckpointConfig
 from trainer.errors import RunError
 from trainer.run_dir import RunDir
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 _INFO_FILE = "checkpoint.json"
@@ -103,7 +103,9 @@ class CheckpointStore:
         """The step of the best validation metric (the earliest of equals); None where none was validated."""
         sign = -1.0 if self._best_metric == "loss" else 1.0
         candidates = [(_read_info(self.path(step)).validation.get(self._best_metric), step) for step in self.steps()]
-        return max(((sign * value, -step, step) for value, step in candidates if value is not None), default=(0, 0, None))[2]
+        return max(
+            ((sign * value, -step, step) for value, step in candidates if value is not None), default=(0, 0, None)
+        )[2]
 
     def clear_temporaries(self) -> None:
         """Removes what a killed writer left; for the chief, at the start."""
@@ -131,9 +133,7 @@ def find_checkpoint(run: RunDir, which: Which = "best") -> int:
     store = CheckpointStore.of_run(run, run.config().checkpoint)
     steps = store.steps()
     if not steps:
-        raise RunError(
-            f"{run.path} holds no checkpoint yet; train it first with: trainer launch --run-dir {run.path}"
-        )
+        raise RunError(f"{run.path} holds no checkpoint yet; train it first with: trainer launch --run-dir {run.path}")
     best = store.best() if which == "best" else None
     return steps[-1] if best is None else best
 
@@ -177,4 +177,5 @@ def _read_arrays(directory: pathlib.Path, file_name: str, info: CheckpointInfo) 
             f"{directory / file_name} is damaged (its SHA-256 is not the one in {_INFO_FILE}); "
             f"remove {directory} to go on from the checkpoint before it"
         )
-    return safetensors.numpy.load(content)
+    arrays: Arrays = safetensors.numpy.load(content)
+    return arrays

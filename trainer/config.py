@@ -48,7 +48,7 @@ class ModelConfig(_Section):
     trainable: Literal["all", "head"] = pydantic.Field("all", description="all: fine-tune; head: frozen backbone")
     batch_norm: Literal["auto", "frozen", "per_replica"] = pydantic.Field(
         "auto",
-        description="frozen: the statistics of the weights, inference mode; per_replica: those of each replica's batch, "
+        description="frozen: the statistics of the weights, inference mode; per_replica: of each replica's batch, "
         "averaged over the replicas; auto: frozen for pretrained weights, per_replica without",
     )
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(0.0, description="before the head")
@@ -95,7 +95,7 @@ class AugmentConfig(_Section):
 class DistributeConfig(_Section):
     """Devices and replicas, precision and compilation."""
 
-    strategy: Literal["auto", "single", "mirrored"] = "auto"
+    strategy: Literal["auto", "single", "mirrored", "horovod"] = "auto"
     device: Literal["auto", "gpu", "cpu"] = "auto"
     gpus: Positive | None = pydantic.Field(None, description="null: all there are")
     replicas: Positive | None = pydantic.Field(None, description="on the CPU: how many; null: one")
@@ -104,6 +104,12 @@ class DistributeConfig(_Section):
     )
     xla: Literal["auto", "on", "off"] = pydantic.Field("auto", description="auto: on for GPUs, off for CPUs")
     strict_batch: bool = pydantic.Field(False, description="a batch that the replicas do not divide is an error")
+
+    @pydantic.field_validator("xla", mode="before")
+    @classmethod
+    def _accept_yaml_booleans(cls, value: Any) -> Any:
+        # YAML 1.1 reads a bare on or off as a boolean.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class CheckpointConfig(_Section):

@@ -91,8 +91,6 @@ def evaluate_run(
         with task_progress(f"evaluate {split}", evaluator.num_steps) as progress:
             labels, logits = evaluator.run(lambda _: progress.advance())
     evaluation = classification_metrics.summarize(labels, logits, info.class_names, split=split, global_step=step)
-    classification_metrics.save_arrays(
-        run.evaluation_dir, split=split, global_step=step, labels=labels, logits=logits
-    )
+    classification_metrics.save_arrays(run.evaluation_dir, split=split, global_step=step, labels=labels, logits=logits)
     evaluation.save(run.evaluation_dir)
     return evaluation

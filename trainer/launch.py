@@ -6,15 +6,18 @@ import pathlib
 import sys
 from collections.abc import Callable
 
+from rich.console import Console
+
 from trainer import atomic, environment, tf_runtime
 from trainer.checkpoint import CheckpointStore
-from trainer.config import Config
+from trainer.config import Config, DistributeConfig
 from trainer.data.manifest import Manifest, is_prepared
 from trainer.data.prepare import prepare_beside
 from trainer.data.records import verify_shards
-from trainer.distribute.tf_strategy import make_engine
+from trainer.distribute import hvd, tf_strategy
+from trainer.distribute.engine import Engine
 from trainer.distribute.topology import Topology, resolve_topology
-from trainer.errors import DataError, RunError
+from trainer.errors import DataError, DeviceError, RunError
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
@@ -38,9 +41,7 @@ class PlannedRun:
         return max(CheckpointStore.of_run(self.run, self.config.checkpoint).steps(), default=0)
 
 
-def plan_run(
-    config: Config, *, run_dir: pathlib.Path | None, resume: bool, note: Callable[[str], None]
-) -> PlannedRun:
+def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note: Callable[[str], None]) -> PlannedRun:
     """Decides devices, dataset, arithmetic and run directory; a raw folder of images is prepared beside itself.
 
     Args:
@@ -52,15 +53,15 @@ def plan_run(
     Raises:
         UsageError: what was asked for cannot be had; see the subclasses.
     """
-    gpus = tf_runtime.list_gpus()
-    topology = resolve_topology(config.distribute, num_gpus_found=len(gpus))
+    topology = _find_topology(config.distribute)
     dataset_dir = _find_dataset(config, note)
-    plan = make_plan(config, dataset_dir, topology, gpus[: topology.num_local_replicas])
-    if run_dir is not None:
-        run = RunDir(run_dir)
-        _check_run_dir(run, plan.identity(config), resume=resume)
-    else:
+    plan = make_plan(config, dataset_dir, topology, tf_runtime.list_gpus()[: topology.num_local_replicas])
+    if run_dir is None:
         run = (_unfinished_run(plan, config) if resume else None) or _new_run()
+    else:
+        run = RunDir(run_dir)
+        if topology.is_chief:
+            _check_run_dir(run, plan.identity(config), resume=resume)
     return PlannedRun(config=config, topology=topology, plan=plan, run=run)
 
 
@@ -74,22 +75,43 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
     plan, config, run = planned.plan, planned.config, planned.run
     dataset_dir = pathlib.Path(plan.dataset_dir)
     verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
-    first_step = planned.first_step
-    if first_step:
-        note(f"going on with {run.path} from step {first_step} of {plan.num_train_steps}")
-    for warning in plan.warnings:
-        note(f"warning: {warning}")
-    engine = make_engine(planned.topology)
-    run.create(config, plan.run_info(config, run.path.resolve().name))
-    atomic.write_text(run.plan_file, plan.model_dump_json(indent=2) + "\n")
-    atomic.write_json(run.environment_file, environment.collect(sys.argv))
+    is_chief = planned.topology.is_chief
+    first_step = planned.first_step if is_chief else 0
+    engine = _make_engine(planned.topology)
+    if is_chief:
+        if first_step:
+            note(f"going on with {run.path} from step {first_step} of {plan.num_train_steps}")
+        for warning in plan.warnings:
+            note(f"warning: {warning}")
+        run.create(config, plan.run_info(config, run.path.resolve().name))
+        atomic.write_text(run.plan_file, plan.model_dump_json(indent=2) + "\n")
+        atomic.write_json(run.environment_file, environment.collect(sys.argv))
     with TrainingProgress(
         num_train_steps=plan.num_train_steps,
         start_step=first_step,
         steps_per_epoch=plan.steps_per_epoch,
         global_batch_size=plan.global_batch_size,
+        console=None if is_chief else Console(quiet=True),
     ) as progress:
         train(plan, config, run, engine, progress)
+
+
+def _find_topology(config: DistributeConfig) -> Topology:
+    gpus = tf_runtime.list_gpus()
+    if config.strategy != "horovod":
+        return resolve_topology(config, num_gpus_found=len(gpus))
+    topology = hvd.start("gpu" if config.device == "gpu" or (config.device == "auto" and gpus) else "cpu")
+    asked = config.gpus or config.replicas
+    if asked not in (None, topology.num_replicas):
+        raise DeviceError(
+            f"{asked} replicas asked for, but the launcher started {topology.num_replicas} processes, one for each; "
+            "leave the number to the launcher"
+        )
+    return topology
+
+
+def _make_engine(topology: Topology) -> Engine:
+    return hvd.make_engine(topology) if topology.strategy == "horovod" else tf_strategy.make_engine(topology)
 
 
 def _find_dataset(config: Config, note: Callable[[str], None]) -> pathlib.Path:
@@ -103,7 +125,7 @@ def _find_dataset(config: Config, note: Callable[[str], None]) -> pathlib.Path:
         return path
     if not path.exists():
         raise DataError(
-            f"the dataset {path} does not exist; give a prepared dataset or a folder with one folder of images per class"
+            f"the dataset {path} does not exist; give a prepared dataset, or a folder with one folder of images a class"
         )
     return prepare_beside(path, note=note)
 

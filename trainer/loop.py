@@ -23,7 +23,7 @@ class StopRequest:
     """Set by the first SIGINT or SIGTERM; the second one ends the process at once."""
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.is_set = False
 
     @contextmanager
     def listen(self) -> Iterator["StopRequest"]:
@@ -36,7 +36,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, _: types.FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
+        self.is_set = True
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -48,12 +48,12 @@ def run_loop(
     on_metrics: Callable[[StepMetrics], None],
     actions: list[Action],
     save: Callable[[int], None],
-    stop: StopRequest,
+    should_stop: Callable[[], bool],
 ) -> int:
     """Runs a step for each batch, and after it every action that is due, in order. Returns the last step.
 
     Raises:
-        StoppedOnRequest: a signal came; the state after the step that was running has been saved.
+        StoppedOnRequest: `should_stop` said so; the state after the step that was running has been saved.
     """
     step = first_step
     for batch in batches:
@@ -62,9 +62,7 @@ def run_loop(
         for action in actions:
             if action.is_due(step):
                 action(step)
-        if stop.signal_name:
+        if should_stop():
             save(step)
-            raise StoppedOnRequest(
-                f"stopped by {stop.signal_name} after step {step}, and saved; the same command goes on from there"
-            )
+            raise StoppedOnRequest(f"stopped after step {step}, and saved; the same command goes on from there")
     return step

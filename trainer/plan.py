@@ -5,7 +5,7 @@
 
 import math
 import pathlib
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pydantic
 
@@ -17,7 +17,7 @@ from trainer.model.backbones import find_backbone
 from trainer.model.classifier import BatchNorm, Trainable, resolve_weights
 from trainer.run_dir import RunInfo
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 _BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
 

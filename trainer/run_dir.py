@@ -1,19 +1,19 @@
 """The run directory: every file of a run by name, and how a finished or a half-done run is opened.
 
-    RUN/
-      config.yaml        every setting of the run, defaults written out          (config)
-      run.json           identity of the run: dataset, classes, resolved model   (this module)
-      plan.json          what was resolved before the start                      (plan)
-      environment.json   versions, devices, machine                              (environment)
-      metrics.jsonl      one JSON object a line                                  (metric_writers)
-      tensorboard/       event files
-      checkpoints/       step-00001200/ and so on                                (checkpoint)
-      evaluation/        <split>.json and <split>.npz                            (evaluate)
-      report.html                                                                (report)
+RUN/
+  config.yaml        every setting of the run, defaults written out          (config)
+  run.json           identity of the run: dataset, classes, resolved model   (this module)
+  plan.json          what was resolved before the start                      (plan)
+  environment.json   versions, devices, machine                              (environment)
+  metrics.jsonl      one JSON object a line                                  (metric_writers)
+  tensorboard/       event files
+  checkpoints/       step-00001200/ and so on                                (checkpoint)
+  evaluation/        <split>.json and <split>.npz                            (evaluate)
+  report.html                                                                (report)
 """
 
 import pathlib
-from typing import Literal
+from typing import Final, Literal
 
 import pydantic
 
@@ -21,7 +21,7 @@ from trainer import atomic
 from trainer.config import Config, load_config
 from trainer.errors import RunError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 
 class RunInfo(pydantic.BaseModel):
@@ -78,7 +78,9 @@ class RunDir:
                 f"make one with: trainer launch --data DATASET --run-dir {self.path}"
             ) from None
         except pydantic.ValidationError as e:
-            raise RunError(f"{self.info_file} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None
+            raise RunError(
+                f"{self.info_file} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}"
+            ) from None
 
     def config(self) -> Config:
         self.info()

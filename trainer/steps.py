@@ -69,6 +69,12 @@ class TrainState:
             num_skipped_steps=tf.Variable(0, dtype=tf.int64, trainable=False),
         )
 
+    @property
+    def variables(self) -> list[Any]:
+        """The variables, as TensorFlow's, of the whole state."""
+        scalars = [*self.loss_scale.variables, self.global_step, self.num_skipped_steps]
+        return [*(v.value for v in self.model.variables), *tf.nest.flatten(self.slots), *scalars]
+
 
 class TrainStep:
     """Callable on a per-replica `Batch`; updates the state and returns `StepMetrics`."""
@@ -105,7 +111,7 @@ class TrainStep:
         scalars = [tf.convert_to_tensor(v) for v in self._scalar_variables()]
         updated, metrics = self._apply(trainable, slots, old_statistics, scalars, gradients, statistics, sums)
         self._assign(*updated)
-        return metrics
+        return StepMetrics(*metrics)
 
     def _forward_backward_on_tensors(
         self, trainable: list[Tensor], fixed: list[Tensor], batch: Batch, loss_scale: Tensor
@@ -125,7 +131,11 @@ class TrainStep:
         self._changed = [i for i, (new, old) in enumerate(zip(new_fixed, fixed, strict=True)) if new is not old]
         self._changed = [i for i in self._changed if not is_seed(state.model.non_trainable_variables[i])]
         is_right = tf.cast(tf.equal(tf.argmax(logits, axis=-1), batch.labels), tf.float32)
-        sums = [tf.reduce_sum(batch.weights * losses), tf.reduce_sum(batch.weights * is_right), tf.reduce_sum(batch.weights)]
+        sums = [
+            tf.reduce_sum(batch.weights * losses),
+            tf.reduce_sum(batch.weights * is_right),
+            tf.reduce_sum(batch.weights),
+        ]
         return _Local(gradients, [new_fixed[i] for i in self._changed], tf.stack(sums))
 
     def _apply_to_tensors(
@@ -170,7 +180,7 @@ class TrainStep:
 
     def _scalar_variables(self) -> list[Any]:
         state = self._state
-        return [state.loss_scale.scale, state.loss_scale.num_good_steps, state.global_step, state.num_skipped_steps]
+        return [*state.loss_scale.variables, state.global_step, state.num_skipped_steps]
 
     def _with_dropout_seeds(self, fixed: list[Tensor], positions: Tensor) -> list[Tensor]:
         """Replaces the state of every seed generator by a key of (seed, first position of the slice, layer).

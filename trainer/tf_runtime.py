@@ -30,7 +30,7 @@ def configure(*, use_gpus: bool = True) -> None:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with _stderr_held_back():
+    with stderr_held_back():
         import tensorflow as tf
 
         if not use_gpus:
@@ -50,11 +50,14 @@ def split_cpu(num_devices: int) -> list[str]:
     """Divides the CPU into `num_devices` logical devices and returns their names.
 
     Raises:
-        DeviceError: TensorFlow has run already in this process with another number of them.
+        DeviceError: TensorFlow has run already in this process with fewer of them.
     """
     import tensorflow as tf
 
     (cpu,) = tf.config.list_physical_devices("CPU")
+    names = [f"/cpu:{i}" for i in range(num_devices)]
+    if len(tf.config.get_logical_device_configuration(cpu) or []) >= num_devices:
+        return names
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
     except RuntimeError:
@@ -64,11 +67,11 @@ def split_cpu(num_devices: int) -> list[str]:
                 f"{num_devices} replicas on the CPU were asked for, but TensorFlow runs with {num_there} logical "
                 "devices already in this process; ask for the replicas before anything else uses TensorFlow"
             ) from None
-    return [f"/cpu:{i}" for i in range(num_devices)]
+    return names
 
 
 @contextlib.contextmanager
-def _stderr_held_back() -> Iterator[None]:
+def stderr_held_back() -> Iterator[None]:
     """Holds back what C++ code writes to file descriptor 2 (before logging is set up, no setting silences it).
 
     Where the body fails, all that was held back is printed: it is then the explanation.

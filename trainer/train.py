@@ -1,6 +1,5 @@
 """One training run, from a plan to its last checkpoint."""
 
-import contextlib
 import pathlib
 
 import keras
@@ -30,18 +29,12 @@ def train(plan: Plan, config: Config, run: RunDir, engine: Engine, progress: Tra
         StoppedOnRequest: a signal asked for it; everything is saved.
         TrainingError: training cannot go on.
     """
-    store = CheckpointStore.of_run(run, config.checkpoint)
-    store.clear_temporaries()
-    first_step = max(store.steps(), default=0)
-    with engine.scope():
-        state = _make_state(plan, config, pretrained=first_step == 0)
-    if first_step:
-        _restore(state, store, first_step)
+    store = CheckpointStore.of_run(run, config.checkpoint) if engine.topology.is_chief else None
+    state = _make_state(plan, config, engine, store)
+    first_step = int(state.global_step.numpy())
     if first_step == plan.num_train_steps:
         return
-    log = MetricsLog(run.metrics_file)
-    log.truncate_after(first_step)
-    with contextlib.closing(MetricWriters([log, TensorBoardWriter(run.tensorboard_dir)])) as writers:
+    with _open_writers(run, first_step) if store else MetricWriters([]) as writers:
         logging = LogMetrics(
             writers,
             progress,
@@ -61,7 +54,7 @@ def train(plan: Plan, config: Config, run: RunDir, engine: Engine, progress: Tra
             after=logging.restart_clock,
         )
         step = TrainStep(engine, state, config, num_train_steps=plan.num_train_steps, jit_compile=plan.jit_compile)
-        with StopRequest().listen() as stop:
+        with StopRequest().listen() as stop_request:
             run_loop(
                 batches=engine.distribute(_training_dataset(plan, config, engine, first_step)),
                 train_step=step,
@@ -69,7 +62,7 @@ def train(plan: Plan, config: Config, run: RunDir, engine: Engine, progress: Tra
                 on_metrics=logging.collect,
                 actions=[logging, saving],
                 save=saving.save,
-                stop=stop,
+                should_stop=lambda: engine.any(stop_request.is_set),
             )
 
 
@@ -77,23 +70,32 @@ def geometry_of(plan: Plan, config: Config) -> Geometry:
     return Geometry(image_size_px=plan.image_size_px, resize=config.data.resize)
 
 
-def _make_state(plan: Plan, config: Config, *, pretrained: bool) -> TrainState:
+def _make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStore | None) -> TrainState:
+    """The state to start from, on every replica: the chief's last checkpoint, or the pretrained weights."""
     keras.utils.set_random_seed(config.train.seed)
-    model = build_classifier(
-        backbone=plan.backbone,
-        num_classes=len(plan.class_names),
-        image_size_px=plan.image_size_px,
-        trainable=plan.trainable,
-        batch_norm=plan.batch_norm,
-        dropout=config.model.dropout,
-        dtype_policy=plan.precision,
-    )
-    if pretrained:
+    steps = store.steps() if store else []
+    with engine.scope():
+        model = build_classifier(
+            backbone=plan.backbone,
+            num_classes=len(plan.class_names),
+            image_size_px=plan.image_size_px,
+            trainable=plan.trainable,
+            batch_norm=plan.batch_norm,
+            dropout=config.model.dropout,
+            dtype_policy=plan.precision,
+        )
+        state = TrainState.create(model, config, precision=plan.precision)
+    if store and steps:
+        _restore(state, store, steps[-1])
+    else:
         load_pretrained(model, plan.backbone, plan.weights)
-    return TrainState.create(model, config, precision=plan.precision)
+    # A worker on another host may not see the run directory.
+    engine.broadcast(state.variables)
+    return state
 
 
 def _restore(state: TrainState, store: CheckpointStore, step: int) -> None:
+    store.clear_temporaries()
     info, model, slots = store.load(step)
     assign_arrays(saved_variables(state.model), model, origin=f"the checkpoint of step {step}")
     assign_slots(state, slots)
@@ -101,6 +103,12 @@ def _restore(state: TrainState, store: CheckpointStore, step: int) -> None:
     state.loss_scale.num_good_steps.assign(info.num_good_steps)
     state.global_step.assign(step)
     state.num_skipped_steps.assign(info.num_skipped_steps)
+
+
+def _open_writers(run: RunDir, first_step: int) -> MetricWriters:
+    log = MetricsLog(run.metrics_file)
+    log.truncate_after(first_step)
+    return MetricWriters([log, TensorBoardWriter(run.tensorboard_dir)])
 
 
 def _training_dataset(plan: Plan, config: Config, engine: Engine, first_step: int) -> object:

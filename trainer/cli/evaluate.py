@@ -43,7 +43,13 @@ def evaluate(
     from trainer.config import load_config
 
     settings = load_config(
-        flags={"distribute": {"device": device, **({"gpus": gpus} if gpus else {}), **({"replicas": replicas} if replicas else {})}}
+        flags={
+            "distribute": {
+                "device": device,
+                **({"gpus": gpus} if gpus else {}),
+                **({"replicas": replicas} if replicas else {}),
+            }
+        }
     ).distribute
 
     from trainer.run_dir import RunDir

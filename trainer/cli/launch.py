@@ -15,6 +15,7 @@ class Strategy(StrEnum):
     auto = "auto"
     single = "single"
     mirrored = "mirrored"
+    horovod = "horovod"
 
 
 class Device(StrEnum):
@@ -39,7 +40,10 @@ class Xla(StrEnum):
 def launch(
     data: Annotated[
         str | None,
-        typer.Option(help="A prepared dataset, or a folder with one folder of images per class (prepared once).", show_default="data.path of ./trainer.yaml"),
+        typer.Option(
+            help="A prepared dataset, or a folder with one folder of images per class (prepared once).",
+            show_default="data.path of ./trainer.yaml",
+        ),
     ] = None,
     run_dir: Annotated[
         pathlib.Path | None,
@@ -47,11 +51,15 @@ def launch(
     ] = None,
     config: Annotated[
         pathlib.Path | None,
-        typer.Option(help="A recipe: a YAML file that states only what differs from the defaults.", show_default="./trainer.yaml"),
+        typer.Option(
+            help="A recipe: a YAML file that states only what differs from the defaults.", show_default="./trainer.yaml"
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting, such as train.epochs=5; repeatable."),
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Change one setting, such as train.epochs=5; repeatable."
+        ),
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs of this machine.", show_default="all")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to run.", show_default="auto")] = None,
@@ -59,17 +67,25 @@ def launch(
         int | None, typer.Option(min=1, help="With --device cpu: how many replicas share the CPU.", show_default="1")
     ] = None,
     strategy: Annotated[
-        Strategy | None, typer.Option(help="How replicas are run; auto: mirrored for more than one.", show_default="auto")
+        Strategy | None,
+        typer.Option(
+            help="auto: mirrored for several; horovod: under horovodrun or mpirun.",
+            show_default="auto",
+        ),
     ] = None,
     precision: Annotated[
-        Precision | None, typer.Option(help="auto: mixed_bfloat16 on GPUs that have it, float32 on CPUs.", show_default="auto")
+        Precision | None,
+        typer.Option(help="auto: mixed_bfloat16 on GPUs that have it, float32 on CPUs.", show_default="auto"),
     ] = None,
     xla: Annotated[
-        Xla | None, typer.Option(help="Compile the step with XLA; auto: on for GPUs, off for CPUs.", show_default="auto")
+        Xla | None,
+        typer.Option(help="Compile the step with XLA; auto: on for GPUs, off for CPUs.", show_default="auto"),
     ] = None,
     strict_batch: Annotated[
         bool | None,
-        typer.Option("--strict-batch", help="A batch that the replicas cannot share evenly is an error.", show_default=False),
+        typer.Option(
+            "--strict-batch", help="A batch that the replicas cannot share evenly is an error.", show_default=False
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --run-dir, or stop if there is one.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
@@ -85,7 +101,7 @@ def launch(
     from trainer.config import load_config
 
     recipe = config or (DEFAULT_CONFIG_FILE if DEFAULT_CONFIG_FILE.is_file() else None)
-    flags = {
+    flags: dict[str, dict[str, Any]] = {
         "data": {"path": data},
         "distribute": {
             "gpus": gpus,
@@ -106,13 +122,21 @@ def launch(
     from trainer.launch import plan_run, start_run
 
     planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note)
-    summary = {"run_dir": str(planned.run.path), "first_step": planned.first_step, **planned.plan.model_dump(mode="json")}
+    is_chief = planned.topology.is_chief
+    summary = {
+        "run_dir": str(planned.run.path),
+        "first_step": planned.first_step,
+        **planned.plan.model_dump(mode="json"),
+    }
     if dry_run:
-        print_json(summary) if json_ else print_answer(_describe(summary))
+        if is_chief:
+            print_json(summary) if json_ else print_answer(_describe(summary))
         return
-    if not json_:
+    if is_chief and not json_:
         note(_describe_in_a_line(summary))
     start_run(planned, note)
+    if not is_chief:
+        return
     if json_:
         print_json(summary)
     else:

@@ -5,7 +5,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 # Progress, notes and errors go to standard error, so that standard output holds the answer alone.
 console = Console(stderr=True, highlight=False)
@@ -13,9 +13,9 @@ console = Console(stderr=True, highlight=False)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object on standard output.")]
 
 
-def print_answer(text: str) -> None:
-    """Prints the answer of a command for a person to read, with rich markup, on standard output."""
-    Console(highlight=False).print(text)
+def print_answer(answer: RenderableType) -> None:
+    """Prints the answer of a command (text with rich markup, or a table) for a person, on standard output."""
+    Console(highlight=False).print(answer)
 
 
 def print_json(answer: Any) -> None:

@@ -9,7 +9,7 @@ Layout of a prepared dataset:
 
 import hashlib
 import pathlib
-from typing import Literal
+from typing import Final, Literal
 
 import pydantic
 
@@ -17,7 +17,7 @@ from trainer import atomic
 from trainer.errors import DataError
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")

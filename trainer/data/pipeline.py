@@ -51,9 +51,7 @@ class TrainingStream:
         """Stream positions [b] int64 of a replica's slice and their weights [b] float32, filled up to static b."""
         num_local = self.topology.num_local_replicas
         slices = np.array([self.division.slice_of(r) for r in range(self.topology.num_replicas)], np.int64)
-        start, stop = tf.unstack(
-            tf.gather(slices, element % num_local + self.topology.local_replicas.start), num=2
-        )
+        start, stop = tf.unstack(tf.gather(slices, element % num_local + self.topology.local_replicas.start), num=2)
         i = tf.range(self.division.per_replica_batch_size, dtype=tf.int64)
         first = element // num_local * self.division.global_batch_size + start
         # What fills up a slice repeats its own examples, so that batch statistics see real images.

@@ -35,3 +35,9 @@ class Engine(Protocol):
 
     def gather(self, value: Any) -> np.ndarray[Any, Any]:
         """The tensors of all replicas of all workers, stacked in their order: [num_replicas, ...]."""
+
+    def broadcast(self, variables: list[Any]) -> None:
+        """Gives `variables` the chief's values on every worker."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any worker; called by all of them."""

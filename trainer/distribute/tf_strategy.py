@@ -36,6 +36,12 @@ class TfStrategyEngine:
     def first(self, value: Any) -> Tensor:
         return self._strategy.experimental_local_results(value)[0]
 
+    def broadcast(self, variables: list[Any]) -> None:
+        """One worker: nothing to do."""
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
     def gather(self, value: Any) -> np.ndarray[Any, Any]:
         return np.stack([part.numpy() for part in self._strategy.experimental_local_results(value)])
 

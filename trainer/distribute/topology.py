@@ -7,7 +7,7 @@ from typing import Literal
 from trainer.config import DistributeConfig
 from trainer.errors import ConfigError, DeviceError
 
-Strategy = Literal["single", "mirrored"]
+Strategy = Literal["single", "mirrored", "horovod"]
 Device = Literal["cpu", "gpu"]
 
 
@@ -109,7 +109,9 @@ def _resolve_devices(config: DistributeConfig, num_gpus_found: int) -> tuple[Dev
     num_gpus = config.gpus or num_gpus_found
     if num_gpus == 0 or num_gpus > num_gpus_found:
         there = f"{num_gpus_found} GPU{'s' if num_gpus_found != 1 else ''}"
-        alternative = f"--gpus {num_gpus_found}" if num_gpus_found else f"--device cpu --replicas {min(num_gpus or 1, 2)}"
+        alternative = (
+            f"--gpus {num_gpus_found}" if num_gpus_found else f"--device cpu --replicas {min(num_gpus or 1, 2)}"
+        )
         raise DeviceError(
             f"{config.gpus or 'at least one'} GPU{'s' if (config.gpus or 1) != 1 else ''} asked for, but TensorFlow "
             f"finds {there} on this machine; use {alternative}"

@@ -61,7 +61,10 @@ _LITE = PixelScaling(scale=(1 / 128,) * 3, offset=(-127 / 128,) * 3)
 
 # Name: class in keras.applications, side of the images it was trained on, scaling.
 _KERAS_APPLICATIONS: dict[str, tuple[str, int, PixelScaling]] = {
-    **{f"convnext_{s.lower()}": (f"ConvNeXt{s}", 224, _ZERO_TO_255) for s in ("Tiny", "Small", "Base", "Large", "XLarge")},
+    **{
+        f"convnext_{s.lower()}": (f"ConvNeXt{s}", 224, _ZERO_TO_255)
+        for s in ("Tiny", "Small", "Base", "Large", "XLarge")
+    },
     **{f"densenet{depth}": (f"DenseNet{depth}", 224, _TORCH) for depth in (121, 169, 201)},
     **{
         f"efficientnet_b{i}": (f"EfficientNetB{i}", size, _EFFICIENTNET)

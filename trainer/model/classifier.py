@@ -26,7 +26,7 @@ class ScalePixels(keras.layers.Layer):  # type: ignore[misc]
         self.scale, self.offset, self.to_bgr = tuple(scale), tuple(offset), to_bgr
 
     def call(self, images: Any) -> Any:
-        x = keras.ops.cast(images, "float32") * np.float32(self.scale) + np.float32(self.offset)
+        x = keras.ops.cast(images, "float32") * np.asarray(self.scale, "float32") + np.asarray(self.offset, "float32")
         return keras.ops.flip(x, axis=-1) if self.to_bgr else x
 
     def get_config(self) -> dict[str, Any]:
@@ -132,7 +132,9 @@ def assign_arrays(variables: list[Any], arrays: dict[str, np.ndarray[Any, Any]],
     for i, variable in enumerate(variables):
         name, array = by_position.get(f"{i:05d}", ("", None))
         if array is None:
-            raise ModelError(f"{origin} holds no array for variable {i}, {variable.path}; it is of another architecture")
+            raise ModelError(
+                f"{origin} holds no array for variable {i}, {variable.path}; it is of another architecture"
+            )
         if tuple(array.shape) != tuple(variable.shape):
             raise ModelError(
                 f"{origin} does not fit the model: {name.partition(':')[2]} has shape {list(array.shape)}, "

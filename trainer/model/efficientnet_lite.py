@@ -60,7 +60,7 @@ VARIANTS = {
 
 
 def build(name: str, input_shape: tuple[int, int, int]) -> Any:
-    """A Keras model from [batch, height, width, 3] scaled pixels, (x - 127) / 128, to a [.., .., .., 1280] feature map."""
+    """A Keras model from [batch, height, width, 3] pixels, (x - 127) / 128, to [.., .., .., 1280] features."""
     variant = VARIANTS[name]
     inputs = keras.Input(input_shape)
     x = _conv_norm(inputs, _STEM_FILTERS, kernel_size=3, stride=2, names=("_conv_stem", "_bn0"))

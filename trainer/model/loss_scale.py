@@ -1,4 +1,4 @@
-"""Dynamic loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2), the same on every replica.
+"""Dynamic loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740, 3.2), the same on every replica.
 
 Keras's own decides from replica 0 whether the gradients are finite, and writes another replica's inf into the weights.
 Here the decision is made on the reduced gradients, inside the step; this module holds the scale and its next value.
@@ -30,6 +30,10 @@ class LossScale:
             tf.Variable(initial, dtype=tf.float32, trainable=False),
             tf.Variable(0, dtype=tf.int64, trainable=False),
         )
+
+    @property
+    def variables(self) -> list[Any]:
+        return [self.scale, self.num_good_steps]
 
     def next(self, scale: Tensor, num_good_steps: Tensor, is_finite: Tensor) -> tuple[Tensor, Tensor]:
         """Halved after a non-finite gradient, doubled after 2,000 finite ones in a row, between 1 and 2^24."""

@@ -57,10 +57,10 @@ class Optimizer:
             decay = self.weight_decay if decays else 0.0
             if decay and self.config.name != "adamw":
                 gradient += decay * parameter
-            step, slot = rule(self.config, gradient, slot, num_updates)
+            step, slot = rule(self.config, gradient, slot, learning_rate, num_updates)
             if decay and self.config.name == "adamw":
-                step += decay * parameter
-            new_parameters.append(parameter - learning_rate * step)
+                step += learning_rate * decay * parameter
+            new_parameters.append(parameter - step)
             new_slots.append(slot)
         return new_parameters, new_slots
 
@@ -86,17 +86,20 @@ def learning_rate_at(config: OptimizerConfig, step: Tensor, num_train_steps: int
     return tf.where(step < warmup, peak * (step + 1.0) / (warmup + 1.0), rate)
 
 
-def _sgd(config: OptimizerConfig, gradient: Tensor, slot: list[Tensor], _: Tensor) -> tuple[Tensor, list[Tensor]]:
-    velocity = config.momentum * slot[0] + gradient
+def _sgd(
+    config: OptimizerConfig, gradient: Tensor, slot: list[Tensor], learning_rate: Tensor, _: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """The learning rate is inside the velocity, as in Keras, so a schedule acts on new gradients only."""
+    velocity = config.momentum * slot[0] + learning_rate * gradient
     return velocity, [velocity]
 
 
 def _adam(
-    _: OptimizerConfig, gradient: Tensor, slot: list[Tensor], num_updates: Tensor
+    _: OptimizerConfig, gradient: Tensor, slot: list[Tensor], learning_rate: Tensor, num_updates: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Kingma & Ba 2015 (arXiv:1412.6980), section 2, in the efficient form of its last paragraph."""
     t = tf.cast(num_updates, tf.float32) + 1.0
     mean = _BETA_1 * slot[0] + (1.0 - _BETA_1) * gradient
     square = _BETA_2 * slot[1] + (1.0 - _BETA_2) * tf.square(gradient)
-    correction = tf.sqrt(1.0 - tf.pow(_BETA_2, t)) / (1.0 - tf.pow(_BETA_1, t))
+    correction = learning_rate * tf.sqrt(1.0 - tf.pow(_BETA_2, t)) / (1.0 - tf.pow(_BETA_1, t))
     return correction * mean / (tf.sqrt(square) + _EPSILON), [mean, square]

@@ -1,0 +1,72 @@
+"""The update rules against Keras's own, and the schedule at its corners."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.config import OptimizerConfig
+from trainer.model.optimizer import Optimizer, clip_by_global_norm, learning_rate_at
+
+SHAPES = [(3, 3, 2, 4), (4,)]
+
+
+@pytest.mark.parametrize(
+    ("config", "reference"),
+    [
+        (OptimizerConfig(name="sgd", momentum=0.9), keras.optimizers.SGD(0.01, momentum=0.9)),
+        (OptimizerConfig(name="sgd", momentum=0.0), keras.optimizers.SGD(0.01)),
+        (OptimizerConfig(name="adam"), keras.optimizers.Adam(0.01)),
+        (OptimizerConfig(name="adamw", weight_decay=0.1), keras.optimizers.AdamW(0.01, weight_decay=0.1)),
+    ],
+    ids=["momentum", "sgd", "adam", "adamw"],
+)
+def test_twenty_updates_equal_those_of_keras(config: OptimizerConfig, reference: Any) -> None:
+    random = np.random.default_rng(0)
+    start = [random.normal(size=shape).astype(np.float32) for shape in SHAPES]
+    variables = [keras.Variable(value, name=name) for value, name in zip(start, ("kernel", "bias"), strict=True)]
+    if config.name == "adamw":
+        reference.exclude_from_weight_decay(var_names=["bias"])
+    optimizer = Optimizer.of_variables(config, variables)
+    parameters = [tf.constant(value) for value in start]
+    slots = [[tf.zeros(shape) for _ in range(optimizer.num_slots)] for shape in SHAPES]
+    for i in range(20):
+        gradients = [random.normal(size=shape).astype(np.float32) for shape in SHAPES]
+        parameters, slots = optimizer.update(
+            parameters, [tf.constant(g) for g in gradients], slots, learning_rate=0.01, num_updates=tf.constant(i)
+        )
+        reference.apply([tf.constant(g) for g in gradients], variables)
+    for parameter, variable in zip(parameters, variables, strict=True):
+        np.testing.assert_allclose(parameter.numpy(), variable.numpy(), rtol=2e-5, atol=1e-6)
+
+
+def test_weight_decay_moves_kernels_and_leaves_biases() -> None:
+    config = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.5)
+    variables = [keras.Variable(np.ones(shape, np.float32)) for shape in SHAPES]
+    optimizer = Optimizer.of_variables(config, variables)
+    zeros = [tf.zeros(shape) for shape in SHAPES]
+    (kernel, bias), _ = optimizer.update(
+        [tf.ones(shape) for shape in SHAPES], zeros, [[z] for z in zeros], learning_rate=0.1, num_updates=tf.constant(0)
+    )
+    np.testing.assert_allclose(kernel.numpy(), 0.95, rtol=1e-6)
+    np.testing.assert_array_equal(bias.numpy(), 1.0)
+
+
+def test_clipping_scales_all_gradients_together_and_reports_the_norm_before() -> None:
+    gradients, norm = clip_by_global_norm([tf.constant([3.0]), tf.constant([4.0])], 1.0)
+    assert float(norm) == pytest.approx(5.0)
+    assert [float(g[0]) for g in gradients] == pytest.approx([0.6, 0.8])
+    gradients, _ = clip_by_global_norm([tf.constant([0.3]), tf.constant([0.4])], 1.0)
+    assert [float(g[0]) for g in gradients] == pytest.approx([0.3, 0.4])
+
+
+def test_the_schedule_warms_up_then_falls_along_a_cosine_to_zero() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine")
+    rates = [float(learning_rate_at(config, tf.constant(step), 104)) for step in range(105)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4] == pytest.approx(1.0)
+    assert rates[54] == pytest.approx(0.5, abs=1e-6)
+    assert rates[104] == pytest.approx(0.0, abs=1e-6)
+    assert all(later <= earlier for earlier, later in zip(rates[4:], rates[5:], strict=False))

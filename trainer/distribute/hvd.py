@@ -1,0 +1,101 @@
+"""The engine over Horovod: one process for each replica, started by horovodrun, mpirun or an MPIJob.
+
+Horovod's Keras wrapper does not work with Keras 3; its TensorFlow functions do. "rank", "local rank" and "size" are
+Horovod's words for what the rest of the project calls worker index, local index and number of workers.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.distribute.engine import Tensor
+from trainer.distribute.topology import Topology
+from trainer.errors import DeviceError
+
+# Set by horovodrun, Open MPI, Hydra (MPICH, Intel MPI) and Slurm for each process that they start.
+_LAUNCHER_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
+
+class HorovodEngine:
+    """Implements `engine.Engine`; a per-replica value is the tensor itself."""
+
+    def __init__(self, topology: Topology, horovod: Any) -> None:
+        self.topology = topology
+        self._hvd = horovod
+
+    def scope(self) -> Any:
+        return contextlib.nullcontext()
+
+    def distribute(self, dataset: Any) -> Any:
+        return dataset
+
+    def run(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
+        return replica_fn(*args)
+
+    def all_reduce_sum(self, tensors: list[Tensor]) -> list[Tensor]:
+        return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum))
+
+    def first(self, value: Any) -> Tensor:
+        return value
+
+    def gather(self, value: Any) -> np.ndarray[Any, Any]:
+        gathered: np.ndarray[Any, Any] = self._hvd.allgather(tf.expand_dims(value, 0)).numpy()
+        return gathered
+
+    def broadcast(self, variables: list[Any]) -> None:
+        self._hvd.broadcast_variables(variables, root_rank=0)
+
+    def any(self, flag: bool) -> bool:
+        return bool(self._hvd.allreduce(tf.constant(float(flag)), op=self._hvd.Sum) > 0)
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return any(name in os.environ for name in _LAUNCHER_VARIABLES)
+
+
+def start(device: str) -> Topology:
+    """Initialises Horovod and returns this process's place; on GPUs, the process takes the one of its local rank.
+
+    Raises:
+        DeviceError: Horovod is not installed, or no launcher started this process.
+    """
+    if not is_launched():
+        raise DeviceError(
+            "--strategy horovod runs one process for each replica, and no launcher has started this one; use "
+            "horovodrun --gloo -np N trainer launch --strategy horovod ..., or mpirun -np N in its place"
+        )
+    horovod = _import_horovod()
+    horovod.init()
+    if device == "gpu":
+        gpus = tf.config.list_physical_devices("GPU")
+        if horovod.local_rank() >= len(gpus):
+            raise DeviceError(
+                f"worker {horovod.rank()} is process {horovod.local_rank()} of its host, which has {len(gpus)} GPUs; "
+                "start no more processes on a host than it has GPUs"
+            )
+        tf.config.set_visible_devices(gpus[horovod.local_rank()], "GPU")
+    return Topology(
+        strategy="horovod",
+        device="gpu" if device == "gpu" else "cpu",
+        num_local_replicas=1,
+        num_workers=horovod.size(),
+        worker_index=horovod.rank(),
+    )
+
+
+def make_engine(topology: Topology) -> HorovodEngine:
+    """The engine of a process that `start` has placed."""
+    return HorovodEngine(topology, _import_horovod())
+
+
+def _import_horovod() -> Any:
+    try:
+        import horovod.tensorflow as horovod
+    except ImportError as e:
+        raise DeviceError(f"Horovod is not installed for this TensorFlow ({e}); build it with: make horovod") from None
+    return horovod
