@@ -100,12 +100,15 @@ class CheckpointStore:
         return info, _read_arrays(directory, MODEL_FILE, info), _read_arrays(directory, OPTIMIZER_FILE, info)
 
     def best(self) -> int | None:
-        """The step of the best validation metric (the earliest of equals); None where none was validated."""
-        sign = -1.0 if self._best_metric == "loss" else 1.0
-        candidates = [(_read_info(self.path(step)).validation.get(self._best_metric), step) for step in self.steps()]
-        return max(
-            ((sign * value, -step, step) for value, step in candidates if value is not None), default=(0, 0, None)
-        )[2]
+        """The step of the best validation metric (of equal accuracies, the lower loss), if any was validated."""
+        validated = [
+            (step, info.validation) for step in self.steps() if (info := _read_info(self.path(step))).validation
+        ]
+        by_loss = {step: -validation["loss"] for step, validation in validated}
+        if self._best_metric == "loss":
+            return max(by_loss, key=lambda step: by_loss[step], default=None)
+        accuracy = {step: validation["accuracy"] for step, validation in validated}
+        return max(accuracy, key=lambda step: (accuracy[step], by_loss[step]), default=None)
 
     def clear_temporaries(self) -> None:
         """Removes what a killed writer left; for the chief, at the start."""

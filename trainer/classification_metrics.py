@@ -199,7 +199,7 @@ def load_arrays(evaluation_dir: pathlib.Path, evaluation: Evaluation) -> tuple[L
     split = evaluation.split
     path = evaluation_dir / f"{split}.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             labels, logits, global_step = arrays["labels"], arrays["logits"], int(arrays["global_step"])
     except FileNotFoundError:
         raise RunError(f"{path} is missing; {_evaluate_again(evaluation_dir, split)}") from None

@@ -12,7 +12,7 @@ from trainer import atomic, environment, tf_runtime
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, DistributeConfig
 from trainer.data.manifest import Manifest, is_prepared
-from trainer.data.prepare import prepare_beside
+from trainer.data.beside import prepare_beside
 from trainer.data.records import verify_shards
 from trainer.distribute import hvd, tf_strategy
 from trainer.distribute.engine import Engine

@@ -188,8 +188,10 @@ def task_progress(
 
 def format_duration(secs: float) -> str:
     """Seconds as "3.2 s", "4:05" (minutes) or "2:04:05" (hours)."""
-    if secs < 60:
-        return f"{secs:.1f} s" if secs < 10 else f"{secs:.0f} s"
+    if secs < 9.95:
+        return f"{secs:.1f} s"
+    if secs < 59.5:
+        return f"{secs:.0f} s"
     minutes, seconds = divmod(round(secs), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

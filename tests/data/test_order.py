@@ -67,7 +67,9 @@ def test_the_classes_in_a_batch_are_what_chance_gives_on_class_sorted_data(num_e
     statistics = []
     for i in range(num_pairs):
         start = i * num_examples + i * batch % (num_examples - batch)  # epoch i, a batch somewhere in it
-        counts = np.bincount(label_of[examples(ExampleOrder(num_examples, i % 7), start + np.arange(batch))], minlength=10)
+        counts = np.bincount(
+            label_of[examples(ExampleOrder(num_examples, i % 7), start + np.arange(batch))], minlength=10
+        )
         statistics.append(((counts - expected) ** 2 / expected).sum())
     # Under chance the statistic is close to chi-square with 9 degrees of freedom: mean 9, 0.1% above 27.9.
     assert np.mean(statistics) == pytest.approx(num_classes - 1, rel=0.1)
@@ -76,7 +78,9 @@ def test_the_classes_in_a_batch_are_what_chance_gives_on_class_sorted_data(num_e
 
 def test_a_stateless_seed_differs_by_seed_epoch_example_and_purpose() -> None:
     keys = {
-        tuple(stateless_seed(seed, tf.constant(epoch, tf.int64), tf.constant(example, tf.int64), purpose).numpy().tolist())
+        tuple(
+            stateless_seed(seed, tf.constant(epoch, tf.int64), tf.constant(example, tf.int64), purpose).numpy().tolist()
+        )
         for seed in (0, 1)
         for epoch in (0, 1, 5)
         for example in (0, 1, 60_000)

@@ -15,7 +15,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as on
 
 def print_answer(answer: RenderableType) -> None:
     """Prints the answer of a command (text with rich markup, or a table) for a person, on standard output."""
-    Console(highlight=False).print(answer)
+    # A path must not be broken at the width of the terminal; a table must.
+    Console(highlight=False).print(answer, soft_wrap=isinstance(answer, str))
 
 
 def print_json(answer: Any) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import os
 import pathlib
 import shutil
@@ -39,25 +40,37 @@ def new_dataset(out: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(out)
-        with atomic.new_directory(out) as directory, _locked(directory):
+        # The lock outlives the renaming: until then the folder looks like a leftover to others.
+        with contextlib.ExitStack() as lock, atomic.new_directory(out) as directory:
+            lock.enter_context(_locked(directory))
             yield directory
     except OSError as e:
-        raise TrainerError(f"{out} cannot be written: {e.strerror or e}; nothing was left there") from e
+        raise TrainerError(f"{out} cannot be written: {e.strerror or e}; nothing of it was left") from e
 
 
 def _remove_leftovers(out: pathlib.Path) -> None:
-    for leftover in out.parent.glob(f"{atomic.TEMPORARY_PREFIX}{out.name}-*"):
-        # A writer at work holds the lock; a killed one lost it with its process.
-        with contextlib.suppress(BlockingIOError), _locked(leftover):
-            shutil.rmtree(leftover)
+    for leftover in out.parent.glob(f"{atomic.TEMPORARY_PREFIX}{glob.escape(out.name)}-*"):
+        # A writer at work holds the lock; a killed one lost it with its process. Two may be cleaning at once.
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(leftover) as is_abandoned:
+            if is_abandoned:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(directory: pathlib.Path) -> Iterator[None]:
-    """Holds `directory` alone. Raises BlockingIOError where another process does."""
+def _locked(directory: pathlib.Path) -> Iterator[bool]:
+    """Holds `directory` alone; yields False where its file system (some network ones) has no locks on folders.
+
+    Raises BlockingIOError where another process holds it.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = True
+        except BlockingIOError:
+            raise
+        except OSError:
+            is_held = False
+        yield is_held
     finally:
         os.close(descriptor)

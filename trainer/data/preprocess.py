@@ -25,15 +25,21 @@ def decode_image(encoded: Tensor) -> Tensor:
     """
     # Only the head is matched, which is always there to cut, also from an empty string.
     is_webp = tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 12), rb"RIFF\C{4}WEBP")
-    image = tf.cond(
-        is_webp,
-        # [frames, height, width, 3]. Never channels=0 or 4: both let animations through, on which the kernel of
-        # TensorFlow 2.21 writes past its buffer; with 3 it refuses them.
-        lambda: tf.io.decode_webp(encoded, channels=3)[0],
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-    )
+    image = tf.cond(is_webp, lambda: decode_webp(encoded), lambda: decode_not_webp(encoded))
     image.set_shape([None, None, 3])
     return image
+
+
+def decode_webp(encoded: Tensor) -> Tensor:
+    """`decode_image` for what is known to be WebP."""
+    # [frames, height, width, 3]. Never channels=0 or 4: both let animations through, on which the kernel of
+    # TensorFlow 2.21 writes past its buffer; with 3 it refuses them.
+    return tf.io.decode_webp(encoded, channels=3)[0]
+
+
+def decode_not_webp(encoded: Tensor) -> Tensor:
+    """`decode_image` for what is known not to be WebP."""
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
 def resize_image(image: Tensor, geometry: Geometry) -> Tensor:

@@ -14,6 +14,7 @@ Its `.idx` holds little-endian uint64 pairs (payload offset, payload length) in 
 one positioned read. Reading payloads needs no TensorFlow; writing and parsing import it when called.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -94,8 +95,8 @@ class Example:
 class ShardWriter:
     """Writes one shard and its index, a record at a time; after the `with` block, `shard` describes them.
 
-    Memory stays flat whatever the number of records. A block left by an exception leaves no `shard`, and the
-    files half written: write into a directory that `atomic.new_directory` gave.
+    Memory stays flat whatever the number of records. Raises OSError where the disk is full. A block left by an
+    exception leaves no `shard`, and the files half written: write into a directory of `atomic.new_directory`.
     """
 
     def __init__(self, directory: pathlib.Path, stem: str) -> None:
@@ -119,7 +120,8 @@ class ShardWriter:
         """Appends one record."""
         assert self._index is not None, "write inside the with block"
         payload = example.to_payload()
-        self._records.write(payload)
+        with _as_os_error():
+            self._records.write(payload)
         self._index.write(_INDEX_ENTRY.pack(self._next_offset + _HEADER_BYTES, len(payload)))
         self._next_offset += _HEADER_BYTES + len(payload) + _FOOTER_BYTES
         self._num_examples += 1
@@ -128,8 +130,8 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
         assert self._index is not None, "entered"
-        self._records.close()
-        self._index.close()
+        with self._index, _as_os_error():
+            self._records.close()
         if error is None:
             self._shard = Shard(
                 file_name=self._path.name,
@@ -144,6 +146,16 @@ class ShardWriter:
     def shard(self) -> Shard:
         assert self._shard is not None, "the shard is known after a clean exit of the with block"
         return self._shard
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as e:
+        raise OSError(e.message) from e
 
 
 class SplitReader:

@@ -43,9 +43,9 @@ def choose_splits(
 ) -> dict[SplitName, list[int]]:
     """Positions in `examples` for each split that is not empty, shuffled; every position appears once.
 
-    `fractions` holds those of "validation" and "test". An example with a `split` of its own goes there. The others of each
-    class are divided alike: round(n * fraction), at least one, for each of `splits_to_cut`, and the rest, at least
-    one, is for training. `check_class_counts` says beforehand whether there are enough.
+    `fractions` holds those of "validation" and "test". An example with a `split` of its own goes there. The others
+    of each class are divided alike: round(n * fraction), at least one, for each of `splits_to_cut`, and the rest, at
+    least one, is for training. `check_class_counts` says beforehand whether there are enough.
     """
     cut = splits_to_cut(examples, fractions)
     chosen: dict[SplitName, list[int]] = {split: [] for split in SPLITS}

@@ -1,0 +1,73 @@
+"""`EXPORT/checksums.json`: the SHA-256 of every other file of an export. Written last, it completes the export."""
+
+import hashlib
+import pathlib
+from typing import Final, Literal
+
+import pydantic
+
+from trainer import atomic
+from trainer.errors import ArtifactError, ParityError
+
+FILE_NAME = "checksums.json"
+SCHEMA_VERSION: Final = 1
+
+
+class Checksums(pydantic.BaseModel):
+    """`files` maps a path relative to the export, with forward slashes, to a SHA-256 in hexadecimal."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    files: dict[str, str]
+
+    @classmethod
+    def of(cls, export_dir: pathlib.Path) -> "Checksums":
+        """Reads every file below `export_dir`."""
+        return cls(files={name: _sha256_of(export_dir / name) for name in _list_files(export_dir)})
+
+    def save(self, export_dir: pathlib.Path) -> None:
+        atomic.write_text(export_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, export_dir: pathlib.Path) -> "Checksums":
+        """Raises ArtifactError where `export_dir` is no finished export."""
+        path = export_dir / FILE_NAME
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(
+                f"{export_dir} is not a finished export (it holds no {FILE_NAME}); "
+                f"make one with: trainer export RUN --out {export_dir}"
+            ) from None
+        except pydantic.ValidationError as e:
+            raise ArtifactError(f"{path} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None
+
+    def verify(self, export_dir: pathlib.Path) -> None:
+        """Compares every file with its checksum.
+
+        Raises:
+            ParityError: a file is missing, changed, or was not there when the export was published; it is named.
+        """
+        found = set(_list_files(export_dir))
+        for name, expected in self.files.items():
+            if name not in found:
+                raise ParityError(f"{name} is missing from {export_dir}; copy the export again")
+            actual = _sha256_of(export_dir / name)
+            if actual != expected:
+                raise ParityError(
+                    f"{name} was changed after {export_dir} was published: SHA-256 {actual[:12]}... where "
+                    f"{FILE_NAME} says {expected[:12]}...; copy the export again"
+                )
+        for name in sorted(found - set(self.files)):
+            raise ParityError(f"{name} was added after {export_dir} was published; remove it, or export again")
+
+
+def _list_files(export_dir: pathlib.Path) -> list[str]:
+    files = (p for p in export_dir.rglob("*") if p.is_file())
+    return sorted(name for p in files if (name := p.relative_to(export_dir).as_posix()) != FILE_NAME)
+
+
+def _sha256_of(path: pathlib.Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

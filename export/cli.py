@@ -1,0 +1,206 @@
+"""`trainer export`, `trainer verify` and `trainer predict`."""
+
+import pathlib
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.cli.output import JsonOption, print_answer, print_json
+from trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from export.parity import ParityReport
+    from export.predictions import ImagePrediction, ServerPredict
+
+# Asks a server for predictions. `serving` has one, and export must not import it: `trainer.cli.app`, which may look
+# across the packages, puts it here.
+server_predict: "ServerPredict | None" = None
+
+_DEFAULT_PARITY_IMAGES = 2_000
+_ALL_IMAGES = 0
+
+
+class Which(StrEnum):
+    best = "best"
+    last = "last"
+
+
+RunArgument = Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")]
+OutOption = Annotated[pathlib.Path, typer.Option(help="The export: a directory that does not exist yet.")]
+FormatsOption = Annotated[
+    str,
+    typer.Option(
+        help="all, or some of saved_model, tflite-float32, tflite-float16, tflite-dynamic, tflite-int8, onnx, "
+        "separated by commas."
+    ),
+]
+WhichOption = Annotated[Which, typer.Option(help="The checkpoint: best on validation, or last.")]
+NameOption = Annotated[
+    str | None,
+    typer.Option(help="The model's name: in file names, and in the URL it is served at.", show_default="of the run"),
+]
+VersionOption = Annotated[
+    int, typer.Option(min=1, help="The SavedModel's version; TensorFlow Serving serves the highest.")
+]
+ParityImagesOption = Annotated[
+    int,
+    typer.Option(min=0, help="How many validation images, evenly spread, every artifact is compared on; 0: all."),
+]
+DataOption = Annotated[
+    pathlib.Path | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the export at --out, once the new one has passed the gate.")
+]
+
+
+def export(
+    run: RunArgument,
+    out: OutOption,
+    formats: FormatsOption = "all",
+    which: WhichOption = Which.best,
+    name: NameOption = None,
+    version: VersionOption = 1,
+    parity_images: ParityImagesOption = _DEFAULT_PARITY_IMAGES,
+    data: DataOption = None,
+    overwrite: OverwriteOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Export a run to SavedModel, TFLite and ONNX, every artifact verified against the model.
+
+    Each artifact is run in its own runtime (TensorFlow, LiteRT, ONNX Runtime) on the validation images and compared
+    with the model of the run. If one of them answers differently, nothing is published and the exit status is 1.
+    """
+    from export.formats import parse_formats
+    from trainer.checkpoint import find_checkpoint
+    from trainer.run_dir import RunDir
+
+    # What is wrong with the command is answered before TensorFlow is started.
+    wanted = parse_formats(formats)
+    run_dir = RunDir(run)
+    find_checkpoint(run_dir, which.value)
+
+    from trainer import tf_runtime
+
+    # On the CPU, where all runtimes compute in plain float32; a GPU would bring TF32 into the reference.
+    tf_runtime.configure(use_gpus=False)
+
+    from export.from_run import publication_of_run
+    from export.publish import check_name, check_target, publish
+
+    check_target(out, overwrite=overwrite)
+    model_name = name or run_dir.info().name
+    check_name(model_name)
+    publication = publication_of_run(
+        run_dir,
+        which=which.value,
+        formats=wanted,
+        model_name=model_name,
+        version=version,
+        dataset_dir=data,
+        max_parity_images=_limit(parity_images),
+    )
+    publish(publication, out, overwrite=overwrite, on_report=lambda report: _show_parity(report, json_))
+    if not json_:
+        print_answer(f"[bold]{out}[/] holds the export\nnext: trainer verify {out}, trainer serve {out}")
+
+
+def verify(
+    export: Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")],
+    data: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="A dataset with the same classes: run the parity gate again on its validation split."),
+    ] = None,
+    parity_images: ParityImagesOption = _DEFAULT_PARITY_IMAGES,
+    json_: JsonOption = False,
+) -> None:
+    """Verify an export on this machine: checksums, golden images and, given a dataset, the parity gate.
+
+    The golden images travel with the export, together with what every artifact answered to them when it was
+    published. Exit status 1, with the file named, if anything differs.
+    """
+    from export.checksums import Checksums
+
+    Checksums.load(export)  # a directory that is no export is answered before TensorFlow is started
+
+    from trainer import tf_runtime
+
+    tf_runtime.configure(use_gpus=False)
+
+    from export.replay import verify_export
+    from export.samples import open_split
+    from export.signature import Signature
+    from export.tables import golden_table
+
+    source = open_split(data, "validation", Signature.load(export).class_names) if data else None
+    verification = verify_export(export, source=source, max_images=_limit(parity_images))
+    if json_:
+        print_json(verification.answer())
+    else:
+        print_answer(golden_table(verification.golden, verification.num_golden_images))
+        if verification.parity:
+            _show_parity(verification.parity, json_)
+    verification.raise_on_failure()
+    if not json_:
+        print_answer(
+            f"[green]verified[/]: {verification.num_files} files, {len(verification.golden)} ways to call them"
+        )
+
+
+def predict(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A run, an export, a .tflite or .onnx file of one, a SavedModel version directory, or the address of "
+            "a server, such as http://localhost:8501."
+        ),
+    ],
+    images: Annotated[
+        list[pathlib.Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG, GIF, BMP or WebP files.")
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 5,
+    which: WhichOption = Which.best,
+    json_: JsonOption = False,
+) -> None:
+    """Predict the classes of images with a run, an export, an artifact file or a server.
+
+    Images that their camera marked as rotated are turned upright first.
+    """
+    if target.startswith(("http://", "https://")):
+        predictions = _predict_on_server(target, images, top)
+    else:
+        from trainer import tf_runtime
+
+        tf_runtime.configure(use_gpus=False)
+
+        from export.predict import open_target
+
+        predictions = open_target(pathlib.Path(target), which=which.value).predict_files(images, top)
+    if json_:
+        print_json({"predictions": [p.model_dump(mode="json") for p in predictions]})
+        return
+    from export.tables import prediction_table
+
+    print_answer(prediction_table(predictions))
+
+
+def _predict_on_server(url: str, images: list[pathlib.Path], top: int) -> "list[ImagePrediction]":
+    from export.predictions import predict_on_server
+
+    if server_predict is None:
+        raise UsageError(f"{url} is the address of a server, which only the trainer command can ask; give a file")
+    return predict_on_server(server_predict, url, images, top)
+
+
+def _show_parity(report: "ParityReport", json_: bool) -> None:
+    if json_:
+        print_json(report.answer())
+        return
+    from export.tables import parity_table
+
+    print_answer(parity_table(report))
+
+
+def _limit(parity_images: int) -> int | None:
+    return None if parity_images == _ALL_IMAGES else parity_images

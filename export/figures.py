@@ -1,0 +1,83 @@
+"""What the parity gate measures and how it judges: arithmetic on probabilities, nothing else."""
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+from export.formats import Budget
+
+Probabilities = npt.NDArray[np.float32]
+
+
+class Figures(pydantic.BaseModel):
+    """How the answers of an artifact differ from those of the model over `num_images`.
+
+    agreement: fraction of images with the same most probable class.
+    num_clear_disagreements: images with another class although the model's two best probabilities are further apart
+        than twice the budget's difference; null where the budget has none.
+    max_difference, mean_difference: of a probability, over all images and classes; null where one is not finite.
+    accuracy, reference_accuracy: fraction of images given their true class, by the artifact and by the model.
+    num_not_finite: images for which the artifact or the model answers NaN or infinity.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    num_images: int
+    agreement: float
+    num_clear_disagreements: int | None
+    max_difference: float | None
+    mean_difference: float | None
+    accuracy: float
+    reference_accuracy: float
+    num_not_finite: int
+
+
+def compare_probabilities(
+    expected: Probabilities, answers: Probabilities, class_ids: npt.NDArray[np.int64], budget: Budget
+) -> Figures:
+    """Compares `answers` with `expected`, both [n, num_classes], n at least 1; `class_ids` [n] are the true classes."""
+    finite = np.isfinite(answers).all(axis=-1) & np.isfinite(expected).all(axis=-1)
+    predicted, wanted = answers.argmax(axis=-1), expected.argmax(axis=-1)
+    # An answer that is not finite is no prediction, whatever argmax makes of it.
+    agrees = (predicted == wanted) & finite
+    differences = np.abs(answers.astype(np.float64) - expected)
+    all_finite = bool(finite.all())
+    return Figures(
+        num_images=len(expected),
+        agreement=float(agrees.mean()),
+        num_clear_disagreements=_count_clear_disagreements(expected, agrees, budget),
+        max_difference=float(differences.max()) if all_finite else None,
+        mean_difference=float(differences.mean()) if all_finite else None,
+        accuracy=float(((predicted == class_ids) & finite).mean()),
+        reference_accuracy=float((wanted == class_ids).mean()),
+        num_not_finite=int((~finite).sum()),
+    )
+
+
+def find_failure(figures: Figures, budget: Budget) -> str | None:
+    """What is over `budget`, with the figure and the budget, or None."""
+    if figures.num_not_finite or figures.max_difference is None:
+        return f"NaN or infinity in the answers to {figures.num_not_finite} of {figures.num_images} images"
+    if budget.max_difference is not None and figures.max_difference > budget.max_difference:
+        return (
+            f"a probability differs by {figures.max_difference:.2g} from the model's, "
+            f"where {budget.max_difference:.0e} is allowed"
+        )
+    if figures.num_clear_disagreements:
+        return f"{figures.num_clear_disagreements} of {figures.num_images} images get another class by a clear margin"
+    drop = figures.reference_accuracy - figures.accuracy
+    # Both are whole numbers of images over num_images; the slack is for their rounding, far below one image.
+    if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop + 1e-9:
+        return (
+            f"accuracy is {100 * drop:.2f} points lower than the model's ({figures.accuracy:.4f} against "
+            f"{figures.reference_accuracy:.4f}), where {100 * budget.max_accuracy_drop:.1f} points are allowed"
+        )
+    return None
+
+
+def _count_clear_disagreements(expected: Probabilities, agrees: npt.NDArray[np.bool_], budget: Budget) -> int | None:
+    if budget.max_difference is None:
+        return None
+    best_two = np.sort(expected, axis=-1)[:, -2:]
+    clear = best_two[:, 1] - best_two[:, 0] > 2 * budget.max_difference
+    return int((clear & ~agrees).sum())

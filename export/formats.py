@@ -1,0 +1,86 @@
+"""The formats of an export: their names, where each artifact lies, and how far it may be from the model.
+
+The one table of budgets. A format is added here, gets a converter (`to_*`) and a runtime (`runtimes`).
+"""
+
+import dataclasses
+import difflib
+import pathlib
+from typing import Literal
+
+import pydantic
+
+from trainer.errors import UsageError
+
+Kind = Literal["saved_model", "tflite", "onnx"]
+
+
+class Budget(pydantic.BaseModel):
+    """What the parity gate and the replay of golden images allow; null: not judged.
+
+    max_difference: of any one probability from the model's. Where the model's two best probabilities are further
+        apart than twice this, the best class must be the same.
+    max_accuracy_drop: fraction of the images, such as 0.01 for one point.
+    max_replay_difference: of any one probability from what the same file answered when it was published; it
+        leaves room for the arithmetic of another processor.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    max_difference: float | None = None
+    max_accuracy_drop: float | None = None
+    max_replay_difference: float
+
+
+_FLOAT32 = Budget(max_difference=1e-4, max_replay_difference=1e-4)
+_FLOAT16 = Budget(max_difference=1e-2, max_replay_difference=1e-2)
+# A probability may well move by tenths in a sound integer model; what counts is the decision.
+_INTEGER = Budget(max_accuracy_drop=0.01, max_replay_difference=5e-2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """One kind of artifact, by the name that `--formats` and every table use."""
+
+    name: str
+    kind: Kind
+    budget: Budget
+
+    def path(self, *, model_name: str, version: int) -> pathlib.PurePosixPath:
+        """Where the artifact lies in an export; a directory for SavedModel, a file otherwise."""
+        if self.kind == "saved_model":
+            return pathlib.PurePosixPath("saved_model", model_name, str(version))
+        if self.kind == "tflite":
+            return pathlib.PurePosixPath("tflite", f"{model_name}-{self.name.removeprefix('tflite-')}.tflite")
+        return pathlib.PurePosixPath("onnx", f"{model_name}.onnx")
+
+
+SAVED_MODEL = Format(name="saved_model", kind="saved_model", budget=_FLOAT32)
+TFLITE_FLOAT32 = Format(name="tflite-float32", kind="tflite", budget=_FLOAT32)
+TFLITE_FLOAT16 = Format(name="tflite-float16", kind="tflite", budget=_FLOAT16)
+TFLITE_DYNAMIC = Format(name="tflite-dynamic", kind="tflite", budget=_INTEGER)
+TFLITE_INT8 = Format(name="tflite-int8", kind="tflite", budget=_INTEGER)
+ONNX = Format(name="onnx", kind="onnx", budget=_FLOAT32)
+
+FORMATS: dict[str, Format] = {
+    f.name: f for f in (SAVED_MODEL, TFLITE_FLOAT32, TFLITE_FLOAT16, TFLITE_DYNAMIC, TFLITE_INT8, ONNX)
+}
+# Those that answer like the model itself, and may stand for it where the run is gone.
+FLOAT32_FORMATS = tuple(f.name for f in FORMATS.values() if f.budget == _FLOAT32)
+
+
+def parse_formats(text: str) -> list[Format]:
+    """The formats of a comma-separated list, in the order of `FORMATS`; `all` is every one.
+
+    Raises:
+        UsageError: a name is unknown (the nearest is named), or the list is empty.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--formats is empty; expected all, or some of {', '.join(FORMATS)}")
+    for name in names:
+        if name != "all" and name not in FORMATS:
+            near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected all, or some of {', '.join(FORMATS)}"
+            raise UsageError(f"there is no export format {name!r}; {hint}")
+    return list(FORMATS.values()) if "all" in names else [f for f in FORMATS.values() if f.name in names]

@@ -1,0 +1,147 @@
+"""Makes every artifact of an export, runs the parity gate over them, and only then lets the directory appear."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from export import model_card
+from export.checksums import Checksums
+from export.formats import SAVED_MODEL, TFLITE_INT8, Format
+from export.golden import NUM_IMAGES as NUM_GOLDEN_IMAGES
+from export.golden import Golden
+from export.inference_model import InferenceModel
+from export.model_card import Provenance
+from export.parity import DEFAULT_NUM_IMAGES, Artifact, ParityReport, run_gate
+from export.replay import answer_golden
+from export.runtimes import KerasRuntime
+from export.samples import Batch, ImageSource, read_batch, spread_indices
+from export.signature import FILE_NAME as SIGNATURE_FILE
+from export.signature import MODEL_NAME_PATTERN, Signature
+from export.to_onnx import convert_to_onnx
+from export.to_saved_model import NUM_WARMUP_IMAGES, write_saved_model
+from export.to_tflite import convert_to_tflite
+from trainer import atomic
+from trainer.cli.output import note
+from trainer.errors import ArtifactError, UsageError
+
+# Enough for the range of every tensor to settle; more cost time and change little.
+NUM_CALIBRATION_IMAGES = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What is to be exported.
+
+    model: a float32 Keras classifier: pixels 0 to 255 at the signature's size in, logits out.
+    validation: the images that every artifact is compared on.
+    training: the images that the int8 file is calibrated on.
+    max_parity_images: how many of `validation`, evenly spread; None: all.
+    """
+
+    model: Any
+    signature: Signature
+    version: int
+    formats: Sequence[Format]
+    validation: ImageSource
+    training: ImageSource
+    provenance: Provenance
+    max_parity_images: int | None = DEFAULT_NUM_IMAGES
+
+
+def check_target(export_dir: pathlib.Path, *, overwrite: bool) -> None:
+    """Raises ArtifactError where `export_dir` holds something that this export may not replace."""
+    if not export_dir.exists() or (export_dir.is_dir() and not any(export_dir.iterdir())):
+        return
+    if not (export_dir / SIGNATURE_FILE).is_file():
+        raise ArtifactError(
+            f"{export_dir} exists and is not an export, so it is left alone; give --out a new directory"
+        )
+    if not overwrite:
+        raise ArtifactError(
+            f"{export_dir} holds an export already; give --out a new directory, or replace it with --overwrite"
+        )
+
+
+def check_name(model_name: str) -> None:
+    """Raises UsageError where `model_name` cannot be a directory, part of a URL and a served model's name at once."""
+    if not re.fullmatch(MODEL_NAME_PATTERN, model_name):
+        raise UsageError(
+            f"the model name {model_name!r} is not letters, digits, dots, dashes and underscores; give one with --name"
+        )
+
+
+def publish(
+    publication: Publication,
+    export_dir: pathlib.Path,
+    *,
+    overwrite: bool = False,
+    on_report: Callable[[ParityReport], None] = lambda _: None,
+) -> ParityReport:
+    """Writes the export to `export_dir`, whole and within its budgets or not at all.
+
+    `on_report` is shown the report of the gate before it is judged.
+
+    Raises:
+        ArtifactError: something else is in the way.
+        ExportError: a format cannot represent the model.
+        ParityError: an artifact does not answer like the model; nothing was published.
+    """
+    check_target(export_dir, overwrite=overwrite)
+    signature = publication.signature
+    with atomic.new_directory(export_dir) as directory:
+        artifacts = _write_artifacts(publication, directory)
+        reference = KerasRuntime(publication.model)
+        report = run_gate(
+            reference=reference,
+            reference_name=publication.provenance.describe(),
+            signature=signature,
+            export_dir=directory,
+            artifacts=artifacts,
+            source=publication.validation,
+            max_images=publication.max_parity_images,
+        )
+        on_report(report)
+        report.raise_on_failure()
+        golden_images = _read(publication.validation, NUM_GOLDEN_IMAGES, signature)
+        Golden(
+            batch=golden_images,
+            probabilities=reference.predict_probabilities(golden_images.images),
+            answers=answer_golden(directory, report, golden_images),
+        ).save(directory)
+        signature.save(directory)
+        report.save(directory)
+        card = model_card.render(signature, report, publication.provenance)
+        (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
+        Checksums.of(directory).save(directory)
+    return report
+
+
+def _write_artifacts(publication: Publication, directory: pathlib.Path) -> list[Artifact]:
+    signature = publication.signature
+    inference = InferenceModel(publication.model, signature)
+    artifacts = [Artifact.of(wanted, signature, publication.version) for wanted in publication.formats]
+    paths = {a.format: directory / a.path for a in artifacts}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if SAVED_MODEL.name in paths:
+        note("writing the SavedModel")
+        warmup = _read(publication.validation, NUM_WARMUP_IMAGES, signature)
+        write_saved_model(inference, signature, paths[SAVED_MODEL.name], warmup)
+    tflite = [f for f in publication.formats if f.kind == "tflite"]
+    if tflite:
+        note(f"converting to {', '.join(f.name for f in tflite)}")
+        num_calibration = NUM_CALIBRATION_IMAGES if TFLITE_INT8 in tflite else 0
+        calibration = _read(publication.training, num_calibration, signature).images
+        for wanted, content in convert_to_tflite(inference, signature, tflite, calibration):
+            paths[wanted.name].write_bytes(content)
+    for wanted in publication.formats:
+        if wanted.kind == "onnx":
+            note("converting to onnx")
+            paths[wanted.name].write_bytes(convert_to_onnx(inference))
+    return artifacts
+
+
+def _read(source: ImageSource, num_images: int, signature: Signature) -> Batch:
+    return read_batch(source, spread_indices(source.num_images, num_images), signature.geometry)

@@ -1,0 +1,100 @@
+"""An ONNX file with a free batch dimension: `images` [batch, size, size, 3] to `probabilities` [batch, classes]."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import onnx
+import onnx.checker
+import onnx.shape_inference
+import tf2onnx
+
+from export.inference_model import InferenceModel
+from export.signature import PROBABILITIES
+from trainer.errors import ExportError
+
+# The newest operator set that tf2onnx 1.17 writes.
+OPSET = 18
+_BATCH = "batch"
+# tf2onnx ends the names that it makes up with the number of a counter that lives as long as the process.
+_COUNTER = re.compile(r"__(\d+)")
+
+
+def convert_to_onnx(inference: InferenceModel) -> bytes:
+    """The content of the file: shape-inferred, checked, and the same bytes for the same model in any process.
+
+    Raises:
+        ExportError: the model has an operation that ONNX has not, or the file is not valid ONNX.
+    """
+    function = inference.probabilities
+    try:
+        model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
+        _name_batch_dimension(model.graph)
+        model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        _make_reproducible(model)
+        onnx.checker.check_model(model, full_check=True)
+    except (ValueError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        first_line = str(e).strip().splitlines()[0]
+        raise ExportError(f"tf2onnx cannot make a valid ONNX file of this model: {first_line}") from e
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _name_batch_dimension(graph: Any) -> None:
+    """Says that the free dimension of the input and that of the output are one, by giving them one name."""
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = _BATCH
+    names = [output.name for output in graph.output]
+    assert names == [PROBABILITIES], f"tf2onnx renamed the output: {names}"
+
+
+def _make_reproducible(model: Any) -> None:
+    """Gives every made-up name, and every order that means nothing, a form that follows from the graph alone.
+
+    tf2onnx numbers names by a counter of the process, and walks sets of names: which of two equal constants lends
+    the merged one its name differs from process to process.
+    """
+    graph = model.graph
+    nodes = [node for one in _with_subgraphs(graph) for node in one.node]
+    numbers: dict[str, str] = {}
+
+    def renumber(name: str) -> str:
+        return _COUNTER.sub(lambda m: f"__{numbers.setdefault(m[1], str(len(numbers)))}", name)
+
+    names = {constant.name: "" for constant in graph.initializer}
+    for node in nodes:
+        node.name, node.doc_string = renumber(node.name), ""
+        for i, name in enumerate(node.input):
+            # A constant is called after the first place that it is used in.
+            if names.get(name) == "":
+                names[name] = f"{node.name}/constant_{i}"
+    for one in _with_subgraphs(graph):
+        one.doc_string = ""
+        for named in (*one.input, *one.output, *one.initializer, *one.value_info):
+            named.name = names.get(named.name) or renumber(named.name)
+        for entries in (one.initializer, one.value_info):
+            _replace(entries, sorted(entries, key=lambda entry: str(entry.name)))
+    for node in nodes:
+        _replace(node.input, [names.get(name) or renumber(name) for name in node.input])
+        _replace(node.output, [renumber(name) for name in node.output])
+    for value in graph.value_info:
+        for dimension in value.type.tensor_type.shape.dim:
+            # A free dimension that tf2onnx numbered; an unnamed one is as free, and the checker infers no less.
+            if dimension.dim_param.startswith("unk__"):
+                dimension.ClearField("dim_param")
+
+
+def _with_subgraphs(graph: Any) -> Iterator[Any]:
+    """`graph`, and the bodies of its conditions and loops, whose nodes see its names."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                if body.node:
+                    yield from _with_subgraphs(body)
+
+
+def _replace(field: Any, values: Iterable[Any]) -> None:
+    values = list(values)
+    del field[:]
+    field.extend(values)

@@ -1,0 +1,1 @@
+"""Serving: a local TensorFlow Serving compatible server, a client, and Kubernetes manifests."""

@@ -1,0 +1,167 @@
+"""A client of TensorFlow Serving's REST API; works with `trainer serve` and with TensorFlow Serving itself."""
+
+import base64
+import dataclasses
+import json
+import pathlib
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import httpx
+import numpy as np
+
+from export.client_images import read_client_image
+from export.signature import CLASS_ID, LABEL, PROBABILITIES, SIGNATURE_IMAGES
+from trainer.errors import ArtifactError, TrainerError, UsageError
+
+DEFAULT_TIMEOUT_SECS = 60.0
+# Requests of `predict_images_of_files` stay well under a server's limit on the body, in base64.
+_MAX_BATCH_BYTES = 8 * 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says of one image; `probabilities` are in the order of the classes and add up to 1."""
+
+    label: str
+    class_id: int
+    probabilities: list[float]
+
+
+class Client:
+    """Calls one model of one server. Use it as a context manager, or `close` it.
+
+    Every method raises ArtifactError where the server does not answer or has no such model, UsageError where it
+    refuses the input (with its reason), TrainerError where it failed.
+    """
+
+    def __init__(
+        self, base_url: str, model_name: str, *, version: int | None = None, timeout_secs: float = DEFAULT_TIMEOUT_SECS
+    ) -> None:
+        """base_url: such as "http://127.0.0.1:8501". version: None is the newest one that is served."""
+        self.base_url = base_url.rstrip("/")
+        self.model_name = model_name
+        self._path = f"/v1/models/{urllib.parse.quote(model_name, safe='')}"
+        if version is not None:
+            self._path += f"/versions/{version}"
+        self._http = httpx.Client(timeout=timeout_secs)
+
+    def predict_image_bytes(self, images: Sequence[bytes]) -> list[Prediction]:
+        """Classifies encoded images (JPEG, PNG, ..., upright) of any size."""
+        return self._predict({"instances": [{"b64": base64.b64encode(image).decode()} for image in images]})
+
+    def predict_images(self, images: np.ndarray[Any, Any]) -> list[Prediction]:
+        """Classifies RGB pixels, [batch, size, size, 3], 0 to 255, already at the model's size."""
+        return self._predict({"signature_name": SIGNATURE_IMAGES, "instances": images.tolist()})
+
+    def status(self) -> Any:
+        """GetModelStatusResponse as JSON: `model_version_status`, a list."""
+        return self._request("GET", self._path)
+
+    def metadata(self) -> Any:
+        """GetModelMetadataResponse as JSON: `model_spec` and `metadata` with the signatures."""
+        return self._request("GET", f"{self._path}/metadata")
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _predict(self, request: dict[str, Any]) -> list[Prediction]:
+        answer = self._request("POST", f"{self._path}:predict", json.dumps(request).encode())
+        try:
+            return [
+                Prediction(label=row[LABEL], class_id=row[CLASS_ID], probabilities=row[PROBABILITIES])
+                for row in answer["predictions"]
+            ]
+        except (KeyError, TypeError):
+            raise ArtifactError(
+                f"the model {self.model_name!r} at {self.base_url} is not a classifier of this kind: it answered "
+                f"{json.dumps(answer)[:200]}; expected {PROBABILITIES}, {CLASS_ID} and {LABEL} for each image"
+            ) from None
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
+        return _answer_of(self._http, method, self.base_url + path, body)
+
+
+def predict_images_of_files(url: str, paths: Sequence[pathlib.Path], model_name: str | None = None) -> list[Prediction]:
+    """Classifies image files on a server, in order; rotated (EXIF) images are turned upright first.
+
+    url: "http://host:port", or with the model in it, "http://host:port/v1/models/NAME". model_name: None takes it
+    from the URL, or asks `trainer serve` (TensorFlow Serving does not tell the names of its models).
+
+    Raises what `Client` does, and UsageError for a file that is missing or is no image.
+    """
+    base_url, name_in_url = split_url(url)
+    images = [read_client_image(path) for path in paths]
+    name = model_name or name_in_url or _only_model(base_url)
+    with Client(base_url, name) as client:
+        return [prediction for batch in _batches(images) for prediction in client.predict_image_bytes(batch)]
+
+
+def split_url(url: str) -> tuple[str, str | None]:
+    """Splits the address of a server from the name of a model behind it. Raises UsageError."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as e:
+        raise UsageError(f"{url!r} is not an address ({e}); expected http://host:port") from None
+    base, _, rest = parsed.path.partition("/v1/models/")
+    name = urllib.parse.unquote(rest.split("/")[0].split(":")[0])
+    if parsed.scheme not in ("http", "https") or not parsed.host or (base.strip("/") and not name):
+        raise UsageError(f"{url!r} is not the address of a server; expected http://host:port[/v1/models/NAME]")
+    return str(parsed.copy_with(raw_path=base.encode() or b"/")).rstrip("/"), name or None
+
+
+def _only_model(base_url: str) -> str:
+    with httpx.Client(timeout=DEFAULT_TIMEOUT_SECS) as http:
+        try:
+            names = _answer_of(http, "GET", f"{base_url}/readyz")["models"]
+        except (ArtifactError, KeyError, TypeError) as e:
+            if isinstance(e, ArtifactError) and isinstance(e.__cause__, httpx.TransportError):
+                raise
+            names = []
+    if len(names) != 1:
+        raise ArtifactError(
+            f"{base_url} does not say which model to use (it names {names or 'none'}); "
+            f"give the name in the address: {base_url}/v1/models/NAME"
+        )
+    return str(names[0])
+
+
+def _answer_of(http: httpx.Client, method: str, url: str, body: bytes | None = None) -> Any:
+    try:
+        response = http.request(method, url, content=body)
+    except httpx.TransportError as e:
+        raise ArtifactError(
+            f"no server answers at {url} ({e or type(e).__name__}); start one with: trainer serve EXPORT"
+        ) from e
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = {"error": response.text[:200]}
+    if response.is_success:
+        return answer
+    reason = answer.get("error", answer) if isinstance(answer, dict) else answer
+    message = f"{url} answered {response.status_code}: {reason}"
+    if response.status_code == httpx.codes.NOT_FOUND:
+        raise ArtifactError(message)
+    raise UsageError(message) if response.is_client_error else TrainerError(message)
+
+
+def _batches(images: Sequence[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    for image in images:
+        if batch and sum(map(len, batch)) + len(image) > _MAX_BATCH_BYTES:
+            yield batch
+            batch = []
+        batch.append(image)
+    if batch:
+        yield batch

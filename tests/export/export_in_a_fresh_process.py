@@ -1,0 +1,42 @@
+"""python export_in_a_fresh_process.py WEIGHTS OUT: publishes the classifier with these weights in every format."""
+
+import pathlib
+import sys
+
+import numpy as np
+
+from trainer import tf_runtime
+
+tf_runtime.configure(use_gpus=False)
+
+from digits_classifier import SIGNATURE, build_model, read_digits  # noqa: E402
+
+from export.formats import FORMATS  # noqa: E402
+from export.model_card import Provenance  # noqa: E402
+from export.publish import Publication, publish  # noqa: E402
+
+model = build_model()
+with np.load(sys.argv[1]) as archive:
+    model.set_weights([archive[f"arr_{i}"] for i in range(len(archive.files))])
+provenance = Provenance(
+    run_name="digits-run",
+    run_identity="ab" * 32,
+    global_step=228,
+    which="best",
+    backbone="small_cnn",
+    weights="none",
+    precision="float32",
+    num_train_examples=1200,
+    config_yaml="train:\n  epochs: 6\n",
+)
+publication = Publication(
+    model=model,
+    signature=SIGNATURE,
+    version=3,
+    formats=list(FORMATS.values()),
+    validation=read_digits("validation"),
+    training=read_digits("train"),
+    max_parity_images=32,
+    provenance=provenance,
+)
+publish(publication, pathlib.Path(sys.argv[2]))

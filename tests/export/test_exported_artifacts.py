@@ -1,0 +1,201 @@
+"""What a published export holds, and that every artifact answers like the model under the promised names."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+from conftest import Exported
+from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedImages, read_digits
+
+from export.formats import FORMATS, TFLITE_INT8
+from export.golden import Golden
+from export.inference_model import InferenceModel
+from export.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
+from export.samples import load_images, read_batch
+from export.to_saved_model import replay_warmup_requests
+from export.to_tflite import convert_to_tflite
+
+
+def test_the_model_is_worth_comparing_with(exported: Exported) -> None:
+    figures = exported.report.comparisons[0].figures
+    assert figures is not None and figures.reference_accuracy > 0.9
+
+
+def test_every_format_was_compared_on_the_whole_split_and_passed(exported: Exported) -> None:
+    assert [c.title for c in exported.report.comparisons] == [
+        "saved_model",
+        "saved_model (image_bytes)",
+        *(name for name in FORMATS if name != "saved_model"),
+    ]
+    assert all(c.failure is None for c in exported.report.comparisons)
+    assert exported.report.num_images == exported.report.num_images_in_split == 300
+
+
+@pytest.mark.parametrize("title", ["saved_model", "saved_model (image_bytes)", "tflite-float32", "onnx"])
+def test_float32_artifacts_differ_by_less_than_a_hundred_thousandth(exported: Exported, title: str) -> None:
+    comparison = next(c for c in exported.report.comparisons if c.title == title)
+    assert comparison.figures is not None and comparison.figures.max_difference is not None
+    assert comparison.figures.max_difference < 1e-5
+    assert comparison.figures.agreement == 1
+
+
+def test_the_files_are_those_of_the_contract(exported: Exported) -> None:
+    found = {p.relative_to(exported.directory).as_posix() for p in exported.directory.rglob("*") if p.is_file()}
+    assert found == {
+        "saved_model/digits/3/saved_model.pb",
+        "saved_model/digits/3/fingerprint.pb",
+        "saved_model/digits/3/variables/variables.index",
+        "saved_model/digits/3/variables/variables.data-00000-of-00001",
+        "saved_model/digits/3/assets.extra/tf_serving_warmup_requests",
+        "tflite/digits-float32.tflite",
+        "tflite/digits-float16.tflite",
+        "tflite/digits-dynamic.tflite",
+        "tflite/digits-int8.tflite",
+        "onnx/digits.onnx",
+        "signature.json",
+        "labels.txt",
+        "golden.npz",
+        "parity.json",
+        "MODEL_CARD.md",
+        "checksums.json",
+    }
+    assert (exported.directory / "labels.txt").read_text().splitlines() == CLASS_NAMES
+
+
+def test_the_saved_model_answers_each_signature_under_the_promised_names(
+    exported: Exported, validation: ListedImages
+) -> None:
+    functions = tf.saved_model.load(str(exported.directory / "saved_model/digits/3")).signatures
+    encoded, _ = validation.read(np.arange(3))
+    images = load_images(encoded, GEOMETRY).astype(np.float32)
+    answers = [functions["serving_default"](image_bytes=tf.constant(encoded)), functions["images"](images=images)]
+    for answer in answers:
+        assert {name: (values.dtype.name, values.shape.as_list()) for name, values in answer.items()} == {
+            output.name: (output.dtype, [3, *output.shape[1:]]) for output in SIGNATURE.outputs
+        }
+        labels = [label.decode() for label in answer["label"].numpy()]
+        assert labels == [CLASS_NAMES[i] for i in answer["class_id"].numpy()]
+
+
+def test_the_saved_model_does_not_ask_for_xla(exported: Exported) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    content = (exported.directory / "saved_model/digits/3/saved_model.pb").read_bytes()
+    functions = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0].graph_def.library.function
+    assert functions
+    assert not [f.signature.name for f in functions if f.attr["_XlaMustCompile"].b]
+
+
+def test_the_warm_up_requests_cover_both_signatures_and_are_answered(exported: Exported) -> None:
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    version = exported.directory / "saved_model/digits/3"
+    records = tf.data.TFRecordDataset(str(version / "assets.extra/tf_serving_warmup_requests")).as_numpy_iterator()
+    specs = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request.model_spec for r in records]
+    assert {(s.name, s.signature_name) for s in specs} == {("digits", "serving_default"), ("digits", "images")}
+    assert replay_warmup_requests(version) == len(specs) == 4
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "dynamic", "int8"])
+def test_a_tflite_file_has_one_named_signature_and_built_in_operators_alone(exported: Exported, kind: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(exported.directory / f"tflite/digits-{kind}.tflite"))
+    interpreter.allocate_tensors()
+    assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["images"], "outputs": ["probabilities"]}}
+    run = interpreter.get_signature_runner("serving_default")
+    expected = np.uint8 if kind == "int8" else np.float32
+    assert run.get_input_details()["images"]["shape"].tolist() == [1, SIZE_PX, SIZE_PX, 3]
+    assert run.get_input_details()["images"]["dtype"] is expected
+    assert run.get_output_details()["probabilities"]["dtype"] is expected
+
+
+def test_the_int8_file_takes_raw_pixels_however_dark_the_calibration_images_are(model: Any) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    source = read_digits("train")
+    dark = read_batch(source, np.arange(8), GEOMETRY).images // 4 + 9
+    converted = convert_to_tflite(InferenceModel(model, SIGNATURE), SIGNATURE, [TFLITE_INT8], dark)
+    ((_, content),) = converted
+    interpreter = Interpreter(model_content=content)
+    scale, zero_point = interpreter.get_input_details()[0]["quantization"]
+    assert (scale, zero_point) == (pytest.approx(1.0, abs=1e-6), 0)
+
+
+def test_smaller_formats_are_smaller(exported: Exported) -> None:
+    num_bytes = {c.format: c.num_bytes for c in exported.report.comparisons}
+    assert num_bytes["tflite-float16"] < 0.7 * num_bytes["tflite-float32"]
+    assert num_bytes["tflite-int8"] < 0.6 * num_bytes["tflite-float32"]
+
+
+def test_the_onnx_file_has_named_tensors_and_a_free_batch(exported: Exported) -> None:
+    model = onnx.load(str(exported.directory / "onnx/digits.onnx"))
+    onnx.checker.check_model(model, full_check=True)
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {"images": ["batch", SIZE_PX, SIZE_PX, 3], "probabilities": ["batch", 10]}
+    inferred = {value.name for value in model.graph.value_info}
+    produced = {name for node in model.graph.node for name in node.output} - {"probabilities"}
+    assert produced <= inferred
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_every_runtime_takes_uint8_and_float_pixels_in_any_batch(
+    exported: Exported, model: Any, validation: ListedImages, batch_size: int
+) -> None:
+    directory = exported.directory
+    images = load_images(validation.read(np.arange(batch_size))[0], GEOMETRY)
+    expected = KerasRuntime(model).predict_probabilities(images)
+    for runtime in (
+        SavedModelRuntime(directory / "saved_model/digits/3"),
+        TfliteRuntime(directory / "tflite/digits-float32.tflite"),
+        OnnxRuntime(directory / "onnx/digits.onnx"),
+    ):
+        for pixels in (images, images.astype(np.float32)):
+            np.testing.assert_allclose(runtime.predict_probabilities(pixels), expected, atol=1e-5)
+    int8 = TfliteRuntime(directory / "tflite/digits-int8.tflite").predict_probabilities(images)
+    np.testing.assert_allclose(int8, expected, atol=0.2)
+    assert int8.dtype == np.float32
+
+
+def test_the_golden_file_holds_real_images_and_every_answer(exported: Exported, model: Any) -> None:
+    golden = Golden.load(exported.directory)
+    assert len(golden.batch.images) == 16
+    np.testing.assert_array_equal(load_images(golden.batch.encoded, GEOMETRY), golden.batch.images)
+    np.testing.assert_allclose(
+        golden.probabilities, KerasRuntime(model).predict_probabilities(golden.batch.images), atol=1e-6
+    )
+    assert set(golden.answers) == {c.title for c in exported.report.comparisons}
+
+
+def test_the_report_on_disk_is_the_one_returned_without_times(exported: Exported) -> None:
+    on_disk = json.loads((exported.directory / "parity.json").read_text())
+    assert on_disk == exported.report.model_dump(mode="json")
+    assert "ms_per_image" not in on_disk["comparisons"][0]
+    assert exported.report.answer()["comparisons"][0]["ms_per_image"] > 0
+
+
+def test_the_model_card_states_the_figures_and_its_python_examples_run(
+    exported: Exported, validation: ListedImages, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = (exported.directory / "MODEL_CARD.md").read_text()
+    for comparison in exported.report.comparisons:
+        assert comparison.figures is not None
+        assert f"`{comparison.path}`" in card and f"{comparison.figures.accuracy:.4f}" in card
+    examples = [block.split("```")[0] for block in card.split("```python\n")[1:]]
+    assert len(examples) == 4
+    for entry in exported.directory.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    encoded, class_ids = validation.read(np.array([5]))
+    (tmp_path / "image.png").write_bytes(encoded[0])
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for example in examples:
+        exec(compile(example, "MODEL_CARD.md", "exec"), names)
+    assert names["class_names"][names["probabilities"][0].argmax()] == CLASS_NAMES[class_ids[0]]

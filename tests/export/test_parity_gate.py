@@ -1,0 +1,260 @@
+"""The gate turns red for every way in which an artifact can silently differ, and then nothing is published."""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import Exported
+from digits_classifier import CLASS_NAMES, SIGNATURE, SIZE_PX, ListedImages, build_model, copy_of, read_digits
+
+from export.formats import FORMATS, ONNX, SAVED_MODEL, TFLITE_FLOAT32, TFLITE_INT8, Format
+from export.inference_model import InferenceModel
+from export.parity import Artifact, ParityReport, run_gate
+from export.publish import Publication, publish
+from export.runtimes import KerasRuntime
+from export.samples import load_images, read_batch
+from export.signature import IMAGES, PROBABILITIES, Signature
+from export.to_onnx import convert_to_onnx
+from export.to_saved_model import write_saved_model
+from export.to_tflite import convert_to_tflite
+from trainer.errors import ArtifactError, ExportError, ParityError
+
+
+def write_artifact(model: Any, signature: Signature, wanted: Format, path: pathlib.Path) -> None:
+    """Makes one artifact of `model` in the place of another, without any comparison."""
+    inference = InferenceModel(model, signature)
+    calibration = read_batch(read_digits("train"), np.arange(64), signature.geometry)
+    if wanted.kind == "saved_model":
+        shutil.rmtree(path)
+        write_saved_model(inference, signature, path, calibration)
+    elif wanted.kind == "onnx":
+        path.write_bytes(convert_to_onnx(inference))
+    else:
+        ((_, content),) = convert_to_tflite(inference, signature, [wanted], calibration.images)
+        path.write_bytes(content)
+
+
+def compare(directory: pathlib.Path, model: Any, validation: ListedImages, *formats: Format) -> ParityReport:
+    return run_gate(
+        reference=KerasRuntime(model),
+        reference_name="the model",
+        signature=SIGNATURE,
+        export_dir=directory,
+        artifacts=[Artifact.of(f, SIGNATURE, 3) for f in formats],
+        source=validation,
+        max_images=150,
+    )
+
+
+def perturb_a_layer(model: Any) -> None:
+    kernel, *others = model.get_layer("conv1").get_weights()
+    model.get_layer("conv1").set_weights([kernel + np.random.default_rng(0).normal(0, 0.3, kernel.shape), *others])
+
+
+def swap_two_classes(model: Any) -> None:
+    kernel, bias = model.get_layer("head").get_weights()
+    order = [1, 0, *range(2, len(CLASS_NAMES))]
+    model.get_layer("head").set_weights([kernel[:, order], bias[order]])
+
+
+def shift_the_pixels(model: Any) -> None:
+    model.get_layer("scale").offset = 0.0
+
+
+def scale_the_pixels(model: Any) -> None:
+    model.get_layer("scale").scale = 1 / 255
+
+
+# One of each kind where the damage is in the network itself, and so in what each converter is given.
+ONE_OF_EACH_KIND = (SAVED_MODEL, TFLITE_INT8, ONNX)
+
+
+@pytest.mark.parametrize(
+    ("damage", "formats"),
+    [
+        (perturb_a_layer, tuple(FORMATS.values())),
+        (swap_two_classes, ONE_OF_EACH_KIND),
+        (shift_the_pixels, ONE_OF_EACH_KIND),
+        (scale_the_pixels, ONE_OF_EACH_KIND),
+    ],
+)
+def test_an_artifact_of_a_damaged_model_is_red_in_every_format(
+    damage: Callable[[Any], None],
+    formats: tuple[Format, ...],
+    copy_of_export: pathlib.Path,
+    model: Any,
+    validation: ListedImages,
+) -> None:
+    damaged = copy_of(model)
+    damage(damaged)
+    for wanted in formats:
+        artifact = Artifact.of(wanted, SIGNATURE, 3)
+        write_artifact(damaged, SIGNATURE, wanted, copy_of_export / artifact.path)
+    report = compare(copy_of_export, model, validation, *formats)
+    assert [c.title for c in report.comparisons if not c.failure] == []
+    with pytest.raises(ParityError, match=rf"saved_model, saved_model/digits/3: .*\({len(formats)} more failed\)"):
+        report.raise_on_failure()
+
+
+def test_a_small_change_of_weights_is_red_where_float32_was_promised(
+    copy_of_export: pathlib.Path, model: Any, validation: ListedImages
+) -> None:
+    damaged = copy_of(model)
+    kernel, bias = damaged.get_layer("head").get_weights()
+    damaged.get_layer("head").set_weights([kernel * 1.01, bias])
+    write_artifact(damaged, SIGNATURE, ONNX, copy_of_export / "onnx/digits.onnx")
+    (comparison,) = compare(copy_of_export, model, validation, ONNX).comparisons
+    assert comparison.failure is not None and "where 1e-04 is allowed" in comparison.failure
+
+
+def test_labels_in_another_order_are_red_though_the_probabilities_are_right(
+    copy_of_export: pathlib.Path, model: Any, validation: ListedImages
+) -> None:
+    reordered = SIGNATURE.model_copy(update={"class_names": CLASS_NAMES[::-1]})
+    write_artifact(model, reordered, SAVED_MODEL, copy_of_export / "saved_model/digits/3")
+    for comparison in compare(copy_of_export, model, validation, SAVED_MODEL).comparisons:
+        assert comparison.failure is not None and "where the signature says" in comparison.failure
+
+
+def test_another_resize_is_red_for_encoded_images_alone(
+    copy_of_export: pathlib.Path, model: Any, validation: ListedImages
+) -> None:
+    squashed = SIGNATURE.model_copy(update={"resize": "squash"})
+    write_artifact(model, squashed, SAVED_MODEL, copy_of_export / "saved_model/digits/3")
+    failures = {c.input: c.failure for c in compare(copy_of_export, model, validation, SAVED_MODEL).comparisons}
+    assert failures["images"] is None
+    assert failures["image_bytes"] is not None and "differs by" in failures["image_bytes"]
+
+
+def test_a_tflite_file_that_lost_its_weights_in_conversion_is_red(
+    copy_of_export: pathlib.Path, model: Any, validation: ListedImages, tmp_path: pathlib.Path
+) -> None:
+    module = tf.Module()
+    module.model = model
+    spec = tf.TensorSpec([1, SIZE_PX, SIZE_PX, 3], tf.float32, name=IMAGES)
+    module.answer = tf.function(lambda images: {PROBABILITIES: tf.nn.softmax(model(images, training=False))}, [spec])
+    tf.saved_model.save(module, str(tmp_path / "unfrozen"), signatures={"serving_default": module.answer})
+    content = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "unfrozen")).convert()
+    path = copy_of_export / "tflite/digits-float32.tflite"
+    assert len(content) < 0.5 * path.stat().st_size, "the converter keeps the weights now: freezing is not needed"
+    path.write_bytes(content)
+    (comparison,) = compare(copy_of_export, model, validation, TFLITE_FLOAT32).comparisons
+    assert comparison.failure is not None
+
+
+def test_a_file_that_no_runtime_loads_is_red_and_the_others_are_still_compared(
+    copy_of_export: pathlib.Path, model: Any, validation: ListedImages
+) -> None:
+    (copy_of_export / "tflite/digits-float32.tflite").write_bytes(b"TFL3 but not really")
+    (copy_of_export / "onnx/digits.onnx").unlink()
+    shutil.rmtree(copy_of_export / "saved_model/digits/3/variables")
+    report = compare(copy_of_export, model, validation, SAVED_MODEL, TFLITE_FLOAT32, TFLITE_INT8, ONNX)
+    failures = {c.format: c.failure for c in report.comparisons}
+    assert "does not load as a SavedModel" in str(failures["saved_model"])
+    assert "does not load in LiteRT" in str(failures["tflite-float32"])
+    assert "cannot be read" in str(failures["onnx"])
+    assert failures["tflite-int8"] is None
+
+
+def with_model(publication: Publication, model: Any, *formats: Format) -> Publication:
+    return dataclasses.replace(publication, model=model, formats=formats)
+
+
+def test_a_model_that_answers_nan_is_not_published(publication: Publication, tmp_path: pathlib.Path) -> None:
+    broken = build_model()
+    kernel, bias = broken.get_layer("head").get_weights()
+    broken.get_layer("head").set_weights([np.full_like(kernel, np.nan), bias])
+    with pytest.raises(ParityError, match="NaN or infinity in the answers to 300 of 300 images") as caught:
+        publish(with_model(publication, broken, ONNX), tmp_path / "export")
+    assert caught.value.exit_status == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def insensitive_to_rounding_it_is_not(model: Any) -> Any:
+    """The same function, but with a huge constant beside the features: one int8 scale cannot hold both."""
+    import keras
+
+    features = model.get_layer("dropout").output
+    constant = keras.layers.Rescaling(0.0, 1e5)(features)
+    logits = keras.layers.Dense(len(CLASS_NAMES), name="wide_head")(keras.layers.Concatenate()([features, constant]))
+    wide = keras.Model(model.inputs, logits)
+    kernel, bias = model.get_layer("head").get_weights()
+    wide.get_layer("wide_head").set_weights([np.concatenate([kernel, np.zeros_like(kernel)]), bias])
+    return wide
+
+
+def test_a_model_that_does_not_survive_int8_is_published_only_without_it(
+    publication: Publication, model: Any, tmp_path: pathlib.Path
+) -> None:
+    fragile = insensitive_to_rounding_it_is_not(model)
+    seen: list[ParityReport] = []
+    with pytest.raises(ParityError, match=r"tflite-int8, tflite/digits-int8.tflite: accuracy is .* points lower"):
+        publish(with_model(publication, fragile, TFLITE_INT8, ONNX), tmp_path / "export", on_report=seen.append)
+    assert list(tmp_path.iterdir()) == []
+    assert [bool(c.failure) for c in seen[0].comparisons] == [True, False]
+    publish(with_model(publication, fragile, ONNX), tmp_path / "export")
+    assert (tmp_path / "export/onnx/digits.onnx").is_file()
+
+
+def test_an_operator_that_tflite_lacks_is_named(publication: Publication, tmp_path: pathlib.Path) -> None:
+    import keras
+
+    images = keras.Input((SIZE_PX, SIZE_PX, 3))
+    x = keras.layers.Flatten()(keras.layers.Resizing(8, 8, interpolation="bicubic")(images))
+    model = keras.Model(images, keras.layers.Dense(len(CLASS_NAMES))(x))
+    with pytest.raises(ExportError, match=r"tflite-float32 has no operator for tf\.ResizeBicubic \(in .*resizing") as e:
+        publish(with_model(publication, model, TFLITE_FLOAT32), tmp_path / "export")
+    assert e.value.exit_status == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_in_the_way_is_replaced_only_on_request(
+    publication: Publication, copy_of_export: pathlib.Path, model: Any
+) -> None:
+    smaller = with_model(publication, model, ONNX)
+    with pytest.raises(ArtifactError, match=r"holds an export already.*--overwrite"):
+        publish(smaller, copy_of_export)
+    assert (copy_of_export / "saved_model").is_dir()
+    publish(smaller, copy_of_export, overwrite=True)
+    assert not (copy_of_export / "saved_model").exists() and (copy_of_export / "onnx/digits.onnx").is_file()
+
+
+def test_a_directory_that_is_no_export_is_never_replaced(publication: Publication, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="is not an export, so it is left alone"):
+        publish(publication, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_failed_replacement_leaves_the_export_that_was_there(
+    publication: Publication, copy_of_export: pathlib.Path
+) -> None:
+    before = (copy_of_export / "checksums.json").read_bytes()
+    broken = build_model()
+    kernel, bias = broken.get_layer("head").get_weights()
+    broken.get_layer("head").set_weights([np.full_like(kernel, np.inf), bias])
+    with pytest.raises(ParityError):
+        publish(with_model(publication, broken, ONNX), copy_of_export, overwrite=True)
+    assert (copy_of_export / "checksums.json").read_bytes() == before
+
+
+def test_fewer_images_are_spread_over_the_split_and_said(
+    exported: Exported, model: Any, validation: ListedImages
+) -> None:
+    report = compare(exported.directory, model, validation, ONNX)
+    assert (report.num_images, report.num_images_in_split) == (150, 300)
+
+
+def test_encoded_images_are_decoded_as_in_training(validation: ListedImages) -> None:
+    from digits_classifier import GEOMETRY
+
+    from trainer.data.preprocess import load_image
+
+    encoded, _ = validation.read(np.arange(2))
+    expected = np.stack([load_image(tf.constant(e), GEOMETRY).numpy() for e in encoded])
+    np.testing.assert_array_equal(load_images(encoded, GEOMETRY), expected)

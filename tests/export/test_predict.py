@@ -1,0 +1,160 @@
+"""Predictions from a run, an export and each kind of artifact file, for image files as they come from people."""
+
+import io
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import Exported
+from digits_classifier import CLASS_NAMES, ListedImages
+
+from export.client_images import read_client_image
+from export.formats import FORMATS
+from export.predict import open_target
+from export.predictions import predict_on_server
+from trainer.errors import ArtifactError, UsageError
+
+NUM_IMAGES = 12
+
+
+@pytest.fixture(scope="session")
+def image_files(validation: ListedImages, tmp_path_factory: pytest.TempPathFactory) -> list[pathlib.Path]:
+    directory = tmp_path_factory.mktemp("images")
+    encoded, _ = validation.read(np.arange(NUM_IMAGES))
+    for i, content in enumerate(encoded):
+        (directory / f"{i}.png").write_bytes(content)
+    return [directory / f"{i}.png" for i in range(NUM_IMAGES)]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        ".",
+        "saved_model/digits/3",
+        "tflite/digits-float32.tflite",
+        "tflite/digits-float16.tflite",
+        "tflite/digits-dynamic.tflite",
+        "tflite/digits-int8.tflite",
+        "onnx/digits.onnx",
+    ],
+)
+def test_an_export_and_each_of_its_artifacts_predict_alike(
+    exported: Exported, validation: ListedImages, image_files: list[pathlib.Path], target: str
+) -> None:
+    predictions = open_target(exported.directory / target).predict_files(image_files, top=3)
+    best = [p.classes[0] for p in predictions]
+    _, class_ids = validation.read(np.arange(NUM_IMAGES))
+    assert np.mean([c.class_id for c in best] == class_ids) >= 0.9
+    assert [c.label for c in best] == [CLASS_NAMES[c.class_id] for c in best]
+    assert [p.image for p in predictions] == [str(path) for path in image_files]
+    assert all(len(p.classes) == 3 for p in predictions)
+    assert all(p.classes[0].probability >= p.classes[1].probability >= p.classes[2].probability for p in predictions)
+
+
+def test_more_classes_than_there_are_gives_all(exported: Exported, image_files: list[pathlib.Path]) -> None:
+    (prediction,) = open_target(exported.directory / "onnx/digits.onnx").predict_files(image_files[:1], top=99)
+    assert sorted(c.class_id for c in prediction.classes) == list(range(10))
+    assert sum(c.probability for c in prediction.classes) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_rotated_photograph_is_turned_upright(
+    exported: Exported, image_files: list[pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    upright = PIL.Image.open(image_files[0])
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    rotated = tmp_path / "rotated.png"
+    upright.transpose(PIL.Image.Transpose.ROTATE_90).save(rotated, exif=exif)
+    upright.close()
+    target = open_target(exported.directory)
+    first, second = target.predict_files([image_files[0], rotated], top=10)
+    assert [c.class_id for c in first.classes] == [c.class_id for c in second.classes]
+    assert [c.probability for c in first.classes] == pytest.approx([c.probability for c in second.classes], abs=1e-6)
+
+
+def test_an_upright_file_is_passed_on_byte_for_byte(image_files: list[pathlib.Path]) -> None:
+    assert read_client_image(image_files[0]) == image_files[0].read_bytes()
+
+
+def test_a_missing_image_is_named(exported: Exported, image_files: list[pathlib.Path]) -> None:
+    with pytest.raises(UsageError, match=r"the image .*nowhere.png cannot be read: No such file") as caught:
+        open_target(exported.directory / "onnx/digits.onnx").predict_files(
+            [image_files[0], pathlib.Path("nowhere.png")], 1
+        )
+    assert caught.value.exit_status == 2
+
+
+def _truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _as_tiff(content: bytes) -> bytes:
+    converted = io.BytesIO()
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        image.save(converted, "TIFF")
+    return converted.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda _: b"", "is not an image"),
+        (lambda _: b"hello, this is text", "is not an image"),
+        (_truncated, "is a broken image"),
+        (_as_tiff, "is TIFF; the model reads JPEG, PNG, GIF, BMP and WebP"),
+    ],
+)
+def test_what_is_no_readable_image_is_named(
+    exported: Exported, image_files: list[pathlib.Path], tmp_path: pathlib.Path, change: Any, complaint: str
+) -> None:
+    path = tmp_path / "given.png"
+    path.write_bytes(change(image_files[0].read_bytes()))
+    with pytest.raises(UsageError, match=f"given.png {complaint}"):
+        open_target(exported.directory / "onnx/digits.onnx").predict_files([path], top=1)
+
+
+def test_a_lone_file_is_told_what_it_lacks(exported: Exported, tmp_path: pathlib.Path) -> None:
+    for name in ("tflite/digits-int8.tflite", "onnx/digits.onnx"):
+        lone = tmp_path / pathlib.Path(name).name
+        shutil.copy(exported.directory / name, lone)
+        with pytest.raises(ArtifactError, match=r"no signature.json beside or above .* copy signature.json"):
+            open_target(lone)
+    shutil.copy(exported.directory / "signature.json", tmp_path)
+    open_target(tmp_path / "digits.onnx")
+
+
+def test_a_file_beside_a_signature_of_another_model_is_refused(
+    exported: Exported, image_files: list[pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    shutil.copy(exported.directory / "onnx/digits.onnx", tmp_path)
+    signature = (exported.directory / "signature.json").read_text()
+    (tmp_path / "signature.json").write_text(signature.replace('"zero",', "", 1))
+    with pytest.raises(ArtifactError, match="10 probabilities, but 9 classes"):
+        open_target(tmp_path / "digits.onnx").predict_files(image_files[:1], top=1)
+
+
+def test_what_is_no_target_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ArtifactError, match="does not exist; give a run"):
+        open_target(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match="is not a run, an export"):
+        open_target(tmp_path)
+    (tmp_path / "signature.json").write_text("{}")
+    (tmp_path / "text.tflite").write_bytes(b"not a model")
+    with pytest.raises(ArtifactError, match=r"signature.json is not of schema version"):
+        open_target(tmp_path / "text.tflite")
+
+
+def test_a_server_names_the_best_class_alone() -> None:
+    class Served:
+        label, class_id = "seven", 1
+        probabilities = (0.2, 0.7, 0.1)
+
+    (prediction,) = predict_on_server(lambda url, paths: [Served()], "http://host:1", [pathlib.Path("a.png")], top=2)
+    assert [(c.class_id, c.label, c.probability) for c in prediction.classes] == [(1, "seven", 0.7), (0, None, 0.2)]
+
+
+def test_the_formats_of_this_test_are_all_there_are() -> None:
+    assert len(FORMATS) == 6

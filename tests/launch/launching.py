@@ -1,0 +1,44 @@
+"""Runs `trainer launch` in a process of its own, on a setting that takes seconds."""
+
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+# The head alone on small images, with dropout: what is random must come out the same after a restart.
+QUICK = (
+    "--device=cpu",
+    "--set=model.image_size_px=32",
+    "--set=model.trainable=head",
+    "--set=model.dropout=0.2",
+    "--set=augment.preset=light",
+    "--set=train.epochs=2",
+    "--set=log.every_steps=5",
+)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from trainer.cli.app import main; main()", *arguments]
+
+
+def launch(dataset: pathlib.Path, run_dir: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("launch", f"--data={dataset}", f"--run-dir={run_dir}", *QUICK, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def final_weights_hash(run_dir: pathlib.Path) -> str:
+    """SHA-256 of the weights and the optimizer's slots of the last checkpoint."""
+    last = max((run_dir / "checkpoints").glob("step-*"))
+    digest = hashlib.sha256()
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        digest.update((last / name).read_bytes())
+    return digest.hexdigest()
+
+
+def metrics(run_dir: pathlib.Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,209 @@
+"""Plans, wrong input and evaluation through the library surface that `trainer launch` itself calls."""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from trainer.cli.app import main
+from trainer.config import load_config
+from trainer.data.prepare import PrepareOptions, prepare_dataset
+from trainer.distribute.tf_strategy import make_engine
+from trainer.distribute.topology import Topology
+from trainer.errors import StoppedOnRequest, UsageError
+from trainer.evaluate import evaluate_run
+from trainer.launch import plan_run, start_run
+from trainer.loop import run_loop
+from trainer.run_dir import RunDir
+
+SMALL = [
+    "distribute.device=cpu",
+    "model.image_size_px=32",
+    "model.trainable=head",
+    "train.epochs=1",
+    "optimizer.learning_rate=0.01",
+]
+
+
+def no_note(_: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def run(digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A finished run of one epoch."""
+    config = load_config(overrides=[*SMALL, f"data.path={digits}"])
+    planned = plan_run(config, run_dir=tmp_path_factory.mktemp("runs") / "run", resume=True, note=no_note)
+    start_run(planned, no_note)
+    return planned.run
+
+
+def exit_status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["trainer", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return int(exit_.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--gpus=8"], "finds 0 GPUs on this machine; use --device cpu --replicas 2"),
+        (["--device=cpu", "--gpus=1"], "exclude each other"),
+        (["--replicas=2"], "add --device cpu"),
+        (["--device=cpu", "--set=train.epoch=2"], "did you mean 'train.epochs'"),
+        (["--device=cpu", "--set=train.epochs=two"], "should be a valid number"),
+        (["--device=cpu", "--set=model.backbone=resnet5"], "the nearest names are"),
+        (["--device=cpu", "--replicas=4", "--set=train.global_batch_size=4"], "too small for 4 replicas"),
+        (
+            ["--device=cpu", "--replicas=3", "--set=train.global_batch_size=64", "--strict-batch"],
+            "cannot share evenly",
+        ),
+        (["--device=cpu", "--set=model.weights=nowhere.safetensors", "--set=model.image_size_px=32"], "does not exist"),
+        (["--device=cpu", "--config=nowhere.yaml"], "the recipe nowhere.yaml does not exist"),
+        (["--device=cpu", "--strategy=horovod"], "horovodrun"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_sentence_with_the_fix_and_status_2(
+    digits: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    answer: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = exit_status(monkeypatch, "launch", f"--data={digits}", f"--run-dir={tmp_path / 'run'}", *arguments)
+    stderr = capfd.readouterr().err
+    assert status == 2
+    assert "error: " in stderr and "Traceback" not in stderr
+    assert answer in stderr, stderr
+
+
+@pytest.mark.parametrize("data", ["missing", "empty", "one class"])
+def test_data_that_cannot_be_trained_on_is_refused_with_status_2(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], data: str
+) -> None:
+    folder = tmp_path / "images"
+    if data != "missing":
+        folder.mkdir()
+    if data == "one class":
+        (folder / "cat").mkdir()
+        (folder / "cat" / "1.png").write_bytes(b"not looked at")
+    assert exit_status(monkeypatch, "launch", f"--data={folder}", "--device=cpu") == 2
+    assert str(folder) in capfd.readouterr().err
+
+
+def test_a_launch_without_data_says_how_to_name_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_status(monkeypatch, "launch", "--device=cpu") == 2
+    assert "give --data DATASET" in capfd.readouterr().err
+
+
+def test_a_shard_that_fails_its_checksum_is_named(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(digits, damaged)
+    shard = sorted(damaged.glob("train-*.tfrecord"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    config = load_config(overrides=[*SMALL, f"data.path={damaged}"])
+    planned = plan_run(config, run_dir=tmp_path / "run", resume=True, note=no_note)
+    with pytest.raises(UsageError, match=f"{shard.name}.* fails its checksum"):
+        start_run(planned, no_note)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_that_holds_another_run_is_refused(run: RunDir, digits: pathlib.Path) -> None:
+    other = load_config(overrides=[*SMALL, f"data.path={digits}", "train.seed=5"])
+    with pytest.raises(UsageError, match="holds another run"):
+        plan_run(other, run_dir=run.path, resume=True, note=no_note)
+    same = load_config(overrides=[*SMALL, f"data.path={digits}"])
+    with pytest.raises(UsageError, match="--no-resume"):
+        plan_run(same, run_dir=run.path, resume=False, note=no_note)
+
+
+def test_without_a_run_dir_an_unfinished_run_of_the_same_configuration_goes_on(
+    digits: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(overrides=[*SMALL, f"data.path={digits}"])
+    first = plan_run(config, run_dir=None, resume=True, note=no_note)
+    first.run.create(config, first.plan.run_info(config, "first"))
+    assert plan_run(config, run_dir=None, resume=True, note=no_note).run.path == first.run.path
+    other = load_config(overrides=[*SMALL, f"data.path={digits}", "train.seed=5"])
+    assert not plan_run(other, run_dir=None, resume=True, note=no_note).run.exists()
+
+
+def test_the_run_directory_tells_everything_of_the_run(run: RunDir) -> None:
+    assert run.config().model.image_size_px == 32
+    info = run.info()
+    assert info.weights == "bundled" and info.precision == "float32" and info.batch_norm == "frozen"
+    for path in (run.plan_file, run.environment_file, run.metrics_file):
+        assert path.stat().st_size > 0
+    assert list(run.tensorboard_dir.rglob("events.out.*"))
+
+
+def test_evaluation_gives_the_same_numbers_on_any_number_of_replicas(run: RunDir, digits: pathlib.Path) -> None:
+    results = []
+    for num_replicas, batch_size in ((1, 32), (1, 7), (3, 8)):
+        strategy = "single" if num_replicas == 1 else "mirrored"
+        topology = Topology(strategy=strategy, device="cpu", num_local_replicas=num_replicas)
+        evaluation = evaluate_run(run, "test", make_engine(topology), per_replica_batch_size=batch_size)
+        results.append(evaluation)
+    assert {e.num_examples for e in results} == {
+        sum(results[0].confusion_matrix[i][j] for i in range(10) for j in range(10))
+    }
+    assert len({e.accuracy for e in results}) == 1
+    np.testing.assert_allclose([e.loss for e in results], results[0].loss, rtol=1e-6)
+    assert results[0].confusion_matrix == results[1].confusion_matrix == results[2].confusion_matrix
+
+
+def test_a_stop_request_ends_the_loop_after_the_running_step_and_saves_it() -> None:
+    saved: list[int] = []
+    with pytest.raises(StoppedOnRequest) as error:
+        run_loop(
+            batches=iter(range(10)),  # type: ignore[arg-type]
+            train_step=lambda batch: batch,  # type: ignore[arg-type,return-value]
+            first_step=3,
+            on_metrics=lambda _: None,
+            actions=[],
+            save=saved.append,
+            should_stop=lambda: True,
+        )
+    assert saved == [4]
+    assert error.value.exit_status == 75
+
+
+def test_a_raw_folder_is_prepared_once_beside_itself(tmp_path: pathlib.Path) -> None:
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(random.integers(0, 256, [20, 30, 3], dtype=np.uint8)).save(
+                tmp_path / "pets" / name / f"{i}.png"
+            )
+    config = load_config(overrides=[*SMALL, f"data.path={tmp_path / 'pets'}"])
+    first = plan_run(config, run_dir=tmp_path / "run", resume=True, note=no_note)
+    written = pathlib.Path(first.plan.dataset_dir, "manifest.json").stat().st_mtime_ns
+    second = plan_run(config, run_dir=tmp_path / "run", resume=True, note=no_note)
+    assert first.plan == second.plan
+    assert pathlib.Path(second.plan.dataset_dir, "manifest.json").stat().st_mtime_ns == written
+    assert first.plan.class_names == ["cat", "dog"]
+
+
+def test_digits_prepared_with_another_seed_are_another_run(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    other = tmp_path / "digits"
+    prepare_dataset("digits", other, options=PrepareOptions(seed=1))
+    plans = [
+        plan_run(
+            load_config(overrides=[*SMALL, f"data.path={path}"]), run_dir=tmp_path / "run", resume=True, note=no_note
+        ).plan
+        for path in (digits, other)
+    ]
+    assert plans[0].dataset_hash != plans[1].dataset_hash

@@ -1,0 +1,73 @@
+"""A run that is killed or stopped, and goes on: real processes, real signals."""
+
+import pathlib
+import signal
+import time
+
+import pytest
+from launching import final_weights_hash, launch, metrics
+
+EVERY_SEVEN = "--set=checkpoint.every_steps=7"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    process = launch(digits, run_dir, EVERY_SEVEN)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return run_dir
+
+
+def wait_for_checkpoint(run_dir: pathlib.Path, timeout_secs: float = 240) -> None:
+    deadline = time.monotonic() + timeout_secs
+    while not list((run_dir / "checkpoints").glob("step-*")):
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.01)
+
+
+def test_kill_dash_nine_and_the_same_command_end_with_the_same_weights_to_the_bit(
+    digits: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = launch(digits, run_dir, EVERY_SEVEN)
+    wait_for_checkpoint(run_dir)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+    process = launch(digits, run_dir, EVERY_SEVEN)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "going on with" in output
+    assert final_weights_hash(run_dir) == final_weights_hash(uninterrupted)
+
+    def validation(path: pathlib.Path) -> list[tuple[float, float]]:
+        return [(m["step"], m["loss"]) for m in metrics(path) if m["split"] == "validation"]
+
+    assert validation(run_dir) == validation(uninterrupted)
+
+
+def test_sigterm_saves_and_exits_with_75_and_the_same_command_goes_on(
+    digits: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = launch(digits, run_dir, EVERY_SEVEN)
+    wait_for_checkpoint(run_dir)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert "the same command goes on" in output and "Traceback" not in output
+
+    process = launch(digits, run_dir, EVERY_SEVEN)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert final_weights_hash(run_dir) == final_weights_hash(uninterrupted)
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(uninterrupted: pathlib.Path) -> None:
+    steps = sorted(path.name for path in (uninterrupted / "checkpoints").iterdir())
+    best = max((m for m in metrics(uninterrupted) if m["split"] == "validation"), key=lambda m: m["accuracy"])
+    assert len(steps) <= 3
+    assert f"step-{int(best['step']):08d}" in steps
+    assert not [name for name in steps if name.startswith(".tmp-")]

@@ -1,0 +1,46 @@
+"""A real export in miniature, and a real server over it."""
+
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from brightness_export import CLASS_NAMES, SIZE, save_brightness_model
+from running_server import run_server
+
+from export.signature import Signature
+from trainer import tf_runtime
+from trainer.data.geometry import Geometry
+
+
+@pytest.fixture(scope="session")
+def export_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """EXPORT with versions 9 and 10 of the model `brightness`, which names the brightness of an image."""
+    tf_runtime.configure()
+    directory = tmp_path_factory.mktemp("serving") / "export"
+    base_path = directory / "saved_model" / "brightness"
+    save_brightness_model(base_path / "9")
+    shutil.copytree(base_path / "9", base_path / "10")
+    (base_path / "not-a-version").mkdir()
+    Signature.of_classifier(
+        model_name="brightness", class_names=CLASS_NAMES, geometry=Geometry(image_size_px=SIZE, resize="crop")
+    ).save(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def server_url(export_dir: pathlib.Path) -> Iterator[str]:
+    """The address of a real uvicorn server over the export, every version loaded."""
+    from serving.rest_server import build_app
+    from serving.servable import Model, Models
+
+    model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness", versions="all")
+    model.load()
+    yield from run_server(build_app(Models(model), max_body_bytes=1_000_000, num_threads=4))
+
+
+@pytest.fixture(scope="session")
+def http(server_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server_url, timeout=60) as client:
+        yield client

@@ -1,0 +1,129 @@
+"""`trainer prepare`: labelled images to a dataset."""
+
+import collections
+import pathlib
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from trainer.cli.output import JsonOption, print_answer, print_json
+
+if TYPE_CHECKING:
+    from trainer.data.manifest import Manifest
+
+MAX_ROWS = 20
+
+
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with one folder of images per class; a .csv or .jsonl file with path and label; digits; "
+            "fashion-mnist, or fashion-mnist:FOLDER.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[pathlib.Path, typer.Option(help="The dataset to write; appears whole or not at all.")],
+    val: Annotated[
+        float, typer.Option(help="Share of each class for validation; a split that the source has is kept.")
+    ] = 0.1,
+    test: Annotated[
+        float, typer.Option(help="Share of each class for the test; a split that the source has is kept.")
+    ] = 0.1,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Decides the splits and the order; the same seed gives the same bytes.")
+    ] = 0,
+    max_bad_fraction: Annotated[
+        float, typer.Option(help="Fail when a larger share of the files is corrupt, truncated, empty or no image.")
+    ] = 0.01,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read and decode; 0: one for each core.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there already.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Prepare labelled images as a dataset: checked, split by class, shuffled, sharded.
+
+    Every image is decoded once by the decoder that training uses. The bytes of JPEG and PNG files are kept; what
+    training would read wrong (rotated by EXIF, CMYK, transparent, TIFF...) is re-encoded and counted. Files that
+    cannot be used are listed in manifest.json with the reason.
+    """
+    from trainer.data.new_dataset import check_target
+    from trainer.data.prepare import PrepareOptions, prepare_dataset
+    from trainer.data.sources import open_source
+
+    options = PrepareOptions(
+        validation_fraction=val,
+        test_fraction=test,
+        seed=seed,
+        max_bad_fraction=max_bad_fraction,
+        num_workers=workers,
+    )
+    # A wrong path is answered before TensorFlow is started.
+    open_source(source)
+    check_target(out, source, overwrite=overwrite)
+
+    from trainer import tf_runtime
+    from trainer.progress import task_progress
+
+    tf_runtime.configure(use_gpus=False)
+    manifest = prepare_dataset(source, out, options=options, overwrite=overwrite, progress=task_progress)
+    if json_:
+        print_json(_answer(manifest, out))
+        return
+    print_answer(_count_table(manifest))
+    print_answer(Text("\n".join(_summary(manifest, out))))
+
+
+def _answer(manifest: "Manifest", out: pathlib.Path) -> dict[str, Any]:
+    return {
+        "dataset": str(out),
+        "content_hash": manifest.content_hash(),
+        "class_names": manifest.class_names,
+        "splits": {
+            name: {
+                "num_examples": split.num_examples,
+                "class_counts": split.class_counts,
+                "num_shards": len(split.shards),
+                "num_bytes": sum(shard.num_bytes for shard in split.shards),
+            }
+            for name, split in manifest.splits.items()
+        },
+        "bad_files": [bad.model_dump() for bad in manifest.bad_files],
+        "num_reencoded": manifest.num_reencoded,
+    }
+
+
+def _count_table(manifest: "Manifest") -> Table:
+    table = Table("class", *manifest.splits, header_style="bold", box=box.SIMPLE_HEAD, show_footer=True)
+    table.columns[0].footer = f"{manifest.num_classes:,} classes"
+    for column, split in zip(table.columns[1:], manifest.splits.values(), strict=True):
+        column.justify = "right"
+        column.footer = f"{split.num_examples:,}"
+    for label, class_name in enumerate(manifest.class_names[:MAX_ROWS]):
+        counts = (f"{split.class_counts[label]:,}" for split in manifest.splits.values())
+        table.add_row(Text(class_name), *counts)
+    if manifest.num_classes > MAX_ROWS:
+        table.add_row(f"... {manifest.num_classes - MAX_ROWS:,} more", *("" for _ in manifest.splits))
+    return table
+
+
+def _summary(manifest: "Manifest", out: pathlib.Path) -> list[str]:
+    lines = []
+    if manifest.bad_files:
+        kinds = collections.Counter(bad.reason.partition(":")[0] for bad in manifest.bad_files)
+        lines.append(f"left out    {_counts(kinds)}; {out}/manifest.json names each")
+    if manifest.num_reencoded:
+        lines.append(f"re-encoded  {_counts(manifest.num_reencoded)}; all other files are stored as they are")
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    num_bytes = sum(shard.num_bytes for shard in shards)
+    lines.append(f"written     {out}: {len(shards):,} shard{'s'[: len(shards) != 1]}, {num_bytes / 1e6:,.1f} MB")
+    lines.append(f"next        trainer launch --data {shlex.quote(str(out))}")
+    return lines
+
+
+def _counts(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))

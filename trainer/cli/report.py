@@ -1,0 +1,42 @@
+"""`trainer report`: one HTML file about a run."""
+
+import pathlib
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from trainer.cli.output import JsonOption, print_answer, print_json
+
+
+class Split(StrEnum):
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+def report(
+    run: Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")],
+    split: Annotated[Split, typer.Option(help="An evaluated split; see trainer evaluate.")] = Split.test,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="The HTML file to write.", show_default="RUN/report.html")
+    ] = None,
+    data: Annotated[
+        pathlib.Path | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write a report of a run: one HTML file with curves, confusion matrix, images, mistakes and settings.
+
+    The file holds everything that it shows, so it can be mailed or archived; it opens from the disk and prints.
+    Evaluate the split first: trainer evaluate RUN.
+    """
+    from trainer.report.render import write_report
+    from trainer.run_dir import RunDir
+
+    path = write_report(RunDir(run), split=split.value, out=out, dataset_dir=data)
+    if json_:
+        print_json({"report": str(path)})
+    else:
+        print_answer(escape(str(path)))

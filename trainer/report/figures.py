@@ -1,0 +1,221 @@
+"""The figures of the report, as numbers that the template draws: positions in [0, 1] and shares in [0, 1].
+
+A chart is an SVG that stretches to the width of the page under labels that are text of the page: the lines
+keep their width and the letters their size from a phone to a printed sheet, and the colours are the page's own.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from trainer.classification_metrics import ClassMetrics, Evaluation
+
+# Two values for each bucket: more than the pixels of a chart would not be seen.
+MAX_BUCKETS = 300
+# Where the largest value is so many times the smallest, a linear scale shows only the start.
+LOG_SCALE_FROM_RATIO = 200
+MAX_MATRIX_CLASSES = 50
+MAX_NUMBERED_CLASSES = 25
+MAX_LISTED_CLASSES = 40
+NUM_WORST_CLASSES = 20
+NUM_WORST_PAIRS = 12
+
+# The coordinates of the paths; the SVG stretches them.
+_SVG_UNITS = 1000
+
+Point = tuple[float, float]
+Format = Callable[[float], str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tick:
+    """A grid line: `position` from the left or from the bottom of the plot."""
+
+    position: float
+    label: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One series. `dots` are (left, bottom); `name` also selects the colour, as the class `line-<name>`."""
+
+    name: str
+    path: str
+    dots: list[Point]
+    last: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LineChart:
+    title: str
+    note: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    lines: list[Line]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Maps [low, high] to [0, 1], linearly or by the logarithm."""
+
+    low: float
+    high: float
+    is_log: bool = False
+
+    def position(self, value: float) -> float:
+        if self.is_log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """`share` is of the examples of the true class, the row."""
+
+    count: int
+    share: float
+    is_diagonal: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConfusedPair:
+    true: str
+    predicted: str
+    count: int
+    share: float
+
+
+def line_chart(
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    *,
+    format_value: Format,
+    low: float | None = None,
+    high: float | None = None,
+    may_be_log: bool = False,
+) -> LineChart | None:
+    """A chart of `series`: (step, value) by name, ascending in step. None where no value is finite.
+
+    Args:
+        format_value: of the last values, which the legend names.
+        low, high: ends of the vertical axis where they do not follow from the values.
+        may_be_log: positive values that span `LOG_SCALE_FROM_RATIO` get a logarithmic axis.
+    """
+    finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
+    values = [value for points in finite.values() for _, value in points]
+    if not values:
+        return None
+    is_log = may_be_log and min(values) > 0 and max(values) / min(values) >= LOG_SCALE_FROM_RATIO
+    y_values = log_ticks(min(values), max(values)) if is_log else _linear_ticks(values, low, high)
+    y_scale = Scale(low=y_values[0], high=y_values[-1], is_log=is_log)
+    last_step = max(step for points in finite.values() for step, _ in points)
+    x_scale = Scale(low=0, high=max(last_step, 1))
+    num_hidden = sum(len(points) for points in series.values()) - len(values)
+    notes = ["logarithmic"] if is_log else []
+    if num_hidden:
+        notes.append(f"{num_hidden} not finite, not drawn")
+    return LineChart(
+        title=title,
+        note=", ".join(notes),
+        x_ticks=_labelled([v for v in nice_ticks(0, x_scale.high) if v <= x_scale.high], x_scale),
+        y_ticks=_labelled(y_values, y_scale),
+        lines=[_line(name, points, x_scale, y_scale, format_value) for name, points in finite.items() if points],
+    )
+
+
+def nice_ticks(low: float, high: float, max_ticks: int = 6) -> list[float]:
+    """At most `max_ticks` multiples of 1, 2 or 5 times a power of ten, from at or below `low` to at or above `high`."""
+    if high <= low:  # one value: the axis goes from it to zero, or from zero to one
+        low, high = (min(low, 0), max(low, 0)) if low else (0, 1)
+    power = 10 ** math.floor(math.log10((high - low) / max_ticks))
+    for factor in (1, 2, 5, 10, 20, 50):
+        step = factor * power
+        # A hair of room: 0.3 is 2.9999999999999996 times 0.1.
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        if last - first + 1 <= max_ticks:
+            break
+    return [i * step for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from at or below `low` to at or above `high`, both positive; seven at most."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = max(1, math.ceil((last - first) / 6))
+    return [10.0**exponent for exponent in range(first, max(last, first + 1) + every, every)]
+
+
+def thin_out(points: Sequence[Point], max_buckets: int = MAX_BUCKETS) -> list[Point]:
+    """Keeps the smallest and the largest value of each bucket of neighbours, so that no spike is lost."""
+    if len(points) <= 2 * max_buckets:
+        return list(points)
+    kept = []
+    for i in range(max_buckets):
+        bucket = points[i * len(points) // max_buckets : (i + 1) * len(points) // max_buckets]
+        kept += sorted({min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])})
+    # The ends of the line are its first and its last value, whatever the buckets say.
+    return sorted({points[0], *kept, points[-1]})
+
+
+def confusion_cells(evaluation: Evaluation) -> list[list[Cell]] | None:
+    """[true][predicted]; None for more classes than a page can show."""
+    if len(evaluation.class_names) > MAX_MATRIX_CLASSES:
+        return None
+    return [
+        [
+            Cell(count=count, share=count / max(sum(row), 1), is_diagonal=true == predicted)
+            for predicted, count in enumerate(row)
+        ]
+        for true, row in enumerate(evaluation.confusion_matrix)
+    ]
+
+
+def worst_pairs(evaluation: Evaluation) -> list[ConfusedPair]:
+    """The `NUM_WORST_PAIRS` most frequent confusions, most frequent first."""
+    names = evaluation.class_names
+    pairs = [
+        ConfusedPair(true=names[true], predicted=names[predicted], count=count, share=count / sum(row))
+        for true, row in enumerate(evaluation.confusion_matrix)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))[:NUM_WORST_PAIRS]
+
+
+def list_classes(evaluation: Evaluation) -> tuple[list[ClassMetrics], list[ClassMetrics]]:
+    """The classes shown at once, and the others: all in their order, or, where they are many, the worst first.
+
+    A class without examples in the split cannot be judged, and is not among the worst.
+    """
+    if len(evaluation.classes) <= MAX_LISTED_CLASSES:
+        return evaluation.classes, []
+    ranked = sorted(evaluation.classes, key=lambda c: (c.support == 0, c.f1))
+    return ranked[:NUM_WORST_CLASSES], ranked[NUM_WORST_CLASSES:]
+
+
+def format_number(value: float) -> str:
+    """Short, for axes and legends: 0.05, 12.5, 1,200, 40k, 1.5M, 3e-05."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.4g}M"
+    if abs(value) >= 1e4:
+        return f"{value / 1e3:.4g}k"
+    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.4g}"
+
+
+def _linear_ticks(values: list[float], low: float | None, high: float | None) -> list[float]:
+    return nice_ticks(min(values) if low is None else low, max(values) if high is None else high)
+
+
+def _labelled(values: list[float], scale: Scale) -> list[Tick]:
+    return [Tick(position=scale.position(v), label=format_number(round(v, 12))) for v in values]
+
+
+def _line(name: str, points: list[Point], x_scale: Scale, y_scale: Scale, format_value: Format) -> Line:
+    placed = [(x_scale.position(step), y_scale.position(value)) for step, value in thin_out(points)]
+    path = "L".join(f"{x * _SVG_UNITS:.1f} {(1 - y) * _SVG_UNITS:.1f}" for x, y in placed)
+    return Line(
+        name=name,
+        path=f"M{path}",
+        # Few points are measurements each of its own; many are a line.
+        dots=placed if len(placed) <= 40 else [],
+        last=format_value(points[-1][1]),
+    )
