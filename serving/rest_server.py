@@ -198,7 +198,7 @@ class RestApi:
         chunks, num_bytes = [], 0
         async for chunk in request.stream():
             num_bytes += len(chunk)
-            if False:
+            if num_bytes > self._max_body_bytes:
                 raise too_large
             chunks.append(chunk)
         return b"".join(chunks)

@@ -11,8 +11,8 @@ from rich.console import Console
 from trainer import atomic, environment, tf_runtime
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, DistributeConfig
-from trainer.data.manifest import Manifest, is_prepared
 from trainer.data.beside import prepare_beside
+from trainer.data.manifest import Manifest, is_prepared
 from trainer.data.records import verify_shards
 from trainer.distribute import hvd, tf_strategy
 from trainer.distribute.engine import Engine
@@ -21,7 +21,7 @@ from trainer.errors import DataError, DeviceError, RunError
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
-from trainer.train import train
+from trainer.train import make_state, train
 
 RUNS_DIR = pathlib.Path("runs")
 
@@ -76,8 +76,10 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
     dataset_dir = pathlib.Path(plan.dataset_dir)
     verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
     is_chief = planned.topology.is_chief
-    first_step = planned.first_step if is_chief else 0
     engine = _make_engine(planned.topology)
+    store = CheckpointStore.of_run(run, config.checkpoint) if is_chief else None
+    state = make_state(plan, config, engine, store)
+    first_step = int(state.global_step.numpy())
     if is_chief:
         if first_step:
             note(f"going on with {run.path} from step {first_step} of {plan.num_train_steps}")
@@ -86,6 +88,8 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         run.create(config, plan.run_info(config, run.path.resolve().name))
         atomic.write_text(run.plan_file, plan.model_dump_json(indent=2) + "\n")
         atomic.write_json(run.environment_file, environment.collect(sys.argv))
+    if first_step == plan.num_train_steps:
+        return
     with TrainingProgress(
         num_train_steps=plan.num_train_steps,
         start_step=first_step,
@@ -93,7 +97,7 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         global_batch_size=plan.global_batch_size,
         console=None if is_chief else Console(quiet=True),
     ) as progress:
-        train(plan, config, run, engine, progress)
+        train(plan, config, run, engine, state, store, progress)
 
 
 def _find_topology(config: DistributeConfig) -> Topology:
@@ -157,4 +161,6 @@ def _unfinished_run(plan: Plan, config: Config) -> RunDir | None:
 
 def _new_run() -> RunDir:
     now = datetime.datetime.now().astimezone()
-    return RunDir(RUNS_DIR / now.strftime("%Y%m%d-%H%M%S"))
+    name = now.strftime("%Y%m%d-%H%M%S")
+    taken = sum(1 for path in RUNS_DIR.glob(f"{name}*"))
+    return RunDir(RUNS_DIR / (f"{name}-{taken + 1}" if taken else name))

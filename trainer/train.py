@@ -22,18 +22,22 @@ from trainer.run_dir import RunDir
 from trainer.steps import TrainState, TrainStep
 
 
-def train(plan: Plan, config: Config, run: RunDir, engine: Engine, progress: TrainingProgress) -> None:
-    """Trains `run` to the end of `plan`, from its last checkpoint or from the start.
+def train(
+    plan: Plan,
+    config: Config,
+    run: RunDir,
+    engine: Engine,
+    state: TrainState,
+    store: CheckpointStore | None,
+    progress: TrainingProgress,
+) -> None:
+    """Trains from the step of `state` to the end of `plan`. Workers other than the chief have no `store`.
 
     Raises:
         StoppedOnRequest: a signal asked for it; everything is saved.
         TrainingError: training cannot go on.
     """
-    store = CheckpointStore.of_run(run, config.checkpoint) if engine.topology.is_chief else None
-    state = _make_state(plan, config, engine, store)
     first_step = int(state.global_step.numpy())
-    if first_step == plan.num_train_steps:
-        return
     with _open_writers(run, first_step) if store else MetricWriters([]) as writers:
         logging = LogMetrics(
             writers,
@@ -70,8 +74,13 @@ def geometry_of(plan: Plan, config: Config) -> Geometry:
     return Geometry(image_size_px=plan.image_size_px, resize=config.data.resize)
 
 
-def _make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStore | None) -> TrainState:
-    """The state to start from, on every replica: the chief's last checkpoint, or the pretrained weights."""
+def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStore | None) -> TrainState:
+    """The state to start from, on every replica: the chief's last checkpoint, or the pretrained weights.
+
+    Raises:
+        ModelError: the pretrained weights cannot be had, or do not fit.
+        RunError: the last checkpoint is damaged.
+    """
     keras.utils.set_random_seed(config.train.seed)
     steps = store.steps() if store else []
     with engine.scope():

@@ -1,5 +1,6 @@
 """The update rules against Keras's own, and the schedule at its corners."""
 
+import itertools
 from typing import Any
 
 import keras
@@ -69,4 +70,4 @@ def test_the_schedule_warms_up_then_falls_along_a_cosine_to_zero() -> None:
     assert rates[4] == pytest.approx(1.0)
     assert rates[54] == pytest.approx(0.5, abs=1e-6)
     assert rates[104] == pytest.approx(0.0, abs=1e-6)
-    assert all(later <= earlier for earlier, later in zip(rates[4:], rates[5:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[4:]))

@@ -107,6 +107,9 @@ def _as_training_reads(
         if decoded is None:
             change = f"{container} that TensorFlow does not read"
         elif not _is_same_picture(decoded, picture, _LOSSY_TOLERANCE if format_name in _LOSSY else 0.0):
+            if format_name == "jpeg":
+                # Sound ones look the same in both; damaged data is concealed by each decoder in its own way.
+                return UnreadableImage("corrupt: Pillow and TensorFlow make different pictures of it")
             change = f"{container} that TensorFlow reads otherwise"
     if change is not None:
         format_name = "jpeg" if format_name == "jpeg" else "png"
@@ -148,7 +151,7 @@ def _to_upright_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
         return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     if image.mode in ("I", "F"):
         raise _UnsupportedPixelsError(f"pixels of Pillow's mode {image.mode}, whose range is not known")
-    if _is_transparent(image):
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))

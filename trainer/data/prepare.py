@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -134,29 +135,34 @@ def prepare_dataset(
     candidates = sorted(opened.candidates(), key=lambda candidate: candidate.filename)
     class_names = _class_names_of(opened, candidates)
     splits.check_class_counts(candidates, class_names, options.fractions)
-    checked, bad_files = _check_images(opened, candidates, options, progress)
-    _check_bad_fraction(bad_files, len(candidates), options.max_bad_fraction)
-    splits.check_class_counts(checked, class_names, options.fractions)
-    chosen = splits.choose_splits(checked, options.fractions, options.seed)
-    labels = {class_name: label for label, class_name in enumerate(class_names)}
-    with new_dataset(out) as directory:
-        writer = _Writer(opened, directory, labels, options)
-        with progress("writing", len(checked)) as shown:
-            written = {
-                split: writer.write_split(split, [checked[position] for position in positions], shown)
-                for split, positions in chosen.items()
-            }
-        manifest = Manifest(
-            name=opened.name,
-            source=source,
-            class_names=list(class_names),
-            seed=options.seed,
-            splits=written,
-            bad_files=bad_files,
-            num_reencoded=dict(sorted(collections.Counter(c.change for c in checked if c.change).items())),
-        )
-        manifest.save(directory)
+    with _pillow_remarks_ignored():
+        checked, bad_files = _check_images(opened, candidates, options, progress)
+        _check_bad_fraction(bad_files, len(candidates), options.max_bad_fraction)
+        splits.check_class_counts(checked, class_names, options.fractions)
+        with new_dataset(out) as directory:
+            writer = _Writer(opened, directory, class_names, options)
+            manifest = Manifest(
+                name=opened.name,
+                source=source,
+                class_names=class_names,
+                seed=options.seed,
+                splits=writer.write(checked, progress),
+                bad_files=bad_files,
+                num_reencoded=dict(sorted(collections.Counter(c.change for c in checked if c.change).items())),
+            )
+            manifest.save(directory)
     return manifest
+
+
+@contextlib.contextmanager
+def _pillow_remarks_ignored() -> Iterator[None]:
+    """Its warnings on sloppy files (EXIF, MPO) say nothing that the check does not find out.
+
+    Entered around all threads, since the filters are those of the process.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def _class_names_of(source: Source, candidates: Sequence[Candidate]) -> list[str]:
@@ -222,15 +228,25 @@ class _Writer:
 
     source: Source
     directory: pathlib.Path
-    labels: Mapping[str, int]
+    class_names: Sequence[str]
     options: PrepareOptions
 
-    def write_split(self, split: SplitName, images: Sequence[_Checked], shown: Advances) -> Split:
+    def write(self, images: Sequence[_Checked], progress: ShowProgress) -> dict[SplitName, Split]:
+        """Chooses the splits of `images` and writes them."""
+        chosen = splits.choose_splits(images, self.options.fractions, self.options.seed)
+        with progress("writing", len(images)) as shown:
+            return {
+                split: self._write_split(split, [images[position] for position in positions], shown)
+                for split, positions in chosen.items()
+            }
+
+    def _write_split(self, split: SplitName, images: Sequence[_Checked], shown: Advances) -> Split:
         """Writes the records of `images` in their order, divided evenly over the shards."""
         num_bytes = sum(image.num_bytes for image in images)
         num_shards = min(math.ceil(num_bytes / self.options.shard_bytes), MAX_SHARDS, len(images))
         bounds = [len(images) * i // num_shards for i in range(num_shards + 1)]
-        examples = _map_in_order(self._load, images, self.options.num_workers)
+        labels = {class_name: label for label, class_name in enumerate(self.class_names)}
+        examples = _map_in_order(lambda image: self._load(image, labels), images, self.options.num_workers)
         counts = collections.Counter(image.class_name for image in images)
         shards: list[Shard] = []
         for i in range(num_shards):
@@ -239,9 +255,9 @@ class _Writer:
                     writer.write(example)
                     shown.advance()
             shards.append(writer.shard)
-        return Split(num_examples=len(images), class_counts=[counts[name] for name in self.labels], shards=shards)
+        return Split(num_examples=len(images), class_counts=[counts[name] for name in self.class_names], shards=shards)
 
-    def _load(self, image: _Checked) -> records.Example:
+    def _load(self, image: _Checked, labels: Mapping[str, int]) -> records.Example:
         try:
             content = self.source.read(image.candidate)
         except OSError:
@@ -257,7 +273,7 @@ class _Writer:
             content = checked.encoded
         return records.Example(
             encoded=content,
-            label=self.labels[image.class_name],
+            label=labels[image.class_name],
             format=image.format,
             filename=image.filename,
             height=image.height,
