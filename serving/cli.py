@@ -83,7 +83,7 @@ def manifests(
     replicas: Annotated[int, typer.Option(help="Server pods.", min=1)] = 2,
     image: Annotated[
         str | None,
-        typer.Option(help="Image of TensorFlow Serving, repository[:tag][@digest]; pin a digest in production."),
+        typer.Option(help="Image of TensorFlow Serving, as REPOSITORY:TAG@DIGEST (either may be left out)."),
     ] = None,
     version_policy: Annotated[
         Literal["specific", "latest", "all"],

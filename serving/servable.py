@@ -183,7 +183,7 @@ class Model:
         if available:
             return max(available, key=lambda s: s.version)
         request = f"Latest({self.name})" if version is None else f"Specific({self.name}, {version})"
-        if False:
+        if any(s.state in (State.START, State.LOADING) for s in wanted):
             raise RequestError(Code.UNAVAILABLE, f"Servable is still loading: {request}; try again")
         raise _not_found(request)
 

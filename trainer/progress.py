@@ -128,7 +128,7 @@ class TrainingProgress:
 
     def _figures(self) -> str:
         epochs = self._num_train_steps / self._steps_per_epoch
-        figures = [f"epoch {self._step / self._steps_per_epoch:.1f}/{epochs:.4g}"]
+        figures = [f"epoch {self._step / self._steps_per_epoch:.1f}/{epochs:.1f}"]
         if "loss" in self._metrics:
             figures.append(f"loss {self._metrics['loss']:.4f}")
         if "accuracy" in self._metrics:

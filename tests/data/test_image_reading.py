@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+import zlib
 from typing import Any
 
 import hypothesis
@@ -139,7 +140,7 @@ REENCODED: dict[str, tuple[bytes, str, np.ndarray]] = {
     ),
     "bmp, run-length": (
         bmp(8, 1, bytes([4, 1, 0, 0, 4, 0, 0, 1]), width=4, height=2, palette=bytes([10, 20, 30, 0, 40, 50, 60, 0])),
-        "BMP that TensorFlow does not read",
+        "BMP that TensorFlow reads otherwise",
         np.array([[[30, 20, 10]] * 4, [[60, 50, 40]] * 4]),
     ),
     "tiff": (encode(RGB, "TIFF"), "converted from TIFF", as_rgb(RGB)),
@@ -154,6 +155,7 @@ REENCODED: dict[str, tuple[bytes, str, np.ndarray]] = {
 }
 
 JPEG, PNG = KEPT["jpeg"][0], KEPT["png"][0]
+QUANTISATION = JPEG.index(b"\xff\xdb") + 5
 REFUSED: dict[str, tuple[bytes, str]] = {
     "zero bytes": (b"", "empty"),
     "text": (b"hello world", "not an image"),
@@ -161,7 +163,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
     "half a jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
     "a jpeg without its end": (JPEG[:-2], "truncated"),
-    "a jpeg's first bytes": (JPEG[:6], "corrupt"),
+    "a jpeg's first bytes": (JPEG[:6], "truncated"),
+    "a jpeg whose damage each decoder conceals in its way": (
+        JPEG[:QUANTISATION] + b"\xff" + JPEG[QUANTISATION + 1 :],
+        "corrupt",
+    ),
     "half a png": (PNG[: len(PNG) // 2], "truncated"),
     "a png without its end": (PNG[:-12], "corrupt"),
     "a png with a wrong checksum": (PNG[: len(PNG) // 2] + b"\0\xff\0" + PNG[len(PNG) // 2 + 3 :], "corrupt"),
@@ -169,7 +175,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "half a bmp": (KEPT["bmp"][0][:-100], "truncated"),
     "half a webp": (KEPT["webp"][0][: len(KEPT["webp"][0]) // 2], "corrupt"),
     "float pixels": (encode(Image.fromarray(np.ones([4, 4], np.float32)), "TIFF"), "unsupported"),
-    "a side that libpng refuses": (bmp(1, 0, bytes(4 * 62_501), width=2_000_001, height=1), "unsupported"),
+    "a side that libpng refuses": (
+        bmp(1, 0, bytes(250_004), width=2_000_001, height=1, palette=bytes(8)),
+        "unsupported",
+    ),
 }
 
 
@@ -232,34 +241,16 @@ def test_unusable_files_are_named_with_a_reason(name: str) -> None:
     assert image.reason.partition(":")[0] == kind
 
 
-def test_damage_that_the_decoders_conceal_differently_is_found() -> None:
-    # The first component becomes the blue one for a decoder that goes by names, and stays luma for another.
-    start = JPEG.index(b"\xff\xda")
-    tables = JPEG.index(b"\xff\xdb")
-    damaged = JPEG[: tables + 10] + bytes([255] * 50) + JPEG[tables + 60 : start] + JPEG[start:]
-    sound, changed = check_image(JPEG), check_image(damaged)
-    assert isinstance(sound, ReadableImage)
-    assert isinstance(changed, ReadableImage | UnreadableImage)
-    if isinstance(changed, ReadableImage):
-        assert decoded(changed).shape == (HEIGHT, WIDTH, 3)
-
-
 @pytest.mark.parametrize("side", [20_000, 60_000])
 def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib_crc(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
     image = check_image(bomb)
     assert isinstance(image, UnreadableImage)
     assert image.reason.startswith("too large")
-
-
-def zlib_crc(data: bytes) -> int:
-    import zlib
-
-    return zlib.crc32(data)
 
 
 SAMPLES = [content for content, *_ in (*KEPT.values(), *REENCODED.values())]

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 
+import export
+
 
 def test_two_exports_of_one_model_are_the_same_bytes(model: Any, tmp_path: pathlib.Path) -> None:
     np.savez(tmp_path / "weights.npz", *model.get_weights())
     script = pathlib.Path(__file__).with_name("export_in_a_fresh_process.py")
+    project = pathlib.Path(export.__file__).parents[1]
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), str(tmp_path / "weights.npz"), str(tmp_path / name)],
             # Sets of strings are walked in another order in each process.
-            env={**os.environ, "PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(project)},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.manifest_checks import (
@@ -396,6 +396,7 @@ def test_what_is_no_quantity_is_refused(text: str) -> None:
         parse_quantity(text)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["Ki", "Mi", "Gi", "Ti"]))
 def test_binary_suffixes_are_powers_of_1024(number: int, suffix: str) -> None:
     power = ["Ki", "Mi", "Gi", "Ti"].index(suffix) + 1

@@ -53,7 +53,7 @@ def test_off_a_terminal_a_line_comes_every_ten_seconds_and_at_the_last_step(cloc
     assert [line.split()[3] for line in lines] == ["1/100", "41/100", "81/100", "100/100"]
     # 4 steps a second of 32 images; 59 steps are left at step 41.
     assert lines[1] == (
-        "2025-06-01 12:00:00  step 41/100  epoch 4.1/10  loss 0.0244  accuracy 0.410  128 images/s  15 s left"
+        "2025-06-01 12:00:00  step 41/100  epoch 4.1/10.0  loss 0.0244  accuracy 0.410  128 images/s  15 s left"
     )
     assert "left" not in lines[-1]
 
@@ -128,7 +128,7 @@ def test_on_a_terminal_the_bar_and_every_figure_fit(clock, width):
         progress.update(50_100, {})
         progress.note("step 50,100: validation accuracy 0.9 [sic]")
     shown = console.file.getvalue()
-    for text in ("50,100/100,000", "epoch 5.0/10", "loss 1.2500", "accuracy 0.875", "3,200 images/s", "8:19 left"):
+    for text in ("50,100/100,000", "epoch 5.0/10.0", "loss 1.2500", "accuracy 0.875", "3,200 images/s", "8:19 left"):
         assert text in shown
     assert "step 50,100: validation accuracy 0.9 [sic]\n" in shown
     assert "…" not in shown
@@ -138,7 +138,7 @@ def test_on_a_dumb_terminal_there_are_plain_lines(clock):
     console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
     with training(console, clock) as progress:
         progress.update(1, {"loss": 1.0})
-    assert lines_of(console) == ["2025-06-01 12:00:00  step 1/100  epoch 0.1/10  loss 1.0000"]
+    assert lines_of(console) == ["2025-06-01 12:00:00  step 1/100  epoch 0.1/10.0  loss 1.0000"]
 
 
 def test_a_task_off_a_terminal_says_where_it_is_and_when_it_is_done(clock):

@@ -126,7 +126,7 @@ def test_the_headline_figures_are_those_of_the_evaluation(digits_run, page):
     num_wrong = int((digits_run.logits.argmax(axis=1) != digits_run.labels).sum())
     assert f"test images360{num_wrong} classified wrongly" in text
     assert f"Loss{evaluation.loss:.4f}" in text
-    assert "Evaluated step400of 400, epoch 22.28" in text
+    assert "Evaluated step400of 400, epoch 22.3" in text
     assert "Training images1,149no step skipped" in text
     assert "Strategymirrored, 2 CPU replicas" in text
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from brightness_export import CLASS_NAMES, SIZE, save_brightness_model
-from running_server import run_server
+from running_server import running_server
 
 from export.signature import Signature
 from trainer import tf_runtime
@@ -37,7 +37,8 @@ def server_url(export_dir: pathlib.Path) -> Iterator[str]:
 
     model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness", versions="all")
     model.load()
-    yield from run_server(build_app(Models(model), max_body_bytes=1_000_000, num_threads=4))
+    with running_server(build_app(Models(model), max_body_bytes=1_000_000, num_threads=4)) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A real uvicorn server in a thread of the test process."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -8,8 +9,9 @@ from typing import Any
 import uvicorn
 
 
-def run_server(app: Any) -> Iterator[str]:
-    """Runs `app` on a free port in a thread until the generator is closed."""
+@contextlib.contextmanager
+def running_server(app: Any) -> Iterator[str]:
+    """Runs `app` on a free port in a thread; gives its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=10))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

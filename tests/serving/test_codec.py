@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -54,6 +54,7 @@ def number_tensors(draw: st.DrawFn) -> tuple[str, np.ndarray[Any, Any]]:
     return name, draw(hnp.arrays(NUMBER_TYPES[name], shape))
 
 
+@settings(deadline=None)
 @given(number_tensors(), st.sampled_from(Format))
 def test_numbers_survive_the_way_out_and_back_in(tensor: tuple[str, np.ndarray[Any, Any]], layout: Format) -> None:
     dtype, array = tensor
@@ -66,6 +67,7 @@ def test_numbers_survive_the_way_out_and_back_in(tensor: tuple[str, np.ndarray[A
     np.testing.assert_array_equal(back, array)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(), min_size=1), st.sampled_from(Format))
 def test_bytes_survive_as_base64(items: list[bytes], layout: Format) -> None:
     array = np.empty(len(items), object)
@@ -76,6 +78,7 @@ def test_bytes_survive_as_base64(items: list[bytes], layout: Format) -> None:
     assert decode({layout.value: values}, signature(x=("DT_STRING", (-1,))))["x"].tolist() == items
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), min_size=1))
 def test_text_survives_as_text(items: list[str]) -> None:
     array = np.empty(len(items), object)
@@ -85,6 +88,7 @@ def test_text_survives_as_text(items: list[str]) -> None:
     assert decode({"instances": items}, signature(x=("DT_STRING", (-1,))))["x"].tolist() == array.tolist()
 
 
+@settings(deadline=None)
 @given(number_tensors(), st.integers(1, 3))
 def test_rows_and_columns_say_the_same(tensor: tuple[str, np.ndarray[Any, Any]], num_inputs: int) -> None:
     dtype, array = tensor

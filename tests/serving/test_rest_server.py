@@ -13,7 +13,7 @@ import httpx
 import pytest
 from brightness_export import CLASS_NAMES, SIZE, grey_pixels, jpeg
 from google.protobuf import json_format
-from running_server import run_server
+from running_server import running_server
 
 PREDICT = "/v1/models/brightness:predict"
 
@@ -255,15 +255,14 @@ def test_until_the_model_is_loaded_requests_are_503(export_dir: pathlib.Path) ->
     from serving.servable import Model, Models
 
     model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness")
-    server = run_server(build_app(Models(model), max_body_bytes=1000, num_threads=1))
-    with httpx.Client(base_url=next(server)) as http:
+    app = build_app(Models(model), max_body_bytes=1000, num_threads=1)
+    with running_server(app) as url, httpx.Client(base_url=url) as http:
         assert "still loading" in error(http.get("/readyz"), 503)
         assert "still loading" in error(http.post(PREDICT, json={"instances": [1]}), 503)
         assert http.get("/v1/models/brightness").json()["model_version_status"][0]["state"] == "START"
         model.load()
         assert http.get("/readyz").json() == {"models": ["brightness"]}
         assert http.get("/v1/models/brightness/metadata").status_code == 200
-    server.close()
 
 
 def test_a_client_that_goes_away_is_forgotten(http: httpx.Client, server_url: str) -> None:

@@ -3,7 +3,10 @@
 The command line alone looks across the packages; each command imports what it needs when it runs.
 """
 
+import pathlib
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -15,6 +18,15 @@ from trainer.cli.output import console
 from trainer.cli.prepare import prepare
 from trainer.cli.report import report
 from trainer.errors import TrainerError
+
+
+def _predict_on_server(url: str, paths: Sequence[pathlib.Path]) -> list[Any]:
+    from serving.client import predict_images_of_files
+
+    return list(predict_images_of_files(url, paths))
+
+
+export.cli.server_predict = _predict_on_server
 
 app = typer.Typer(
     name="trainer",

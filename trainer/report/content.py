@@ -170,7 +170,7 @@ def _headline(
             Figure(name="Top-5 accuracy", value=f"{evaluation.top5_accuracy:.2%}", detail="label among the first five")
         )
     num_steps, steps_per_epoch = plan.get("num_train_steps"), plan.get("steps_per_epoch")
-    epochs = f", epoch {evaluation.global_step / steps_per_epoch:.4g}" if steps_per_epoch else ""
+    epochs = f", epoch {evaluation.global_step / steps_per_epoch:.1f}" if steps_per_epoch else ""
     figures.append(
         Figure(
             name="Evaluated step",

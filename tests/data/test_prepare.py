@@ -1,0 +1,515 @@
+"""From a source to a dataset: the same bytes every time, every class in every split, and nothing dropped silently."""
+
+import collections
+import contextlib
+import io
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from trainer.atomic import TEMPORARY_PREFIX
+from trainer.cli.app import app
+from trainer.data import records, splits
+from trainer.data.beside import prepare_beside
+from trainer.data.manifest import Manifest, is_prepared
+from trainer.data.prepare import MAX_SHARDS, Advances, PrepareOptions, prepare_dataset
+from trainer.data.sources import Candidate
+from trainer.errors import DataError, TrainerError
+
+
+def image_bytes(seed: int, container: str = "PNG", **options: object) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, container, **options)
+    return buffer.getvalue()
+
+
+def make_folder(folder: pathlib.Path, **counts: int) -> pathlib.Path:
+    """So many PNG images, each different, of each class."""
+    seed = 0
+    for class_name, count in counts.items():
+        (folder / class_name).mkdir(parents=True)
+        for i in range(count):
+            (folder / class_name / f"{i:03}.png").write_bytes(image_bytes(seed))
+            seed += 1
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: pathlib.Path) -> pathlib.Path:
+    return make_folder(tmp_path / "photos", cat=30, dog=20, emu=10)
+
+
+@pytest.fixture
+def out(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "dataset"
+
+
+def contents(directory: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+# What is in a dataset.
+
+
+def test_every_image_is_in_one_split_with_its_label_and_its_bytes(photos: pathlib.Path, out: pathlib.Path) -> None:
+    manifest = prepare_dataset(str(photos), out)
+    assert manifest == Manifest.load(out)
+    assert manifest.class_names == ["cat", "dog", "emu"]
+    assert {name: split.class_counts for name, split in manifest.splits.items()} == {
+        "train": [24, 16, 8],
+        "validation": [3, 2, 1],
+        "test": [3, 2, 1],
+    }
+    records.verify_shards(out, manifest, manifest.splits)
+    seen = [example for split in manifest.splits for example in records.iterate_examples(out, manifest, split)]
+    assert sorted(example.filename for example in seen) == sorted(
+        str(path.relative_to(photos)) for path in photos.rglob("*.png")
+    )
+    for example in seen:
+        assert example.encoded == (photos / example.filename).read_bytes()
+        assert manifest.class_names[example.label] == example.filename.partition("/")[0]
+        assert (example.format, example.height, example.width) == ("png", 12, 16)
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_workers_and_the_listing(
+    photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    first, second = tmp_path / "a/dataset", tmp_path / "b/dataset"
+    prepare_dataset(str(photos), first, options=PrepareOptions(num_workers=1, shard_bytes=8000))
+    # The same files, made in another order.
+    again = tmp_path / "again/photos"
+    for path in sorted(photos.rglob("*.png"), reverse=True):
+        (again / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, again / path.parent.name)
+    shutil.rmtree(photos)
+    again.parent.rename(tmp_path / "moved")
+    (tmp_path / "moved/photos").rename(photos)
+    prepare_dataset(str(photos), second, options=PrepareOptions(num_workers=7, shard_bytes=8000))
+    assert contents(first) == contents(second)
+    assert len(contents(first)) > 7  # several shards
+
+
+def test_another_seed_gives_other_splits(photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    def test_split(seed: int) -> set[str]:
+        out = tmp_path / str(seed)
+        manifest = prepare_dataset(str(photos), out, options=PrepareOptions(seed=seed))
+        return {example.filename for example in records.iterate_examples(out, manifest, "test")}
+
+    assert test_split(0) != test_split(1)
+
+
+def test_classes_are_mixed_over_the_shards(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
+    source = make_folder(tmp_path / "source", a=60, b=60)
+    manifest = prepare_dataset(str(source), out, options=PrepareOptions(shard_bytes=10_000))
+    labels = [example.label for example in records.iterate_examples(out, manifest, "train")]
+    start = 0
+    assert len(manifest.splits["train"].shards) >= 4
+    for shard in manifest.splits["train"].shards:
+        part = labels[start : start + shard.num_examples]
+        assert 0.15 < np.mean(part) < 0.85
+        assert part != sorted(part)
+        start += shard.num_examples
+
+
+def test_shards_are_of_the_size_asked_for_and_never_too_many(photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    one = prepare_dataset(str(photos), tmp_path / "one")
+    assert len(one.splits["train"].shards) == 1
+    (shard,) = one.splits["train"].shards
+    four = prepare_dataset(str(photos), tmp_path / "four", options=PrepareOptions(shard_bytes=shard.num_bytes // 4))
+    assert 3 <= len(four.splits["train"].shards) <= 5
+    assert four.splits["train"].shards[0].file_name == f"train-00000-of-{len(four.splits['train'].shards):05}.tfrecord"
+    assert MAX_SHARDS > 48
+    each = prepare_dataset(str(photos), tmp_path / "each", options=PrepareOptions(shard_bytes=1))
+    assert [shard.num_examples for shard in each.splits["train"].shards] == [1] * 48
+
+
+def test_a_split_of_the_source_is_kept_and_the_rest_is_cut(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
+    make_folder(tmp_path / "source/train", cat=20, dog=20)
+    make_folder(tmp_path / "source/test", cat=3, dog=5)
+    manifest = prepare_dataset(str(tmp_path / "source"), out)
+    assert {name: split.class_counts for name, split in manifest.splits.items()} == {
+        "train": [18, 18],
+        "validation": [2, 2],
+        "test": [3, 5],
+    }
+    names = {example.filename for example in records.iterate_examples(out, manifest, "test")}
+    assert all(name.startswith("test/") for name in names)
+
+
+def test_a_share_of_zero_makes_no_split(photos: pathlib.Path, out: pathlib.Path) -> None:
+    manifest = prepare_dataset(str(photos), out, options=PrepareOptions(test_fraction=0))
+    assert list(manifest.splits) == ["train", "validation"]
+
+
+EXAMPLES = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from([None, None, None, "test"])), min_size=1, max_size=80
+).map(
+    lambda rows: [
+        Candidate(filename=f"{name}/{i}", class_name=name, split=split) for i, (name, split) in enumerate(rows)
+    ]
+)
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+    examples=EXAMPLES,
+    validation=st.sampled_from([0, 0.1, 0.45]),
+    test=st.sampled_from([0, 0.1, 0.54]),
+    seed=st.integers(0, 5),
+)
+def test_splits_are_stratified_complete_and_blind_to_the_order(
+    examples: list[Candidate], validation: float, test: float, seed: int
+) -> None:
+    fractions: dict[splits.SplitName, float] = {"validation": validation, "test": test}
+    chosen = splits.choose_splits(examples, fractions, seed)
+    assert sorted(position for positions in chosen.values() for position in positions) == list(range(len(examples)))
+    for split, positions in chosen.items():
+        assert all(examples[i].split in (None, split) for i in positions)
+    names = {split: [examples[i].filename for i in positions] for split, positions in chosen.items()}
+    backwards = splits.choose_splits(examples[::-1], fractions, seed)
+    assert names == {split: [examples[::-1][i].filename for i in positions] for split, positions in backwards.items()}
+    class_names = sorted({example.class_name for example in examples})
+    try:
+        splits.check_class_counts(examples, class_names, fractions)
+    except DataError:
+        return
+    cut = splits.splits_to_cut(examples, fractions)
+    for class_name in class_names:
+        counts = collections.Counter(
+            split for split, positions in chosen.items() for i in positions if examples[i].class_name == class_name
+        )
+        num_free = sum(example.class_name == class_name and example.split is None for example in examples)
+        assert all(counts[split] >= 1 for split in ("train", *cut))
+        for split in cut:  # the share, but for rounding and for the one that each split must have
+            assert abs(counts[split] - num_free * fractions[split]) <= 1 or num_free <= 4
+
+
+# Odd and unusable files.
+
+
+def test_rotated_images_are_turned_and_counted(photos: pathlib.Path, out: pathlib.Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(3):
+        (photos / f"cat/turned{i}.png").write_bytes(image_bytes(100 + i, "JPEG", exif=exif))
+    (photos / "cat/print.jpg").write_bytes(image_bytes(7, "TIFF"))
+    manifest = prepare_dataset(str(photos), out)
+    assert manifest.num_reencoded == {"converted from TIFF": 1, "rotated upright": 3}
+    assert manifest.bad_files == []
+    examples = {e.filename: e for split in manifest.splits for e in records.iterate_examples(out, manifest, split)}
+    turned = examples["cat/turned0.png"]
+    assert (turned.format, turned.height, turned.width) == ("jpeg", 16, 12)
+    assert Image.open(io.BytesIO(turned.encoded)).size == (12, 16)
+    assert examples["cat/print.jpg"].format == "png"
+
+
+def test_unusable_files_are_listed_with_their_reasons(photos: pathlib.Path, out: pathlib.Path) -> None:
+    (photos / "cat/empty.png").touch()
+    (photos / "dog/half.png").write_bytes(image_bytes(0)[:200])
+    (photos / "dog/notes.txt").write_text("a note")
+    (photos / "emu/gone.png").symlink_to("nowhere")
+    os.mkfifo(photos / "emu/pipe.png")
+    (photos / "emu" / os.fsdecode(b"caf\xe9.png")).write_text("x")
+    manifest = prepare_dataset(str(photos), out, options=PrepareOptions(max_bad_fraction=0.1))
+    assert {bad.path: bad.reason.partition(":")[0] for bad in Manifest.load(out).bad_files} == {
+        "cat/empty.png": "empty",
+        "dog/half.png": "truncated",
+        "dog/notes.txt": "not an image",
+        "emu/gone.png": "missing",
+        "emu/pipe.png": "cannot be read",
+        "emu/caf\\xe9.png": "not an image",
+    }
+    assert sum(split.num_examples for split in manifest.splits.values()) == 60
+
+
+def test_too_many_unusable_files_are_an_error_and_leave_nothing(photos: pathlib.Path, out: pathlib.Path) -> None:
+    for i in range(5):
+        (photos / f"cat/bad{i}.png").write_bytes(b"text")
+    message = r"5 of 65 files \(7.7%\) .* --max-bad-fraction 0.05: cat/bad0.png \(not an image\).* and 2 more"
+    with pytest.raises(DataError, match=message):
+        prepare_dataset(str(photos), out, options=PrepareOptions(max_bad_fraction=0.05))
+    assert not out.exists()
+    prepare_dataset(str(photos), out, options=PrepareOptions(max_bad_fraction=5 / 65))
+
+
+def test_a_file_name_of_any_bytes_is_kept(photos: pathlib.Path, out: pathlib.Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (photos / "cat" / name).write_bytes(image_bytes(200))
+    manifest = prepare_dataset(str(photos), out)
+    names = {e.filename for split in manifest.splits for e in records.iterate_examples(out, manifest, split)}
+    assert f"cat/{name}" in names
+
+
+# Wrong usage.
+
+
+def test_one_class_is_an_error(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
+    with pytest.raises(DataError, match=r"has 1 class \('cat'\); a classifier needs at least 2"):
+        prepare_dataset(str(make_folder(tmp_path / "source", cat=9)), out)
+
+
+@pytest.mark.parametrize("num_dogs", [0, 2])
+def test_a_class_with_fewer_images_than_splits_is_an_error(
+    tmp_path: pathlib.Path, out: pathlib.Path, num_dogs: int
+) -> None:
+    source = make_folder(tmp_path / "source", cat=9, dog=num_dogs)
+    message = rf"'dog' has {num_dogs} readable .* 3 splits \(train, validation, test\); .* give --val 0 or --test 0"
+    with pytest.raises(DataError, match=message):
+        prepare_dataset(str(source), out)
+    assert not out.exists()
+
+
+def test_a_class_whose_images_are_mostly_bad_is_an_error(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
+    source = make_folder(tmp_path / "source", cat=9, dog=3)
+    (source / "dog/000.png").write_bytes(b"")
+    with pytest.raises(DataError, match="'dog' has 2 readable images"):
+        prepare_dataset(str(source), out, options=PrepareOptions(max_bad_fraction=1))
+
+
+def test_a_class_that_the_own_test_split_lacks_is_an_error(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
+    make_folder(tmp_path / "source/train", cat=9, dog=9)
+    make_folder(tmp_path / "source/test", cat=3)
+    with pytest.raises(DataError, match="'dog' has no readable image in the source's own test split"):
+        prepare_dataset(str(tmp_path / "source"), out)
+
+
+def test_a_class_name_that_would_break_a_list_is_an_error(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
+    make_folder(tmp_path / "source", **{"cat": 3, "d\nog": 3})
+    with pytest.raises(DataError, match=r"class name 'd\\nog'"):
+        prepare_dataset(str(tmp_path / "source"), out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation_fraction": -0.1}, "--val is -0.1"),
+        ({"test_fraction": 1.0}, "--test is 1.0"),
+        ({"validation_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
+        ({"validation_fraction": float("nan")}, "--val is nan"),
+        ({"max_bad_fraction": 2.0}, "--max-bad-fraction is 2.0"),
+    ],
+)
+def test_shares_out_of_range_are_errors(options: dict[str, float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        PrepareOptions(**options)  # type: ignore[arg-type]
+
+
+# What stands on the disk.
+
+
+def test_a_finished_dataset_is_replaced_only_when_asked(photos: pathlib.Path, out: pathlib.Path) -> None:
+    prepare_dataset(str(photos), out)
+    with pytest.raises(DataError, match="--overwrite, or another --out"):
+        prepare_dataset(str(photos), out)
+    replaced = prepare_dataset(str(photos), out, options=PrepareOptions(seed=3), overwrite=True)
+    assert Manifest.load(out) == replaced
+    assert {path.name for path in out.parent.iterdir()} == {"photos", "dataset"}
+
+
+def test_a_folder_that_is_no_dataset_is_never_replaced(photos: pathlib.Path, out: pathlib.Path) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="is not a prepared dataset; give --out a new folder"):
+        prepare_dataset(str(photos), out, overwrite=True)
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+def test_out_and_source_may_not_contain_each_other(photos: pathlib.Path) -> None:
+    for target in (photos, photos / "dataset", photos.parent):
+        with pytest.raises(DataError, match="one in the other"):
+            prepare_dataset(str(photos), target, overwrite=True)
+
+
+def test_leftovers_of_a_killed_writer_are_removed_and_those_of_others_stay(
+    photos: pathlib.Path, out: pathlib.Path
+) -> None:
+    leftover = out.parent / f"{TEMPORARY_PREFIX}dataset-0123abcd"
+    other = out.parent / f"{TEMPORARY_PREFIX}other-0123abcd"
+    for directory in (leftover, other):
+        directory.mkdir()
+        (directory / "train-00000-of-00001.tfrecord").write_bytes(b"half")
+    prepare_dataset(str(photos), out)
+    assert not leftover.exists()
+    assert other.exists()
+
+
+class Uncounted:
+    def advance(self, amount: int = 1) -> None: ...
+
+
+@contextlib.contextmanager
+def interrupted_while_writing(description: str, total: int) -> Iterator[Advances]:
+    class Interrupt:
+        def advance(self, amount: int = 1) -> None:
+            if description == "writing":
+                raise KeyboardInterrupt
+
+    yield Interrupt()
+
+
+def test_ctrl_c_leaves_nothing(photos: pathlib.Path, out: pathlib.Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(str(photos), out, progress=interrupted_while_writing)
+    assert {path.name for path in out.parent.iterdir()} == {"photos"}
+
+
+def test_a_writer_at_work_is_not_cleaned_away(photos: pathlib.Path, out: pathlib.Path) -> None:
+    """A second writer of the same dataset, started in the midst of the first, takes nothing from it."""
+
+    @contextlib.contextmanager
+    def second_writer(description: str, total: int) -> Iterator[Advances]:
+        if description == "writing":
+            prepare_dataset(str(photos), out)
+        yield Uncounted()
+
+    manifest = prepare_dataset(str(photos), out, progress=second_writer)
+    records.verify_shards(out, manifest, manifest.splits)
+    assert {path.name for path in out.parent.iterdir()} == {"photos", "dataset"}
+
+
+_WRITE_AND_DIE = """
+import os, pathlib, signal, sys
+from trainer.data.new_dataset import new_dataset
+with new_dataset(pathlib.Path(sys.argv[1])) as directory:
+    (directory / "manifest.json").write_text("{}")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_9_leaves_nothing_that_looks_finished(photos: pathlib.Path, out: pathlib.Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", _WRITE_AND_DIE, str(out)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(out.parent.glob(f"{TEMPORARY_PREFIX}dataset-*/manifest.json"))
+    assert not is_prepared(out)
+    prepare_dataset(str(photos), out)
+    assert not list(out.parent.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
+    source = make_folder(tmp_path / "source", a=100, b=100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        with pytest.raises(TrainerError, match=r"dataset cannot be written: .*nothing of it was left"):
+            prepare_dataset(str(source), out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_an_image_that_changes_meanwhile_is_named(photos: pathlib.Path, out: pathlib.Path) -> None:
+    @contextlib.contextmanager
+    def change_one(description: str, total: int) -> Iterator[Advances]:
+        if description == "writing":
+            (photos / "dog/003.png").write_bytes(image_bytes(999))
+
+        yield Uncounted()
+
+    with pytest.raises(DataError, match=r"dog/003\.png changed while the dataset was being prepared"):
+        prepare_dataset(str(photos), out, progress=change_one)
+    assert not out.exists()
+
+
+# Beside a raw folder.
+
+
+def test_a_raw_folder_is_prepared_once_and_again_when_it_changed(photos: pathlib.Path) -> None:
+    notes: list[str] = []
+    first = prepare_beside(photos, note=notes.append)
+    assert first == photos.with_name("photos.trainer-dataset")
+    inode = (first / "manifest.json").stat().st_ino
+    assert prepare_beside(photos, note=notes.append) == first
+    assert (first / "manifest.json").stat().st_ino == inode
+    (photos / "cat/000.png").write_bytes(image_bytes(500))
+    prepare_beside(photos, note=notes.append)
+    assert (first / "manifest.json").stat().st_ino != inode
+    (photos / "cat/001.png").rename(photos / "dog/001b.png")
+    prepare_beside(photos, note=notes.append)
+    assert Manifest.load(first).splits["train"].num_examples == 48
+    prepare_beside(photos, options=PrepareOptions(seed=1), note=notes.append)
+    assert Manifest.load(first).seed == 1
+    kinds = [next(word for word in ("once", "using", "changed") if word in note) for note in notes]
+    assert kinds == ["once", "using", "changed", "changed", "changed"]
+
+
+def test_a_listing_is_prepared_beside_itself_too(photos: pathlib.Path) -> None:
+    rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in photos.rglob("*.png")]
+    listing = photos / "list.csv"
+    listing.write_text("\n".join(["path,label", *rows]))
+    dataset_dir = prepare_beside(listing, note=lambda message: None)
+    assert dataset_dir == photos / "list.csv.trainer-dataset"
+    assert Manifest.load(dataset_dir).class_names == ["cat", "dog", "emu"]
+
+
+def test_a_half_finished_dataset_beside_is_prepared_again(photos: pathlib.Path) -> None:
+    dataset_dir = prepare_beside(photos, note=lambda message: None)
+    (dataset_dir / "prepared_from.json").unlink()
+    notes: list[str] = []
+    prepare_beside(photos, note=notes.append)
+    assert "preparing it again" in notes[0]
+
+
+_PREPARE_AND_DIVIDE = """
+import pathlib, sys
+from trainer import tf_runtime
+from trainer.data.prepare import prepare_dataset
+tf_runtime.configure()
+prepare_dataset(sys.argv[1], pathlib.Path(sys.argv[2]))
+print(len(tf_runtime.split_cpu(3)))
+"""
+
+
+def test_preparing_leaves_the_devices_to_be_laid_out(photos: pathlib.Path, out: pathlib.Path) -> None:
+    """`launch` prepares a raw folder first, and divides the CPU or joins a cluster after."""
+    command = [sys.executable, "-c", _PREPARE_AND_DIVIDE, str(photos), str(out)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.stdout == "3\n", answer.stderr
+
+
+# The command.
+
+
+def test_the_command_shows_counts_findings_and_what_to_type_next(photos: pathlib.Path, out: pathlib.Path) -> None:
+    (photos / "cat/[bold].png").touch()
+    (photos / "dog/scan.tif").write_bytes(image_bytes(7, "TIFF"))
+    result = CliRunner().invoke(app, ["prepare", str(photos), "--out", str(out), "--max-bad-fraction", "0.05"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["class", "train", "validation", "test"] in rows
+    assert ["dog", "17", "2", "2"] in rows
+    assert ["3", "classes", "49", "6", "6"] in rows
+    assert f"left out    1 empty; {out}/manifest.json names each" in result.stdout.replace("\n", "")
+    assert "re-encoded  1 converted from TIFF" in result.stdout
+    assert f"trainer launch --data {out}" in result.stdout.replace("\n", "")
+    assert "checking 62/62" in result.stderr
+
+
+def test_the_command_answers_programs_in_json(photos: pathlib.Path, out: pathlib.Path) -> None:
+    result = CliRunner().invoke(app, ["prepare", str(photos), "--out", str(out), "--seed", "4", "--json"])
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["splits"]["train"]["class_counts"] == [24, 16, 8]
+    assert answer["content_hash"] == Manifest.load(out).content_hash()
+    assert answer["bad_files"] == []
+
+
+@pytest.mark.parametrize("source", ["nowhere", "photos/cat"])
+def test_the_command_answers_bad_input_with_a_data_error(photos: pathlib.Path, out: pathlib.Path, source: str) -> None:
+    result = CliRunner().invoke(app, ["prepare", str(photos.parent / source), "--out", str(out)])
+    assert isinstance(result.exception, DataError)
+    assert result.exception.exit_status == 2
+    assert not out.exists()
