@@ -58,6 +58,12 @@ def train(
             after=logging.restart_clock,
         )
         step = TrainStep(engine, state, config, num_train_steps=plan.num_train_steps, jit_compile=plan.jit_compile)
+
+        def save_and_wait(step: int) -> None:
+            saving.save(step)
+            # A launcher ends the whole job when the first worker exits: not before the chief has saved.
+            engine.barrier()
+
         with StopRequest().listen() as stop_request:
             run_loop(
                 batches=engine.distribute(_training_dataset(plan, config, engine, first_step)),
@@ -65,7 +71,7 @@ def train(
                 first_step=first_step,
                 on_metrics=logging.collect,
                 actions=[logging, saving],
-                save=saving.save,
+                save=save_and_wait,
                 should_stop=lambda: engine.any(stop_request.is_set),
             )
 

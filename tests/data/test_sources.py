@@ -236,10 +236,10 @@ def test_fashion_mnist_of_debian_has_70000_images() -> None:
 
 def test_missing_idx_files_say_how_to_get_them(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz; give the folder with the four IDX files"):
-        list(open_source(f"fashion-mnist:{tmp_path}").candidates())
+        open_source(f"fashion-mnist:{tmp_path}")
     monkeypatch.setattr("trainer.data.sources.fashion_mnist.DEBIAN_FOLDER", tmp_path)
     with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist"):
-        list(open_source("fashion-mnist").candidates())
+        open_source("fashion-mnist")
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,9 @@ def prepare(
 ) -> None:
     """Prepare labelled images as a dataset: checked, split by class, shuffled, sharded.
 
-    Every image is decoded once by the decoder that training uses. The bytes of JPEG and PNG files are kept; what
-    training would read wrong (rotated by EXIF, CMYK, transparent, TIFF...) is re-encoded and counted. Files that
+    Every image is decoded once by the decoder that training uses. The bytes
+    of JPEG and PNG files are kept; what training would read wrong (rotated by
+    EXIF, CMYK, transparent, TIFF...) is re-encoded and counted. Files that
     cannot be used are listed in manifest.json with the reason.
     """
     from trainer.data.new_dataset import check_target

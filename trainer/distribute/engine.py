@@ -39,5 +39,8 @@ class Engine(Protocol):
     def broadcast(self, variables: list[Any]) -> None:
         """Gives `variables` the chief's values on every worker."""
 
+    def barrier(self) -> None:
+        """Returns once every worker has come here."""
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any worker; called by all of them."""

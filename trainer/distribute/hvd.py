@@ -49,6 +49,9 @@ class HorovodEngine:
     def broadcast(self, variables: list[Any]) -> None:
         self._hvd.broadcast_variables(variables, root_rank=0)
 
+    def barrier(self) -> None:
+        self.any(False)
+
     def any(self, flag: bool) -> bool:
         return bool(self._hvd.allreduce(tf.constant(float(flag)), op=self._hvd.Sum) > 0)
 

@@ -39,6 +39,9 @@ class TfStrategyEngine:
     def broadcast(self, variables: list[Any]) -> None:
         """One worker: nothing to do."""
 
+    def barrier(self) -> None:
+        """One worker: nobody to wait for."""
+
     def any(self, flag: bool) -> bool:
         return flag
 

@@ -40,9 +40,16 @@ class FashionMnistSource:
     )
 
     def __init__(self, folder: pathlib.Path | None = None) -> None:
-        """`folder` holds the four IDX files, as they are or with .gz; None for where Debian's package puts them."""
+        """`folder` holds the four IDX files, as they are or with .gz; None for where Debian's package puts them.
+
+        Raises DataError where one of them is missing.
+        """
         self._folder = folder or DEBIAN_FOLDER
         self._is_debian = folder is None
+        self._files = {
+            part: (self._find(f"{part}-images-idx3-ubyte"), self._find(f"{part}-labels-idx1-ubyte"))
+            for part in ("train", "t10k")
+        }
 
     @classmethod
     def of_text(cls, text: str) -> "FashionMnistSource":
@@ -77,11 +84,8 @@ class FashionMnistSource:
     @functools.cached_property
     def _parts(self) -> dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
         return {
-            part: (
-                read_idx(self._find(f"{part}-images-idx3-ubyte"), num_dimensions=3),
-                read_idx(self._find(f"{part}-labels-idx1-ubyte"), num_dimensions=1),
-            )
-            for part in ("train", "t10k")
+            part: (read_idx(images, num_dimensions=3), read_idx(labels, num_dimensions=1))
+            for part, (images, labels) in self._files.items()
         }
 
     def _find(self, name: str) -> pathlib.Path:
