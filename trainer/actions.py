@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.checkpoint import Arrays, CheckpointInfo, CheckpointStore
+from trainer.classification_metrics import summarize
 from trainer.errors import TrainingError
-from trainer.evaluate import Evaluator, Labels, Logits
+from trainer.evaluate import Evaluator
 from trainer.metric_writers import MetricWriters
 from trainer.model.classifier import named_arrays, saved_variables
 from trainer.plan import Plan
@@ -140,23 +141,14 @@ class EvaluateAndSave:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         labels, logits = self._evaluator.run()
-        metrics = validation_metrics(labels, logits)
+        evaluation = summarize(labels, logits, self._plan.class_names, split="validation", global_step=step)
+        metrics = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
         self._writers.write(step, "validation", metrics)
         self._progress.note(
             f"step {step}: validation accuracy {metrics['accuracy']:.4f}, loss {metrics['loss']:.4f} "
             f"over {len(labels)} images"
         )
         return metrics
-
-
-def validation_metrics(labels: Labels, logits: Logits) -> dict[str, float]:
-    """Accuracy and mean cross-entropy over all examples, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return {
-        "accuracy": float((logits.argmax(axis=1) == labels).mean()),
-        "loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
-    }
 
 
 def slot_arrays(state: TrainState) -> Arrays:

@@ -19,7 +19,7 @@ from trainer.distribute.engine import Engine
 from trainer.distribute.topology import Topology, resolve_topology
 from trainer.errors import DataError, DeviceError, RunError
 from trainer.plan import Plan, make_plan
-from trainer.progress import TrainingProgress
+from trainer.progress import TrainingProgress, task_progress
 from trainer.run_dir import RunDir
 from trainer.train import make_state, train
 
@@ -131,7 +131,7 @@ def _find_dataset(config: Config, note: Callable[[str], None]) -> pathlib.Path:
         raise DataError(
             f"the dataset {path} does not exist; give a prepared dataset, or a folder with one folder of images a class"
         )
-    return prepare_beside(path, note=note)
+    return prepare_beside(path, note=note, progress=task_progress)
 
 
 def _check_run_dir(run: RunDir, identity: str, *, resume: bool) -> None:
