@@ -74,7 +74,7 @@ class Signature(pydantic.BaseModel):
                     name=IMAGE_BYTES,
                     dtype="string",
                     shape=[None],
-                    description="an encoded JPEG, PNG, GIF, BMP or WebP, upright (no EXIF rotation), of any size",
+                    description="an encoded JPEG, PNG, GIF, BMP or WebP (still, opaque), upright (no EXIF rotation), of any size",
                 ),
                 SIGNATURE_IMAGES: TensorInfo(
                     name=IMAGES,
