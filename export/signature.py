@@ -74,7 +74,7 @@ class Signature(pydantic.BaseModel):
                     name=IMAGE_BYTES,
                     dtype="string",
                     shape=[None],
-                    description="an encoded JPEG, PNG, GIF, BMP or WebP (still, opaque), upright (no EXIF rotation), of any size",
+                    description="a JPEG, PNG, GIF, BMP or WebP (still, opaque) of any size, upright: EXIF is not read",
                 ),
                 SIGNATURE_IMAGES: TensorInfo(
                     name=IMAGES,

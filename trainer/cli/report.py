@@ -32,13 +32,16 @@ def report(
     The file holds everything that it shows, so it can be mailed or archived; it opens from the disk and prints.
     Evaluate the split first: trainer evaluate RUN.
     """
+    from trainer.run_dir import RunDir
+
+    RunDir(run).info()  # a wrong path is answered before TensorFlow is started
+
     from trainer import tf_runtime
 
     # The images are parsed out of TFRecords; no device is touched.
     tf_runtime.configure(use_gpus=False)
 
     from trainer.report.render import write_report
-    from trainer.run_dir import RunDir
 
     path = write_report(RunDir(run), split=split.value, out=out, dataset_dir=data)
     if json_:
