@@ -2,6 +2,13 @@
 
 import os
 
+from trainer import tf_runtime
+
 # Before the first import of TensorFlow, here and in every process that a test starts.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+# The logical devices of a process are fixed by its first operation, whichever test that is in: tests of several
+# replicas share four of them.
+tf_runtime.configure(use_gpus=False)
+tf_runtime.split_cpu(4)

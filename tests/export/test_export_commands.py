@@ -133,6 +133,7 @@ def test_a_run_and_its_export_predict_the_same(run: RunDir, export_dir: pathlib.
 
 
 def test_an_address_is_asked_through_the_server_client(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setattr(export.cli, "server_predict", None)
     with pytest.raises(UsageError, match="is the address of a server"):
         invoke("predict", "http://localhost:1", tmp_path / "a.png")
     asked = []

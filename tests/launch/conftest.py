@@ -1,13 +1,8 @@
-"""Starts TensorFlow as the commands do, and prepares the digits once for every test of `trainer launch`."""
+"""Prepares the digits once for every test of `trainer launch`."""
 
 import pathlib
 
 import pytest
-
-from trainer import tf_runtime
-
-tf_runtime.configure(use_gpus=False)
-tf_runtime.split_cpu(4)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -191,8 +192,11 @@ def _load_weight_file(network: Any, path: pathlib.Path) -> None:
         assign_arrays(saved_variables(network), arrays, origin=str(path))
     elif path.name.endswith(".weights.h5"):
         try:
-            network.load_weights(path)
-        except (ValueError, KeyError, OSError) as e:
+            with warnings.catch_warnings():
+                # Keras only warns of a part of the network that the file has no weights for.
+                warnings.simplefilter("error", UserWarning)
+                network.load_weights(path)
+        except (ValueError, KeyError, OSError, UserWarning) as e:
             raise ModelError(f"{path} does not fit {network.name}: {' '.join(str(e).split())[:300]}") from None
     else:
         raise ModelError(f"{path} is of no known kind; expected .safetensors (of a run) or .weights.h5 (of Keras)")
