@@ -149,3 +149,9 @@ def write_evaluation(run: RunDir, labels, logits, class_names: list[str]) -> Eva
     )
     evaluation.save(run.evaluation_dir)
     return evaluation
+
+
+@pytest.fixture(scope="session")
+def build_run():
+    """`build_digits_run`, for a test that wants a run of its own."""
+    return build_digits_run

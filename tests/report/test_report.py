@@ -184,10 +184,8 @@ def test_settings_that_were_changed_are_marked(page):
     assert changed == ["dt", "dd"] * 3  # data.path, train.epochs, optimizer.learning_rate
 
 
-def test_hostile_class_names_are_text(tmp_path):
-    from conftest import build_digits_run
-
-    hostile = build_digits_run(tmp_path, HOSTILE_NAMES)
+def test_hostile_class_names_are_text(build_run, tmp_path):
+    hostile = build_run(tmp_path, HOSTILE_NAMES)
     page = page_of(hostile.run, tmp_path)
     assert_self_contained(page)
     for name in HOSTILE_NAMES:

@@ -22,9 +22,6 @@ NUM_CLASSES = 5
 def make_test_engine(num_replicas: int) -> TfStrategyEngine:
     # Logical devices are fixed once a process has run TensorFlow: every test takes its replicas from the same four.
     tf_runtime.split_cpu(NUM_CPU_DEVICES)
-    # TensorFlow knows a group of replicas by a number that starts anew with each strategy, and a process may not use
-    # one for groups of two sizes; this attribute is there for tests such as these.
-    tf.distribute.MirroredStrategy._collective_key_base = 100_000 * num_replicas
     strategy = "single" if num_replicas == 1 else "mirrored"
     return make_engine(Topology(strategy=strategy, device="cpu", num_local_replicas=num_replicas))
 

@@ -1,5 +1,6 @@
 """The engine over tf.distribute: one replica, or MirroredStrategy over the GPUs or logical CPUs of one machine."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,21 @@ class TfStrategyEngine:
         return np.stack([part.numpy() for part in self._strategy.experimental_local_results(value)])
 
 
+_strategies = itertools.count(1)
+
+
+class _OwnCollectiveKeys(tf.distribute.MirroredStrategy):  # type: ignore[misc]
+    """A MirroredStrategy that can live in one process with others.
+
+    TensorFlow knows a group of devices, and each reduction in it, by numbers that start anew with every strategy; the
+    second strategy of a process then finds groups of another size, and reductions of other shapes, under its numbers.
+    """
+
+    def __init__(self, devices: list[str]) -> None:
+        self._collective_key_base = 1_000 * next(_strategies)
+        super().__init__(devices)
+
+
 def make_engine(topology: Topology) -> TfStrategyEngine:
     """Claims the devices of `topology`; before anything else in the process has run a TensorFlow operation."""
     if topology.device == "gpu":
@@ -57,4 +73,4 @@ def make_engine(topology: Topology) -> TfStrategyEngine:
         devices = tf_runtime.split_cpu(topology.num_local_replicas)
     if topology.strategy == "single":
         return TfStrategyEngine(topology, tf.distribute.OneDeviceStrategy(devices[0]))
-    return TfStrategyEngine(topology, tf.distribute.MirroredStrategy(devices))
+    return TfStrategyEngine(topology, _OwnCollectiveKeys(devices))
