@@ -67,9 +67,9 @@ class LogMetrics:
         self._progress.update(step, averages)
         self._check_skipped(step, values["is_skipped"] > 0)
 
-    def restart_clock(self) -> None:
-        """Leaves out of images/s what was no training: evaluation, saving."""
-        self._started_secs = time.monotonic()
+    def leave_out(self, secs: float) -> None:
+        """Leaves out of images/s time that was no training: evaluation, saving."""
+        self._started_secs += secs
 
     def _columns(self) -> dict[str, list[Any]]:
         return {name: [getattr(m, name) for m in self._pending] for name in StepMetrics._fields}
@@ -102,21 +102,23 @@ class EvaluateAndSave:
         evaluator: Evaluator,
         writers: MetricWriters,
         progress: TrainingProgress,
-        after: Callable[[], None],
+        leave_out: Callable[[float], None],
     ) -> None:
         self._plan, self._identity, self._state, self._store = plan, identity, state, store
-        self._evaluator, self._writers, self._progress, self._after = evaluator, writers, progress, after
+        self._evaluator, self._writers, self._progress, self._leave_out = evaluator, writers, progress, leave_out
 
     def is_due(self, step: int) -> bool:
         is_last = step == self._plan.num_train_steps
         return is_last or step % self._plan.checkpoint_every_steps == 0 or self._ends_epoch(step)
 
     def __call__(self, step: int) -> None:
+        started_secs = time.monotonic()
         with self._progress.paused():
             validation = {}
             if step == self._plan.num_train_steps or self._ends_epoch(step):
                 validation = self._evaluate(step)
             self.save(step, validation)
+        self._leave_out(time.monotonic() - started_secs)
 
     def save(self, step: int, validation: dict[str, float] | None = None) -> None:
         """Writes the checkpoint of `step`; one that stands already, with its validation metrics, is left alone."""
@@ -133,7 +135,6 @@ class EvaluateAndSave:
             validation=validation or {},
         )
         self._store.save(info, named_arrays(saved_variables(state.model)), slot_arrays(state))
-        self._after()
 
     def _ends_epoch(self, step: int) -> bool:
         epochs_before = int((step - 1) / self._plan.steps_per_epoch)

@@ -55,7 +55,7 @@ def train(
             evaluator=_make_evaluator(plan, config, engine, state),
             writers=writers,
             progress=progress,
-            after=logging.restart_clock,
+            leave_out=logging.leave_out,
         )
         step = TrainStep(engine, state, config, num_train_steps=plan.num_train_steps, jit_compile=plan.jit_compile)
 
