@@ -252,6 +252,9 @@ def test_missing_idx_files_say_how_to_get_them(tmp_path: pathlib.Path, monkeypat
         (gzip.compress(idx(np.zeros([2, 2, 2], np.uint8)))[:-9], "is not a whole gzip file"),
         (b"\x1f\x8bnonsense", "is not a whole gzip file"),
     ],
+    # A name of its own for each: pytest would make one of the bytes, and gzip's hold the time of day,
+    # so that two workers that collect in different seconds would disagree.
+    ids=["empty", "wrong-type", "too-few-dimensions", "truncated", "truncated-gzip", "not-gzip"],
 )
 def test_a_damaged_idx_file_is_named(tmp_path: pathlib.Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
