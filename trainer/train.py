@@ -7,6 +7,7 @@ import keras
 from trainer.actions import EvaluateAndSave, LogMetrics, assign_slots
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config
+from trainer.data.augment import resolve_augmentation
 from trainer.data.geometry import Geometry
 from trainer.data.order import ExampleOrder
 from trainer.data.pipeline import EvaluationStream, TrainingStream, open_split
@@ -131,7 +132,7 @@ def _training_dataset(plan: Plan, config: Config, engine: Engine, first_step: in
         reader=open_split(pathlib.Path(plan.dataset_dir), "train"),
         order=ExampleOrder(plan.num_train_examples, config.train.seed),
         geometry=geometry_of(plan, config),
-        augment=config.augment,
+        augmentation=resolve_augmentation(config.augment),
         division=BatchDivision(plan.global_batch_size, plan.num_replicas),
         topology=engine.topology,
         num_positions=plan.num_positions,

@@ -159,7 +159,7 @@ EXAMPLES = st.lists(
     st.tuples(st.sampled_from("abc"), st.sampled_from([None, None, None, "test"])), min_size=1, max_size=80
 ).map(
     lambda rows: [
-        Candidate(filename=f"{name}/{i}", class_name=name, split=split) for i, (name, split) in enumerate(rows)
+        Candidate(filename=f"{name}/{i}", class_names=(name,), split=split) for i, (name, split) in enumerate(rows)
     ]
 )
 
@@ -182,7 +182,7 @@ def test_splits_are_stratified_complete_and_blind_to_the_order(
     names = {split: [examples[i].filename for i in positions] for split, positions in chosen.items()}
     backwards = splits.choose_splits(examples[::-1], fractions, seed)
     assert names == {split: [examples[::-1][i].filename for i in positions] for split, positions in backwards.items()}
-    class_names = sorted({example.class_name for example in examples})
+    class_names = sorted({example.class_names[0] for example in examples})
     try:
         splits.check_class_counts(examples, class_names, fractions)
     except DataError:
@@ -190,9 +190,9 @@ def test_splits_are_stratified_complete_and_blind_to_the_order(
     cut = splits.splits_to_cut(examples, fractions)
     for class_name in class_names:
         counts = collections.Counter(
-            split for split, positions in chosen.items() for i in positions if examples[i].class_name == class_name
+            split for split, positions in chosen.items() for i in positions if examples[i].class_names == (class_name,)
         )
-        num_free = sum(example.class_name == class_name and example.split is None for example in examples)
+        num_free = sum(example.class_names == (class_name,) and example.split is None for example in examples)
         assert all(counts[split] >= 1 for split in ("train", *cut))
         for split in cut:  # the share, but for rounding and for the one that each split must have
             assert abs(counts[split] - num_free * fractions[split]) <= 1 or num_free <= 4

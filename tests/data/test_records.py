@@ -20,7 +20,7 @@ SHARD_SIZES = (3, 1, 4)
 def example(index: int) -> records.Example:
     return records.Example(
         encoded=b"image %d" % index * (index + 1),
-        label=index % 3,
+        labels=(index % 3,),
         format="png",
         filename=f"katze/straße {index}.png",
         height=index,
@@ -50,16 +50,17 @@ def test_a_shard_is_a_tfrecord_file_with_valid_checksums(dataset: tuple[pathlib.
     assert [records.Example.from_payload(payload) for payload in payloads] == [example(i) for i in range(8)]
 
 
-def test_the_index_holds_offset_and_length_of_every_payload(dataset: tuple[pathlib.Path, Manifest]) -> None:
+def test_the_index_holds_offset_length_label_and_weight_of_every_record(dataset: tuple[pathlib.Path, Manifest]) -> None:
     directory, manifest = dataset
     (first, *_) = manifest.splits["train"].shards
     content = (directory / first.file_name).read_bytes()
     index = (directory / first.index_file_name).read_bytes()
     assert len(content) == first.num_bytes
-    entries = list(struct.iter_unpack("<QQ", index))
-    assert [content[offset : offset + length] for offset, length in entries] == [
+    entries = list(struct.iter_unpack("<QQif", index))
+    assert [content[offset : offset + length] for offset, length, _, _ in entries] == [
         example(i).to_payload() for i in range(3)
     ]
+    assert [(label, weight) for _, _, label, weight in entries] == [(i % 3, 1.0) for i in range(3)]
 
 
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], deadline=None)
@@ -86,7 +87,7 @@ def test_an_index_out_of_range_is_refused(dataset: tuple[pathlib.Path, Manifest]
 
 def test_parsing_in_the_graph_gives_images_and_labels(dataset: tuple[pathlib.Path, Manifest]) -> None:
     payloads = [example(i).to_payload() for i in (5, 0, 2)]
-    encoded, labels = tf.function(records.parse_examples)(tf.constant(payloads))
+    encoded, labels, _ = tf.function(records.parse_examples)(tf.constant(payloads))
     assert encoded.numpy().tolist() == [example(i).encoded for i in (5, 0, 2)]
     assert labels.dtype == tf.int64
     assert labels.numpy().tolist() == [2, 0, 2]
@@ -104,7 +105,7 @@ def test_examples_come_with_their_file_names(dataset: tuple[pathlib.Path, Manife
 
 
 def test_a_file_name_that_is_not_utf8_survives(tmp_path: pathlib.Path) -> None:
-    odd = records.Example(encoded=b"", label=0, format="png", filename="caf\udce9.png", height=1, width=1)
+    odd = records.Example(encoded=b"", labels=(0,), format="png", filename="caf\udce9.png", height=1, width=1)
     assert records.Example.from_payload(odd.to_payload()) == odd
 
 

@@ -25,7 +25,7 @@ def write(path: pathlib.Path, content: bytes = b"x") -> pathlib.Path:
 
 
 def found(text: str | pathlib.Path) -> dict[str, tuple[str, str | None]]:
-    return {c.filename: (c.class_name, c.split) for c in open_source(str(text)).candidates()}
+    return {c.filename: (*c.class_names, c.split) for c in open_source(str(text)).candidates()}
 
 
 # A folder per class.
@@ -85,18 +85,18 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "cat/pipe")
     (tmp_path / "cat/broken").symlink_to("nowhere")
     source = open_source(str(tmp_path))
-    assert source.read(Candidate(filename="cat/1.jpg", class_name="cat")) == b"content"
+    assert source.read(Candidate(filename="cat/1.jpg", class_names=("cat",))) == b"content"
     with pytest.raises(OSError, match="not a regular file"):  # and does not wait for a writer
-        source.read(Candidate(filename="cat/pipe", class_name="cat"))
+        source.read(Candidate(filename="cat/pipe", class_names=("cat",)))
     with pytest.raises(FileNotFoundError):
-        source.read(Candidate(filename="cat/broken", class_name="cat"))
+        source.read(Candidate(filename="cat/broken", class_names=("cat",)))
 
 
 def test_a_huge_file_is_not_read_into_memory(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "cat/1.jpg")
     os.truncate(path, 2**40)  # takes no space
     with pytest.raises(OSError, match="over the limit"):
-        open_source(str(tmp_path)).read(Candidate(filename="cat/1.jpg", class_name="cat"))
+        open_source(str(tmp_path)).read(Candidate(filename="cat/1.jpg", class_names=("cat",)))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_any_bytes_are_a_listing_or_a_clear_error(tmp_path: pathlib.Path, conten
     except DataError as e:
         assert path.name in str(e)
     else:
-        assert all(c.filename and c.class_name for c in candidates)
+        assert all(c.filename and c.class_names for c in candidates)
 
 
 # Built-in sources.
@@ -196,7 +196,7 @@ def test_digits_are_1797_scans_of_ten_classes() -> None:
     source = open_source("digits")
     candidates = list(source.candidates())
     assert len(candidates) == 1797
-    assert sorted({c.class_name for c in candidates}) == list(source.class_names or ())
+    assert sorted({c.class_names[0] for c in candidates}) == list(source.class_names or ())
     image = Image.open(io.BytesIO(source.read(candidates[7])))
     scan = sklearn.datasets.load_digits().images[7]
     assert (image.format, image.mode, image.size) == ("PNG", "L", (8, 8))
@@ -223,7 +223,7 @@ def test_fashion_mnist_is_read_from_a_folder_gzipped_or_not(idx_folder: pathlib.
     source = open_source(f"fashion-mnist:{idx_folder}")
     candidates = list(source.candidates())
     assert [c.split for c in candidates] == [None] * 40 + ["test"] * 20
-    assert candidates[41] == Candidate(filename="t10k/00001.png", class_name="Trouser", split="test")
+    assert candidates[41] == Candidate(filename="t10k/00001.png", class_names=("Trouser",), split="test")
     images = read_idx(idx_folder / "t10k-images-idx3-ubyte", num_dimensions=3)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(source.read(candidates[41])))), images[1])
 

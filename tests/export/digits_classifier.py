@@ -58,7 +58,7 @@ def write_dataset(dataset_dir: pathlib.Path) -> Manifest:
             for i, (content, class_id) in enumerate(zip(encoded, class_ids, strict=True)):
                 example = Example(
                     encoded=content,
-                    label=int(class_id),
+                    labels=(int(class_id),),
                     format="png",
                     filename=f"{i}.png",
                     height=HEIGHT_PX,

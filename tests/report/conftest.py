@@ -88,7 +88,7 @@ def encode_digit(pixels: np.ndarray, label: int, filename: str) -> Example:
     content = io.BytesIO()
     grey = np.round(pixels.reshape(8, 8) / 16 * 255).astype(np.uint8)
     PIL.Image.fromarray(grey).save(content, "PNG")
-    return Example(encoded=content.getvalue(), label=label, format="png", filename=filename, height=8, width=8)
+    return Example(encoded=content.getvalue(), labels=(label,), format="png", filename=filename, height=8, width=8)
 
 
 def run_info(manifest: Manifest, dataset_dir: pathlib.Path) -> RunInfo:

@@ -88,13 +88,14 @@ class Training:
                     weights = (np.arange(b) < stop - start).astype(np.float32)
                     for position, weight in (weight_of or {}).items():
                         weights[positions == position] *= weight
-                    yield Batch(images[positions], labels[positions], weights, positions)
+                    yield Batch(images[positions], labels[positions], weights, positions, np.zeros([b, 0], np.float32))
 
         signature = Batch(
             tf.TensorSpec([b, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3], tf.uint8),
             tf.TensorSpec([b], tf.int64),
             tf.TensorSpec([b], tf.float32),
             tf.TensorSpec([b], tf.int64),
+            tf.TensorSpec([b, 0], tf.float32),
         )
         return self.engine.distribute(tf.data.Dataset.from_generator(elements, output_signature=signature))
 

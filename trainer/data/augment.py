@@ -1,45 +1,71 @@
-"""Random changes of training images, each keyed by (seed, epoch, example): the same on any number of workers."""
+"""Which random changes training images get: the presets, and what a configuration makes of them.
 
-from typing import Any
+Every change is keyed by (seed, visit, example), see `order.Draws`: the same on any number of workers. The random crop
+is part of decoding (`training_image`), on the host; the rest works on whole batches on the device (`augment_batch`).
+"""
 
-import tensorflow as tf
+import dataclasses
 
 from trainer.config import AugmentConfig
-from trainer.data.geometry import Geometry
-from trainer.data.order import Purpose, stateless_seed
-from trainer.data.preprocess import resize_image, resize_to_square
-
-Tensor = Any
-_LIGHT_MIN_AREA = 0.7
-_ASPECT_RATIOS = (3 / 4, 4 / 3)
 
 
-def augment_image(
-    image: Tensor, geometry: Geometry, config: AugmentConfig, *, seed: int, epoch: Tensor, example: Tensor
-) -> Tensor:
-    """One decoded image [height, width, 3] uint8 to a training input [size, size, 3] uint8."""
-    key = stateless_seed(seed, epoch, example, Purpose.AUGMENTATION)
-    if config.preset == "light":
-        image = resize_to_square(_random_crop(image, key), geometry.image_size_px)
-    else:
-        image = resize_image(image, geometry)
-    if config.flip:
-        image = tf.image.stateless_random_flip_left_right(image, key)
-    return image
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Every random change, decided. For the fields see `config.AugmentConfig`."""
+
+    min_crop_area: float
+    flip: bool
+    color_jitter: float
+    randaugment_layers: int
+    randaugment_magnitude: float
+    erasing: float
+    mixup_alpha: float
+    cutmix_alpha: float
+
+    @property
+    def crops(self) -> bool:
+        """Whether the pixels that leave the host differ from visit to visit."""
+        return self.min_crop_area < 1
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pairs of images are mixed, and with them their labels."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+    @property
+    def changes_on_device(self) -> bool:
+        return self.flip or self.mixes or any((self.color_jitter, self.randaugment_layers, self.erasing))
 
 
-def _random_crop(image: Tensor, key: Tensor) -> Tensor:
-    """A crop of at least 70% of the area (Szegedy et al. 2015, arXiv:1409.4842, section 6, with a milder bound)."""
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
-        tf.zeros([1, 0, 4]),
-        seed=key,
-        min_object_covered=0.0,
-        area_range=(_LIGHT_MIN_AREA, 1.0),
-        aspect_ratio_range=_ASPECT_RATIOS,
-        max_attempts=10,
-        use_image_if_no_bounding_boxes=True,
-    )
-    crop = tf.slice(image, begin, size)
-    crop.set_shape([None, None, 3])
-    return crop
+_NOTHING = Augmentation(
+    min_crop_area=1.0,
+    flip=False,
+    color_jitter=0.0,
+    randaugment_layers=0,
+    randaugment_magnitude=9.0,
+    erasing=0.0,
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+)
+# No preset below medium mirrors an image: digits, text and traffic signs do not survive it.
+_LIGHT = dataclasses.replace(_NOTHING, min_crop_area=0.7)
+_MEDIUM = dataclasses.replace(_NOTHING, min_crop_area=0.35, flip=True, color_jitter=0.2, erasing=0.1)
+# After the recipes by which ResNets are trained today (Wightman et al. 2021, arXiv:2110.00476, table 2, A2).
+_STRONG = dataclasses.replace(
+    _MEDIUM,
+    min_crop_area=0.08,
+    color_jitter=0.0,
+    randaugment_layers=2,
+    randaugment_magnitude=7.0,
+    erasing=0.25,
+    mixup_alpha=0.1,
+    cutmix_alpha=1.0,
+)
+PRESETS = {"none": _NOTHING, "light": _LIGHT, "medium": _MEDIUM, "strong": _STRONG}
+
+
+def resolve_augmentation(config: AugmentConfig) -> Augmentation:
+    """The preset of `config`, with each setting that is not null in its place."""
+    names = {field.name for field in dataclasses.fields(Augmentation)}
+    given = {name: value for name, value in config.model_dump(include=names).items() if value is not None}
+    return dataclasses.replace(PRESETS[config.preset], **given)

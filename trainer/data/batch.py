@@ -12,3 +12,6 @@ class Batch(NamedTuple):
     labels: Tensor  # [b] int64
     weights: Tensor  # [b] float32; 0 for what only fills up the slice
     positions: Tensor  # [b] int64; in training, those in the stream of examples (see data.order)
+    # [b, k] float32, what the random changes on the device are made of, drawn on the host by example (see
+    # data.augment); k is 0 where nothing is changed there.
+    randomness: Tensor

@@ -69,7 +69,7 @@ def _fingerprint(source: str, options: prepare.PrepareOptions) -> str:
             seen = f"{status.st_size} {status.st_mtime_ns}"
         except OSError:
             seen = "missing"  # prepare records why
-        line = "\0".join((candidate.filename, candidate.class_name, candidate.split or "", seen, ""))
+        line = "\0".join((candidate.filename, *candidate.class_names, candidate.split or "", seen, ""))
         digest.update(os.fsencode(line))
     return digest.hexdigest()
 

@@ -4,12 +4,13 @@ Layout of a prepared dataset:
 
     manifest.json
     <split>-00000-of-00008.tfrecord    TFRecord framing; each payload is a tf.train.Example, see `records`
-    <split>-00000-of-00008.idx         little-endian uint64 pairs (payload offset, payload length), in order
+    <split>-00000-of-00008.idx         offset, length, label and weight of every record, see `records.INDEX_DTYPE`
+    bad_files.jsonl                    every source file that is left out, with the reason; only where there are some
 """
 
 import hashlib
 import pathlib
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import pydantic
 
@@ -17,10 +18,15 @@ from trainer import atomic
 from trainer.errors import DataError
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION: Final = 1
+BAD_FILES_NAME = "bad_files.jsonl"
+SCHEMA_VERSION: Final = 2
+# The manifest is read whole by every worker: of what may be endless it lists the first so many.
+MAX_LISTED = 1_000
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+# single_label: one class an example. multi_label: one or several.
+Task = Literal["single_label", "multi_label"]
 
 
 class _Model(pydantic.BaseModel):
@@ -39,7 +45,10 @@ class Shard(_Model):
 
 
 class Split(_Model):
-    """The shards of one split; example `i` of the split is counted through them in order."""
+    """The shards of one split; example `i` of the split is counted through them in order.
+
+    class_counts: examples that have the class, by label; they add up to more than the examples of several labels.
+    """
 
     num_examples: int = pydantic.Field(ge=0)
     class_counts: list[int]
@@ -53,16 +62,32 @@ class BadFile(_Model):
     reason: str
 
 
+class Duplicate(_Model):
+    """The same bytes in more than one split: what is measured on one was trained on in the other."""
+
+    paths: dict[SplitName, str]
+
+
 class Manifest(_Model):
     """Everything that a reader needs to know of a dataset without opening a shard."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     name: str
     source: str
     class_names: list[str]
     seed: int
+    task: Task = "single_label"
     splits: dict[SplitName, Split]
+    # Whether any example has a weight other than 1.
+    has_weights: bool = False
+    # What `prepare` was asked for, as it was given: fractions, classes left out, the largest side.
+    options: dict[str, Any] = {}
+    # By the first word or words of the reason, such as {"truncated": 2}; `bad_files` lists the first `MAX_LISTED`.
+    num_bad_files: dict[str, int] = {}
     bad_files: list[BadFile] = []
+    # Files whose exact bytes are also in another split; `duplicates` lists the first `MAX_LISTED`.
+    num_duplicates_across_splits: int = 0
+    duplicates: list[Duplicate] = []
     # Changes that `prepare` made to the bytes, by kind, such as {"rotated upright": 3}; all else is untouched.
     num_reencoded: dict[str, int] = {}
 

@@ -7,7 +7,7 @@ permutation of the n examples. Batch b is positions [b * B, (b + 1) * B). The pe
 
 import dataclasses
 import enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -23,6 +23,19 @@ class Purpose(enum.IntEnum):
     ORDER = 0
     AUGMENTATION = 1
     DROPOUT = 2
+    SAMPLING = 3
+    DEVICE_AUGMENTATION = 4
+    MIXING = 5
+
+
+class Draws(NamedTuple):
+    """What stands at some positions of the stream."""
+
+    # [k] int64, each in [0, num_examples).
+    examples: Tensor
+    # [k] int64: how often the example was drawn before; random changes are keyed by (seed, visit, example), so that no
+    # two draws of one image look the same. For uniform sampling it is the epoch.
+    visits: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +48,11 @@ class ExampleOrder:
     def epoch_of(self, positions: Tensor) -> Tensor:
         """Epochs, from 0, of int64 stream positions."""
         return positions // self.num_examples
+
+    def draw(self, positions: Tensor) -> Draws:
+        """What stands at the stream positions [k] int64. Runs on the host: XLA has no kernel for it."""
+        positions = tf.convert_to_tensor(positions, tf.int64)
+        return Draws(self.examples_at(positions), self.epoch_of(positions))
 
     def examples_at(self, positions: Tensor) -> Tensor:
         """The examples [k] int64, each in [0, num_examples), at the stream positions [k] int64.

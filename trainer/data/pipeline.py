@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.config import AugmentConfig
 from trainer.data import preprocess, records
-from trainer.data.augment import augment_image
+from trainer.data.augment import Augmentation
 from trainer.data.batch import Batch
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.order import ExampleOrder
+from trainer.data.training_image import load_training_image
 from trainer.distribute.topology import BatchDivision, Topology
 
 Tensor = Any
@@ -29,7 +29,7 @@ class TrainingStream:
     reader: records.SplitReader
     order: ExampleOrder
     geometry: Geometry
-    augment: AugmentConfig
+    augmentation: Augmentation
     division: BatchDivision
     topology: Topology
     # Positions at and after this one only fill up the last batch, with weight zero.
@@ -60,20 +60,17 @@ class TrainingStream:
         return positions, tf.cast(is_real, tf.float32)
 
     def _read(self, positions: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        examples = self.order.examples_at(positions)
-        encoded, labels = records.parse_examples(_read_payloads(self.reader, examples))
-        return encoded, labels, weights, positions, examples
+        examples, visits = self.order.draw(positions)
+        encoded, labels, example_weights = records.parse_examples(_read_payloads(self.reader, examples))
+        return encoded, labels, weights * example_weights, positions, examples, visits
 
-    def _decode(self, encoded: Tensor, label: Tensor, weight: Tensor, position: Tensor, example: Tensor) -> Batch:
-        image = augment_image(
-            preprocess.decode_image(encoded),
-            self.geometry,
-            self.augment,
-            seed=self.order.seed,
-            epoch=self.order.epoch_of(position),
-            example=example,
+    def _decode(
+        self, encoded: Tensor, label: Tensor, weight: Tensor, position: Tensor, example: Tensor, visit: Tensor
+    ) -> Batch:
+        image = load_training_image(
+            encoded, self.geometry, self.augmentation, seed=self.order.seed, visit=visit, example=example
         )
-        return Batch(image, label, weight, position)
+        return Batch(image, label, weight, position, tf.zeros([0]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,11 +103,11 @@ class EvaluationStream:
         positions = batch * self.per_replica_batch_size + tf.range(self.per_replica_batch_size, dtype=tf.int64)
         is_real = positions < self.reader.num_examples
         positions = tf.minimum(positions, self.reader.num_examples - 1)
-        encoded, labels = records.parse_examples(_read_payloads(self.reader, positions))
+        encoded, labels, _ = records.parse_examples(_read_payloads(self.reader, positions))
         return encoded, labels, tf.cast(is_real, tf.float32), positions
 
     def _decode(self, encoded: Tensor, label: Tensor, weight: Tensor, position: Tensor) -> Batch:
-        return Batch(preprocess.load_image(encoded, self.geometry), label, weight, position)
+        return Batch(preprocess.load_image(encoded, self.geometry), label, weight, position, tf.zeros([0]))
 
 
 def open_split(dataset_dir: pathlib.Path, split: SplitName) -> records.SplitReader:

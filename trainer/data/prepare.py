@@ -106,8 +106,8 @@ class _Checked:
         return self.candidate.filename
 
     @property
-    def class_name(self) -> str:
-        return self.candidate.class_name
+    def class_names(self) -> tuple[str, ...]:
+        return self.candidate.class_names
 
     @property
     def split(self) -> SplitName | None:
@@ -166,7 +166,7 @@ def _pillow_remarks_ignored() -> Iterator[None]:
 
 
 def _class_names_of(source: Source, candidates: Sequence[Candidate]) -> list[str]:
-    names = list(source.class_names or sorted({candidate.class_name for candidate in candidates}))
+    names = list(source.class_names or sorted({candidate.class_names[0] for candidate in candidates}))
     for name in names:
         # One name a line in labels.txt; surrogates are what Python makes of file names that are not UTF-8.
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
@@ -247,7 +247,7 @@ class _Writer:
         bounds = [len(images) * i // num_shards for i in range(num_shards + 1)]
         labels = {class_name: label for label, class_name in enumerate(self.class_names)}
         examples = _map_in_order(lambda image: self._load(image, labels), images, self.options.num_workers)
-        counts = collections.Counter(image.class_name for image in images)
+        counts = collections.Counter(image.class_names[0] for image in images)
         shards: list[Shard] = []
         for i in range(num_shards):
             with records.ShardWriter(self.directory, f"{split}-{i:05}-of-{num_shards:05}") as writer:
@@ -273,7 +273,7 @@ class _Writer:
             content = checked.encoded
         return records.Example(
             encoded=content,
-            label=labels[image.class_name],
+            labels=(labels[image.class_names[0]],),
             format=image.format,
             filename=image.filename,
             height=image.height,

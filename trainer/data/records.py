@@ -4,14 +4,16 @@ A shard has TFRecord framing (`tf.data.TFRecordDataset` reads it); each payload 
 `tf.train.Example` with the features
 
     image/encoded      bytes   an encoded image that `preprocess.decode_image` reads
-    image/class/label  int64   index into `Manifest.class_names`
+    image/class/label  int64   index into `Manifest.class_names`; several, in rising order, for several labels
+    image/weight       float   weight of the example in the loss, or in weighted sampling; 1.0 where left out
     image/format       bytes   b"jpeg", b"png", b"gif", b"bmp" or b"webp"
     image/filename     bytes   UTF-8 path of the image, relative to the source
     image/height       int64   pixels
     image/width        int64   pixels
 
-Its `.idx` holds little-endian uint64 pairs (payload offset, payload length) in order, so that any example is
-one positioned read. Reading payloads needs no TensorFlow; writing and parsing import it when called.
+Its `.idx` holds an entry of `INDEX_DTYPE` for each record in order (offset and length of the payload, label,
+weight; little-endian), so that any example is one positioned read, and sampling by class or weight needs none.
+Reading payloads needs no TensorFlow; writing and parsing import it when called.
 """
 
 import contextlib
@@ -33,24 +35,36 @@ from trainer.errors import DataError
 Tensor = Any
 
 _ENCODED, _LABEL, _FORMAT, _FILENAME = "image/encoded", "image/class/label", "image/format", "image/filename"
-_HEIGHT, _WIDTH = "image/height", "image/width"
+_HEIGHT, _WIDTH, _WEIGHT = "image/height", "image/width", "image/weight"
 
 # TFRecord framing: uint64 length, uint32 masked CRC-32C of it, the payload, uint32 masked CRC-32C of the payload
 # (tensorflow/core/lib/io/record_writer.h).
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
-_INDEX_ENTRY = struct.Struct("<QQ")
+# One entry of an index. `label` is -1 for an example with several labels.
+INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u8"), ("label", "<i4"), ("weight", "<f4")])
+_INDEX_ENTRY = struct.Struct("<QQif")
+SEVERAL_LABELS = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One labelled image as it is stored. `format` is "jpeg", "png", "gif", "bmp" or "webp"; sizes are in pixels."""
+    """One labelled image as it is stored. `format` is "jpeg", "png", "gif", "bmp" or "webp"; sizes are in pixels.
+
+    labels: at least one, in rising order; `weight` is above 0.
+    """
 
     encoded: bytes
-    label: int
+    labels: tuple[int, ...]
     format: str
     filename: str
     height: int
     width: int
+    weight: float = 1.0
+
+    @property
+    def label(self) -> int:
+        """The label, or `SEVERAL_LABELS`."""
+        return self.labels[0] if len(self.labels) == 1 else SEVERAL_LABELS
 
     def to_payload(self) -> bytes:
         """The serialized `tf.train.Example`; the same bytes for the same example."""
@@ -59,18 +73,20 @@ class Example:
         def of_bytes(value: bytes) -> Any:
             return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
-        def of_int(value: int) -> Any:
-            return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        def of_ints(*values: int) -> Any:
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
 
         features = {
             _ENCODED: of_bytes(self.encoded),
-            _LABEL: of_int(self.label),
+            _LABEL: of_ints(*self.labels),
             _FORMAT: of_bytes(self.format.encode()),
             # A POSIX file name is bytes; what is not UTF-8 in it comes as surrogates and goes back to its bytes.
             _FILENAME: of_bytes(os.fsencode(self.filename)),
-            _HEIGHT: of_int(self.height),
-            _WIDTH: of_int(self.width),
+            _HEIGHT: of_ints(self.height),
+            _WIDTH: of_ints(self.width),
         }
+        if self.weight != 1.0:
+            features[_WEIGHT] = tf.train.Feature(float_list=tf.train.FloatList(value=[self.weight]))
         example = tf.train.Example(features=tf.train.Features(feature=features))
         # The features are a protobuf map, whose order is otherwise free.
         payload: bytes = example.SerializeToString(deterministic=True)
@@ -84,11 +100,12 @@ class Example:
         feature = tf.train.Example.FromString(payload).features.feature
         return cls(
             encoded=feature[_ENCODED].bytes_list.value[0],
-            label=feature[_LABEL].int64_list.value[0],
+            labels=tuple(feature[_LABEL].int64_list.value),
             format=feature[_FORMAT].bytes_list.value[0].decode(),
             filename=os.fsdecode(feature[_FILENAME].bytes_list.value[0]),
             height=feature[_HEIGHT].int64_list.value[0],
             width=feature[_WIDTH].int64_list.value[0],
+            weight=feature[_WEIGHT].float_list.value[0] if _WEIGHT in feature else 1.0,
         )
 
 
@@ -122,7 +139,8 @@ class ShardWriter:
         payload = example.to_payload()
         with _as_os_error():
             self._records.write(payload)
-        self._index.write(_INDEX_ENTRY.pack(self._next_offset + _HEADER_BYTES, len(payload)))
+        offset = self._next_offset + _HEADER_BYTES
+        self._index.write(_INDEX_ENTRY.pack(offset, len(payload), example.label, example.weight))
         self._next_offset += _HEADER_BYTES + len(payload) + _FOOTER_BYTES
         self._num_examples += 1
 
@@ -168,7 +186,7 @@ class SplitReader:
     def __init__(self, dataset_dir: pathlib.Path, manifest: Manifest, split: SplitName) -> None:
         """Raises DataError where the split, a shard or an index is missing, or is not of the recorded size."""
         self._descriptors: list[int] = []
-        self._indexes: list[npt.NDArray[np.uint64]] = []
+        self._indexes: list[npt.NDArray[Any]] = []
         self._shards = _split_of(dataset_dir, manifest, split).shards
         self._paths = [dataset_dir / shard.file_name for shard in self._shards]
         for shard, path in zip(self._shards, self._paths, strict=True):
@@ -198,7 +216,7 @@ class SplitReader:
         ]
 
     def _read_one(self, shard: int, row: int) -> bytes:
-        offset, length = self._indexes[shard][row].tolist()
+        offset, length, _, _ = self._indexes[shard][row].tolist()
         payload = os.pread(self._descriptors[shard], length, offset)
         if len(payload) != length:
             raise DataError(
@@ -206,6 +224,14 @@ class SplitReader:
                 "copy the shard again, or prepare the dataset again"
             )
         return payload
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        """The label of every example, [num_examples], or `SEVERAL_LABELS`; from the indexes alone."""
+        return np.concatenate([index["label"] for index in self._indexes])
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """The weight of every example, [num_examples], each above 0; from the indexes alone."""
+        return np.concatenate([index["weight"] for index in self._indexes])
 
     def close(self) -> None:
         """Closes the shards; reading afterwards is an error."""
@@ -223,14 +249,20 @@ class SplitReader:
         self.close()
 
 
-def parse_examples(payloads: Tensor) -> tuple[Tensor, Tensor]:
-    """Parses serialized examples, a string tensor [n], in the graph: encoded images [n] string, labels [n] int64."""
+def parse_examples(payloads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Parses serialized examples with one label each, a string tensor [n], in the graph.
+
+    Returns encoded images [n] string, labels [n] int64, weights [n] float32.
+    """
     import tensorflow as tf
 
-    features = tf.io.parse_example(
-        payloads, {_ENCODED: tf.io.FixedLenFeature([], tf.string), _LABEL: tf.io.FixedLenFeature([], tf.int64)}
-    )
-    return features[_ENCODED], features[_LABEL]
+    spec = {
+        _ENCODED: tf.io.FixedLenFeature([], tf.string),
+        _LABEL: tf.io.FixedLenFeature([], tf.int64),
+        _WEIGHT: tf.io.FixedLenFeature([], tf.float32, default_value=1.0),
+    }
+    features = tf.io.parse_example(payloads, spec)
+    return features[_ENCODED], features[_LABEL], features[_WEIGHT]
 
 
 def iterate_examples(dataset_dir: pathlib.Path, manifest: Manifest, split: SplitName) -> Iterator[Example]:
@@ -307,7 +339,7 @@ def _sha256_of(path: pathlib.Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _map_index(path: pathlib.Path, num_examples: int) -> npt.NDArray[np.uint64]:
+def _map_index(path: pathlib.Path, num_examples: int) -> npt.NDArray[Any]:
     if num_examples == 0:  # an empty file cannot be mapped
-        return np.zeros([0, 2], "<u8")
-    return np.memmap(path, "<u8", mode="r", shape=(num_examples, 2))
+        return np.zeros([0], INDEX_DTYPE)
+    return np.memmap(path, INDEX_DTYPE, mode="r", shape=(num_examples,))

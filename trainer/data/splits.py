@@ -20,7 +20,7 @@ class Labelled(Protocol):
     def filename(self) -> str: ...
 
     @property
-    def class_name(self) -> str: ...
+    def class_names(self) -> tuple[str, ...]: ...
 
     @property
     def split(self) -> SplitName | None: ...
@@ -52,7 +52,7 @@ def choose_splits(
     pools: dict[str, list[int]] = collections.defaultdict(list)
     for position, example in enumerate(examples):
         if example.split is None:
-            pools[example.class_name].append(position)
+            pools[example.class_names[0]].append(position)
         else:
             chosen[example.split].append(position)
     for pool in pools.values():
@@ -86,7 +86,7 @@ def check_class_counts(
         )
     cut = splits_to_cut(examples, fractions)
     fixed = {example.split for example in examples} - {None}
-    counts = collections.Counter((example.class_name, example.split) for example in examples)
+    counts = collections.Counter((example.class_names[0], example.split) for example in examples)
     for class_name in class_names:
         num_free, num_needed = counts[class_name, None], 1 + len(cut)
         if num_free < num_needed:

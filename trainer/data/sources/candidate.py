@@ -19,12 +19,19 @@ class Candidate:
     """One labelled image of a source, by name; nothing was read of it yet.
 
     filename: relative to the source, "/" between folders, unique in the source.
+    class_names: its classes, at least one, without repetition.
     split: where the source itself says to which split the image belongs; None leaves it to `prepare`.
+    weight: above 0; of the example in the loss, or in weighted sampling.
+    group: what must not be divided between splits (a patient, a camera, a burst); None is a group of its own.
+    locator: where the source finds the bytes, if not by the name; means something to the source alone.
     """
 
     filename: str
-    class_name: str
+    class_names: tuple[str, ...]
     split: SplitName | None = None
+    weight: float = 1.0
+    group: str | None = None
+    locator: str = ""
 
 
 class Source(Protocol):

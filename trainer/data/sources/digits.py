@@ -23,7 +23,7 @@ class DigitsSource:
 
     def candidates(self) -> Iterator[Candidate]:
         for index, label in enumerate(self._data.target):
-            yield Candidate(filename=f"{index:05}.png", class_name=str(label))
+            yield Candidate(filename=f"{index:05}.png", class_names=(str(label),))
 
     def read(self, candidate: Candidate) -> bytes:
         scan = self._data.images[int(candidate.filename.removesuffix(".png"))]

@@ -72,7 +72,7 @@ class FashionMnistSource:
             for index, label in enumerate(labels.tolist()):
                 yield Candidate(
                     filename=f"{part}/{index:05}.png",
-                    class_name=self.class_names[label],
+                    class_names=(self.class_names[label],),
                     split="test" if part == "t10k" else None,
                 )
 

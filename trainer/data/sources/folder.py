@@ -49,7 +49,7 @@ class FolderSource(FileSource):
         for split, class_folder, class_name in self._class_folders:
             for filename in self._walk(class_folder, ancestors=()):
                 # What is not set aside for validation or test is for `prepare` to divide further.
-                yield Candidate(filename=filename, class_name=class_name, split=None if split == "train" else split)
+                yield Candidate(filename=filename, class_names=(class_name,), split=None if split == "train" else split)
 
     def _find_class_folders(self, folder: pathlib.Path) -> list[tuple[SplitName | None, str, str]]:
         """(split, path below the folder, class name) of each class folder, sorted."""

@@ -57,7 +57,7 @@ class ListingSource(FileSource):
             if not isinstance(value, str) or not value.strip() or not _is_usable(value):
                 raise self._error(line, f"has {value!r} for {column!r}; expected text")
             values.append(value.strip())
-        return Candidate(filename=values[0], class_name=values[1])
+        return Candidate(filename=values[0], class_names=(values[1],))
 
     def _error(self, line: int, problem: str) -> DataError:
         return DataError(f"line {line} of {self._file} {problem}; correct the line")
