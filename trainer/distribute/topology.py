@@ -7,7 +7,7 @@ from typing import Literal
 from trainer.config import DistributeConfig
 from trainer.errors import ConfigError, DeviceError
 
-Strategy = Literal["single", "mirrored", "horovod"]
+Strategy = Literal["single", "mirrored", "multiworker", "horovod"]
 Device = Literal["cpu", "gpu"]
 
 

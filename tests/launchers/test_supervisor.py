@@ -1,0 +1,158 @@
+"""The launcher's promises, with real processes: all or none are there, the right one is named, nobody is left."""
+
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+JOB = pathlib.Path(__file__).with_name("job.py")
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Job:
+    """A launcher that runs in the background, with what it has printed so far."""
+
+    def __init__(self, log_dir: pathlib.Path, num_workers: int, mode: str, *more: str) -> None:
+        self.log_dir = log_dir
+        self.process = subprocess.Popen(
+            [sys.executable, str(JOB), str(log_dir), str(num_workers), mode, *more],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            # What happens to the launcher must not happen to the tests.
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self.seen: set[psutil.Process] = set()
+
+    def read_until_all_run(self, num_workers: int) -> list[int]:
+        """The process ids of the workers, by their index."""
+        assert self.process.stdout is not None
+        pids: dict[int, int] = {}
+        while len(pids) < num_workers:
+            line = self.process.stdout.readline()
+            assert line, self.lines
+            self.lines.append(line.rstrip("\n"))
+            if found := re.fullmatch(r"\[(\d+)\] worker \d+ of \w+, process (\d+)", self.lines[-1]):
+                pids[int(found[1])] = int(found[2])
+        self.seen |= {*psutil.Process(self.process.pid).children(recursive=True)}
+        return [pids[i] for i in range(num_workers)]
+
+    def finish(self) -> str:
+        output, _ = self.process.communicate(timeout=60)
+        return "\n".join([*self.lines, output])
+
+    def wait_until_nobody_is_left(self) -> None:
+        """Fails where a process that the launcher had started is still there half a minute later."""
+        _, alive = psutil.wait_procs(self.seen, timeout=30)
+        assert not alive
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path) -> Iterator[type[Job]]:
+    jobs: list[Job] = []
+
+    def start_job(num_workers: int, mode: str, *more: str) -> Job:
+        jobs.append(Job(tmp_path / "logs", num_workers, mode, *more))
+        return jobs[-1]
+
+    yield start_job
+    for job in jobs:
+        if job.process.poll() is None:
+            job.process.kill()
+        if job.process.stdout is not None:
+            job.process.stdout.close()
+        job.process.wait()
+
+
+def test_the_output_of_every_worker_is_prefixed_and_kept(start) -> None:
+    job = start(2, "done")
+    output = job.finish()
+    assert job.process.returncode == 0
+    for i in range(2):
+        assert f"[{i}] worker {i} of done" in output
+        assert f"[{i}] to standard error" in output
+        kept = (job.log_dir / f"worker-0000{i}.log").read_text()
+        assert kept.splitlines() == [line[4:] for line in output.splitlines() if line.startswith(f"[{i}] ")]
+
+
+def test_the_worker_that_fails_is_named_with_its_last_lines_and_the_others_are_ended(start) -> None:
+    job = start(3, "fail")
+    job.read_until_all_run(3)
+    output = job.finish()
+    assert job.process.returncode == 1
+    assert "TrainingError: worker 1 on this machine exited with status 3" in output
+    assert "    the reason of worker 1" in output
+    job.wait_until_nobody_is_left()
+
+
+@pytest.mark.parametrize("victim", range(3))
+def test_a_worker_killed_with_9_is_named_and_nobody_is_left(start, victim: int) -> None:
+    job = start(3, "wait")
+    pids = job.read_until_all_run(3)
+    time.sleep(random.Random(victim).uniform(0, 0.3))
+    os.kill(pids[victim], signal.SIGKILL)
+    output = job.finish()
+    assert job.process.returncode == 1
+    assert f"worker {victim} on this machine was ended by signal 9" in output
+    job.wait_until_nobody_is_left()
+
+
+def test_a_guard_killed_with_9_takes_its_worker_with_it_and_is_named(start) -> None:
+    job = start(2, "wait")
+    pids = job.read_until_all_run(2)
+    os.kill(psutil.Process(pids[1]).ppid(), signal.SIGKILL)
+    output = job.finish()
+    assert "worker 1 on this machine was ended by signal 9" in output
+    job.wait_until_nobody_is_left()
+
+
+def test_a_launcher_killed_with_9_leaves_no_process(start) -> None:
+    job = start(3, "save")
+    job.read_until_all_run(3)
+    assert len(job.seen) == 6  # three guards and three workers
+    job.process.kill()
+    job.wait_until_nobody_is_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_job_lets_every_worker_save(start, number: int) -> None:
+    job = start(2, "save")
+    job.read_until_all_run(2)
+    job.process.send_signal(number)
+    output = job.finish()
+    assert job.process.returncode == 75, output
+    assert "StoppedOnRequest" in output
+    job.wait_until_nobody_is_left()
+
+
+def test_a_second_interrupt_does_not_wait_for_workers_that_do_not_end(start) -> None:
+    job = start(2, "hang")
+    for pid in (pids := job.read_until_all_run(2)):
+        os.kill(pid, signal.SIGSTOP)  # a stopped process does not see SIGTERM
+    job.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    job.process.send_signal(signal.SIGINT)
+    output = job.finish()
+    assert job.process.returncode == 1
+    assert "stopped before worker 0 on this machine, worker 1 on this machine had saved" in output
+    job.wait_until_nobody_is_left()
+
+
+def test_a_worker_that_hangs_is_named_with_its_stack(start) -> None:
+    job = start(3, "hang", "1.0")
+    job.read_until_all_run(3)
+    output = job.finish()
+    assert job.process.returncode == 1
+    assert "TrainingError: worker 1 on this machine hangs" in output
+    assert "in wait_in_vain" in output.partition("TrainingError")[2]
+    job.wait_until_nobody_is_left()

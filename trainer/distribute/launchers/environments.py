@@ -1,0 +1,110 @@
+"""What a worker must find in its environment to know its place in the job: Horovod's variables, or TF_CONFIG."""
+
+import collections
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.worker import Ready
+from trainer.errors import DeviceError
+
+# Settings of TensorFlow, XLA, NCCL and this project that a user gave to the launcher are meant for the workers.
+_FORWARDED_PREFIXES = ("TF_", "XLA_", "KERAS_", "NCCL_", "HOROVOD_", "OMP_", "TRAINER_", "CUDA_")
+_NOT_FORWARDED = ("TF_CONFIG", "HOROVOD_RANK", "HOROVOD_SIZE")
+
+
+def forwarded_variables() -> dict[str, str]:
+    """Of this process's environment, what workers on other machines get too."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_FORWARDED_PREFIXES) and name not in _NOT_FORWARDED
+    }
+
+
+def multiworker_environments(ready: Sequence[Ready]) -> list[dict[str, str]]:
+    """TF_CONFIG for each worker (tf.distribute.cluster_resolver.TFConfigClusterResolver)."""
+    cluster = {"worker": [_join_address(found.address, found.port) for found in ready]}
+    return [
+        {
+            **forwarded_variables(),
+            "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+        }
+        for index in range(len(ready))
+    ]
+
+
+@contextlib.contextmanager
+def horovod_rendezvous() -> Iterator["Rendezvous"]:
+    """Where Horovod's workers find each other (Gloo); it must live as long as they do.
+
+    Raises:
+        DeviceError: Horovod is not installed.
+    """
+    try:
+        from horovod.runner.http.http_server import RendezvousServer
+    except ImportError as e:
+        raise DeviceError(f"Horovod is not installed ({e}); build it with: make horovod") from None
+    server = RendezvousServer()
+    port = server.start()
+    try:
+        yield Rendezvous(server, port)
+    finally:
+        server.stop()
+
+
+class Rendezvous:
+    """A running rendezvous server on `port`."""
+
+    def __init__(self, server: Any, port: int) -> None:
+        self._server = server
+        self._port = port
+
+    def environments(self, places: Sequence[Place], ready: Sequence[Ready]) -> list[dict[str, str]]:
+        """The variables of each worker (horovod/common/gloo/gloo_context.cc reads them)."""
+        from horovod.runner.common.util.hosts import SlotInfo
+
+        # The k-th workers of all hosts make up a "cross" communicator.
+        cross_sizes = collections.Counter(place.local_index for place in places)
+        cross_ranks: collections.Counter[int] = collections.Counter()
+        slots = []
+        for place in places:
+            slots.append(
+                SlotInfo(
+                    hostname=str(place.host.name or "localhost"),
+                    rank=place.worker_index,
+                    size=len(places),
+                    local_rank=place.local_index,
+                    local_size=place.num_local,
+                    cross_rank=cross_ranks[place.local_index],
+                    cross_size=cross_sizes[place.local_index],
+                )
+            )
+            cross_ranks[place.local_index] += 1
+        self._server.init(slots)
+        return [self._environment(slot, found) for slot, found in zip(slots, ready, strict=True)]
+
+    def _environment(self, slot: Any, found: Ready) -> dict[str, str]:
+        return {
+            **forwarded_variables(),
+            "HOROVOD_HOSTNAME": slot.hostname,
+            "HOROVOD_RANK": str(slot.rank),
+            "HOROVOD_SIZE": str(slot.size),
+            "HOROVOD_LOCAL_RANK": str(slot.local_rank),
+            "HOROVOD_LOCAL_SIZE": str(slot.local_size),
+            "HOROVOD_CROSS_RANK": str(slot.cross_rank),
+            "HOROVOD_CROSS_SIZE": str(slot.cross_size),
+            "HOROVOD_CONTROLLER": "gloo",
+            "HOROVOD_CPU_OPERATIONS": "gloo",
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": found.launcher_address,
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self._port),
+            "HOROVOD_GLOO_IFACE": found.interface,
+            "NCCL_SOCKET_IFNAME": found.interface,
+        }
+
+
+def _join_address(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -1,0 +1,71 @@
+"""How a guard sees that its worker still gets on: a counter in memory that both map."""
+
+import faulthandler
+import mmap
+import os
+import signal
+import struct
+import sys
+import time
+
+# The worker finds the file descriptor of the counter here.
+VARIABLE = "TRAINER_HEARTBEAT_FD"
+# On this signal a worker prints the stacks of all of its threads.
+STACK_SIGNAL = signal.SIGUSR1
+_COUNTER = struct.Struct("=Q")
+
+
+class Heartbeat:
+    """A counter that the worker raises. It has no name in any file system, so nothing of it can be left behind."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._memory = mmap.mmap(fd, _COUNTER.size)
+
+    @classmethod
+    def create(cls) -> "Heartbeat":
+        fd = os.memfd_create("trainer-heartbeat")
+        os.ftruncate(fd, _COUNTER.size)
+        return cls(fd)
+
+    @property
+    def counter(self) -> int:
+        (value,) = _COUNTER.unpack_from(self._memory)
+        return int(value)
+
+    def beat(self) -> None:
+        _COUNTER.pack_into(self._memory, 0, self.counter + 1)
+
+
+class Stall:
+    """Says once for each stall that a counter has stood still for `timeout_secs`; None: it may stand for ever.
+
+    A counter of 0 has not started: a worker that loads and compiles gives no sign of life.
+    """
+
+    def __init__(self, *, timeout_secs: float | None) -> None:
+        self._timeout_secs = timeout_secs
+        self._counter = 0
+        self._since = time.monotonic()
+        self._is_told = False
+
+    def seen(self, counter: int) -> float | None:
+        """Seconds of the stall, where it has become one that must be told."""
+        now = time.monotonic()
+        if counter != self._counter:
+            self._counter, self._since, self._is_told = counter, now, False
+        stood_secs = now - self._since
+        if self._timeout_secs is None or counter == 0 or self._is_told or stood_secs < self._timeout_secs:
+            return None
+        self._is_told = True
+        return stood_secs
+
+
+def of_this_worker() -> Heartbeat | None:
+    """The heartbeat to raise, where a guard has started this process; from then on the process prints its stacks on
+    `STACK_SIGNAL`."""
+    fd = os.environ.get(VARIABLE)
+    if fd is None:
+        return None
+    faulthandler.register(STACK_SIGNAL, file=sys.__stderr__ or sys.stderr, all_threads=True)
+    return Heartbeat(int(fd))

@@ -1,0 +1,60 @@
+"""`--hosts a:8,b:8`: the machines of a job, and how many workers each takes."""
+
+import dataclasses
+import re
+
+from trainer.errors import ConfigError
+
+# A name, an IPv4 address, or an IPv6 address in brackets, each perhaps with a user before it, as ssh takes them.
+_HOST = re.compile(r"(?P<name>(?:[\w.-]+@)?(?:[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\]))(?::(?P<slots>[0-9]+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A machine as ssh knows it; `name` None is this one. It takes `num_slots` workers."""
+
+    name: str | None
+    num_slots: int
+
+    def __str__(self) -> str:
+        return self.name or "this machine"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one worker runs: worker `worker_index` of the job, the `local_index`-th of its host."""
+
+    host: Host
+    worker_index: int
+    local_index: int
+    num_local: int
+
+
+def parse_hosts(text: str) -> list[Host]:
+    """The hosts of `name:slots,name:slots`; a name without a number takes one worker.
+
+    Raises:
+        ConfigError: a part is not of this form, takes no worker, or names a host again.
+    """
+    hosts: list[Host] = []
+    for part in text.split(","):
+        found = _HOST.fullmatch(part.strip())
+        if found is None:
+            raise ConfigError(f"--hosts has {part.strip()!r}; expected NAME:WORKERS, as in --hosts node1:8,node2:8")
+        host = Host(found["name"], int(found["slots"] or 1))
+        if host.num_slots < 1:
+            raise ConfigError(f"--hosts gives {host.name} no workers; expected at least 1, or leave the host out")
+        if any(other.name == host.name for other in hosts):
+            raise ConfigError(f"--hosts names {host.name} twice; name it once with all of its workers")
+        hosts.append(host)
+    return hosts
+
+
+def place_workers(hosts: list[Host]) -> list[Place]:
+    """One place for each slot; the workers of a host are neighbours, so that most of a ring is inside the hosts."""
+    places: list[Place] = []
+    for host in hosts:
+        for local_index in range(host.num_slots):
+            place = Place(host=host, worker_index=len(places), local_index=local_index, num_local=host.num_slots)
+            places.append(place)
+    return places

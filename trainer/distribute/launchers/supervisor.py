@@ -1,0 +1,182 @@
+"""Runs the workers of one job: starts all or none, names the first that fails, and ends the others."""
+
+import asyncio
+import dataclasses
+import pathlib
+import signal
+from collections.abc import Callable, Sequence
+
+from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.versions import differences
+from trainer.distribute.launchers.worker import Ended, Ready, Worker
+from trainer.errors import DeviceError, StoppedOnRequest, TrainingError
+
+# When one worker dies the others fail on its silence, sometimes sooner than the news of its death is here.
+_BLAME_SECS = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisorOptions:
+    """How patient a supervisor is.
+
+    start_timeout_secs: for a host to answer. stop_grace_secs: for workers to save when the job is to stop.
+    failure_grace_secs: for workers to end by themselves after another has failed. stall_timeout_secs: without a step,
+        after the first one; None waits for ever. ssh_options: put before the name of the host.
+    """
+
+    start_timeout_secs: float = 30.0
+    stop_grace_secs: float = 120.0
+    failure_grace_secs: float = 5.0
+    stall_timeout_secs: float | None = None
+    ssh_options: Sequence[str] = ()
+
+
+class Supervisor:
+    """The workers at `places`; the output of worker i is kept in `log_dir`/worker-0000i.log and shown a line each."""
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        *,
+        log_dir: pathlib.Path,
+        show: Callable[[str], None],
+        options: SupervisorOptions | None = None,
+    ) -> None:
+        self._places = places
+        self._log_dir = log_dir
+        self._show = show
+        self._options = options or SupervisorOptions()
+        self._workers: list[Worker] = []
+        self._num_stop_requests = 0
+
+    def run(self, command: list[str], environments: Callable[[Sequence[Ready]], list[dict[str, str]]]) -> None:
+        """Runs `command` once at every place, with what `environments` makes of the hosts, until all have ended.
+
+        SIGINT or SIGTERM asks the workers to save; a second one does not wait for them.
+
+        Raises:
+            DeviceError: a host does not answer, or the hosts differ in what is installed; nothing was started.
+            TrainingError: a worker failed, was killed or hung; it is named, with its last lines.
+            StoppedOnRequest: a signal asked for it, and every worker saved.
+        """
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        asyncio.run(self._run(command, environments))
+
+    async def _run(self, command: list[str], environments: Callable[[Sequence[Ready]], list[dict[str, str]]]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._request_stop)
+        self._workers = [
+            Worker(
+                place,
+                ssh_options=self._options.ssh_options,
+                log_file=self._log_dir / f"worker-{place.worker_index:05}.log",
+                show=self._show,
+            )
+            for place in self._places
+        ]
+        try:
+            ready = await self._open_all()
+            await self._watch(command, environments(ready))
+        finally:
+            for worker in self._workers:
+                worker.abandon()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def _open_all(self) -> list[Ready]:
+        await asyncio.gather(*(worker.open() for worker in self._workers))
+        waits = (worker.wait_until_ready(self._options.start_timeout_secs) for worker in self._workers)
+        answers = await asyncio.gather(*waits, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        ready = [answer for answer in answers if isinstance(answer, Ready)]
+        by_worker = {str(worker.place.host): found.versions for worker, found in zip(self._workers, ready, strict=True)}
+        if found := differences(by_worker):
+            raise DeviceError(f"the workers would not compute the same: {'; '.join(found)}; install the same on all")
+        return ready
+
+    async def _watch(self, command: list[str], environments: list[dict[str, str]]) -> None:
+        runs = {
+            asyncio.create_task(worker.run(command, environment, self._options.stall_timeout_secs)): worker
+            for worker, environment in zip(self._workers, environments, strict=True)
+        }
+        stall_watch = asyncio.create_task(self._end_when_hung())
+        pending = set(runs)
+        ended: dict[Worker, Ended] = {}
+        while pending and not any(_has_failed(end) for end in ended.values()):
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            ended.update({runs[task]: task.result() for task in done})
+        if pending:
+            done, pending = await asyncio.wait(pending, timeout=_BLAME_SECS)
+            ended.update({runs[task]: task.result() for task in done})
+            await self._end_others(pending)
+        stall_watch.cancel()
+        # Those that were ended because of a failure are not to blame for it.
+        self._judge(ended)
+
+    async def _end_others(self, pending: set[asyncio.Task[Ended]]) -> None:
+        """Ends the workers whose runs are `pending`; they wait for one that will never answer."""
+        if not pending:
+            return
+        await asyncio.gather(*(worker.stop(self._options.failure_grace_secs) for worker in self._workers))
+        _, pending = await asyncio.wait(pending, timeout=self._options.failure_grace_secs + 10)
+        if pending:
+            for worker in self._workers:
+                worker.kill()
+
+    async def _end_when_hung(self) -> None:
+        """Ends a job that makes no step, once the stacks are printed: nobody else would."""
+        while not any(worker.hung for worker in self._workers):
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(2.0)  # the others stand still as well, and say so; the stacks are on their way
+        await asyncio.gather(*(worker.stop(self._options.failure_grace_secs) for worker in self._workers))
+
+    def _judge(self, ended: dict[Worker, Ended]) -> None:
+        """Raises for what the ends of all workers come to."""
+        hung = [worker for worker in self._workers if worker.hung]
+        if hung:
+            raise TrainingError(_explain_hang(hung))
+        failed = {worker: end for worker, end in ended.items() if _has_failed(end)}
+        if failed and self._num_stop_requests:
+            names = ", ".join(worker.name for worker in failed)
+            raise TrainingError(f"stopped before {names} had saved; the same command goes on from the last checkpoint")
+        if failed:
+            # One that was killed is why the others failed; among equals, the first.
+            worker = min(failed, key=lambda worker: (failed[worker].signal == 0, failed[worker].at))
+            last = "\n".join(f"    {line}" for line in worker.last_lines) or "    (it printed nothing)"
+            raise TrainingError(
+                f"{worker.name} {failed[worker]}, and the other workers were ended; its last lines, from "
+                f"{worker._log_file}:\n{last}"
+            )
+        if any(end.status == StoppedOnRequest.exit_status for end in ended.values()):
+            raise StoppedOnRequest("stopped on request; everything is saved, and the same command goes on")
+
+    def _request_stop(self) -> None:
+        self._num_stop_requests += 1
+        grace_secs = self._options.stop_grace_secs if self._num_stop_requests == 1 else 0.0
+        for worker in self._workers:
+            task = asyncio.get_running_loop().create_task(worker.stop(grace_secs))
+            task.add_done_callback(lambda task: task.exception())
+
+
+def _has_failed(end: Ended) -> bool:
+    return end.signal != 0 or end.status not in (0, StoppedOnRequest.exit_status)
+
+
+def _explain_hang(hung: list[Worker]) -> str:
+    """All wait for the one that is behind; where none is, they hang together."""
+    counters = {worker: (worker.hung or {})["counter"] for worker in hung}
+    behind = [worker for worker in hung if counters[worker] == min(counters.values())]
+    first = behind[0]
+    report = first.hung or {}
+    if len(behind) < len(hung):
+        who = f"{first.name} hangs, and the others wait for it"
+    else:
+        who = f"{', '.join(worker.name for worker in hung)} hang{'s' if len(hung) == 1 else ''}"
+    last = "\n".join(f"    {line}" for line in first.last_lines)
+    return (
+        f"{who}: no step for {report['for_secs']:.0f} s (process state: {report['state']}); the job was ended; raise "
+        f"distribute.stall_timeout_secs if a step takes so long. Its last lines:\n{last}"
+    )
