@@ -21,6 +21,7 @@ COMMANDS = {
     "predict",
     "serve",
     "manifests",
+    "doctor",
 }
 
 OURS = "from trainer.cli.app import main"

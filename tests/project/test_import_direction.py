@@ -29,7 +29,7 @@ LAYERS = (
     ("trainer.plan", "trainer.progress", "trainer.evaluate", "trainer.loop", "trainer.report"),
     ("trainer.actions",),
     ("trainer.train",),
-    ("trainer.launch",),
+    ("trainer.launch", "trainer.doctor"),
     ("trainer.cli",),
 )
 # Everything below the commands answers with values and exceptions; only what takes minutes says how far it is.

@@ -12,6 +12,7 @@ import typer
 
 import export.cli
 import serving.cli
+from trainer.cli.doctor import doctor
 from trainer.cli.evaluate import evaluate
 from trainer.cli.launch import launch
 from trainer.cli.output import console
@@ -48,6 +49,7 @@ for command in (
     export.cli.predict,
     serving.cli.serve,
     serving.cli.manifests,
+    doctor,
 ):
     app.command()(command)
 

@@ -200,6 +200,7 @@ def _describe_host() -> dict[str, Any]:
         "interface": names[0] if names else "lo",
         "port": port,
         "launcher_address": connection[0] if connection else "127.0.0.1",
+        "time": time.time(),
         "versions": versions.installed_versions(),
     }
 

@@ -148,7 +148,7 @@ class Supervisor:
             last = "\n".join(f"    {line}" for line in worker.last_lines) or "    (it printed nothing)"
             raise TrainingError(
                 f"{worker.name} {failed[worker]}, and the other workers were ended; its last lines, from "
-                f"{worker._log_file}:\n{last}"
+                f"{worker.log_file}:\n{last}"
             )
         if any(end.status == StoppedOnRequest.exit_status for end in ended.values()):
             raise StoppedOnRequest("stopped on request; everything is saved, and the same command goes on")

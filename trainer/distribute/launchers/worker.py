@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -27,6 +28,7 @@ class Ready:
     interface: str
     port: int
     launcher_address: str
+    time: float
     versions: dict[str, str]
 
 
@@ -46,13 +48,13 @@ class Worker:
     """Starts the guard of one place, and through it the worker."""
 
     def __init__(
-        self, place: Place, *, ssh_options: Sequence[str], log_file: pathlib.Path, show: Callable[[str], None]
+        self, place: Place, *, ssh_options: Sequence[str], log_file: pathlib.Path | None, show: Callable[[str], None]
     ):
         self.place = place
         self.last_lines: collections.deque[str] = collections.deque(maxlen=_NUM_LAST_LINES)
         self.hung: dict[str, Any] | None = None
         self._ssh_options = ssh_options
-        self._log_file = log_file
+        self.log_file = log_file
         self._show = show
         self._reported_end: tuple[int, int] | None = None
         self._other_words: collections.deque[str] = collections.deque(maxlen=_NUM_LAST_LINES)
@@ -128,6 +130,11 @@ class Worker:
         if self._process.stdin is not None:
             self._process.stdin.close()
 
+    async def close(self) -> None:
+        """Ends a guard whose worker was never started."""
+        self.abandon()
+        await self._process.wait()
+
     def kill(self) -> None:
         """For a guard that does not even answer that."""
         if self._process.returncode is None:
@@ -159,7 +166,7 @@ class Worker:
 
     async def _read_output(self) -> None:
         assert self._process.stdout is not None, "opened with a pipe"
-        with self._log_file.open("ab") as log:
+        with self.log_file.open("ab") if self.log_file else contextlib.nullcontext() as log:
             while True:
                 try:
                     line = await self._process.stdout.readline()
@@ -167,8 +174,9 @@ class Worker:
                     line = b"(a line of over 1 MiB was left out)\n"
                 if not line:
                     return
-                log.write(line)
-                log.flush()
+                if log is not None:
+                    log.write(line)
+                    log.flush()
                 text = line.decode(errors="replace").rstrip("\r\n")
                 self.last_lines.append(text)
                 self._show(f"[{self.place.worker_index}] {text}")

@@ -1,0 +1,101 @@
+"""TensorFlow, Keras, XLA, Horovod and MPI as they are installed."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+from trainer.doctor.finding import Finding, absent, ok, problem
+
+_TIMEOUT_SECS = 20
+_BUILD_HOROVOD = "make horovod"
+
+
+def check_frameworks(*, wants_horovod: bool) -> Iterator[Finding]:
+    """What is installed, tried out where that takes a moment."""
+    yield ok("Python", platform.python_version())
+    yield _check_tensorflow()
+    yield _check_xla()
+    yield from _check_horovod(wants_horovod=wants_horovod)
+    yield _check_mpi()
+
+
+def _check_tensorflow() -> Finding:
+    import tensorflow as tf
+
+    build = tf.sysconfig.get_build_info()
+    cuda = f"CUDA {build['cuda_version']}" if build.get("is_cuda_build") else "no CUDA"
+    return ok("TensorFlow", f"{tf.__version__}, Keras {importlib.metadata.version('keras')}, built with {cuda}")
+
+
+def _check_xla() -> Finding:
+    """Compiles and runs a small function on the device that training would use."""
+    import tensorflow as tf
+
+    try:
+        value = tf.function(lambda x: tf.reduce_sum(x * 2.0), jit_compile=True)(tf.ones([8])).numpy()
+    except tf.errors.OpError as e:
+        return problem("XLA", f"does not compile here: {str(e).splitlines()[0]}", "train with --xla off")
+    if value != 16.0:
+        return problem("XLA", f"compiles, and 8 times 2 is {value}", "train with --xla off")
+    return ok("XLA", "compiles and runs")
+
+
+def _check_horovod(*, wants_horovod: bool) -> Iterator[Finding]:
+    say = problem if wants_horovod else absent
+    try:
+        horovod = _import_horovod()
+    except ImportError as e:
+        yield say("Horovod", f"not installed for this TensorFlow ({str(e).splitlines()[0]})", _BUILD_HOROVOD)
+        return
+    built_for = _tensorflow_of_horovod(horovod)
+    import tensorflow as tf
+
+    if built_for not in (None, tf.__version__):
+        yield say("Horovod", f"built for TensorFlow {built_for}, and {tf.__version__} is installed", _BUILD_HOROVOD)
+        return
+    parts = {
+        "Gloo": horovod.gloo_built(),
+        "MPI": horovod.mpi_built(),
+        "NCCL": bool(horovod.nccl_built()),
+    }
+    there = ", ".join(name for name, is_there in parts.items() if is_there)
+    yield ok("Horovod", f"{importlib.metadata.version('horovod')} for TensorFlow {tf.__version__}, with {there}")
+    from trainer import tf_runtime
+
+    if tf_runtime.list_gpus() and not parts["NCCL"]:
+        yield problem(
+            "Horovod",
+            "built without NCCL: gradients would go through the CPU",
+            f"install NCCL, then {_BUILD_HOROVOD}",
+        )
+
+
+def _import_horovod() -> Any:
+    import horovod.tensorflow as horovod
+
+    return horovod
+
+
+def _tensorflow_of_horovod(horovod: Any) -> str | None:
+    metadata = pathlib.Path(horovod.__file__).parent.parent / "metadata.json"
+    try:
+        return str(json.loads(metadata.read_text())["tensorflow"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _check_mpi() -> Finding:
+    program = shutil.which("mpirun")
+    fix = "not needed: Horovod meets through Gloo; with it (libopenmpi-dev on Debian), make horovod builds it in"
+    if program is None:
+        return absent("MPI", "no mpirun", fix)
+    done = subprocess.run(  # noqa: S603 -- fixed arguments, no shell
+        [program, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_SECS, check=False
+    )
+    lines = done.stdout.strip().splitlines()
+    return ok("MPI", lines[0]) if lines else absent("MPI", f"{program} says no version", fix)

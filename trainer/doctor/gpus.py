@@ -1,0 +1,129 @@
+"""GPUs: the driver, TensorFlow's view of it, and each CUDA library that TensorFlow looks for."""
+
+import ctypes
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from trainer.doctor.finding import Finding, absent, ok, problem
+
+# The names that TensorFlow opens at run time, by the major version of CUDA that it was built for, and the package of
+# NVIDIA's that brings each (xla/tsl/platform/default/dso_loader.cc).
+_LIBRARIES = {
+    "12": {
+        "libcudart.so.12": "nvidia-cuda-runtime-cu12",
+        "libcublas.so.12": "nvidia-cublas-cu12",
+        "libcublasLt.so.12": "nvidia-cublas-cu12",
+        "libcufft.so.11": "nvidia-cufft-cu12",
+        "libcusolver.so.11": "nvidia-cusolver-cu12",
+        "libcusparse.so.12": "nvidia-cusparse-cu12",
+        "libcudnn.so.9": "nvidia-cudnn-cu12",
+        "libcupti.so.12": "nvidia-cuda-cupti-cu12",
+        "libnvJitLink.so.12": "nvidia-nvjitlink-cu12",
+    }
+}
+_NCCL = ("libnccl.so.2", "nvidia-nccl-cu12")
+_TIMEOUT_SECS = 20
+
+
+def check_gpus(num_gpus_wanted: int | None) -> Iterator[Finding]:
+    """The driver, the libraries and what TensorFlow makes of them; `num_gpus_wanted` None: as many as there are."""
+    names = gpus_of_driver()
+    num_found = len(_gpus_of_tensorflow())
+    yield _check_driver(names, is_wanted=num_gpus_wanted is not None)
+    missing = list(_missing_libraries())
+    if names:
+        yield from _check_libraries(missing)
+    yield _check_tensorflow(num_found, len(names or []), num_gpus_wanted, missing)
+    if num_found > 1:
+        yield _check_nccl()
+
+
+def gpus_of_driver() -> list[str] | None:
+    """The names of the GPUs that the driver lists; None where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECS, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip().splitlines() if done.returncode == 0 else None
+
+
+def _check_driver(names: Sequence[str] | None, *, is_wanted: bool) -> Finding:
+    if names:
+        return ok("GPU driver", "; ".join(names))
+    say = problem if is_wanted else absent
+    return say(
+        "GPU driver",
+        "nvidia-smi is not there, or lists no GPU",
+        "install NVIDIA's driver; in a container, start it with --gpus all (NVIDIA Container Toolkit)",
+    )
+
+
+def _check_libraries(missing: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    if not missing:
+        yield ok("CUDA libraries", "all that TensorFlow looks for")
+    for library, package in missing:
+        yield problem("CUDA libraries", f"{library} is not found", f"install the extra cuda of trainer, or {package}")
+
+
+def _check_tensorflow(
+    num_found: int, num_of_driver: int, num_wanted: int | None, missing: Sequence[tuple[str, str]]
+) -> Finding:
+    text = f"TensorFlow finds {num_found}"
+    if num_wanted is not None and num_found < num_wanted:
+        fix = f"use --gpus {num_found}" if num_found else "use --device cpu --replicas 2, or mend what stands above"
+        return problem("GPUs", f"{text}, {num_wanted} asked for", fix)
+    if num_found < num_of_driver:
+        why = f"{missing[0][0]} is missing" if missing else "see CUDA_VISIBLE_DEVICES, and the driver's version"
+        return problem("GPUs", f"{text}, the driver lists {num_of_driver}", f"{why}; install the extra cuda of trainer")
+    return (
+        ok("GPUs", text) if num_found else absent("GPUs", text, "training runs on the CPU: --device cpu --replicas 2")
+    )
+
+
+def _check_nccl() -> Finding:
+    library, package = _NCCL
+    if _is_loadable(library):
+        return ok("NCCL", f"{library} loads")
+    return problem("NCCL", f"{library} is not found", f"install the extra cuda of trainer, or {package}")
+
+
+def _gpus_of_tensorflow() -> list[Any]:
+    from trainer import tf_runtime
+
+    return tf_runtime.list_gpus()
+
+
+def _missing_libraries() -> Iterator[tuple[str, str]]:
+    """(library, package) of what TensorFlow would look for in vain."""
+    import tensorflow as tf
+
+    major = str(tf.sysconfig.get_build_info().get("cuda_version") or "").partition(".")[0]
+    for library, package in _LIBRARIES.get(major, {}).items():
+        if not _is_loadable(library):
+            yield library, package
+
+
+def _is_loadable(library: str) -> bool:
+    """As TensorFlow looks: the loader's own paths, then the folders of NVIDIA's packages beside it."""
+    candidates = [library, *(str(folder / library) for folder in _package_folders())]
+    for candidate in candidates:
+        try:
+            ctypes.CDLL(candidate)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _package_folders() -> list[pathlib.Path]:
+    found = importlib.util.find_spec("nvidia")
+    roots = list(found.submodule_search_locations or []) if found else []
+    return [folder for root in roots for folder in sorted(pathlib.Path(root).glob("*/lib"))]

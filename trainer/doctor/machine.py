@@ -1,0 +1,129 @@
+"""Cores, memory, shared memory, open files, ports and the clock of this machine."""
+
+import os
+import pathlib
+import resource
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import psutil
+
+from trainer.doctor.finding import Finding, absent, ok, problem, warning
+
+_SHARED_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108 -- looked at, never written to
+# NCCL and Open MPI pass messages between the processes of a host through it; a container's usual 64 MiB are too few.
+_MIN_SHARED_MEMORY_BYTES = 2**30
+_MIN_OPEN_FILES = 4096
+_CGROUP_CPU = pathlib.Path("/sys/fs/cgroup/cpu.max")
+_CGROUP_MEMORY = pathlib.Path("/sys/fs/cgroup/memory.max")
+
+
+def check_machine(directory: pathlib.Path = pathlib.Path(".")) -> Iterator[Finding]:
+    """`directory` is where runs would be written."""
+    yield _check_cores()
+    yield _check_memory()
+    yield _check_shared_memory()
+    yield _check_open_files()
+    yield _check_disk(directory)
+    yield _check_ports()
+    yield _check_clock()
+
+
+def _check_cores() -> Finding:
+    usable = len(os.sched_getaffinity(0))
+    quota, _, period = _read(_CGROUP_CPU).partition(" ")
+    if quota.isdecimal() and int(quota) / int(period) < usable:
+        limit = int(quota) / int(period)
+        return warning(
+            "cores",
+            f"{usable} visible, but the container may use {limit:g}",
+            "set data.num_parallel_reads to the limit, or raise it: threads are counted by what is visible",
+        )
+    return ok("cores", f"{usable} usable")
+
+
+def _check_memory() -> Finding:
+    memory = psutil.virtual_memory()
+    limit = _read(_CGROUP_MEMORY)
+    total = min(memory.total, int(limit)) if limit.isdecimal() else memory.total
+    text = f"{total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free"
+    if memory.available < 4 * 2**30:
+        return warning("memory", text, "free some: TensorFlow and one backbone take about 2 GiB for each process")
+    return ok("memory", text)
+
+
+def _check_shared_memory() -> Finding:
+    if not _SHARED_MEMORY.is_dir():
+        return problem("shared memory", f"{_SHARED_MEMORY} is not there", f"mount a tmpfs at {_SHARED_MEMORY}")
+    usage = shutil.disk_usage(_SHARED_MEMORY)
+    text = f"{usage.free / 2**30:.2f} of {usage.total / 2**30:.2f} GiB free"
+    if usage.free < _MIN_SHARED_MEMORY_BYTES:
+        return warning(
+            "shared memory",
+            text,
+            "give a container more: docker run --shm-size 8g, or a memory emptyDir at /dev/shm in Kubernetes",
+        )
+    return ok("shared memory", text)
+
+
+def _check_open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _MIN_OPEN_FILES:
+        return warning("open files", f"{soft} (at most {hard})", f"ulimit -n {_MIN_OPEN_FILES}")
+    return ok("open files", "unlimited" if soft == resource.RLIM_INFINITY else str(soft))
+
+
+def _check_disk(directory: pathlib.Path) -> Finding:
+    free = shutil.disk_usage(directory).free
+    text = f"{free / 2**30:.1f} GiB free in {directory.resolve()}"
+    if not os.access(directory, os.W_OK):
+        return problem(
+            "disk", f"{directory.resolve()} cannot be written", "go to a directory of yours, or give --run-dir"
+        )
+    if free < 5 * 2**30:
+        return warning("disk", text, "free some: checkpoints of a large backbone take 1 GiB each, and three are kept")
+    return ok("disk", text)
+
+
+def _check_ports() -> Finding:
+    """Whether processes of this machine can reach each other by TCP."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                return ok("ports", f"loopback connects (tried port {port})")
+    except OSError as e:
+        return problem(
+            "ports", f"loopback does not connect: {e.strerror or e}", "bring it up: ip link set lo up; see the firewall"
+        )
+
+
+def _check_clock() -> Finding:
+    program = shutil.which("timedatectl")
+    fix = "start a time service (chrony, systemd-timesyncd): logs and certificates of several hosts must agree"
+    if program is None:
+        return absent("clock", "no timedatectl to ask whether it is synchronised", fix)
+    try:
+        done = subprocess.run(  # noqa: S603 -- fixed arguments, no shell
+            [program, "show", "--property=NTPSynchronized", "--value"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return absent("clock", "timedatectl does not answer", fix)
+    if done.returncode != 0:
+        return absent("clock", "timedatectl cannot say whether it is synchronised", fix)
+    if done.stdout.strip() != "yes":
+        return warning("clock", "not synchronised", fix)
+    return ok("clock", "synchronised")
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
