@@ -1,4 +1,6 @@
-"""A launcher process for the tests: python job.py LOG_DIR NUM_WORKERS MODE [STALL_TIMEOUT_SECS], run by path.
+"""A launcher process for the tests: python job.py LOG_DIR HOSTS MODE [STALL_TIMEOUT_SECS [SSH_OPTION ...]].
+
+HOSTS is a number of workers on this machine, or name:slots,name:slots.
 
 Its workers run this file again as: python job.py worker MODE. TensorFlow plays no part.
 """
@@ -10,7 +12,7 @@ import sys
 import time
 
 from trainer.distribute.launchers import heartbeat
-from trainer.distribute.launchers.hosts import Host, place_workers
+from trainer.distribute.launchers.hosts import Host, parse_hosts, place_workers
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
 from trainer.errors import TrainerError
 
@@ -42,13 +44,17 @@ def wait_in_vain() -> None:
     time.sleep(60)
 
 
-def launch(log_dir: str, num_workers: int, mode: str, stall_timeout_secs: float | None) -> int:
+def launch(log_dir: str, hosts: str, mode: str, stall_timeout_secs: float | None, ssh_options: list[str]) -> int:
     supervisor = Supervisor(
-        place_workers([Host(None, num_workers)]),
+        place_workers([Host(None, int(hosts))] if hosts.isdecimal() else parse_hosts(hosts)),
         log_dir=pathlib.Path(log_dir),
         show=lambda line: print(line, flush=True),
         options=SupervisorOptions(
-            stop_grace_secs=5, failure_grace_secs=0.5, stall_timeout_secs=stall_timeout_secs, start_timeout_secs=60
+            stop_grace_secs=5,
+            failure_grace_secs=0.5,
+            stall_timeout_secs=stall_timeout_secs,
+            start_timeout_secs=60,
+            ssh_options=ssh_options,
         ),
     )
     try:
@@ -65,5 +71,5 @@ def launch(log_dir: str, num_workers: int, mode: str, stall_timeout_secs: float 
 if __name__ == "__main__":
     if sys.argv[1] == "worker":
         sys.exit(work(sys.argv[2]))
-    timeout = float(sys.argv[4]) if len(sys.argv) > 4 else None
-    sys.exit(launch(sys.argv[1], int(sys.argv[2]), sys.argv[3], timeout))
+    timeout = float(sys.argv[4]) if len(sys.argv) > 4 and sys.argv[4] != "none" else None
+    sys.exit(launch(sys.argv[1], sys.argv[2], sys.argv[3], timeout, sys.argv[5:]))

@@ -138,6 +138,8 @@ def test_a_second_interrupt_does_not_wait_for_workers_that_do_not_end(start) -> 
     job = start(2, "hang")
     for pid in (pids := job.read_until_all_run(2)):
         os.kill(pid, signal.SIGSTOP)  # a stopped process does not see SIGTERM
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
     job.process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert all(psutil.pid_exists(pid) for pid in pids)

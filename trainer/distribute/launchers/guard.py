@@ -186,9 +186,7 @@ def _signal_process(pid: int, number: int) -> None:
 
 def _describe_host() -> dict[str, Any]:
     """What the launcher needs to know of this end: where others reach it, and what is installed."""
-    # "client-address client-port server-address server-port": by this address the launcher has reached this host.
-    connection = os.environ.get("SSH_CONNECTION", "").split()
-    address = connection[2] if len(connection) == 4 else "127.0.0.1"
+    launcher_address, address = _addresses()
     interfaces = psutil.net_if_addrs()
     names = [name for name, found in interfaces.items() if any(a.address.partition("%")[0] == address for a in found)]
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
@@ -199,10 +197,19 @@ def _describe_host() -> dict[str, Any]:
         "address": address,
         "interface": names[0] if names else "lo",
         "port": port,
-        "launcher_address": connection[0] if connection else "127.0.0.1",
+        "launcher_address": launcher_address,
         "time": time.time(),
         "versions": versions.installed_versions(),
     }
+
+
+def _addresses() -> tuple[str, str]:
+    """Where the launcher is for this host, and this host for the others."""
+    if len(sys.argv) > 1:  # started by the launcher itself, on its own host, which others reach by this address
+        return sys.argv[1], sys.argv[1]
+    # "client-address client-port server-address server-port": by this address the launcher has reached this host.
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return (connection[0], connection[2]) if len(connection) == 4 else ("127.0.0.1", "127.0.0.1")
 
 
 def _write_report(report: dict[str, Any]) -> None:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import re
+import socket
+
+import psutil
 
 from trainer.errors import ConfigError
 
@@ -48,6 +51,16 @@ def parse_hosts(text: str) -> list[Host]:
             raise ConfigError(f"--hosts names {host.name} twice; name it once with all of its workers")
         hosts.append(host)
     return hosts
+
+
+def find_own_address(name: str) -> str | None:
+    """The address of this machine that `name` stands for; None where it is another machine, or nobody knows it."""
+    try:
+        found = socket.getaddrinfo(name.rpartition("@")[2].strip("[]"), None, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return None  # ssh may know it by its own configuration
+    own = {address.address.partition("%")[0] for group in psutil.net_if_addrs().values() for address in group}
+    return next((str(info[4][0]) for info in found if info[4][0] in own), None)
 
 
 def place_workers(hosts: list[Host]) -> list[Place]:

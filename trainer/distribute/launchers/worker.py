@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.hosts import Place, find_own_address
 from trainer.errors import DeviceError
 
 _GUARD = "trainer.distribute.launchers.guard"
@@ -68,10 +68,14 @@ class Worker:
     async def open(self) -> None:
         """Starts the guard."""
         guard = [sys.executable, "-m", _GUARD]
-        if self.place.host.name is not None:
+        name = self.place.host.name
+        own_address = find_own_address(name) if name is not None else "127.0.0.1"
+        if own_address is not None:
+            guard.append(own_address)
+        elif name is not None:
             # One argument for the shell at the other end. Where the directory is not there, that says so.
             there = f"cd {shlex.quote(str(pathlib.Path.cwd()))} && exec {shlex.join(guard)}"
-            guard = ["ssh", "-o", "BatchMode=yes", *self._ssh_options, self.place.host.name, there]
+            guard = ["ssh", "-o", "BatchMode=yes", *self._ssh_options, name, there]
         self._process = await asyncio.create_subprocess_exec(
             *guard,
             stdin=asyncio.subprocess.PIPE,
