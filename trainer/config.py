@@ -140,10 +140,18 @@ class AugmentConfig(_Section):
 class DistributeConfig(_Section):
     """Devices and replicas, precision and compilation."""
 
-    strategy: Literal["auto", "single", "mirrored", "horovod"] = "auto"
+    strategy: Literal["auto", "single", "mirrored", "multiworker", "horovod"] = "auto"
     device: Literal["auto", "gpu", "cpu"] = "auto"
     gpus: Positive | None = pydantic.Field(None, description="null: all there are")
     replicas: Positive | None = pydantic.Field(None, description="on the CPU: how many; null: one")
+    hosts: str | None = pydantic.Field(None, description="machines and how many workers each takes, as in a:8,b:8")
+    ssh_options: list[str] = pydantic.Field([], description="given to ssh before the name of a host, such as -p2222")
+    start_timeout_secs: Annotated[float, pydantic.Field(gt=0)] = pydantic.Field(
+        30.0, description="for each of the hosts to answer"
+    )
+    stall_timeout_secs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
+        600.0, description="a job of several workers without a step for so long is ended; null: never"
+    )
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = pydantic.Field(
         "auto", description="auto: mixed_bfloat16 on GPUs that have it, mixed_float16 on older ones, float32 on CPUs"
     )

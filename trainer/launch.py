@@ -4,23 +4,26 @@ import dataclasses
 import datetime
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from trainer import atomic, environment, tf_runtime
+from trainer import atomic, environment, job, tf_runtime
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, DistributeConfig
 from trainer.data.beside import prepare_beside
 from trainer.data.manifest import Manifest, is_prepared
 from trainer.data.records import verify_shards
-from trainer.distribute import hvd, tf_strategy
+from trainer.data.task_progress import show_nothing
+from trainer.distribute import hvd, multiworker, tf_strategy
 from trainer.distribute.engine import Engine
-from trainer.distribute.topology import Topology, resolve_topology
+from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.topology import Device, Topology, resolve_topology
 from trainer.errors import DataError, DeviceError, RunError
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress, task_progress
 from trainer.run_dir import RunDir
+from trainer.streams import open_caches
 from trainer.train import make_state, train
 
 RUNS_DIR = pathlib.Path("runs")
@@ -34,6 +37,8 @@ class PlannedRun:
     topology: Topology
     plan: Plan
     run: RunDir
+    # The workers that this process has to start; where there are none, it trains itself.
+    places: Sequence[Place] = ()
 
     @property
     def first_step(self) -> int:
@@ -53,7 +58,8 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
     Raises:
         UsageError: what was asked for cannot be had; see the subclasses.
     """
-    topology = _find_topology(config.distribute)
+    places = job.find_places(config.distribute, num_gpus_found=len(tf_runtime.list_gpus()))
+    topology = _find_topology(config.distribute, places)
     dataset_dir = _find_dataset(config, note)
     plan = make_plan(config, dataset_dir, topology, tf_runtime.list_gpus()[: topology.num_local_replicas])
     if run_dir is None:
@@ -62,7 +68,7 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
         run = RunDir(run_dir)
         if topology.is_chief:
             _check_run_dir(run, plan.identity(config), resume=resume)
-    return PlannedRun(config=config, topology=topology, plan=plan, run=run)
+    return PlannedRun(config=config, topology=topology, plan=plan, run=run, places=places)
 
 
 def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
@@ -77,6 +83,7 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
     verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
     is_chief = planned.topology.is_chief
     engine = _make_engine(planned.topology)
+    job.check_workers_agree(engine, {"configuration": plan.identity(config), "dataset": plan.dataset_hash})
     store = CheckpointStore.of_run(run, config.checkpoint) if is_chief else None
     state = make_state(plan, config, engine, store)
     first_step = int(state.global_step.numpy())
@@ -90,6 +97,8 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         atomic.write_json(run.environment_file, environment.collect(sys.argv))
     if first_step == plan.num_train_steps:
         return
+    # Before the bar of the training: of two bars on one terminal neither is readable.
+    caches = open_caches(plan, config, progress=task_progress if is_chief else show_nothing)
     with TrainingProgress(
         num_train_steps=plan.num_train_steps,
         start_step=first_step,
@@ -97,25 +106,32 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         global_batch_size=plan.global_batch_size,
         console=None if is_chief else Console(quiet=True),
     ) as progress:
-        train(plan, config, run, engine, state, store, progress)
+        train(plan, config, run, engine, state, store, caches, progress)
 
 
-def _find_topology(config: DistributeConfig) -> Topology:
+def _find_topology(config: DistributeConfig, places: Sequence[Place]) -> Topology:
     gpus = tf_runtime.list_gpus()
-    if config.strategy != "horovod":
+    if places:
+        return job.topology_of_job(config, places, num_gpus_found=len(gpus))
+    if config.strategy not in ("multiworker", "horovod"):
         return resolve_topology(config, num_gpus_found=len(gpus))
-    topology = hvd.start("gpu" if config.device == "gpu" or (config.device == "auto" and gpus) else "cpu")
+    device: Device = "gpu" if config.device == "gpu" or (config.device == "auto" and gpus) else "cpu"
+    topology = hvd.start(device) if config.strategy == "horovod" else multiworker.find_topology(device)
     asked = config.gpus or config.replicas
     if asked not in (None, topology.num_replicas):
         raise DeviceError(
-            f"{asked} replicas asked for, but the launcher started {topology.num_replicas} processes, one for each; "
-            "leave the number to the launcher"
+            f"{asked} replicas asked for, but the workers that were started have {topology.num_replicas}; leave the "
+            "number to who starts them"
         )
     return topology
 
 
 def _make_engine(topology: Topology) -> Engine:
-    return hvd.make_engine(topology) if topology.strategy == "horovod" else tf_strategy.make_engine(topology)
+    if topology.strategy == "horovod":
+        return hvd.make_engine(topology)
+    return (
+        multiworker.make_engine(topology) if topology.strategy == "multiworker" else tf_strategy.make_engine(topology)
+    )
 
 
 def _find_dataset(config: Config, note: Callable[[str], None]) -> pathlib.Path:
@@ -136,7 +152,8 @@ def _find_dataset(config: Config, note: Callable[[str], None]) -> pathlib.Path:
 
 def _check_run_dir(run: RunDir, identity: str, *, resume: bool) -> None:
     if not run.exists():
-        if run.path.is_dir() and any(run.path.iterdir()):
+        # The workers' output is kept there from before the start.
+        if run.path.is_dir() and any(path.name != job.LOG_DIR_NAME for path in run.path.iterdir()):
             raise RunError(f"{run.path} holds files, but no run; give --run-dir a new or an empty directory")
         return
     if run.info().identity != identity:

@@ -1,18 +1,15 @@
 """One training run, from a plan to its last checkpoint."""
 
-import pathlib
+from collections.abc import Callable
 
 import keras
 
 from trainer.actions import EvaluateAndSave, LogMetrics, assign_slots
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config
-from trainer.data.augment import resolve_augmentation
-from trainer.data.geometry import Geometry
-from trainer.data.order import ExampleOrder
-from trainer.data.pipeline import EvaluationStream, TrainingStream, open_split
+from trainer.data.batch import Batch
 from trainer.distribute.engine import Engine
-from trainer.distribute.topology import BatchDivision
+from trainer.distribute.launchers import heartbeat
 from trainer.evaluate import Evaluator
 from trainer.loop import StopRequest, run_loop
 from trainer.metric_writers import MetricsLog, MetricWriters, TensorBoardWriter
@@ -20,7 +17,8 @@ from trainer.model.classifier import assign_arrays, build_classifier, load_pretr
 from trainer.plan import Plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
-from trainer.steps import TrainState, TrainStep
+from trainer.steps import StepMetrics, TrainState, TrainStep
+from trainer.streams import Caches, make_training_stream, make_validation_stream
 
 
 def train(
@@ -30,6 +28,7 @@ def train(
     engine: Engine,
     state: TrainState,
     store: CheckpointStore | None,
+    caches: Caches,
     progress: TrainingProgress,
 ) -> None:
     """Trains from the step of `state` to the end of `plan`. Workers other than the chief have no `store`.
@@ -39,6 +38,8 @@ def train(
         TrainingError: training cannot go on.
     """
     first_step = int(state.global_step.numpy())
+    training = make_training_stream(plan, config, engine.topology, caches)
+    validation = make_validation_stream(plan, config, engine.topology, caches)
     with _open_writers(run, first_step) if store else MetricWriters([]) as writers:
         logging = LogMetrics(
             writers,
@@ -53,7 +54,7 @@ def train(
             identity=plan.identity(config),
             state=state,
             store=store,
-            evaluator=_make_evaluator(plan, config, engine, state),
+            evaluator=Evaluator(engine, state.model, validation, jit_compile=plan.jit_compile),
             writers=writers,
             progress=progress,
             leave_out=logging.leave_out,
@@ -67,8 +68,8 @@ def train(
 
         with StopRequest().listen() as stop_request:
             run_loop(
-                batches=engine.distribute(_training_dataset(plan, config, engine, first_step)),
-                train_step=step,
+                batches=engine.distribute(training.dataset(first_step, plan.num_train_steps)),
+                train_step=_with_heartbeat(step),
                 first_step=first_step,
                 on_metrics=logging.collect,
                 actions=[logging, saving],
@@ -77,8 +78,19 @@ def train(
             )
 
 
-def geometry_of(plan: Plan, config: Config) -> Geometry:
-    return Geometry(image_size_px=plan.image_size_px, resize=config.data.resize)
+def _with_heartbeat(step: TrainStep) -> Callable[[Batch], StepMetrics]:
+    """Tells the guard of this worker, where there is one, that a batch was there and that its step was made."""
+    pulse = heartbeat.of_this_worker()
+    if pulse is None:
+        return step
+
+    def beat_and_step(batch: Batch) -> StepMetrics:
+        pulse.beat()
+        metrics = step(batch)
+        pulse.beat()
+        return metrics
+
+    return beat_and_step
 
 
 def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStore | None) -> TrainState:
@@ -125,28 +137,3 @@ def _open_writers(run: RunDir, first_step: int) -> MetricWriters:
     log = MetricsLog(run.metrics_file)
     log.truncate_after(first_step)
     return MetricWriters([log, TensorBoardWriter(run.tensorboard_dir)])
-
-
-def _training_dataset(plan: Plan, config: Config, engine: Engine, first_step: int) -> object:
-    stream = TrainingStream(
-        reader=open_split(pathlib.Path(plan.dataset_dir), "train"),
-        order=ExampleOrder(plan.num_train_examples, config.train.seed),
-        geometry=geometry_of(plan, config),
-        augmentation=resolve_augmentation(config.augment),
-        division=BatchDivision(plan.global_batch_size, plan.num_replicas),
-        topology=engine.topology,
-        num_positions=plan.num_positions,
-        num_threads=config.data.num_parallel_reads,
-    )
-    return stream.dataset(first_step, plan.num_train_steps)
-
-
-def _make_evaluator(plan: Plan, config: Config, engine: Engine, state: TrainState) -> Evaluator:
-    stream = EvaluationStream(
-        reader=open_split(pathlib.Path(plan.dataset_dir), "validation"),
-        geometry=geometry_of(plan, config),
-        per_replica_batch_size=plan.per_replica_batch_size,
-        topology=engine.topology,
-        num_threads=config.data.num_parallel_reads,
-    )
-    return Evaluator(engine, state.model, stream, jit_compile=plan.jit_compile)

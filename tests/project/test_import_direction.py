@@ -26,9 +26,10 @@ LAYERS = (
     ("trainer.model",),
     ("trainer.distribute",),
     ("trainer.steps", "trainer.checkpoint", "trainer.metric_writers", "trainer.classification_metrics"),
-    ("trainer.plan", "trainer.progress", "trainer.evaluate", "trainer.loop", "trainer.report"),
+    ("trainer.plan", "trainer.streams", "trainer.progress", "trainer.evaluate", "trainer.loop", "trainer.report"),
     ("trainer.actions",),
     ("trainer.train",),
+    ("trainer.job",),
     ("trainer.launch", "trainer.doctor"),
     ("trainer.cli",),
 )

@@ -1,6 +1,8 @@
 """`trainer launch`: train, or go on with a run."""
 
+import os
 import pathlib
+import sys
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ class Strategy(StrEnum):
     auto = "auto"
     single = "single"
     mirrored = "mirrored"
+    multiworker = "multiworker"
     horovod = "horovod"
 
 
@@ -69,9 +72,14 @@ def launch(
     strategy: Annotated[
         Strategy | None,
         typer.Option(
-            help="auto: mirrored for several; horovod: under horovodrun or mpirun.",
+            help="auto: mirrored for several; multiworker and horovod start a process for each replica, or are one "
+            "where mpirun, Slurm or Kubernetes has started them.",
             show_default="auto",
         ),
+    ] = None,
+    hosts: Annotated[
+        str | None,
+        typer.Option(metavar="A:8,B:8", help="Machines, reached by ssh, and how many workers each takes."),
     ] = None,
     precision: Annotated[
         Precision | None,
@@ -108,6 +116,7 @@ def launch(
             "device": device,
             "replicas": replicas,
             "strategy": strategy,
+            "hosts": hosts,
             "precision": precision,
             "xla": xla,
             "strict_batch": strict_batch,
@@ -119,6 +128,8 @@ def launch(
 
     tf_runtime.configure(use_gpus=settings.distribute.device != "cpu")
 
+    from trainer import job
+    from trainer.distribute.launchers import heartbeat
     from trainer.launch import plan_run, start_run
 
     planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note)
@@ -132,10 +143,25 @@ def launch(
         if is_chief:
             print_json(summary) if json_ else print_answer(_describe(summary))
         return
-    if is_chief and not json_:
+    # A worker that this command has started leaves the talking to it.
+    speaks = is_chief and heartbeat.VARIABLE not in os.environ
+    if speaks and not json_:
         note(_describe_in_a_line(summary))
-    start_run(planned, note)
-    if not is_chief:
+    if planned.places:
+        job.run_workers(
+            planned.places,
+            settings.distribute,
+            # Decided here once, and so the same for all.
+            arguments=[
+                *(argument for argument in sys.argv[1:] if argument != "launch"),
+                f"--run-dir={planned.run.path.resolve()}",
+                f"--data={planned.plan.dataset_dir}",
+            ],
+            run_dir=planned.run.path,
+        )
+    else:
+        start_run(planned, note)
+    if not speaks:
         return
     if json_:
         print_json(summary)
@@ -156,7 +182,8 @@ def _describe_in_a_line(summary: dict[str, Any]) -> str:
         f"{summary['trainable']}) on {summary['num_train_examples']} images of {len(summary['class_names'])} classes: "
         f"{summary['num_train_steps']} steps of {summary['global_batch_size']} on {summary['num_replicas']} "
         f"{summary['device']} replica{'s' if summary['num_replicas'] != 1 else ''} ({summary['strategy']}), "
-        f"{summary['precision']}, XLA {'on' if summary['jit_compile'] else 'off'}"
+        f"{summary['precision']}, XLA {'on' if summary['jit_compile'] else 'off'}\n"
+        f"cache: {summary['cache_reason']}"
     )
 
 

@@ -36,6 +36,9 @@ class Engine(Protocol):
     def gather(self, value: Any) -> np.ndarray[Any, Any]:
         """The tensors of all replicas of all workers, stacked in their order: [num_replicas, ...]."""
 
+    def gather_from_workers(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """What each worker gives, in their order: arrays of the same shape on all of them."""
+
     def broadcast(self, variables: list[Any]) -> None:
         """Gives `variables` the chief's values on every worker."""
 

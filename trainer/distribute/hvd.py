@@ -5,7 +5,6 @@ Horovod's words for what the rest of the project calls worker index, local index
 """
 
 import contextlib
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,6 @@ import tensorflow as tf
 from trainer.distribute.engine import Tensor
 from trainer.distribute.topology import Topology
 from trainer.errors import DeviceError
-
-# Set by horovodrun, Open MPI, Hydra (MPICH, Intel MPI) and Slurm for each process that they start.
-_LAUNCHER_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
 class HorovodEngine:
@@ -46,6 +42,9 @@ class HorovodEngine:
         gathered: np.ndarray[Any, Any] = self._hvd.allgather(tf.expand_dims(value, 0)).numpy()
         return gathered
 
+    def gather_from_workers(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        return list(self.gather(tf.constant(array)))
+
     def broadcast(self, variables: list[Any]) -> None:
         self._hvd.broadcast_variables(variables, root_rank=0)
 
@@ -56,22 +55,12 @@ class HorovodEngine:
         return bool(self._hvd.allreduce(tf.constant(float(flag)), op=self._hvd.Sum) > 0)
 
 
-def is_launched() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return any(name in os.environ for name in _LAUNCHER_VARIABLES)
-
-
 def start(device: str) -> Topology:
     """Initialises Horovod and returns this process's place; on GPUs, the process takes the one of its local rank.
 
     Raises:
-        DeviceError: Horovod is not installed, or no launcher started this process.
+        DeviceError: Horovod is not installed, or there are more processes on this host than GPUs.
     """
-    if not is_launched():
-        raise DeviceError(
-            "--strategy horovod runs one process for each replica, and no launcher has started this one; use "
-            "horovodrun --gloo -np N trainer launch --strategy horovod ..., or mpirun -np N in its place"
-        )
     horovod = _import_horovod()
     horovod.init()
     if device == "gpu":

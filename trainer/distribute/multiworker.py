@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
 from trainer.distribute.launchers.external import find_place
 from trainer.distribute.tf_strategy import TfStrategyEngine
 from trainer.distribute.topology import Device, Topology
@@ -32,13 +33,21 @@ class MultiWorkerEngine(TfStrategyEngine):
         gathered: np.ndarray[Any, Any] = self._gather(value).numpy()
         return gathered
 
+    def gather_from_workers(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        # Every replica gathers; those of one worker give the same.
+        return list(self.gather(tf.constant(array))[:: self.topology.num_local_replicas])
+
     def broadcast(self, variables: list[Any]) -> None:
-        for variable in variables:
-            value = tf.convert_to_tensor(self.first(variable))
-            # Only the first replica of the chief puts something into the sum. Adding zeros changes no value, and whole
-            # numbers and booleans go the same way as bytes.
-            total = self._sum(value if self.topology.is_chief else tf.zeros_like(value))
-            variable.assign(total)
+        # One vector for each kind of number: a collective for each variable would be traced for each shape.
+        for dtype in sorted({variable.dtype for variable in variables}, key=str):
+            of_dtype = [variable for variable in variables if variable.dtype == dtype]
+            values = [tf.convert_to_tensor(self.first(variable)) for variable in of_dtype]
+            flat = tf.concat([tf.reshape(value, [-1]) for value in values], axis=0)
+            # Only the chief puts something into the sum, and adding zeros changes no value.
+            total = self._sum(flat if self.topology.is_chief else tf.zeros_like(flat))
+            parts = tf.split(total, [tf.size(value) for value in values])
+            for variable, value, part in zip(of_dtype, values, parts, strict=True):
+                variable.assign(tf.reshape(part, value.shape))
 
     def barrier(self) -> None:
         self.any(False)
@@ -62,35 +71,39 @@ class MultiWorkerEngine(TfStrategyEngine):
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
 
 
-def start(device: Device, num_local_replicas: int) -> tuple[Topology, Any]:
-    """This process's place, and the strategy, which connects to the other workers.
-
-    Called before anything else in the process runs a TensorFlow operation.
+def find_topology(device: Device) -> Topology:
+    """This process's place among the workers; on GPUs it takes all there are, or the one that the launcher gave it.
 
     Raises:
-        DeviceError: nobody started this process as one of several.
+        DeviceError: nobody started this process as one of several, or not in a way that says where the others are.
     """
     place = find_place()
-    if place is None:
+    if place is None or place.by not in ("TF_CONFIG", "SLURM_PROCID"):
+        by = f" (only {place.by})" if place else ""
         raise DeviceError(
-            "--strategy multiworker runs one process on each host, and nobody started this one as such; give --hosts, "
-            "or TF_CONFIG with the addresses of all workers"
+            f"--strategy multiworker found no TF_CONFIG with the addresses of all workers{by}; give --hosts or "
+            "--replicas to start them here, or use --strategy horovod under this launcher"
         )
-    if "TF_CONFIG" in os.environ:
-        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    elif place.by == "SLURM_PROCID":
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
-    else:
-        raise DeviceError(
-            f"--strategy multiworker needs the addresses of all workers in TF_CONFIG, and this process has {place.by} "
-            "alone; use --strategy horovod under this launcher"
-        )
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    topology = Topology(
+    num_local_replicas = 1
+    if device == "gpu":
+        gpus = tf.config.get_visible_devices("GPU")
+        if LOCAL_INDEX_VARIABLE in os.environ:
+            gpus = gpus[int(os.environ[LOCAL_INDEX_VARIABLE]) :][:1]
+            tf.config.set_visible_devices(gpus, "GPU")
+        if not gpus:
+            raise DeviceError(f"worker {place.worker_index} has no GPU; start no more workers on a host than GPUs")
+        num_local_replicas = len(gpus)
+    return Topology(
         strategy="multiworker",
         device=device,
         num_local_replicas=num_local_replicas,
         num_workers=place.num_workers,
         worker_index=place.worker_index,
     )
-    return topology, strategy
+
+
+def make_engine(topology: Topology) -> MultiWorkerEngine:
+    """Connects to the other workers; before anything else in the process has run a TensorFlow operation."""
+    resolvers = tf.distribute.cluster_resolver
+    resolver = resolvers.TFConfigClusterResolver() if "TF_CONFIG" in os.environ else resolvers.SlurmClusterResolver()
+    return MultiWorkerEngine(topology, tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver))

@@ -46,6 +46,9 @@ class TfStrategyEngine:
     def any(self, flag: bool) -> bool:
         return flag
 
+    def gather_from_workers(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        return [array]
+
     def gather(self, value: Any) -> np.ndarray[Any, Any]:
         return np.stack([part.numpy() for part in self._strategy.experimental_local_results(value)])
 

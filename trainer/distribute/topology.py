@@ -89,14 +89,15 @@ def resolve_topology(config: DistributeConfig, *, num_gpus_found: int) -> Topolo
     Raises:
         DeviceError: the machine has fewer GPUs than asked for, or the strategy does not fit the replicas.
     """
-    device, num_replicas = _resolve_devices(config, num_gpus_found)
+    device, num_replicas = resolve_devices(config, num_gpus_found)
     strategy: Strategy = config.strategy if config.strategy != "auto" else "single" if num_replicas == 1 else "mirrored"
     if strategy == "single" and num_replicas > 1:
         raise DeviceError(f"--strategy single runs one replica, and {num_replicas} were asked for; use mirrored")
     return Topology(strategy=strategy, device=device, num_local_replicas=num_replicas)
 
 
-def _resolve_devices(config: DistributeConfig, num_gpus_found: int) -> tuple[Device, int]:
+def resolve_devices(config: DistributeConfig, num_gpus_found: int) -> tuple[Device, int]:
+    """The kind of device, and how many replicas on this machine. Raises DeviceError as `resolve_topology` does."""
     if config.replicas is not None and (config.device != "cpu" or config.gpus is not None):
         raise DeviceError(
             f"--replicas {config.replicas} is for the CPU; add --device cpu, or say --gpus {config.replicas}"

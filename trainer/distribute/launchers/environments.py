@@ -13,6 +13,8 @@ from trainer.errors import DeviceError
 
 # Settings of TensorFlow, XLA, NCCL and this project that a user gave to the launcher are meant for the workers.
 _FORWARDED_PREFIXES = ("TF_", "XLA_", "KERAS_", "NCCL_", "HOROVOD_", "OMP_", "TRAINER_", "CUDA_")
+# Which of its host's GPUs a worker takes, where the launcher starts one worker for each.
+LOCAL_INDEX_VARIABLE = "TRAINER_LOCAL_INDEX"
 _NOT_FORWARDED = ("TF_CONFIG", "HOROVOD_RANK", "HOROVOD_SIZE")
 
 
@@ -25,15 +27,16 @@ def forwarded_variables() -> dict[str, str]:
     }
 
 
-def multiworker_environments(ready: Sequence[Ready]) -> list[dict[str, str]]:
+def multiworker_environments(places: Sequence[Place], ready: Sequence[Ready]) -> list[dict[str, str]]:
     """TF_CONFIG for each worker (tf.distribute.cluster_resolver.TFConfigClusterResolver)."""
     cluster = {"worker": [_join_address(found.address, found.port) for found in ready]}
     return [
         {
             **forwarded_variables(),
-            "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+            LOCAL_INDEX_VARIABLE: str(place.local_index),
+            "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": place.worker_index}}),
         }
-        for index in range(len(ready))
+        for place in places
     ]
 
 

@@ -1,0 +1,110 @@
+"""A job of several processes: who they are, and how this process starts them when nobody else has."""
+
+import contextlib
+import hashlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from trainer.config import DistributeConfig
+from trainer.distribute.engine import Engine
+from trainer.distribute.launchers.environments import horovod_rendezvous, multiworker_environments
+from trainer.distribute.launchers.external import find_place
+from trainer.distribute.launchers.hosts import Host, Place, parse_hosts, place_workers
+from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
+from trainer.distribute.launchers.versions import installed_versions
+from trainer.distribute.launchers.worker import Ready
+from trainer.distribute.topology import Strategy, Topology, resolve_devices
+from trainer.errors import ConfigError, DeviceError
+
+LOG_DIR_NAME = "logs"
+_STRATEGIES = ("multiworker", "horovod")
+_Environments = Callable[[Sequence[Ready]], list[dict[str, str]]]
+
+
+def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]:
+    """The workers that this process has to start; none where it trains itself, or is such a worker.
+
+    Raises:
+        ConfigError: `hosts` is not of the right form, or needs another strategy.
+        DeviceError: this machine has fewer GPUs than asked for.
+    """
+    if config.hosts is not None and config.strategy not in _STRATEGIES:
+        raise ConfigError(
+            f"--hosts {config.hosts} needs a strategy of several processes, and --strategy is {config.strategy}; add "
+            "--strategy horovod or --strategy multiworker"
+        )
+    if config.strategy not in _STRATEGIES or find_place() is not None:
+        return []
+    if config.hosts is not None:
+        places = place_workers(parse_hosts(config.hosts))
+        if (asked := config.gpus or config.replicas) not in (None, len(places)):
+            raise DeviceError(
+                f"{asked} replicas asked for, but --hosts {config.hosts} has places for {len(places)}; leave the "
+                "number out, or make the two agree"
+            )
+        return places
+    _, num_replicas = resolve_devices(config, num_gpus_found)
+    return place_workers([Host(None, num_replicas)])
+
+
+def topology_of_job(config: DistributeConfig, places: Sequence[Place], *, num_gpus_found: int) -> Topology:
+    """The job as its chief will see it: one replica for each place."""
+    device = config.device if config.device != "auto" else "gpu" if config.gpus or num_gpus_found else "cpu"
+    strategy: Strategy = "horovod" if config.strategy == "horovod" else "multiworker"
+    return Topology(strategy=strategy, device=device, num_local_replicas=1, num_workers=len(places))
+
+
+def run_workers(
+    places: Sequence[Place], config: DistributeConfig, *, arguments: list[str], run_dir: pathlib.Path
+) -> None:
+    """Runs `trainer launch` with `arguments` at every place until all have ended; their output is kept in
+    `run_dir`/logs and passed on to standard error.
+
+    Raises: see `Supervisor.run`.
+    """
+    supervisor = Supervisor(
+        places,
+        log_dir=run_dir / LOG_DIR_NAME,
+        show=lambda line: print(line, file=sys.stderr, flush=True),
+        options=SupervisorOptions(
+            start_timeout_secs=config.start_timeout_secs,
+            stall_timeout_secs=config.stall_timeout_secs,
+            ssh_options=config.ssh_options,
+        ),
+    )
+    with _meeting_place(config, places) as environments:
+        supervisor.run([sys.executable, "-m", "trainer", "launch", *arguments], environments)
+
+
+def check_workers_agree(engine: Engine, facts: dict[str, str]) -> None:
+    """Compares `facts`, such as the hash of the dataset, over all workers before the first step.
+
+    Raises:
+        ConfigError: on every worker, where they differ.
+    """
+    if engine.topology.num_workers == 1:
+        return
+    facts = {**facts, **installed_versions()}
+    digests = [list(hashlib.sha256(value.encode()).digest()) for value in facts.values()]
+    # One row for each replica; those of a worker are the same.
+    gathered = engine.gather_from_workers(np.array(digests, np.int32))
+    for i, (name, value) in enumerate(facts.items()):
+        different = [worker for worker, found in enumerate(gathered) if not np.array_equal(found[i], gathered[0][i])]
+        if different:
+            others = ", ".join(map(str, different))
+            raise ConfigError(
+                f"the workers differ in their {name}: worker {engine.topology.worker_index} has {value[:40]}, and "
+                f"worker {others} not what worker 0 has; give all the same configuration, dataset and installation"
+            )
+
+
+@contextlib.contextmanager
+def _meeting_place(config: DistributeConfig, places: Sequence[Place]) -> Iterator[_Environments]:
+    if config.strategy == "multiworker":
+        yield lambda ready: multiworker_environments(places, ready)
+        return
+    with horovod_rendezvous() as rendezvous:
+        yield lambda ready: rendezvous.environments(places, ready)
