@@ -9,7 +9,7 @@ import psutil
 from trainer.errors import ConfigError
 
 # A name, an IPv4 address, or an IPv6 address in brackets, each perhaps with a user before it, as ssh takes them.
-_HOST = re.compile(r"(?P<name>(?:[\w.-]+@)?(?:[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\]))(?::(?P<slots>[0-9]+))?")
+_HOST = re.compile(r"(?P<name>(?:\w[\w.-]*@)?(?:[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\]))(?::(?P<slots>[0-9]+))?")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""Who a process is: from `--hosts`, and from what mpirun, Slurm, Kubernetes and horovodrun put into the environment."""
+
+import json
+import re
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from trainer.config import DistributeConfig
+from trainer.distribute.launchers.environments import multiworker_environments
+from trainer.distribute.launchers.external import ExternalPlace, find_place
+from trainer.distribute.launchers.hosts import Host, parse_hosts, place_workers
+from trainer.distribute.launchers.versions import differences
+from trainer.distribute.launchers.worker import Ready
+from trainer.errors import ConfigError, DeviceError, UsageError
+from trainer.job import find_places
+
+TF_CONFIG = json.dumps({"cluster": {"worker": ["a:1", "b:1", "b:2", "c:1"]}, "task": {"type": "worker", "index": 2}})
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1"}, ("HOROVOD_RANK", 3, 4, 1)),
+        (
+            {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+            ("OMPI_COMM_WORLD_RANK", 1, 2, 0),
+        ),
+        ({"PMI_RANK": "1", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"}, ("PMI_RANK", 1, 8, 1)),
+        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, ("SLURM_PROCID", 5, 8, 1)),
+        # A shell of an interactive allocation is a task of one.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}, None),
+        # mpirun inside a Slurm job knows better than Slurm.
+        (
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "2",
+                "OMPI_COMM_WORLD_RANK": "7",
+                "OMPI_COMM_WORLD_SIZE": "16",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "7",
+            },
+            ("OMPI_COMM_WORLD_RANK", 7, 16, 7),
+        ),
+        ({"TF_CONFIG": TF_CONFIG}, ("TF_CONFIG", 2, 4, 1)),
+        ({"TF_CONFIG": "{}"}, None),
+    ],
+)
+def test_the_place_is_what_the_starter_says(environment: dict[str, str], expected: tuple | None) -> None:
+    found = find_place(environment)
+    wanted = expected and ExternalPlace(
+        by=expected[0], worker_index=expected[1], num_workers=expected[2], local_index=expected[3]
+    )
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TF_CONFIG": "not json"},
+        {"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}'},
+        {"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}'},
+        {"HOROVOD_RANK": "first", "HOROVOD_SIZE": "4"},
+    ],
+)
+def test_a_wrong_environment_is_an_error_that_shows_it(environment: dict[str, str]) -> None:
+    (value,) = (v for k, v in environment.items() if k != "HOROVOD_SIZE")
+    with pytest.raises(ConfigError, match="expected" if "cluster" in value else re.escape(value)):
+        find_place(environment)
+
+
+NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True)
+
+
+@hypothesis.given(st.dictionaries(NAMES, st.integers(1, 16), min_size=1, max_size=6))
+def test_hosts_are_read_back_and_every_slot_is_one_worker(hosts: dict[str, int]) -> None:
+    parsed = parse_hosts(",".join(f"{name}:{slots}" for name, slots in hosts.items()))
+    assert parsed == [Host(name, slots) for name, slots in hosts.items()]
+    places = place_workers(parsed)
+    assert [place.worker_index for place in places] == list(range(sum(hosts.values())))
+    for host in parsed:
+        here = [place for place in places if place.host == host]
+        assert [place.local_index for place in here] == list(range(host.num_slots))
+        assert {place.num_local for place in here} == {host.num_slots}
+
+
+@pytest.mark.parametrize("text", ["", "a:8,", "a:0", "a:8,a:2", "a:b", "a b", "a:8;b:8", "-oProxyCommand=x:1", "-x@a:1"])
+def test_wrong_hosts_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--hosts"):
+        parse_hosts(text)
+
+
+def test_users_and_addresses_are_hosts_too() -> None:
+    assert parse_hosts("me@node1:2,[fe80::1]:4,10.0.0.1") == [
+        Host("me@node1", 2),
+        Host("[fe80::1]", 4),
+        Host("10.0.0.1", 1),
+    ]
+
+
+def test_tf_config_names_every_worker_to_every_worker() -> None:
+    places = place_workers(parse_hosts("a:1,b:2"))
+    ready = [
+        Ready(host="h", address=a, interface="e", port=p, launcher_address="l", time=0.0, versions={})
+        for a, p in (("10.0.0.1", 5), ("10.0.0.2", 6), ("fd00::1", 7))
+    ]
+    for i, environment in enumerate(multiworker_environments(places, ready)):
+        content = json.loads(environment["TF_CONFIG"])
+        assert content["cluster"]["worker"] == ["10.0.0.1:5", "10.0.0.2:6", "[fd00::1]:7"]
+        assert content["task"] == {"type": "worker", "index": i}
+        found = find_place(environment)
+        assert found is not None
+        assert found.worker_index == i
+
+
+def test_what_differs_between_hosts_is_named_with_its_values() -> None:
+    same = {"a": {"keras": "3.15", "python": "3.11.7"}, "b": {"keras": "3.15", "python": "3.11.7"}}
+    assert differences(same) == []
+    same["b"]["keras"] = "3.14"
+    assert differences(same) == ["keras is 3.15 on a, 3.14 on b"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hosts": "a:2"}, "needs a strategy of several processes"),
+        ({"hosts": "a:2,b:2", "strategy": "horovod", "replicas": 3, "device": "cpu"}, "has places for 4"),
+        ({"strategy": "multiworker", "gpus": 4}, "4 GPUs asked for"),
+    ],
+)
+def test_a_job_that_does_not_add_up_is_refused_before_the_start(settings: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        find_places(DistributeConfig(**settings), num_gpus_found=2)
+    assert isinstance(raised.value, ConfigError | DeviceError)
+
+
+def test_a_strategy_of_several_processes_has_a_place_for_each_replica() -> None:
+    on_cpu = DistributeConfig(strategy="horovod", device="cpu", replicas=3)
+    assert len(find_places(on_cpu, num_gpus_found=0)) == 3
+    assert len(find_places(DistributeConfig(strategy="multiworker"), num_gpus_found=4)) == 4
+    assert find_places(DistributeConfig(strategy="mirrored"), num_gpus_found=4) == []
