@@ -47,9 +47,7 @@ ParityImagesOption = Annotated[
     int,
     typer.Option(min=0, help="How many validation images, evenly spread, every artifact is compared on; 0: all."),
 ]
-DataOption = Annotated[
-    pathlib.Path | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")
-]
+DataOption = Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the export at --out, once the new one has passed the gate.")
 ]
@@ -88,6 +86,7 @@ def export(
 
     from export.from_run import publication_of_run
     from export.publish import check_name, check_target, publish
+    from trainer.data.storage import parse_path
 
     check_target(out, overwrite=overwrite)
     model_name = name or run_dir.info().name
@@ -98,7 +97,7 @@ def export(
         formats=wanted,
         model_name=model_name,
         version=version,
-        dataset_dir=data,
+        dataset_dir=parse_path(data) if data else None,
         max_parity_images=_limit(parity_images),
     )
     publish(publication, out, overwrite=overwrite, on_report=lambda report: _show_parity(report, json_))
@@ -109,7 +108,7 @@ def export(
 def verify(
     export: Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")],
     data: Annotated[
-        pathlib.Path | None,
+        str | None,
         typer.Option(help="A dataset with the same classes: run the parity gate again on its validation split."),
     ] = None,
     parity_images: ParityImagesOption = _DEFAULT_PARITY_IMAGES,
@@ -132,8 +131,9 @@ def verify(
     from export.samples import open_split
     from export.signature import Signature
     from export.tables import golden_table
+    from trainer.data.storage import parse_path
 
-    source = open_split(data, "validation", Signature.load(export).class_names) if data else None
+    source = open_split(parse_path(data), "validation", Signature.load(export).class_names) if data else None
     verification = verify_export(export, source=source, max_images=_limit(parity_images))
     if json_:
         print_json(verification.answer())

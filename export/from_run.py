@@ -1,6 +1,5 @@
 """A run directory as something to publish: its model in float32, its dataset, and where it comes from."""
 
-import pathlib
 from collections.abc import Sequence
 
 from export.formats import Format
@@ -13,6 +12,7 @@ from trainer.classification_metrics import Evaluation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.records import verify_shards
+from trainer.data.storage import DatasetPath, parse_path
 from trainer.errors import DataError
 from trainer.run_dir import RunDir, RunInfo
 
@@ -25,7 +25,7 @@ def publication_of_run(
     model_name: str,
     version: int,
     max_parity_images: int | None,
-    dataset_dir: pathlib.Path | None = None,
+    dataset_dir: DatasetPath | None = None,
 ) -> Publication:
     """Loads a checkpoint of `run` and opens its dataset, at `dataset_dir` where that has moved.
 
@@ -34,7 +34,7 @@ def publication_of_run(
         DataError: the dataset is gone, damaged, or not the one that the run was trained on.
     """
     info, config = run.info(), run.config()
-    dataset_dir = dataset_dir or pathlib.Path(info.dataset_dir)
+    dataset_dir = dataset_dir or parse_path(info.dataset_dir)
     _check_dataset(dataset_dir, info)
     geometry = Geometry(image_size_px=info.image_size_px, resize=config.data.resize)
     return Publication(
@@ -49,7 +49,7 @@ def publication_of_run(
     )
 
 
-def _check_dataset(dataset_dir: pathlib.Path, info: RunInfo) -> None:
+def _check_dataset(dataset_dir: DatasetPath, info: RunInfo) -> None:
     manifest = Manifest.load(dataset_dir)
     if manifest.content_hash() != info.dataset_hash:
         raise DataError(

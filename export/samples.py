@@ -1,7 +1,6 @@
 """The images that an export is compared, calibrated, warmed up and remembered with: real ones, of a dataset."""
 
 import functools
-import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +11,9 @@ import tensorflow as tf
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.preprocess import load_image
-from trainer.data.records import Example, SplitReader
+from trainer.data.records import Example
+from trainer.data.split_reader import SplitReader
+from trainer.data.storage import DatasetPath
 from trainer.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -37,7 +38,7 @@ class ImageSource(Protocol):
 class DatasetSplit:
     """One split of a prepared dataset as an `ImageSource`."""
 
-    def __init__(self, dataset_dir: pathlib.Path, manifest: Manifest, split: SplitName) -> None:
+    def __init__(self, dataset_dir: DatasetPath, manifest: Manifest, split: SplitName) -> None:
         """Raises DataError where the split or one of its files is missing."""
         self._reader = SplitReader(dataset_dir, manifest, split)
         self.name = manifest.name
@@ -50,7 +51,7 @@ class DatasetSplit:
         return [e.encoded for e in examples], np.array([e.label for e in examples], np.int64)
 
 
-def open_split(dataset_dir: pathlib.Path, split: SplitName, class_names: list[str]) -> DatasetSplit:
+def open_split(dataset_dir: DatasetPath, split: SplitName, class_names: list[str]) -> DatasetSplit:
     """A split of a dataset whose classes are `class_names`.
 
     Raises:

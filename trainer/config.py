@@ -57,6 +57,12 @@ class DataConfig(_Section):
     )
     num_parallel_reads: NonNegative = pydantic.Field(0, description="threads of the input pipeline; 0: all cores")
 
+    @pydantic.field_validator("cache", mode="before")
+    @classmethod
+    def _accept_yaml_off(cls, value: Any) -> Any:
+        # YAML 1.1 reads a bare off as a boolean.
+        return "off" if value is False else value
+
 
 class ModelConfig(_Section):
     """The network: a backbone, what is trained of it, and the head on top."""

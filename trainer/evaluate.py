@@ -1,6 +1,5 @@
 """Exact evaluation: every example of a split once, on any number of replicas."""
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,12 @@ from trainer.classification_metrics import Evaluation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.pipeline import EvaluationStream
-from trainer.data.records import SplitReader, verify_shards
+from trainer.data.records import verify_shards
+from trainer.data.split_reader import SplitReader
+from trainer.data.storage import DatasetPath, parse_path
 from trainer.distribute.engine import Engine
 from trainer.errors import DataError
+from trainer.plan import check_task
 from trainer.progress import task_progress
 from trainer.run_dir import RunDir
 from trainer.steps import EvaluationStep
@@ -56,7 +58,7 @@ def evaluate_run(
     engine: Engine,
     *,
     which: Which = "best",
-    dataset_dir: pathlib.Path | None = None,
+    dataset_dir: DatasetPath | None = None,
     per_replica_batch_size: int = 32,
     jit_compile: bool = False,
 ) -> Evaluation:
@@ -70,12 +72,13 @@ def evaluate_run(
         DataError: the dataset is gone, damaged, or not the one that the run was trained on.
     """
     info = run.info()
-    dataset_dir = dataset_dir or pathlib.Path(info.dataset_dir)
+    dataset_dir = dataset_dir or parse_path(info.dataset_dir)
     manifest = Manifest.load(dataset_dir)
     if manifest.class_names != info.class_names:
         raise DataError(
             f"{dataset_dir} has other classes than the run {run.path} was trained on; give --data the run's dataset"
         )
+    check_task(manifest, dataset_dir)
     verify_shards(dataset_dir, manifest, [split])
     step = find_checkpoint(run, which)
     with engine.scope():

@@ -14,6 +14,7 @@ from trainer.config import Config, DistributeConfig
 from trainer.data.beside import prepare_beside
 from trainer.data.manifest import Manifest, is_prepared
 from trainer.data.records import verify_shards
+from trainer.data.storage import DatasetPath, RemotePath, parse_path
 from trainer.data.task_progress import show_nothing
 from trainer.distribute import hvd, multiworker, tf_strategy
 from trainer.distribute.engine import Engine
@@ -79,7 +80,7 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         StoppedOnRequest, TrainingError: see `train`.
     """
     plan, config, run = planned.plan, planned.config, planned.run
-    dataset_dir = pathlib.Path(plan.dataset_dir)
+    dataset_dir = parse_path(plan.dataset_dir)
     verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
     is_chief = planned.topology.is_chief
     engine = _make_engine(planned.topology)
@@ -134,15 +135,15 @@ def _make_engine(topology: Topology) -> Engine:
     )
 
 
-def _find_dataset(config: Config, note: Callable[[str], None]) -> pathlib.Path:
+def _find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:
     if config.data.path is None:
         raise DataError(
             "no dataset was named; give --data DATASET (or a folder with one folder of images per class), or write "
             "'data: {path: DATASET}' into ./trainer.yaml"
         )
-    path = pathlib.Path(config.data.path)
-    if is_prepared(path):
-        return path
+    path = parse_path(config.data.path)
+    if is_prepared(path) or isinstance(path, RemotePath):
+        return path  # what is wrong with a remote one, reading its manifest will say
     if not path.exists():
         raise DataError(
             f"the dataset {path} does not exist; give a prepared dataset, or a folder with one folder of images a class"

@@ -4,13 +4,20 @@
 """
 
 import math
-import pathlib
 from typing import Any, Final, Literal
 
 import pydantic
 
 from trainer.config import Config
+from trainer.data.augment import resolve_augmentation
+from trainer.data.cache_plan import CachePlan, CacheQuestion, plan_cache
+from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest
+from trainer.data.order import check_run_length, run_length_warning
+from trainer.data.pixel_cache import CachePlace
+from trainer.data.ram_budget import find_ram_budget_bytes
+from trainer.data.resizing_schedule import Stage, plan_stages
+from trainer.data.storage import DatasetPath
 from trainer.distribute.topology import BatchDivision, Device, Strategy, Topology, divide_batch
 from trainer.errors import ConfigError, DataError
 from trainer.model.backbones import find_backbone
@@ -35,6 +42,12 @@ class Plan(pydantic.BaseModel):
     class_names: list[str]
     num_train_examples: int
     num_validation_examples: int
+    # Decoded images that are kept, and why there or not.
+    train_cache: CachePlace
+    validation_cache: CachePlace
+    cache_num_bytes: int
+    cache_dir: str | None
+    cache_reason: str
     # Model.
     backbone: str
     weights: str
@@ -55,6 +68,7 @@ class Plan(pydantic.BaseModel):
     steps_per_epoch: float
     num_train_steps: int
     num_positions: int
+    stages: list[Stage]
     checkpoint_every_steps: int
     warnings: list[str]
 
@@ -76,21 +90,31 @@ class Plan(pydantic.BaseModel):
         )
 
 
-def make_plan(config: Config, dataset_dir: pathlib.Path, topology: Topology, gpus: list[Any]) -> Plan:
+def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus: list[Any]) -> Plan:
     """Resolves `config` for a prepared dataset and the replicas of `topology`.
 
     Raises:
         UsageError: the batch, the dataset, the backbone or its weights do not go together.
     """
     manifest = Manifest.load(dataset_dir)
+    check_task(manifest, dataset_dir)
     num_train = _num_examples(manifest, "train", dataset_dir)
+    check_run_length(config.data.run_length, sampling=config.data.sampling, num_examples=num_train)
     backbone = find_backbone(config.model.backbone)
     weights = resolve_weights(config.model.weights, backbone)
     division = divide_batch(config.distribute, config.train.global_batch_size, topology.num_replicas)
-    num_positions = int(config.train.epochs * num_train)
-    if num_positions < 1:
-        raise ConfigError(f"train.epochs is {config.train.epochs}, less than one of the {num_train} training images")
+    num_train_steps, num_positions = _count_steps(config, num_train)
     steps_per_epoch = num_train / config.train.global_batch_size
+    checkpoint_every_steps = config.checkpoint.every_steps or math.ceil(steps_per_epoch)
+    image_size_px = config.model.image_size_px or backbone.image_size_px
+    cache = _plan_cache(
+        config,
+        manifest,
+        dataset_dir,
+        topology,
+        image_size_px,
+        num_evaluations=math.ceil(num_train_steps / checkpoint_every_steps),
+    )
     return Plan(
         dataset_dir=str(dataset_dir.resolve()),
         dataset_name=manifest.name,
@@ -98,9 +122,14 @@ def make_plan(config: Config, dataset_dir: pathlib.Path, topology: Topology, gpu
         class_names=manifest.class_names,
         num_train_examples=num_train,
         num_validation_examples=_num_examples(manifest, "validation", dataset_dir),
+        train_cache=cache.train,
+        validation_cache=cache.validation,
+        cache_num_bytes=cache.num_bytes,
+        cache_dir=str(cache.cache_dir) if cache.cache_dir else None,
+        cache_reason=cache.reason,
         backbone=backbone.name,
         weights=weights,
-        image_size_px=config.model.image_size_px or backbone.image_size_px,
+        image_size_px=image_size_px,
         trainable=config.model.trainable,
         batch_norm=_resolve_batch_norm(config, weights),
         strategy=topology.strategy,
@@ -113,14 +142,72 @@ def make_plan(config: Config, dataset_dir: pathlib.Path, topology: Topology, gpu
         per_replica_batch_size=division.per_replica_batch_size,
         replica_slices=[division.slice_of(r) for r in range(topology.num_replicas)],
         steps_per_epoch=steps_per_epoch,
-        num_train_steps=math.ceil(num_positions / config.train.global_batch_size),
+        num_train_steps=num_train_steps,
         num_positions=num_positions,
-        checkpoint_every_steps=config.checkpoint.every_steps or math.ceil(steps_per_epoch),
-        warnings=_warnings(division, num_train),
+        stages=plan_stages(
+            config.augment.progressive_sizes_px,
+            num_train_steps=num_train_steps,
+            image_size_px=image_size_px,
+            min_image_size_px=backbone.min_image_size_px,
+            backbone=backbone.name,
+        ),
+        checkpoint_every_steps=checkpoint_every_steps,
+        warnings=_warnings(division, num_train, config.data.run_length),
     )
 
 
-def _num_examples(manifest: Manifest, split: Literal["train", "validation"], dataset_dir: pathlib.Path) -> int:
+def check_task(manifest: Manifest, dataset_dir: DatasetPath) -> None:
+    """Raises DataError for a dataset whose images have several labels."""
+    if manifest.task != "single_label":
+        raise DataError(
+            f"the images of the dataset {dataset_dir} have several labels (its task is {manifest.task}), and the "
+            "model learns one label an image; prepare it again with one label for every image"
+        )
+
+
+def _count_steps(config: Config, num_train: int) -> tuple[int, int]:
+    """The steps of the run, and the positions in them that count."""
+    batch_size = config.train.global_batch_size
+    num_positions = int(config.train.epochs * num_train)
+    if num_positions < 1:
+        raise ConfigError(f"train.epochs is {config.train.epochs}, less than one of the {num_train} training images")
+    if config.data.last_batch == "mask":
+        return math.ceil(num_positions / batch_size), num_positions
+    num_train_steps = num_positions // batch_size
+    if num_train_steps == 0:
+        raise ConfigError(
+            f"data.last_batch is drop, and train.epochs {config.train.epochs} of {num_train} training images do not "
+            f"fill one batch of {batch_size}; use --set data.last_batch=mask or a smaller train.global_batch_size"
+        )
+    return num_train_steps, num_train_steps * batch_size
+
+
+def _plan_cache(
+    config: Config,
+    manifest: Manifest,
+    dataset_dir: DatasetPath,
+    topology: Topology,
+    image_size_px: int,
+    *,
+    num_evaluations: int,
+) -> CachePlan:
+    return plan_cache(
+        CacheQuestion(
+            config=config.data,
+            manifest=manifest,
+            dataset_dir=dataset_dir,
+            geometry=Geometry(image_size_px=image_size_px, resize=config.data.resize),
+            augmentation=resolve_augmentation(config.augment),
+            is_size_fixed=config.augment.progressive_sizes_px is None,
+            num_epochs=config.train.epochs,
+            num_evaluations=num_evaluations,
+            num_workers=topology.num_workers,
+            ram_budget_bytes=find_ram_budget_bytes(config.data.ram_budget_gib),
+        )
+    )
+
+
+def _num_examples(manifest: Manifest, split: Literal["train", "validation"], dataset_dir: DatasetPath) -> int:
     num_examples = manifest.splits[split].num_examples if split in manifest.splits else 0
     if num_examples == 0:
         raise DataError(
@@ -160,8 +247,8 @@ def _resolve_jit_compile(config: Config, topology: Topology) -> bool:
     return topology.device == "gpu" if config.distribute.xla == "auto" else config.distribute.xla == "on"
 
 
-def _warnings(division: BatchDivision, num_train: int) -> list[str]:
-    warnings = []
+def _warnings(division: BatchDivision, num_train: int, run_length: int) -> list[str]:
+    warnings = [warning for warning in [run_length_warning(run_length, division)] if warning]
     if not division.is_even:
         filled = division.per_replica_batch_size * division.num_replicas - division.global_batch_size
         warnings.append(

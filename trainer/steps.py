@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data.augment import resolve_augmentation
 from trainer.data.batch import Batch
+from trainer.data.device_augment import augment_batch
 from trainer.data.order import Purpose, stateless_seed
 from trainer.distribute.engine import Engine
 from trainer.model.classifier import is_seed
@@ -84,6 +86,7 @@ class TrainStep:
     ) -> None:
         self._engine, self._state, self._config = engine, state, config
         self._num_train_steps = num_train_steps
+        self._augmentation = resolve_augmentation(config.augment)
         # Which non-trainable variables the forward pass changes; found while it is traced.
         self._changed: list[int] = []
         self._forward_backward = tf.function(self._forward_backward_on_tensors, jit_compile=jit_compile)
@@ -118,11 +121,17 @@ class TrainStep:
     ) -> _Local:
         state, train = self._state, self._config.train
         fixed = self._with_dropout_seeds(fixed, batch.positions)
+        images, targets = augment_batch(
+            self._augmentation,
+            batch.images,
+            tf.one_hot(batch.labels, state.model.output_shape[-1]),
+            batch.randomness,
+            batch.positions,
+        )
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
-            images = tf.cast(batch.images, tf.float32)
             logits, new_fixed = state.model.stateless_call(trainable, fixed, images, training=True)
-            losses = cross_entropy(batch.labels, logits, train.label_smoothing)
+            losses = cross_entropy(targets, logits, train.label_smoothing)
             # A static divisor keeps the scaled loss of float16 in the same range for every batch size; the exact
             # number of examples, known after the reduction, corrects it in `apply`.
             loss = tf.reduce_sum(batch.weights * losses) / train.global_batch_size
@@ -130,7 +139,8 @@ class TrainStep:
         gradients = tape.gradient(scaled_loss, trainable, unconnected_gradients="zero")
         self._changed = [i for i, (new, old) in enumerate(zip(new_fixed, fixed, strict=True)) if new is not old]
         self._changed = [i for i in self._changed if not is_seed(state.model.non_trainable_variables[i])]
-        is_right = tf.cast(tf.equal(tf.argmax(logits, axis=-1), batch.labels), tf.float32)
+        # Of a mixed image, the class of its larger part counts.
+        is_right = tf.cast(tf.equal(tf.argmax(logits, axis=-1), tf.argmax(targets, axis=-1)), tf.float32)
         sums = [
             tf.reduce_sum(batch.weights * losses),
             tf.reduce_sum(batch.weights * is_right),
@@ -218,11 +228,10 @@ class EvaluationStep:
         return tf.cast(logits, tf.float32)
 
 
-def cross_entropy(labels: Tensor, logits: Tensor, label_smoothing: float) -> Tensor:
-    """Softmax cross-entropy [b] of int64 labels [b] and logits [b, num_classes], in float32.
+def cross_entropy(targets: Tensor, logits: Tensor, label_smoothing: float) -> Tensor:
+    """Softmax cross-entropy [b] of targets, each adding up to 1, and logits, both [b, num_classes], in float32.
 
-    Smoothing mixes the one-hot target with the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, sec. 7).
+    Smoothing mixes the target with the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, sec. 7).
     """
-    num_classes = logits.shape[-1]
-    targets = tf.one_hot(labels, num_classes) * (1.0 - label_smoothing) + label_smoothing / num_classes
-    return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
+    smoothed = targets * (1.0 - label_smoothing) + label_smoothing / logits.shape[-1]
+    return tf.nn.softmax_cross_entropy_with_logits(smoothed, tf.cast(logits, tf.float32))

@@ -1,6 +1,7 @@
 """One training run, from a plan to its last checkpoint."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 
 import keras
 
@@ -8,6 +9,7 @@ from trainer.actions import EvaluateAndSave, LogMetrics, assign_slots
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config
 from trainer.data.batch import Batch
+from trainer.data.pipeline import TrainingStream
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
 from trainer.evaluate import Evaluator
@@ -68,7 +70,7 @@ def train(
 
         with StopRequest().listen() as stop_request:
             run_loop(
-                batches=engine.distribute(training.dataset(first_step, plan.num_train_steps)),
+                batches=staged_batches(plan, engine, training, first_step),
                 train_step=_with_heartbeat(step),
                 first_step=first_step,
                 on_metrics=logging.collect,
@@ -76,6 +78,16 @@ def train(
                 save=save_and_wait,
                 should_stop=lambda: engine.any(stop_request.is_set),
             )
+
+
+def staged_batches(plan: Plan, engine: Engine, stream: TrainingStream, first_step: int) -> Iterator[Batch]:
+    """The per-replica batches of all steps from `first_step` on, in each stage of the plan at its image size."""
+    for stage in plan.stages:
+        start_step = max(stage.start_step, first_step)
+        if start_step < stage.stop_step:
+            geometry = dataclasses.replace(stream.geometry, image_size_px=stage.image_size_px)
+            dataset = dataclasses.replace(stream, geometry=geometry).dataset(start_step, stage.stop_step)
+            yield from engine.distribute(dataset)
 
 
 def _with_heartbeat(step: TrainStep) -> Callable[[Batch], StepMetrics]:
@@ -111,6 +123,7 @@ def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStor
             batch_norm=plan.batch_norm,
             dropout=config.model.dropout,
             dtype_policy=plan.precision,
+            other_sizes_px=[stage.image_size_px for stage in plan.stages[:-1]],
         )
         state = TrainState.create(model, config, precision=plan.precision)
     if store and steps:

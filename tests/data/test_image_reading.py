@@ -11,9 +11,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from trainer.data.image_check import ReadableImage, UnreadableImage, check_image
+from trainer.data.image_check import ReadableImage, UnreadableImage, check_image, check_images, compare_decoders
+from trainer.data.image_header import find_plain_image
 from trainer.data.preprocess import decode_image
 
 HEIGHT, WIDTH = 23, 37
@@ -273,6 +274,141 @@ def test_whatever_is_accepted_decodes_in_training(sample: bytes, edits: list[tup
         image = check_image(damaged)
     if isinstance(image, ReadableImage):
         assert decoded(image).dtype == np.uint8
+
+
+# What the header proves, so that one decoder is enough.
+
+
+@pytest.mark.parametrize(
+    ("name", "is_plain"),
+    [
+        ("jpeg", True),
+        ("jpeg, chroma subsampled", True),
+        ("jpeg, progressive", True),
+        ("jpeg, grey", True),
+        ("jpeg, upright by EXIF", True),
+        ("png", True),
+        ("png, grey", True),
+        ("jpeg, not YCbCr but RGB", False),
+        ("jpeg, bytes after its end", False),
+        ("mpo", False),
+        ("png, palette", False),
+        ("png, opaque alpha", False),
+        ("png, 16-bit grey", False),
+        ("png, animated", False),
+        ("gif", False),
+        ("bmp", False),
+        ("webp", False),
+    ],
+)
+def test_the_usual_files_are_known_by_their_header_and_the_others_compared(name: str, is_plain: bool) -> None:
+    content, picture = KEPT[name]
+    plain = find_plain_image(content)
+    assert (plain is not None) == is_plain
+    if plain is not None:
+        assert (plain.format, plain.height, plain.width) == (name.partition(",")[0], *picture.shape[:2])
+
+
+@pytest.mark.parametrize("name", [*REENCODED, *REFUSED])
+def test_no_file_that_must_be_changed_or_refused_passes_by_its_header(name: str) -> None:
+    content = REENCODED[name][0] if name in REENCODED else REFUSED[name][0]
+    assert check_image(content) == compare_decoders(content) or isinstance(check_image(content), UnreadableImage)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("container", ["PNG", "JPEG"])
+def test_a_turned_file_is_not_plain_whether_by_exif_or_xmp(container: str, orientation: int) -> None:
+    assert find_plain_image(encode(RGB, container, exif=exif(orientation))) is None
+    xmp = f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+    if container == "JPEG":
+        content = encode(RGB, "JPEG", xmp=xmp)
+    else:
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        content = encode(RGB, "PNG", pnginfo=text)
+    assert find_plain_image(content) is None
+    checked = check_image(content)
+    assert isinstance(checked, ReadableImage)
+    assert checked.change == "rotated upright"
+
+
+PLAIN = [content for content, _ in KEPT.values() if find_plain_image(content)]
+PLAIN_PNG = [content for content in PLAIN if content.startswith(b"\x89PNG")]
+
+
+@hypothesis.settings(max_examples=400, deadline=None)
+@hypothesis.given(
+    sample=st.sampled_from(PLAIN_PNG),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=3),
+    head=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=2),
+    with_checksums=st.booleans(),
+)
+def test_what_a_header_lets_through_as_png_both_decoders_see_alike(
+    sample: bytes, edits: list[tuple[float, int]], head: list[tuple[int, int]], with_checksums: bool
+) -> None:
+    content = bytearray(sample)
+    for place, value in [*((int(place * len(content)), value) for place, value in edits), *head]:
+        content[place] = value
+    damaged = png_with_checksums(bytes(content)) if with_checksums else bytes(content)
+    checked = check_image(damaged)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        compared = compare_decoders(damaged)
+    if isinstance(checked, ReadableImage):
+        assert checked == compared
+
+
+def png_with_checksums(content: bytes) -> bytes:
+    """Puts the right checksum behind every chunk that is whole, so that damage inside is not seen by it."""
+    fixed, position = bytearray(content), 8
+    while position + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, position)
+        end = position + 8 + length
+        if end + 4 > len(content):
+            break
+        fixed[end : end + 4] = struct.pack(">I", zlib.crc32(fixed[position + 4 : end]))
+        position = end + 4
+    return bytes(fixed)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(
+    sample=st.sampled_from([content for content in PLAIN if content.startswith(b"\xff\xd8")]),
+    edits=st.lists(st.tuples(st.integers(2, 700), st.integers(0, 255)), max_size=3),
+)
+def test_what_a_header_lets_through_as_jpeg_is_upright_of_its_size_and_decodes(
+    sample: bytes, edits: list[tuple[int, int]]
+) -> None:
+    content = bytearray(sample)
+    for place, value in edits:
+        content[place % len(content)] = value
+    damaged = bytes(content)
+    plain = find_plain_image(damaged)
+    checked = check_image(damaged)
+    if plain is None or not isinstance(checked, ReadableImage) or checked.change is not None:
+        return
+    assert decoded(checked).shape == (plain.height, plain.width, 3)
+    with Image.open(io.BytesIO(damaged)) as image:
+        assert (image.format, image.size) == ("JPEG", (plain.width, plain.height))
+        assert image.mode in ("L", "RGB")
+        assert image.getexif().get(ORIENTATION, 1) not in range(2, 9)
+
+
+def test_many_images_at_once_get_each_its_own_answer() -> None:
+    contents = [content for content, *_ in (*KEPT.values(), *REENCODED.values(), *REFUSED.values())] * 4
+    assert check_images(contents) == [check_image(content) for content in contents]
+    assert check_images([]) == []
+
+
+def test_a_longer_side_than_asked_for_is_made_smaller() -> None:
+    for content in (KEPT["jpeg"][0], KEPT["png"][0], REENCODED["tiff"][0]):
+        image = check_image(content, max_side_px=20)
+        assert isinstance(image, ReadableImage)
+        assert (image.change, image.height, image.width) == ("made smaller", 12, 20)
+        assert decoded(image).shape == (12, 20, 3)
+        same = check_image(content, max_side_px=WIDTH)
+        assert isinstance(same, ReadableImage)
+        assert same.change != "made smaller"
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"hello", KEPT["jpeg"][0][:50], REENCODED["webp, animated"][0]])

@@ -6,9 +6,7 @@ import io
 import json
 import os
 import pathlib
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,14 +18,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from trainer.atomic import TEMPORARY_PREFIX
 from trainer.cli.app import app
 from trainer.data import records, splits
 from trainer.data.beside import prepare_beside
-from trainer.data.manifest import Manifest, is_prepared
+from trainer.data.manifest import MAX_LISTED, Manifest
 from trainer.data.prepare import MAX_SHARDS, Advances, PrepareOptions, prepare_dataset
-from trainer.data.sources import Candidate
-from trainer.errors import DataError, TrainerError
+from trainer.data.split_reader import iterate_examples
+from trainer.errors import DataError
 
 
 def image_bytes(seed: int, container: str = "PNG", **options: object) -> bytes:
@@ -75,7 +72,7 @@ def test_every_image_is_in_one_split_with_its_label_and_its_bytes(photos: pathli
         "test": [3, 2, 1],
     }
     records.verify_shards(out, manifest, manifest.splits)
-    seen = [example for split in manifest.splits for example in records.iterate_examples(out, manifest, split)]
+    seen = [example for split in manifest.splits for example in iterate_examples(out, manifest, split)]
     assert sorted(example.filename for example in seen) == sorted(
         str(path.relative_to(photos)) for path in photos.rglob("*.png")
     )
@@ -107,7 +104,7 @@ def test_another_seed_gives_other_splits(photos: pathlib.Path, tmp_path: pathlib
     def test_split(seed: int) -> set[str]:
         out = tmp_path / str(seed)
         manifest = prepare_dataset(str(photos), out, options=PrepareOptions(seed=seed))
-        return {example.filename for example in records.iterate_examples(out, manifest, "test")}
+        return {example.filename for example in iterate_examples(out, manifest, "test")}
 
     assert test_split(0) != test_split(1)
 
@@ -115,7 +112,7 @@ def test_another_seed_gives_other_splits(photos: pathlib.Path, tmp_path: pathlib
 def test_classes_are_mixed_over_the_shards(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
     source = make_folder(tmp_path / "source", a=60, b=60)
     manifest = prepare_dataset(str(source), out, options=PrepareOptions(shard_bytes=10_000))
-    labels = [example.label for example in records.iterate_examples(out, manifest, "train")]
+    labels = [example.label for example in iterate_examples(out, manifest, "train")]
     start = 0
     assert len(manifest.splits["train"].shards) >= 4
     for shard in manifest.splits["train"].shards:
@@ -146,7 +143,7 @@ def test_a_split_of_the_source_is_kept_and_the_rest_is_cut(tmp_path: pathlib.Pat
         "validation": [2, 2],
         "test": [3, 5],
     }
-    names = {example.filename for example in records.iterate_examples(out, manifest, "test")}
+    names = {example.filename for example in iterate_examples(out, manifest, "test")}
     assert all(name.startswith("test/") for name in names)
 
 
@@ -155,47 +152,61 @@ def test_a_share_of_zero_makes_no_split(photos: pathlib.Path, out: pathlib.Path)
     assert list(manifest.splits) == ["train", "validation"]
 
 
-EXAMPLES = st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from([None, None, None, "test"])), min_size=1, max_size=80
-).map(
-    lambda rows: [
-        Candidate(filename=f"{name}/{i}", class_names=(name,), split=split) for i, (name, split) in enumerate(rows)
-    ]
-)
-
-
 @hypothesis.settings(deadline=None)
 @hypothesis.given(
-    examples=EXAMPLES,
-    validation=st.sampled_from([0, 0.1, 0.45]),
-    test=st.sampled_from([0, 0.1, 0.54]),
-    seed=st.integers(0, 5),
+    num_examples=st.dictionaries(st.integers(0, 3), st.integers(3, 60), min_size=1),
+    group_sizes=st.lists(st.dictionaries(st.integers(0, 3), st.integers(1, 9), min_size=1), max_size=12),
+    validation=st.sampled_from([0.1, 0.45]),
+    test=st.sampled_from([0.1, 0.54]),
 )
-def test_splits_are_stratified_complete_and_blind_to_the_order(
-    examples: list[Candidate], validation: float, test: float, seed: int
+def test_groups_and_single_examples_together_fill_every_split(
+    num_examples: dict[int, int], group_sizes: list[dict[int, int]], validation: float, test: float
 ) -> None:
+    """`num_examples` is of those without a group; they make up for what the groups have too much of."""
+    groups = [{stratum: size for stratum, size in group.items() if stratum in num_examples} for group in group_sizes]
+    in_groups = sum((collections.Counter(group) for group in groups), collections.Counter())
+    total = collections.Counter(num_examples) + in_groups
+    units = {stratum: count + sum(stratum in group for group in groups) for stratum, count in num_examples.items()}
     fractions: dict[splits.SplitName, float] = {"validation": validation, "test": test}
-    chosen = splits.choose_splits(examples, fractions, seed)
-    assert sorted(position for positions in chosen.values() for position in positions) == list(range(len(examples)))
-    for split, positions in chosen.items():
-        assert all(examples[i].split in (None, split) for i in positions)
-    names = {split: [examples[i].filename for i in positions] for split, positions in chosen.items()}
-    backwards = splits.choose_splits(examples[::-1], fractions, seed)
-    assert names == {split: [examples[::-1][i].filename for i in positions] for split, positions in backwards.items()}
-    class_names = sorted({example.class_names[0] for example in examples})
-    try:
-        splits.check_class_counts(examples, class_names, fractions)
-    except DataError:
-        return
-    cut = splits.splits_to_cut(examples, fractions)
-    for class_name in class_names:
-        counts = collections.Counter(
-            split for split, positions in chosen.items() for i in positions if examples[i].class_names == (class_name,)
-        )
-        num_free = sum(example.class_names == (class_name,) and example.split is None for example in examples)
-        assert all(counts[split] >= 1 for split in ("train", *cut))
-        for split in cut:  # the share, but for rounding and for the one that each split must have
-            assert abs(counts[split] - num_free * fractions[split]) <= 1 or num_free <= 4
+    stratification = splits.Stratification(total, units, fractions)
+    found: collections.Counter[tuple[str, int]] = collections.Counter()
+    for group in groups:
+        split = stratification.place_group(group)
+        for stratum, size in group.items():
+            found[split, stratum] += size
+    from_groups = found.copy()
+    for stratum, count in num_examples.items():
+        sizes = stratification.sizes_of_singles(stratum, count)
+        assert sum(sizes.values()) == count
+        assert min(sizes.values()) >= 0
+        for split, size in sizes.items():
+            found[split, stratum] += size
+    for stratum, count in total.items():
+        wanted = splits.cut_sizes(count, fractions)
+        assert all(found[split, stratum] >= 1 for split in ("train", "validation", "test"))
+        for split, size in wanted.items():
+            # Exactly the share, but where groups put more than that into this split, or training took its one.
+            assert found[split, stratum] <= max(size, from_groups[split, stratum])
+
+
+@hypothesis.given(
+    counts=st.dictionaries(st.sampled_from([None, 0, 1, 2]), st.integers(1, 50), min_size=1),
+    smaller=st.floats(0.01, 1),
+    larger=st.floats(0.01, 1),
+    per_class=st.integers(1, 150),
+)
+def test_a_larger_share_takes_no_less_and_a_limit_is_kept(
+    counts: dict[int | None, int], smaller: float, larger: float, per_class: int
+) -> None:
+    smaller, larger = sorted((smaller, larger))
+    few, many = (splits.sizes_of_fraction(counts, fraction) for fraction in (smaller, larger))
+    assert all(1 <= few[part] <= many[part] <= counts[part] for part in counts)
+    assert splits.sizes_of_fraction(counts, 1.0) == counts
+    sizes = splits.sizes_per_class(counts, per_class)
+    assert sum(sizes.values()) == min(per_class, sum(counts.values()))
+    assert all(0 <= sizes[part] <= counts[part] for part in counts)
+    if per_class >= len(counts):
+        assert min(sizes.values()) >= 1
 
 
 # Odd and unusable files.
@@ -210,7 +221,7 @@ def test_rotated_images_are_turned_and_counted(photos: pathlib.Path, out: pathli
     manifest = prepare_dataset(str(photos), out)
     assert manifest.num_reencoded == {"converted from TIFF": 1, "rotated upright": 3}
     assert manifest.bad_files == []
-    examples = {e.filename: e for split in manifest.splits for e in records.iterate_examples(out, manifest, split)}
+    examples = {e.filename: e for split in manifest.splits for e in iterate_examples(out, manifest, split)}
     turned = examples["cat/turned0.png"]
     assert (turned.format, turned.height, turned.width) == ("jpeg", 16, 12)
     assert Image.open(io.BytesIO(turned.encoded)).size == (12, 16)
@@ -234,6 +245,20 @@ def test_unusable_files_are_listed_with_their_reasons(photos: pathlib.Path, out:
         "emu/caf\\xe9.png": "not an image",
     }
     assert sum(split.num_examples for split in manifest.splits.values()) == 60
+    assert manifest.num_bad_files == {"cannot be read": 1, "empty": 1, "missing": 1, "not an image": 2, "truncated": 1}
+    lines = [json.loads(line) for line in (out / "bad_files.jsonl").read_text().splitlines()]
+    assert lines == [bad.model_dump() for bad in manifest.bad_files]
+
+
+def test_the_manifest_lists_some_bad_files_and_counts_all(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
+    source = make_folder(tmp_path / "source", a=5, b=5)
+    for i in range(MAX_LISTED + 7):
+        (source / f"a/bad{i:05}.png").write_bytes(b"text" if i % 2 else b"")
+    manifest = prepare_dataset(str(source), out, options=PrepareOptions(max_bad_fraction=1))
+    assert manifest.num_bad_files == {"empty": MAX_LISTED // 2 + 4, "not an image": MAX_LISTED // 2 + 3}
+    assert [bad.path for bad in manifest.bad_files] == [f"a/bad{i:05}.png" for i in range(MAX_LISTED)]
+    paths = [json.loads(line)["path"] for line in (out / "bad_files.jsonl").read_text().splitlines()]
+    assert paths == [f"a/bad{i:05}.png" for i in range(MAX_LISTED + 7)]
 
 
 def test_too_many_unusable_files_are_an_error_and_leave_nothing(photos: pathlib.Path, out: pathlib.Path) -> None:
@@ -250,7 +275,7 @@ def test_a_file_name_of_any_bytes_is_kept(photos: pathlib.Path, out: pathlib.Pat
     name = os.fsdecode(b"caf\xe9.png")
     (photos / "cat" / name).write_bytes(image_bytes(200))
     manifest = prepare_dataset(str(photos), out)
-    names = {e.filename for split in manifest.splits for e in records.iterate_examples(out, manifest, split)}
+    names = {e.filename for split in manifest.splits for e in iterate_examples(out, manifest, split)}
     assert f"cat/{name}" in names
 
 
@@ -334,81 +359,8 @@ def test_out_and_source_may_not_contain_each_other(photos: pathlib.Path) -> None
             prepare_dataset(str(photos), target, overwrite=True)
 
 
-def test_leftovers_of_a_killed_writer_are_removed_and_those_of_others_stay(
-    photos: pathlib.Path, out: pathlib.Path
-) -> None:
-    leftover = out.parent / f"{TEMPORARY_PREFIX}dataset-0123abcd"
-    other = out.parent / f"{TEMPORARY_PREFIX}other-0123abcd"
-    for directory in (leftover, other):
-        directory.mkdir()
-        (directory / "train-00000-of-00001.tfrecord").write_bytes(b"half")
-    prepare_dataset(str(photos), out)
-    assert not leftover.exists()
-    assert other.exists()
-
-
 class Uncounted:
     def advance(self, amount: int = 1) -> None: ...
-
-
-@contextlib.contextmanager
-def interrupted_while_writing(description: str, total: int) -> Iterator[Advances]:
-    class Interrupt:
-        def advance(self, amount: int = 1) -> None:
-            if description == "writing":
-                raise KeyboardInterrupt
-
-    yield Interrupt()
-
-
-def test_ctrl_c_leaves_nothing(photos: pathlib.Path, out: pathlib.Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        prepare_dataset(str(photos), out, progress=interrupted_while_writing)
-    assert {path.name for path in out.parent.iterdir()} == {"photos"}
-
-
-def test_a_writer_at_work_is_not_cleaned_away(photos: pathlib.Path, out: pathlib.Path) -> None:
-    """A second writer of the same dataset, started in the midst of the first, takes nothing from it."""
-
-    @contextlib.contextmanager
-    def second_writer(description: str, total: int) -> Iterator[Advances]:
-        if description == "writing":
-            prepare_dataset(str(photos), out)
-        yield Uncounted()
-
-    manifest = prepare_dataset(str(photos), out, progress=second_writer)
-    records.verify_shards(out, manifest, manifest.splits)
-    assert {path.name for path in out.parent.iterdir()} == {"photos", "dataset"}
-
-
-_WRITE_AND_DIE = """
-import os, pathlib, signal, sys
-from trainer.data.new_dataset import new_dataset
-with new_dataset(pathlib.Path(sys.argv[1])) as directory:
-    (directory / "manifest.json").write_text("{}")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_kill_9_leaves_nothing_that_looks_finished(photos: pathlib.Path, out: pathlib.Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", _WRITE_AND_DIE, str(out)], timeout=60)
-    assert killed.returncode == -signal.SIGKILL
-    assert list(out.parent.glob(f"{TEMPORARY_PREFIX}dataset-*/manifest.json"))
-    assert not is_prepared(out)
-    prepare_dataset(str(photos), out)
-    assert not list(out.parent.glob(f"{TEMPORARY_PREFIX}*"))
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: pathlib.Path, out: pathlib.Path) -> None:
-    source = make_folder(tmp_path / "source", a=100, b=100)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
-    try:
-        with pytest.raises(TrainerError, match=r"dataset cannot be written: .*nothing of it was left"):
-            prepare_dataset(str(source), out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
 def test_an_image_that_changes_meanwhile_is_named(photos: pathlib.Path, out: pathlib.Path) -> None:
@@ -492,7 +444,7 @@ def test_the_command_shows_counts_findings_and_what_to_type_next(photos: pathlib
     assert ["class", "train", "validation", "test"] in rows
     assert ["dog", "17", "2", "2"] in rows
     assert ["3", "classes", "49", "6", "6"] in rows
-    assert f"left out    1 empty; {out}/manifest.json names each" in result.stdout.replace("\n", "")
+    assert f"left out    1 empty; {out}/bad_files.jsonl names each" in result.stdout.replace("\n", "")
     assert "re-encoded  1 converted from TIFF" in result.stdout
     assert f"trainer launch --data {out}" in result.stdout.replace("\n", "")
     assert "checking 62/62" in result.stderr

@@ -6,14 +6,12 @@ import os
 import pathlib
 import struct
 
-import hypothesis
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import sklearn.datasets
 from PIL import Image
 
-from trainer.data.sources import Candidate, open_source
+from trainer.data.sources import SOURCE_USAGES, Candidate, SourceOptions, open_source
 from trainer.data.sources.fashion_mnist import DEBIAN_FOLDER, read_idx
 from trainer.errors import DataError
 
@@ -80,6 +78,14 @@ def test_links_are_followed_and_a_loop_is_an_error(tmp_path: pathlib.Path) -> No
         found(source)
 
 
+def test_folders_without_end_are_refused(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "cat" / "/".join(["d"] * 98) / "1.jpg")
+    assert len(found(tmp_path)) == 1
+    write(tmp_path / "cat" / "/".join(["d"] * 100) / "1.jpg")
+    with pytest.raises(DataError, match="lies 100 folders deep"):
+        found(tmp_path)
+
+
 def test_what_is_no_regular_file_is_not_read(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "cat/1.jpg", b"content")
     os.mkfifo(tmp_path / "cat/pipe")
@@ -117,76 +123,38 @@ def test_a_file_that_is_no_listing_says_what_was_expected(tmp_path: pathlib.Path
         open_source(str(write(tmp_path / "photos.parquet")))
 
 
-@pytest.mark.parametrize(("text", "hint"), [("digitz", "did you mean 'digits'"), ("/no/where", "give digits; fashion")])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("digitz", "did you mean 'digits'"),
+        ("flower", "did you mean 'flowers'"),
+        (
+            "/no/where",
+            "give digits; fashion.*; flowers, caltech101, cats_vs_dogs; tfds:NAME.*; a folder with one folder",
+        ),
+    ],
+)
 def test_an_unknown_source_names_the_nearest_or_all(text: str, hint: str) -> None:
     with pytest.raises(DataError, match=hint):
         open_source(text)
 
 
-# Listings.
+@pytest.mark.parametrize("text", ["digits", "flowers", "tfds:mnist"])
+def test_an_option_that_means_nothing_to_a_source_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"--group-column patient is for a \.csv or \.jsonl file"):
+        open_source(text, SourceOptions(group_column="patient"))
+    with pytest.raises(DataError, match="--sha256 is for an archive by path or address"):
+        open_source(text, SourceOptions(sha256="0" * 64))
 
 
-def test_csv_and_jsonl_give_the_same_candidates(tmp_path: pathlib.Path) -> None:
-    # A byte order mark, spaces, Windows line ends, other columns and quotes, as spreadsheets write them.
-    write(tmp_path / "l.csv", '\ufefflabel, path,note\r\n7,a/1.jpg,x\r\n"big, dog",2.jpg,y\r\n'.encode())
-    write(tmp_path / "l.jsonl", b'{"path": "a/1.jpg", "label": 7}\n\n{"path": "2.jpg", "label": "big, dog", "n": 1}\n')
-    expected = {"a/1.jpg": ("7", None), "2.jpg": ("big, dog", None)}
-    assert found(tmp_path / "l.csv") == found(tmp_path / "l.jsonl") == expected
+def test_every_kind_of_source_says_how_it_is_written() -> None:
+    usages = dict(SOURCE_USAGES)
+    assert len(usages) == 9
+    assert all(usage and meaning for usage, meaning in SOURCE_USAGES)
+    assert "229 MB to download, CC BY 2.0" in usages["flowers, caltech101, cats_vs_dogs"]
 
 
-def test_paths_of_a_listing_are_relative_to_it_or_absolute(tmp_path: pathlib.Path) -> None:
-    far = write(tmp_path / "far/2.jpg", b"two")
-    write(tmp_path / "here/1.jpg", b"one")
-    listing = write(tmp_path / "here/l.csv", f"path,label\n1.jpg,a\n{far},b\n../far/2.jpg,b\n".encode())
-    source = open_source(str(listing))
-    assert [source.read(candidate) for candidate in source.candidates()] == [b"one", b"two", b"two"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("l.csv", "path,class\n1.jpg,a\n", "columns path, class; expected path and label.*add label"),
-        ("l.csv", "", r"columns \(none\); expected path and label"),
-        ("l.csv", "path,label\n1.jpg\n", "line 2 .* has None for 'label'"),
-        ("l.csv", "path,label\n,a\n", "line 2 .* has '' for 'path'"),
-        ("l.csv", 'path,label\n"1.jpg,a\n', "is not CSV"),
-        ("l.csv", "path,label\n1.jpg,a\n./1.jpg,b\n", "line 3 .* names './1.jpg' again, after line 2"),
-        ("l.jsonl", "{}\n", "line 1 .* has no path and no label"),
-        ("l.jsonl", "[1]\n", "line 1 .* is not an object"),
-        ("l.jsonl", '{"path": "1"\n', "line 1 .* is not JSON"),
-        ("l.jsonl", '{"path": "1", "label": true}\n', "line 1 .* has True for 'label'"),
-        ("l.jsonl", '{"path": 1, "label": "a"}\n', "line 1 .* has 1 for 'path'"),
-        ("l.jsonl", '{"path": "\\ud800", "label": "a"}\n', "line 1 .* for 'path'; expected text"),
-        ("l.jsonl", '{"path": "a\\u0000b", "label": "a"}\n', "line 1 .* for 'path'; expected text"),
-    ],
-)
-def test_a_wrong_line_of_a_listing_is_named(tmp_path: pathlib.Path, name: str, content: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        found(write(tmp_path / name, content.encode()))
-
-
-def test_a_listing_that_is_not_text_or_not_there_says_so(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(DataError, match="is not UTF-8 text"):
-        found(write(tmp_path / "l.csv", b"path,label\n\xff\xfe,a\n"))
-    with pytest.raises(DataError, match="does not exist"):
-        found(tmp_path / "none.csv")
-
-
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], deadline=None)
-@hypothesis.given(
-    content=st.one_of(
-        st.binary(max_size=60), st.text(max_size=60).map(lambda t: ("path,label\n" + t).encode("utf-8", "replace"))
-    ),
-    suffix=st.sampled_from(["csv", "jsonl"]),
-)
-def test_any_bytes_are_a_listing_or_a_clear_error(tmp_path: pathlib.Path, content: bytes, suffix: str) -> None:
-    path = write(tmp_path / f"l.{suffix}", content)
-    try:
-        candidates = list(open_source(str(path)).candidates())
-    except DataError as e:
-        assert path.name in str(e)
-    else:
-        assert all(c.filename and c.class_names for c in candidates)
+# Listings: see also test_source_listing.py.
 
 
 # Built-in sources.

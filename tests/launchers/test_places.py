@@ -85,7 +85,9 @@ def test_hosts_are_read_back_and_every_slot_is_one_worker(hosts: dict[str, int])
         assert {place.num_local for place in here} == {host.num_slots}
 
 
-@pytest.mark.parametrize("text", ["", "a:8,", "a:0", "a:8,a:2", "a:b", "a b", "a:8;b:8", "-oProxyCommand=x:1", "-x@a:1"])
+@pytest.mark.parametrize(
+    "text", ["", "a:8,", "a:0", "a:8,a:2", "a:b", "a b", "a:8;b:8", "-oProxyCommand=x:1", "-x@a:1"]
+)
 def test_wrong_hosts_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--hosts"):
         parse_hosts(text)

@@ -22,6 +22,7 @@ COMMANDS = {
     "serve",
     "manifests",
     "doctor",
+    "bench",
 }
 
 OURS = "from trainer.cli.app import main"

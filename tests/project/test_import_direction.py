@@ -16,6 +16,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 # A package may import those before it. The command line alone looks across.
 PACKAGES = ("trainer", "export", "serving")
 LOOKS_ACROSS = "trainer.cli.app"
+# `python -m trainer`
+STARTS = "trainer.__main__"
 
 # Inside trainer: a layer may import itself and those before it. A new module finds its place here.
 LAYERS = (
@@ -31,7 +33,7 @@ LAYERS = (
     ("trainer.train",),
     ("trainer.job",),
     ("trainer.launch", "trainer.doctor"),
-    ("trainer.cli",),
+    ("trainer.cli", "trainer.__main__"),
 )
 # Everything below the commands answers with values and exceptions; only what takes minutes says how far it is.
 CONSOLE = "trainer.cli.output"
@@ -138,7 +140,7 @@ def command_arrows(imports: list[Import]) -> list[str]:
         elif (
             i.imported != CONSOLE
             and any(is_within(i.imported, name) for name in COMMANDS)
-            and i.importer != LOOKS_ACROSS
+            and i.importer not in (LOOKS_ACROSS, STARTS)
         ):
             wrong.append(f"{i.importer}:{i.line} imports {i.imported}; only {LOOKS_ACROSS} gathers the commands")
     return wrong

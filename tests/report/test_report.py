@@ -32,6 +32,8 @@ HOSTILE_NAMES = [
     "日本語",
     "nine",
 ]
+# Four training images, as evaluated and as trained on: nothing random is configured.
+NUM_SEEN = 8
 VOID_TAGS = {"meta", "img", "col", "br", "link", "input"}
 
 
@@ -150,15 +152,37 @@ def test_each_class_and_the_worst_confusions_are_listed(digits_run, page):
 def test_the_images_are_those_of_the_examples_pixel_by_pixel(digits_run, page):
     chosen = [*choose_samples(360, 24), *choose_mistakes(digits_run.labels, digits_run.logits, 12)]
     pixels = load_digits().images[1437:]
-    images = page.images()
-    assert len(images) == 36
-    for index, attributes in zip(chosen, images, strict=True):
+    assert len(page.images()) == 36 + NUM_SEEN
+    for index, attributes in zip(chosen, page.images()[:36], strict=True):
         assert attributes["class"] == "pixels"
         content = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
         shown = np.asarray(PIL.Image.open(io.BytesIO(content)))
         assert shown.shape == (8, 8, 3)
         assert (shown[:, :, 0] == np.round(pixels[index] / 16 * 255)).all()
         assert attributes["alt"] == str(digits_run.labels[index])
+
+
+def test_without_augmentation_the_model_sees_training_images_as_evaluation_does(digits_run, page):
+    labels, first = digits_run.run.info().class_names, page.images()[36:]
+    assert "nothing random is done to it" in page.text
+    for evaluated, trained in zip(first[::2], first[1::2], strict=True):
+        assert evaluated == trained and evaluated["alt"] in labels
+    assert len({attributes["alt"] for attributes in first}) == 4, "as many classes as there is room for"
+
+
+def test_what_the_model_sees_is_mixed_as_the_run_mixed_it(digits_run, copied, tmp_path):
+    config = copied.config()
+    augment = config.augment.model_copy(update={"preset": "strong"})
+    copied.config_file.write_text(config.model_copy(update={"augment": augment}).to_yaml())
+    page = page_of(copied, tmp_path)
+    assert_self_contained(page)
+    assert len(page.images()) == 36 + 4 * 6
+    rows = np.reshape([attributes["src"] for attributes in page.images()[36:]], [4, 6])
+    assert all(len(set(row)) == 6 for row in rows)
+    text = flat(page.text)
+    seen = text[text.index("What the model sees") : text.index("Settings")]
+    assert "at its first 5 visits, changed by the preset strong" in seen
+    assert re.search(r"\d+\.\d% ?\d ?\d+\.\d%", seen), "the shares of both parts of a mixed image"
 
 
 def test_the_mistakes_are_mistakes_and_the_surest_come_first(digits_run):
@@ -190,7 +214,7 @@ def test_hostile_class_names_are_text(build_run, tmp_path):
     assert_self_contained(page)
     for name in HOSTILE_NAMES:
         assert name in page.text
-    assert len(page.images()) == 36
+    assert len(page.images()) == 36 + NUM_SEEN
 
 
 def test_a_report_without_the_dataset_says_so_and_shows_all_else(digits_run, copied, tmp_path):
@@ -200,7 +224,7 @@ def test_a_report_without_the_dataset_says_so_and_shows_all_else(digits_run, cop
     assert page.images() == []
     assert f"No images: {tmp_path / 'gone'} holds no manifest.json" in flat(page.text)
     assert len(page.cells) == 11
-    assert len(page_of(copied, tmp_path, dataset_dir=digits_run.dataset_dir).images()) == 36
+    assert len(page_of(copied, tmp_path, dataset_dir=digits_run.dataset_dir).images()) == 36 + NUM_SEEN
 
 
 def test_a_dataset_that_is_another_one_now_gives_no_images(copied, tmp_path):
@@ -220,7 +244,7 @@ def test_examples_whose_labels_are_not_those_evaluated_are_not_shown(digits_run,
         logits=digits_run.logits,
     )
     page = page_of(copied, tmp_path)
-    assert page.images() == []
+    assert len(page.images()) == NUM_SEEN
     assert "the dataset is another one; evaluate the run again" in page.text
 
 

@@ -12,6 +12,7 @@ import typer
 
 import export.cli
 import serving.cli
+from trainer.cli import bench
 from trainer.cli.doctor import doctor
 from trainer.cli.evaluate import evaluate
 from trainer.cli.launch import launch
@@ -52,6 +53,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

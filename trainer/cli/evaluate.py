@@ -27,9 +27,7 @@ def evaluate(
     run: Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")],
     split: Annotated[Split, typer.Option(help="Which split of the dataset.")] = Split.test,
     which: Annotated[Which, typer.Option(help="The checkpoint: best on validation, or last.")] = Which.best,
-    data: Annotated[
-        pathlib.Path | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")] = None,
     device: Annotated[str, typer.Option(help="auto, gpu or cpu.")] = "auto",
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs.", show_default="all")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="With --device cpu: how many.", show_default="1")] = None,
@@ -60,6 +58,7 @@ def evaluate(
 
     tf_runtime.configure(use_gpus=device != "cpu")
 
+    from trainer.data.storage import parse_path
     from trainer.distribute.tf_strategy import make_engine
     from trainer.distribute.topology import resolve_topology
     from trainer.evaluate import evaluate_run
@@ -70,7 +69,7 @@ def evaluate(
         split.value,
         make_engine(topology),
         which=which.value,
-        dataset_dir=data,
+        dataset_dir=parse_path(data) if data else None,
         per_replica_batch_size=batch_size,
     )
     if json_:

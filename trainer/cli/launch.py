@@ -4,11 +4,14 @@ import os
 import pathlib
 import sys
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
+
+if TYPE_CHECKING:
+    from trainer.launch import PlannedRun
 
 DEFAULT_CONFIG_FILE = pathlib.Path("trainer.yaml")
 
@@ -128,45 +131,41 @@ def launch(
 
     tf_runtime.configure(use_gpus=settings.distribute.device != "cpu")
 
-    from trainer import job
     from trainer.distribute.launchers import heartbeat
-    from trainer.launch import plan_run, start_run
+    from trainer.launch import plan_run
 
     planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note)
-    is_chief = planned.topology.is_chief
     summary = {
         "run_dir": str(planned.run.path),
         "first_step": planned.first_step,
         **planned.plan.model_dump(mode="json"),
     }
+    # A worker that this command has started leaves the talking to it.
+    speaks = planned.topology.is_chief and heartbeat.VARIABLE not in os.environ
     if dry_run:
-        if is_chief:
+        if speaks:
             print_json(summary) if json_ else print_answer(_describe(summary))
         return
-    # A worker that this command has started leaves the talking to it.
-    speaks = is_chief and heartbeat.VARIABLE not in os.environ
     if speaks and not json_:
         note(_describe_in_a_line(summary))
-    if planned.places:
-        job.run_workers(
-            planned.places,
-            settings.distribute,
-            # Decided here once, and so the same for all.
-            arguments=[
-                *(argument for argument in sys.argv[1:] if argument != "launch"),
-                f"--run-dir={planned.run.path.resolve()}",
-                f"--data={planned.plan.dataset_dir}",
-            ],
-            run_dir=planned.run.path,
-        )
-    else:
+    _train(planned)
+    if speaks:
+        next_command = f"trainer evaluate {planned.run.path} --split test"
+        print_json(summary) if json_ else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")
+
+
+def _train(planned: "PlannedRun") -> None:
+    """In this process, or in workers that it starts with its own arguments."""
+    from trainer import job
+    from trainer.launch import start_run
+
+    if not planned.places:
         start_run(planned, note)
-    if not speaks:
         return
-    if json_:
-        print_json(summary)
-    else:
-        print_answer(f"trained: {planned.run.path}\nnext:    trainer evaluate {planned.run.path} --split test")
+    arguments = [argument for argument in sys.argv[1:] if argument != "launch"]
+    # Decided here once, and so the same for all.
+    arguments += [f"--run-dir={planned.run.path.resolve()}", f"--data={planned.plan.dataset_dir}"]
+    job.run_workers(planned.places, planned.config.distribute, arguments=arguments, run_dir=planned.run.path)
 
 
 def _given(flags: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,10 @@
 """`trainer prepare`: labelled images to a dataset."""
 
-import collections
+import contextlib
+import os
 import pathlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cli.output import JsonOption, print_answer, print_json
+from trainer.cli.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
     from trainer.data.manifest import Manifest
@@ -23,8 +24,8 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder with one folder of images per class; a .csv or .jsonl file with path and label; digits; "
-            "fashion-mnist, or fashion-mnist:FOLDER.",
+            help="A folder with one folder of images per class, or a .csv or .jsonl file with path and label, or "
+            "digits, or fashion-mnist; a source that does not exist is answered with all kinds.",
             show_default=False,
         ),
     ],
@@ -38,11 +39,37 @@ def prepare(
     seed: Annotated[
         int, typer.Option(min=0, help="Decides the splits and the order; the same seed gives the same bytes.")
     ] = 0,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude", metavar="CLASS", help="Leave this class out; may be given again.", show_default=False
+        ),
+    ] = None,
+    fraction: Annotated[
+        float, typer.Option(help="Take this share of each class; what 0.1 takes is part of what 0.2 takes.")
+    ] = 1.0,
+    per_class: Annotated[
+        int | None, typer.Option(min=1, help="Take at most so many images of each class, over all splits.")
+    ] = None,
+    group_column: Annotated[
+        str | None,
+        typer.Option(help="Column of a listing (a patient, a camera, a burst): a group never comes into two splits."),
+    ] = None,
+    max_side: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PX", help="Make images smaller whose longer side has more pixels than this."),
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(metavar="HEX", help="What an archive must hash to; needed for one given by URL.")
+    ] = None,
     max_bad_fraction: Annotated[
         float, typer.Option(help="Fail when a larger share of the files is corrupt, truncated, empty or no image.")
     ] = 0.01,
     workers: Annotated[int, typer.Option(min=0, help="Threads that read and decode; 0: one for each core.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there already.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what a stopped preparation of --out has done.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Prepare labelled images as a dataset: checked, split by class, shuffled, sharded.
@@ -50,7 +77,9 @@ def prepare(
     Every image is decoded once by the decoder that training uses. The bytes
     of JPEG and PNG files are kept; what training would read wrong (rotated by
     EXIF, CMYK, transparent, TIFF...) is re-encoded and counted. Files that
-    cannot be used are listed in manifest.json with the reason.
+    cannot be used are listed in bad_files.jsonl with the reason.
+
+    Stopped or killed, the same command goes on where it was.
     """
     from trainer.data.new_dataset import check_target
     from trainer.data.prepare import PrepareOptions, prepare_dataset
@@ -60,18 +89,27 @@ def prepare(
         validation_fraction=val,
         test_fraction=test,
         seed=seed,
+        exclude=tuple(exclude or ()),
+        fraction=fraction,
+        per_class=per_class,
+        group_column=group_column,
+        max_side_px=max_side,
+        sha256=sha256,
         max_bad_fraction=max_bad_fraction,
         num_workers=workers,
     )
     # A wrong path is answered before TensorFlow is started.
-    open_source(source)
+    open_source(source, options.for_source)
     check_target(out, source, overwrite=overwrite)
 
     from trainer import tf_runtime
     from trainer.progress import task_progress
 
-    tf_runtime.configure(use_gpus=False)
-    manifest = prepare_dataset(source, out, options=options, overwrite=overwrite, progress=task_progress)
+    with _without_keras():
+        tf_runtime.configure(use_gpus=False)
+    manifest = prepare_dataset(
+        source, out, options=options, overwrite=overwrite, restart=restart, progress=task_progress, note=note
+    )
     if json_:
         print_json(_answer(manifest, out))
         return
@@ -79,10 +117,25 @@ def prepare(
     print_answer(Text("\n".join(_summary(manifest, out))))
 
 
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+    """Importing TensorFlow imports Keras, which is not needed here and takes half as long again."""
+    name = "TF_USE_LEGACY_KERAS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
 def _answer(manifest: "Manifest", out: pathlib.Path) -> dict[str, Any]:
     return {
         "dataset": str(out),
         "content_hash": manifest.content_hash(),
+        "task": manifest.task,
         "class_names": manifest.class_names,
         "splits": {
             name: {
@@ -93,7 +146,11 @@ def _answer(manifest: "Manifest", out: pathlib.Path) -> dict[str, Any]:
             }
             for name, split in manifest.splits.items()
         },
+        "num_left_out": manifest.num_left_out,
+        "num_bad_files": manifest.num_bad_files,
         "bad_files": [bad.model_dump() for bad in manifest.bad_files],
+        "num_duplicates_across_splits": manifest.num_duplicates_across_splits,
+        "duplicates": [duplicate.paths for duplicate in manifest.duplicates],
         "num_reencoded": manifest.num_reencoded,
     }
 
@@ -114,11 +171,18 @@ def _count_table(manifest: "Manifest") -> Table:
 
 def _summary(manifest: "Manifest", out: pathlib.Path) -> list[str]:
     lines = []
-    if manifest.bad_files:
-        kinds = collections.Counter(bad.reason.partition(":")[0] for bad in manifest.bad_files)
-        lines.append(f"left out    {_counts(kinds)}; {out}/manifest.json names each")
+    if manifest.num_left_out:
+        lines.append(f"not taken   {_counts(manifest.num_left_out)}")
+    if manifest.num_bad_files:
+        lines.append(f"left out    {_counts(manifest.num_bad_files)}; {out}/bad_files.jsonl names each")
     if manifest.num_reencoded:
         lines.append(f"re-encoded  {_counts(manifest.num_reencoded)}; all other files are stored as they are")
+    if manifest.num_duplicates_across_splits:
+        first = " and ".join(manifest.duplicates[0].paths.values())
+        lines.append(
+            f"warning     {manifest.num_duplicates_across_splits:,} files are in more than one split with the very "
+            f"same bytes, such as {first}; {out}/manifest.json names them"
+        )
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     num_bytes = sum(shard.num_bytes for shard in shards)
     lines.append(f"written     {out}: {len(shards):,} shard{'s'[: len(shards) != 1]}, {num_bytes / 1e6:,.1f} MB")

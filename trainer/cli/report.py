@@ -22,9 +22,7 @@ def report(
     out: Annotated[
         pathlib.Path | None, typer.Option(help="The HTML file to write.", show_default="RUN/report.html")
     ] = None,
-    data: Annotated[
-        pathlib.Path | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Write a report of a run: one HTML file with curves, confusion matrix, images, mistakes and settings.
@@ -41,9 +39,10 @@ def report(
     # The images are parsed out of TFRecords; no device is touched.
     tf_runtime.configure(use_gpus=False)
 
+    from trainer.data.storage import parse_path
     from trainer.report.render import write_report
 
-    path = write_report(RunDir(run), split=split.value, out=out, dataset_dir=data)
+    path = write_report(RunDir(run), split=split.value, out=out, dataset_dir=parse_path(data) if data else None)
     if json_:
         print_json({"report": str(path)})
     else:

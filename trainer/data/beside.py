@@ -1,6 +1,5 @@
 """Raw images given where a dataset is expected: prepared once, beside them, and again only when they changed."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -9,8 +8,10 @@ from collections.abc import Callable
 
 from trainer import atomic
 from trainer.data import prepare
-from trainer.data.manifest import SCHEMA_VERSION, Manifest, is_prepared
+from trainer.data.manifest import BAD_FILES_NAME, SCHEMA_VERSION, Manifest, is_prepared
+from trainer.data.preparation.fingerprint import fingerprint_of
 from trainer.data.sources import FileSource, open_source
+from trainer.data.task_progress import ShowProgress, show_nothing
 from trainer.errors import DataError
 
 DATASET_SUFFIX = ".trainer-dataset"
@@ -22,7 +23,7 @@ def prepare_beside(
     *,
     options: prepare.PrepareOptions | None = None,
     note: Callable[[str], None],
-    progress: prepare.ShowProgress = prepare.show_nothing,
+    progress: ShowProgress = show_nothing,
 ) -> pathlib.Path:
     """The dataset `<source>.trainer-dataset` of a folder or listing of images; prepared first where need be.
 
@@ -49,29 +50,22 @@ def prepare_beside(
             f"{source.parent} cannot be written, so {source.name} cannot be prepared beside itself; prepare it "
             f"elsewhere and give that to --data: trainer prepare {source} --out DATASET"
         )
-    manifest = prepare.prepare_dataset(str(source), dataset_dir, options=options, overwrite=True, progress=progress)
+    manifest = prepare.prepare_dataset(
+        str(source), dataset_dir, options=options, overwrite=True, progress=progress, note=note
+    )
     atomic.write_json(dataset_dir / FINGERPRINT_FILE, {"schema_version": SCHEMA_VERSION, "sha256": fingerprint})
-    if manifest.bad_files:
-        note(f"{len(manifest.bad_files):,} files cannot be used and are left out; {dataset_dir} lists them")
+    if manifest.num_bad_files:
+        num_bad = sum(manifest.num_bad_files.values())
+        note(f"{num_bad:,} files cannot be used and are left out; {dataset_dir / BAD_FILES_NAME} lists them")
     return dataset_dir
 
 
 def _fingerprint(source: str, options: prepare.PrepareOptions) -> str:
-    opened = open_source(source)
+    opened = open_source(source, options.for_source)
     if not isinstance(opened, FileSource):
         raise DataError(f"{source} is not a folder or listing of image files; give one, or a prepared dataset")
-    decisive = dataclasses.asdict(options)
-    del decisive["num_workers"], decisive["max_bad_fraction"]
-    digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, decisive, opened.class_names]).encode())
-    for candidate in sorted(opened.candidates(), key=lambda candidate: candidate.filename):
-        try:
-            status = os.stat(opened.path_of(candidate))
-            seen = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
-            seen = "missing"  # prepare records why
-        line = "\0".join((candidate.filename, *candidate.class_names, candidate.split or "", seen, ""))
-        digest.update(os.fsencode(line))
-    return digest.hexdigest()
+    seen = [SCHEMA_VERSION, options.decisive(), fingerprint_of(opened, source)]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def _read_fingerprint(dataset_dir: pathlib.Path) -> str | None:

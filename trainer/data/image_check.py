@@ -2,29 +2,41 @@
 
 The training decoder (`preprocess.decode_image`, TensorFlow) and people's viewers do not agree on every file:
 TensorFlow ignores the EXIF orientation, reads a palette BMP as grey, drops an alpha channel whatever colour lies
-under it, and does not know TIFF. Here each image is decoded in full by Pillow *and* by the training decoder.
-Where both give the same upright, opaque picture the bytes are kept as they are. Where they do not, the picture is
-re-encoded: as JPEG (quality 95) from a JPEG, as PNG, which loses nothing more, from anything else. What remains
-unreadable is named with a reason. Training can therefore not die of a decoding error.
+under it, and does not know TIFF. Here each image is decoded in full by the training decoder, and by Pillow as well
+unless its header proves that there is one reading of it (`image_header`: plain PNG and JPEG). Where both give the
+same upright, opaque picture the bytes are kept as they are. Where they do not, the picture is re-encoded: as JPEG
+(quality 95) from a JPEG, as PNG, which loses nothing more, from anything else. What remains unreadable is named with
+a reason. Training can therefore not die of a decoding error. (A JPEG has no checksums: damage inside its compressed
+data is found where a decoder refuses it.)
 
 Rules: the format is read from the content, never from the file name; real transparency is put on white; of
 an animation the first frame counts; 16-bit values keep their upper 8 bits, as in TensorFlow; ICC profiles are
-ignored by both decoders and so here.
+ignored by both decoders and so here. Sizes are read from the header and bounded before anything is decoded, and
+all threads together decode no more at a time than one image of the largest size.
 """
 
+import contextlib
 import dataclasses
-import functools
 import io
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from trainer.data import picture as pictures
+from trainer.data.image_header import PlainImage, can_hold_jpeg, find_plain_image, gif_frame_pixels
+from trainer.data.pixel_budget import PixelBudget
+from trainer.data.training_decoder import BATCH_SIZE, decode_as_training, shapes_as_training
 
 # TensorFlow's JPEG decoder refuses pictures of 2**29 bytes and more (tensorflow/core/lib/jpeg/jpeg_mem.cc), and
 # Pillow's guard against decompression bombs strikes at the same figure.
 MAX_IMAGE_PIXELS = 2**29 // 3
+# A GIF with more in all its frames is stored as its first one alone: to read that, training would unpack them all.
+MAX_GIF_PIXELS = 2**25
+# One call of the decoder takes many small images; those in it are decoded before the first is let go.
+_MAX_BATCH_PIXELS = 2**22
+SMALLER = "made smaller"
 
 _STORED_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WEBP": "webp"}
 # Known by unmistakable first bytes and decoded by Pillow alone. EPS is left out: Pillow would start Ghostscript.
@@ -34,7 +46,8 @@ _OPENED_FORMATS = [name for name in (*_STORED_FORMATS, *_CONVERTED_FORMATS) if n
 _LOSSY = ("jpeg", "webp")
 # Decoders differ by a few grey levels in rounding and chroma upsampling; swapped or inverted colours by far more.
 _LOSSY_TOLERANCE = 16.0
-_JPEG_QUALITY = 95
+
+_pixels_in_flight = PixelBudget(MAX_IMAGE_PIXELS)
 
 # Image.open with a list of formats finds only those whose plugin is loaded.
 Image.init()
@@ -59,35 +72,94 @@ class UnreadableImage:
     reason: str
 
 
-def check_image(encoded: bytes) -> ReadableImage | UnreadableImage:
-    """Decodes one image file in full with both decoders; see the module for the rules. Safe to call in threads."""
+CheckedImage = ReadableImage | UnreadableImage
+
+
+def check_image(encoded: bytes, *, max_side_px: int | None = None) -> CheckedImage:
+    """`check_images` of one."""
+    return check_images([encoded], max_side_px=max_side_px)[0]
+
+
+def check_images(encoded: Sequence[bytes], *, max_side_px: int | None = None) -> list[CheckedImage]:
+    """Decodes image files in full; see the module for the rules. Safe to call in threads.
+
+    A picture that is longer or wider than `max_side_px` is made smaller.
+    """
+    plain: dict[int, PlainImage] = {}
+    for position, content in enumerate(encoded):
+        image = find_plain_image(content)
+        if image is not None and (max_side_px is None or max(image.height, image.width) <= max_side_px):
+            plain[position] = image
+    checked: dict[int, CheckedImage] = {}
+    for batch in _batches(plain):
+        with _pixels_in_flight.hold(sum(plain[position].height * plain[position].width for position in batch)):
+            shapes = shapes_as_training([encoded[position] for position in batch])
+        for position, shape in zip(batch, shapes, strict=True):
+            image = plain[position]
+            if shape == (image.height, image.width, 3):
+                checked[position] = ReadableImage(
+                    encoded=encoded[position], format=image.format, height=image.height, width=image.width, change=None
+                )
+    return [
+        checked[position] if position in checked else compare_decoders(content, max_side_px=max_side_px)
+        for position, content in enumerate(encoded)
+    ]
+
+
+def _batches(plain: Mapping[int, PlainImage]) -> Iterator[list[int]]:
+    """The keys of `plain`, in parts that may be decoded together; without what is too large."""
+    batch: list[int] = []
+    num_pixels = 0
+    for position, image in plain.items():
+        size = image.height * image.width
+        if size > MAX_IMAGE_PIXELS:
+            continue
+        if batch and (len(batch) == BATCH_SIZE or num_pixels + size > _MAX_BATCH_PIXELS):
+            yield batch
+            batch, num_pixels = [], 0
+        batch.append(position)
+        num_pixels += size
+    if batch:
+        yield batch
+
+
+def compare_decoders(encoded: bytes, *, max_side_px: int | None = None) -> CheckedImage:
+    """`check_image` by both decoders, whatever the header proves."""
     if not encoded:
         return UnreadableImage("empty")
-    # Whatever Pillow raises on hostile bytes (OSError, SyntaxError, ValueError, struct.error...) is a finding about the
-    # file, and becomes its recorded reason.
-    try:
-        with Image.open(io.BytesIO(encoded), formats=_OPENED_FORMATS) as image:
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                return UnreadableImage(_too_large(f"{image.width} x {image.height} pixels"))
-            image.load()
-            container = image.format or ""
-            change = _needed_change(image, container)
-            picture = _to_upright_rgb(image)
-    except _UnsupportedPixelsError as e:
-        return UnreadableImage(f"unsupported: {e}")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        return UnreadableImage(_too_large(str(e)))
-    except UnidentifiedImageError:
-        broken = encoded.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF"))
-        return UnreadableImage("corrupt: its header is broken" if broken else "not an image")
-    except Exception as e:
-        kind = "truncated" if "truncated" in str(e).lower() else "corrupt"
-        return UnreadableImage(f"{kind}: {' '.join(str(e).split()) or type(e).__name__}")
-    return _as_training_reads(encoded, container, change, picture)
+    with contextlib.ExitStack() as held:
+        # Whatever Pillow raises on hostile bytes (OSError, SyntaxError, ValueError, struct.error...) is a finding
+        # about the file, and becomes its recorded reason.
+        try:
+            with Image.open(io.BytesIO(encoded), formats=_OPENED_FORMATS) as image:
+                container = image.format or ""
+                width, height = pictures.decoded_size(image)
+                if width * height > MAX_IMAGE_PIXELS:
+                    return UnreadableImage(_too_large(f"{width} x {height} pixels"))
+                if container in ("JPEG", "MPO") and not can_hold_jpeg(len(encoded), height, width):
+                    return UnreadableImage(f"truncated: {len(encoded)} bytes cannot hold {width} x {height} pixels")
+                held.enter_context(_pixels_in_flight.hold(width * height))
+                change, picture = _read(encoded, image, max_side_px)
+        except pictures.UnsupportedPixelsError as e:
+            return UnreadableImage(f"unsupported: {e}")
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+            return UnreadableImage(_too_large(str(e)))
+        except UnidentifiedImageError:
+            broken = encoded.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF"))
+            return UnreadableImage("corrupt: its header is broken" if broken else "not an image")
+        except Exception as e:
+            kind = "truncated" if "truncated" in str(e).lower() else "corrupt"
+            return UnreadableImage(f"{kind}: {' '.join(str(e).split()) or type(e).__name__}")
+        return _as_training_reads(encoded, container, change, picture)
 
 
-class _UnsupportedPixelsError(Exception):
-    """Pixels that have no agreed reading as 8-bit RGB."""
+def _read(encoded: bytes, image: Image.Image, max_side_px: int | None) -> tuple[str | None, npt.NDArray[np.uint8]]:
+    """The kind of change that is known to be needed, and the picture."""
+    size = None if max_side_px is None else pictures.load_scaled(image, max_side_px)
+    if size is not None:
+        return SMALLER, pictures.resize(pictures.to_upright_rgb(image), size)
+    image.load()
+    return _needed_change(encoded, image), pictures.to_upright_rgb(image)
 
 
 def _too_large(found: str) -> str:
@@ -96,11 +168,11 @@ def _too_large(found: str) -> str:
 
 def _as_training_reads(
     encoded: bytes, container: str, change: str | None, picture: npt.NDArray[np.uint8]
-) -> ReadableImage | UnreadableImage:
+) -> CheckedImage:
     """Keeps the bytes, or re-encodes `picture` where there is a `change` or the training decoder wants one."""
     format_name = _STORED_FORMATS.get(container, "png")
     if change is None:
-        decoded = _decode_as_training(encoded, format_name)
+        decoded = decode_as_training(encoded, format_name)
         if decoded is None and format_name in ("jpeg", "png"):
             # Every sound one is read by TensorFlow; Pillow alone forgives, for example, a PNG without its end.
             return UnreadableImage("corrupt: Pillow reads it, TensorFlow refuses it")
@@ -113,80 +185,32 @@ def _as_training_reads(
             change = f"{container} that TensorFlow reads otherwise"
     if change is not None:
         format_name = "jpeg" if format_name == "jpeg" else "png"
-        encoded = _encode(picture, format_name)
-        if _decode_as_training(encoded, format_name) is None:  # such as a side of over a million pixels
+        encoded = pictures.encode(picture, format_name)
+        if decode_as_training(encoded, format_name) is None:  # such as a side of over a million pixels
             height, width, _ = picture.shape
             return UnreadableImage(f"unsupported: TensorFlow refuses {width} x {height} pixels as {format_name}")
     height, width, _ = picture.shape
     return ReadableImage(encoded=encoded, format=format_name, height=height, width=width, change=change)
 
 
-def _needed_change(image: Image.Image, container: str) -> str | None:
+def _needed_change(encoded: bytes, image: Image.Image) -> str | None:
     """What the training decoder is known to get wrong; what else it gets wrong shows in the comparison."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+    container = image.format or ""
+    if pictures.is_rotated(image):
         return "rotated upright"
     if image.mode == "CMYK":
         return "CMYK to RGB"
-    if _is_transparent(image):
+    if pictures.is_transparent(image):
         return "transparency put on white"
     if container not in _STORED_FORMATS:
         return f"converted from {container}"
     if container == "WEBP" and getattr(image, "n_frames", 1) > 1:
         return "first frame of an animated WebP"  # the kernel must not see it, see preprocess.decode_image
+    if container == "GIF":
+        limit = max(MAX_GIF_PIXELS, image.width * image.height)
+        if gif_frame_pixels(encoded, enough=limit + 1) > limit:
+            return "first frame of a long GIF"
     return None
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    if not image.has_transparency_data or image.mode.startswith("I"):
-        return False
-    lowest: Any = image.convert("RGBA").getchannel("A").getextrema()[0]
-    return bool(lowest < 255)
-
-
-def _to_upright_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """The picture as people see it, [height, width, 3]."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise _UnsupportedPixelsError(f"pixels of Pillow's mode {image.mode}, whose range is not known")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
-
-
-def _decode_as_training(encoded: bytes, format_name: str) -> npt.NDArray[np.uint8] | None:
-    """[height, width, 3], or None where the training decoder refuses the bytes."""
-    import tensorflow as tf
-
-    try:
-        return _training_decoder(is_webp=format_name == "webp")(np.array(encoded, object))
-    except tf.errors.InvalidArgumentError:
-        return None
-
-
-@functools.cache
-def _training_decoder(*, is_webp: bool) -> Callable[[npt.NDArray[np.object_]], npt.NDArray[np.uint8]]:
-    """One branch of `preprocess.decode_image` on the CPU, to be called from any thread.
-
-    In a session of its own, and without the `tf.cond` between the branches: an eager operation or a function would
-    start TensorFlow's global context, and `launch`, which prepares a raw folder before it lays out its devices,
-    could not divide the CPU or join a cluster any more.
-    """
-    import tensorflow as tf
-
-    from trainer.data import preprocess
-
-    with tf.Graph().as_default() as graph:
-        encoded = tf.compat.v1.placeholder(tf.string, [])
-        decoded = preprocess.decode_webp(encoded) if is_webp else preprocess.decode_not_webp(encoded)
-    # -1: on the calling thread; handing one image over to a pool costs more than decoding it.
-    config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, inter_op_parallelism_threads=-1)
-    session = tf.compat.v1.Session(graph=graph, config=config)
-    call: Callable[[npt.NDArray[np.object_]], npt.NDArray[np.uint8]] = session.make_callable(decoded, [encoded])
-    return call
 
 
 def _is_same_picture(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], tolerance: float) -> bool:
@@ -197,13 +221,3 @@ def _is_same_picture(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], toleran
         return np.array_equal(a, b)
     # Every fourth row and column shows a difference of that size as well as all of them.
     return bool(np.abs(a[::4, ::4].astype(np.int16) - b[::4, ::4]).mean() <= tolerance)
-
-
-def _encode(picture: npt.NDArray[np.uint8], format_name: str) -> bytes:
-    # A fresh image carries no EXIF, ICC profile or transparency entry over into the new file.
-    buffer = io.BytesIO()
-    if format_name == "jpeg":
-        Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    else:
-        Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import pydantic
 
 from trainer import atomic
+from trainer.data.storage import DatasetPath
 from trainer.errors import DataError
 
 FILE_NAME = "manifest.json"
@@ -82,6 +83,8 @@ class Manifest(_Model):
     has_weights: bool = False
     # What `prepare` was asked for, as it was given: fractions, classes left out, the largest side.
     options: dict[str, Any] = {}
+    # Images that were not asked for, by what leaves them out (`--exclude`, `--fraction`, `--per-class`).
+    num_left_out: dict[str, int] = {}
     # By the first word or words of the reason, such as {"truncated": 2}; `bad_files` lists the first `MAX_LISTED`.
     num_bad_files: dict[str, int] = {}
     bad_files: list[BadFile] = []
@@ -110,7 +113,7 @@ class Manifest(_Model):
         atomic.write_text(dataset_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
-    def load(cls, dataset_dir: pathlib.Path) -> "Manifest":
+    def load(cls, dataset_dir: DatasetPath) -> "Manifest":
         """Reads the manifest of a prepared dataset.
 
         Raises:
@@ -135,6 +138,6 @@ class Manifest(_Model):
             ) from None
 
 
-def is_prepared(path: pathlib.Path) -> bool:
+def is_prepared(path: DatasetPath) -> bool:
     """Whether `path` is the directory of a finished dataset."""
     return (path / FILE_NAME).is_file()

@@ -1,16 +1,27 @@
-"""Where a dataset is written: nothing is overwritten unasked, and it appears whole or not at all."""
+"""Where a dataset is written: nothing is overwritten unasked, it appears whole or not at all, and a kill loses little.
+
+Beside `out` stands a hidden work folder while it is prepared. It outlives its process, so that the same command goes
+on where it was, and is removed once its dataset has taken the name `out`:
+
+    .<out>.preparing/   state.sqlite   see `preparation.state`
+                        source/        what the source has fetched or unpacked
+                        dataset/       the shards that are finished, and one that is not
+                        replaced/      what `out` was, for the moment between two renames
+"""
 
 import contextlib
 import fcntl
-import glob
 import os
 import pathlib
 import shutil
+import sqlite3
 from collections.abc import Iterator
 
 from trainer import atomic
 from trainer.data.manifest import is_prepared
 from trainer.errors import DataError, TrainerError
+
+_DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 
 
 def check_target(out: pathlib.Path, source: str, *, overwrite: bool) -> None:
@@ -28,49 +39,105 @@ def check_target(out: pathlib.Path, source: str, *, overwrite: bool) -> None:
         raise DataError(f"{out} exists and is not a prepared dataset; give --out a new folder")
 
 
-@contextlib.contextmanager
-def new_dataset(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a folder to write a dataset into, which takes the name `out` at the end of the block.
+class WorkFolder:
+    """The folder beside `out` in which a dataset grows; made by `open_work_folder`.
 
-    First removes what killed writers of `out` left. An exception or Ctrl-C in the block leaves `out` as it was.
+    keep: whether there is something in it that a second start of the same command would use.
+    """
+
+    def __init__(self, path: pathlib.Path, out: pathlib.Path) -> None:
+        self._path = path
+        self._out = out
+        self.keep = False
+
+    @property
+    def state_file(self) -> pathlib.Path:
+        return self._path / "state.sqlite"
+
+    @property
+    def source(self) -> pathlib.Path:
+        return self._path / "source"
+
+    @property
+    def dataset(self) -> pathlib.Path:
+        return self._path / "dataset"
+
+    def clear(self) -> None:
+        """Removes what is in it."""
+        for child in list(self._path.iterdir()):
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+
+    def put_back(self) -> None:
+        """Where a kill came between the two renames of `publish`, gives `out` its old content back."""
+        replaced = self._path / "replaced"
+        if replaced.exists() and not self._out.exists():
+            replaced.rename(self._out)
+
+    def publish(self) -> None:
+        """Gives `dataset`, whose files are on the disk, the name `out`, and removes the rest."""
+        atomic.sync_directory(self.dataset)
+        if self._out.exists():
+            replaced = self._path / "replaced"
+            shutil.rmtree(replaced, ignore_errors=True)
+            self._out.rename(replaced)
+        self.dataset.rename(self._out)
+        atomic.sync_directory(self._out.parent)
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_work_folder(out: pathlib.Path, *, restart: bool) -> Iterator[WorkFolder]:
+    """Yields the work folder of `out`, which no other process uses meanwhile, with what an earlier one has left.
+
+    `restart` throws that away. Left by an exception, the folder stays where it is worth keeping; `out` is as it was.
 
     Raises:
+        DataError: another process is preparing `out`.
         TrainerError: the disk is full, or `out` cannot be written.
     """
+    path = out.parent / f".{out.name}.preparing"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
-        # The lock outlives the renaming: until then the folder looks like a leftover to others.
-        with contextlib.ExitStack() as lock, atomic.new_directory(out) as directory:
-            lock.enter_context(_locked(directory))
-            yield directory
-    except OSError as e:
-        raise TrainerError(f"{out} cannot be written: {e.strerror or e}; nothing of it was left") from e
-
-
-def _remove_leftovers(out: pathlib.Path) -> None:
-    for leftover in out.parent.glob(f"{atomic.TEMPORARY_PREFIX}{glob.escape(out.name)}-*"):
-        # A writer at work holds the lock; a killed one lost it with its process. Two may be cleaning at once.
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(leftover) as is_abandoned:
-            if is_abandoned:
-                shutil.rmtree(leftover, ignore_errors=True)
+        with _locked(path, out):
+            work = WorkFolder(path, out)
+            work.put_back()
+            if restart:
+                work.clear()
+            work.source.mkdir(exist_ok=True)
+            work.dataset.mkdir(exist_ok=True)
+            try:
+                yield work
+            except BaseException:
+                if not work.keep and not any(work.source.iterdir()):
+                    shutil.rmtree(path, ignore_errors=True)
+                raise
+    except (OSError, sqlite3.OperationalError) as e:
+        if isinstance(e, sqlite3.OperationalError) and e.sqlite_errorname not in _DISK_ERRORS:
+            raise
+        problem = (isinstance(e, OSError) and e.strerror) or e
+        raise TrainerError(
+            f"{out} cannot be written: {problem}; make room or correct it, and the same command goes on where it was"
+        ) from e
 
 
 @contextlib.contextmanager
-def _locked(directory: pathlib.Path) -> Iterator[bool]:
-    """Holds `directory` alone; yields False where its file system (some network ones) has no locks on folders.
-
-    Raises BlockingIOError where another process holds it.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
+def _locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+    """Makes the folder `path` where need be, and holds it alone; a killed process loses its lock."""
+    while True:
+        path.mkdir(exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_held = True
-        except BlockingIOError:
-            raise
-        except OSError:
-            is_held = False
-        yield is_held
-    finally:
-        os.close(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(
+                    f"another process is preparing {out}; wait until it is done, or give another --out"
+                ) from None
+            except OSError:
+                pass  # some network file systems have no locks on folders
+            # The process before may have finished, and removed the folder, in between.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                yield
+                return
+        finally:
+            os.close(descriptor)

@@ -1,32 +1,74 @@
-"""Prepared datasets to per-replica batches: which positions, their records, decoded and resized, in static shapes."""
+"""Prepared datasets to per-replica batches: which positions, their records, decoded and resized, in static shapes.
+
+    numbers of elements -> positions, examples, random numbers -> records -> pixels -> batches
+    numbers of elements -> positions, examples, random numbers -> cached pixels, a batch at a time
+
+Element k of a worker's dataset is for its replica k mod num_local_replicas: the engine deals them in turn. Pixels stay
+uint8 up to the device.
+"""
 
 import dataclasses
 import math
-import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.data import preprocess, records
 from trainer.data.augment import Augmentation
 from trainer.data.batch import Batch
+from trainer.data.device_changes import draw_randomness
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.order import ExampleOrder
+from trainer.data.split_reader import SplitReader
+from trainer.data.storage import DatasetPath
 from trainer.data.training_image import load_training_image
 from trainer.distribute.topology import BatchDivision, Topology
 
 Tensor = Any
+# Decoded images of a split in its order, [num_examples, size, size, 3]; see `pixel_cache`.
+Pixels = npt.NDArray[np.uint8]
 
-# Element k of a worker's dataset is for its replica k mod num_local_replicas: the engine deals them in turn.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the input of one process may use.
+
+    num_threads: 0 for all cores. num_readers: reads under way at the same time. ram_budget_bytes: bound on the buffers
+    that tf.data tunes, None for tf.data's own.
+    """
+
+    num_threads: int = 0
+    num_readers: int = 2
+    ram_budget_bytes: int | None = None
+
+    def apply(self, dataset: Any) -> Any:
+        options = tf.data.Options()
+        # A pool of its own: decoding neither waits for the operations of the training step nor holds them up.
+        options.threading.private_threadpool_size = self.num_threads
+        if self.ram_budget_bytes is not None:
+            options.autotune.ram_budget = self.ram_budget_bytes
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        return dataset.with_options(options)
+
+
+class Draw(NamedTuple):
+    """What goes into one replica's batch, before any of it is read."""
+
+    examples: Tensor  # [b] int64
+    visits: Tensor  # [b] int64, see `order.Draws`
+    weights: Tensor  # [b] float32, 0 for what only fills up
+    positions: Tensor  # [b] int64
+    randomness: Tensor  # [b, k] float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingStream:
     """The training examples of one worker, from any step on."""
 
-    reader: records.SplitReader
+    reader: SplitReader
     order: ExampleOrder
     geometry: Geometry
     augmentation: Augmentation
@@ -34,21 +76,27 @@ class TrainingStream:
     topology: Topology
     # Positions at and after this one only fill up the last batch, with weight zero.
     num_positions: int
-    num_threads: int = 0
+    # Whether the weights of the examples count in the loss; under weighted sampling they have decided the order.
+    weighs_loss: bool = True
+    scaled_decoding: bool = True
+    # Only where the augmentation has no random crops.
+    pixels: Pixels | None = None
+    resources: Resources = Resources()
 
     def dataset(self, start_step: int, num_train_steps: int) -> Any:
         """A tf.data dataset of `Batch`, one for each local replica in turn, of steps [start_step, num_train_steps)."""
+        assert self.pixels is None or not self.augmentation.crops, "a random crop has other pixels each time"
         num_local = self.topology.num_local_replicas
-        elements = tf.data.Dataset.range(start_step * num_local, num_train_steps * num_local)
-        dataset = elements.map(self._positions_and_weights).unbatch()
-        dataset = dataset.batch(self.division.per_replica_batch_size, drop_remainder=True)
-        dataset = dataset.map(self._read, num_parallel_calls=2, deterministic=True).unbatch()
-        dataset = dataset.map(self._decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        dataset = dataset.batch(self.division.per_replica_batch_size, drop_remainder=True)
-        return _with_threads(dataset.prefetch(2 * num_local), self.num_threads)
+        draws = tf.data.Dataset.range(start_step * num_local, num_train_steps * num_local).map(self.draw)
+        if self.pixels is None:
+            batches = decoded_batches(draws, self.reader, self.decode, self.resources)
+        else:
+            batches = cached_batches(draws, self.reader, self.pixels, self.resources)
+        batches = batches.map(_weigh if self.weighs_loss else _leave_weights)
+        return self.resources.apply(batches.prefetch(2 * num_local))
 
-    def _positions_and_weights(self, element: Tensor) -> tuple[Tensor, Tensor]:
-        """Stream positions [b] int64 of a replica's slice and their weights [b] float32, filled up to static b."""
+    def draw(self, element: Tensor) -> Draw:
+        """What element number `element`, an int64 scalar, holds: a replica's slice of a batch, filled up to b."""
         num_local = self.topology.num_local_replicas
         slices = np.array([self.division.slice_of(r) for r in range(self.topology.num_replicas)], np.int64)
         start, stop = tf.unstack(tf.gather(slices, element % num_local + self.topology.local_replicas.start), num=2)
@@ -57,31 +105,39 @@ class TrainingStream:
         # What fills up a slice repeats its own examples, so that batch statistics see real images.
         positions = first + i % (stop - start)
         is_real = tf.logical_and(i < stop - start, positions < self.num_positions)
-        return positions, tf.cast(is_real, tf.float32)
-
-    def _read(self, positions: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         examples, visits = self.order.draw(positions)
-        encoded, labels, example_weights = records.parse_examples(_read_payloads(self.reader, examples))
-        return encoded, labels, weights * example_weights, positions, examples, visits
-
-    def _decode(
-        self, encoded: Tensor, label: Tensor, weight: Tensor, position: Tensor, example: Tensor, visit: Tensor
-    ) -> Batch:
-        image = load_training_image(
-            encoded, self.geometry, self.augmentation, seed=self.order.seed, visit=visit, example=example
+        randomness = draw_randomness(
+            self.augmentation,
+            seed=self.order.seed,
+            visits=visits,
+            examples=examples,
+            image_size_px=self.geometry.image_size_px,
         )
-        return Batch(image, label, weight, position, tf.zeros([0]))
+        return Draw(examples, visits, tf.cast(is_real, tf.float32), positions, randomness)
+
+    def decode(self, encoded: Tensor, draw: Draw) -> Tensor:
+        """Encoded bytes and the row of a `Draw` to pixels [size, size, 3] uint8."""
+        return load_training_image(
+            encoded,
+            self.geometry,
+            self.augmentation,
+            seed=self.order.seed,
+            visit=draw.visits,
+            example=draw.examples,
+            scaled_decoding=self.scaled_decoding,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationStream:
     """Every example of a split exactly once, in order; the last batch is filled up with weight zero."""
 
-    reader: records.SplitReader
+    reader: SplitReader
     geometry: Geometry
     per_replica_batch_size: int
     topology: Topology
-    num_threads: int = 0
+    pixels: Pixels | None = None
+    resources: Resources = Resources()
 
     @property
     def num_steps(self) -> int:
@@ -90,39 +146,85 @@ class EvaluationStream:
     def dataset(self) -> Any:
         """A tf.data dataset of `Batch`, one for each local replica in turn."""
         num_local = self.topology.num_local_replicas
-        elements = tf.data.Dataset.range(self.num_steps * num_local)
-        dataset = elements.map(self._read, num_parallel_calls=2, deterministic=True).unbatch()
-        dataset = dataset.map(self._decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        dataset = dataset.batch(self.per_replica_batch_size, drop_remainder=True)
-        return _with_threads(dataset.prefetch(2 * num_local), self.num_threads)
+        draws = tf.data.Dataset.range(self.num_steps * num_local).map(self.draw)
+        if self.pixels is None:
+            batches = decoded_batches(draws, self.reader, self.decode, self.resources)
+        else:
+            batches = cached_batches(draws, self.reader, self.pixels, self.resources)
+        batches = batches.map(_leave_weights)
+        return self.resources.apply(batches.prefetch(2 * num_local))
 
-    def _read(self, element: Tensor) -> tuple[Tensor, ...]:
+    def draw(self, element: Tensor) -> Draw:
+        """What element number `element`, an int64 scalar, holds."""
         num_local = self.topology.num_local_replicas
         replica = element % num_local + self.topology.local_replicas.start
         batch = element // num_local * self.topology.num_replicas + replica
         positions = batch * self.per_replica_batch_size + tf.range(self.per_replica_batch_size, dtype=tf.int64)
         is_real = positions < self.reader.num_examples
         positions = tf.minimum(positions, self.reader.num_examples - 1)
-        encoded, labels, _ = records.parse_examples(_read_payloads(self.reader, positions))
-        return encoded, labels, tf.cast(is_real, tf.float32), positions
+        randomness = tf.zeros([self.per_replica_batch_size, 0])
+        return Draw(positions, tf.zeros_like(positions), tf.cast(is_real, tf.float32), positions, randomness)
 
-    def _decode(self, encoded: Tensor, label: Tensor, weight: Tensor, position: Tensor) -> Batch:
-        return Batch(preprocess.load_image(encoded, self.geometry), label, weight, position, tf.zeros([0]))
+    def decode(self, encoded: Tensor, _: Draw) -> Tensor:
+        """Encoded bytes to pixels [size, size, 3] uint8."""
+        return preprocess.load_image(encoded, self.geometry)
 
 
-def open_split(dataset_dir: pathlib.Path, split: SplitName) -> records.SplitReader:
+def open_split(dataset_dir: DatasetPath, split: SplitName) -> SplitReader:
     """Raises DataError where the dataset has no such split or a shard of it is missing or cut short."""
-    return records.SplitReader(dataset_dir, Manifest.load(dataset_dir), split)
+    return SplitReader(dataset_dir, Manifest.load(dataset_dir), split)
 
 
-def _read_payloads(reader: records.SplitReader, examples: Tensor) -> Tensor:
+def decoded_batches(draws: Any, reader: SplitReader, decode: Any, resources: Resources) -> Any:
+    """A dataset of `Draw` to one of (`Batch`, weights [b] of the examples): read, decoded one by one, batched.
+
+    `decode` makes encoded bytes and the row of a `Draw` into [size, size, 3] uint8.
+    """
+
+    per_replica_batch_size, num_random = draws.element_spec.randomness.shape
+
+    def read(draw: Draw) -> tuple[Any, ...]:
+        if num_random == 0:
+            # TensorFlow 2.21 reads outside of its memory when it takes rows from a tensor without elements.
+            draw = draw._replace(randomness=tf.zeros([per_replica_batch_size, 1]))
+        return (*records.parse_examples(read_payloads(reader, draw.examples)), draw)
+
+    def decode_row(encoded: Tensor, label: Tensor, weight: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
+        image = decode(encoded, draw)
+        return Batch(image, label, draw.weights, draw.positions, draw.randomness[:num_random]), weight
+
+    dataset = draws.map(read, num_parallel_calls=resources.num_readers, deterministic=True).unbatch()
+    dataset = dataset.map(decode_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.batch(per_replica_batch_size, drop_remainder=True)
+
+
+def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: Resources) -> Any:
+    """The same as `decoded_batches`, from pixels that were decoded before."""
+    labels, weights = reader.labels().astype(np.int64), reader.weights()
+
+    def gather(examples: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
+        return np.take(pixels, examples, axis=0), labels[examples], weights[examples]
+
+    def read(draw: Draw) -> tuple[Batch, Tensor]:
+        images, label, weight = tf.numpy_function(gather, [draw.examples], [tf.uint8, tf.int64, tf.float32])
+        images.set_shape([draw.examples.shape[0], *pixels.shape[1:]])
+        for tensor in (label, weight):
+            tensor.set_shape(draw.examples.shape)
+        return Batch(images, label, draw.weights, draw.positions, draw.randomness), weight
+
+    return draws.map(read, num_parallel_calls=resources.num_readers, deterministic=True)
+
+
+def read_payloads(reader: SplitReader, examples: Tensor) -> Tensor:
+    """The serialized examples [b] string of `examples` [b] int64, in one call out of the graph."""
     payloads = tf.numpy_function(lambda indices: np.array(reader.read(indices), object), [examples], tf.string)
     payloads.set_shape(examples.shape)
     return payloads
 
 
-def _with_threads(dataset: Any, num_threads: int) -> Any:
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = num_threads
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.with_options(options)
+def _leave_weights(batch: Batch, _: Tensor) -> Batch:
+    return batch
+
+
+def _weigh(batch: Batch, example_weights: Tensor) -> Batch:
+    return batch._replace(weights=batch.weights * example_weights)

@@ -13,9 +13,10 @@ A shard has TFRecord framing (`tf.data.TFRecordDataset` reads it); each payload 
 
 Its `.idx` holds an entry of `INDEX_DTYPE` for each record in order (offset and length of the payload, label,
 weight; little-endian), so that any example is one positioned read, and sampling by class or weight needs none.
-Reading payloads needs no TensorFlow; writing and parsing import it when called.
+Reading payloads and making them needs no TensorFlow; writing and parsing import it when called.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -27,9 +28,10 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from trainer.data import example_wire as wire
 from trainer.data.manifest import Manifest, Shard, Split, SplitName
+from trainer.data.storage import DatasetPath, num_bytes_of, read_blocks
 from trainer.errors import DataError
 
 Tensor = Any
@@ -44,6 +46,8 @@ _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u8"), ("label", "<i4"), ("weight", "<f4")])
 _INDEX_ENTRY = struct.Struct("<QQif")
 SEVERAL_LABELS = -1
+# Files whose checksums are computed at the same time.
+_NUM_VERIFYING = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,29 +72,16 @@ class Example:
 
     def to_payload(self) -> bytes:
         """The serialized `tf.train.Example`; the same bytes for the same example."""
-        import tensorflow as tf
-
-        def of_bytes(value: bytes) -> Any:
-            return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-        def of_ints(*values: int) -> Any:
-            return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-
-        features = {
-            _ENCODED: of_bytes(self.encoded),
-            _LABEL: of_ints(*self.labels),
-            _FORMAT: of_bytes(self.format.encode()),
+        return wire.example((
+            wire.int_entry(_LABEL, *self.labels),
+            wire.bytes_entry(_ENCODED, self.encoded),
             # A POSIX file name is bytes; what is not UTF-8 in it comes as surrogates and goes back to its bytes.
-            _FILENAME: of_bytes(os.fsencode(self.filename)),
-            _HEIGHT: of_ints(self.height),
-            _WIDTH: of_ints(self.width),
-        }
-        if self.weight != 1.0:
-            features[_WEIGHT] = tf.train.Feature(float_list=tf.train.FloatList(value=[self.weight]))
-        example = tf.train.Example(features=tf.train.Features(feature=features))
-        # The features are a protobuf map, whose order is otherwise free.
-        payload: bytes = example.SerializeToString(deterministic=True)
-        return payload
+            wire.bytes_entry(_FILENAME, os.fsencode(self.filename)),
+            wire.short_bytes_entry(_FORMAT, self.format.encode()),
+            wire.int_entry(_HEIGHT, self.height),
+            b"" if self.weight == 1.0 else wire.float_entry(_WEIGHT, self.weight),
+            wire.int_entry(_WIDTH, self.width),
+        ))  # fmt: skip
 
     @classmethod
     def from_payload(cls, payload: bytes) -> "Example":
@@ -113,7 +104,8 @@ class ShardWriter:
     """Writes one shard and its index, a record at a time; after the `with` block, `shard` describes them.
 
     Memory stays flat whatever the number of records. Raises OSError where the disk is full. A block left by an
-    exception leaves no `shard`, and the files half written: write into a directory of `atomic.new_directory`.
+    exception leaves no `shard`, and the files half written: write into a directory that nobody reads yet. A shard
+    that is described is on the disk, also after a power cut.
     """
 
     def __init__(self, directory: pathlib.Path, stem: str) -> None:
@@ -135,12 +127,15 @@ class ShardWriter:
 
     def write(self, example: Example) -> None:
         """Appends one record."""
+        self.write_payload(example.to_payload(), label=example.label, weight=example.weight)
+
+    def write_payload(self, payload: bytes, *, label: int, weight: float) -> None:
+        """Appends the record of an `Example` whose `to_payload` was called elsewhere, such as in another thread."""
         assert self._index is not None, "write inside the with block"
-        payload = example.to_payload()
         with _as_os_error():
             self._records.write(payload)
         offset = self._next_offset + _HEADER_BYTES
-        self._index.write(_INDEX_ENTRY.pack(offset, len(payload), example.label, example.weight))
+        self._index.write(_INDEX_ENTRY.pack(offset, len(payload), label, weight))
         self._next_offset += _HEADER_BYTES + len(payload) + _FOOTER_BYTES
         self._num_examples += 1
 
@@ -151,6 +146,9 @@ class ShardWriter:
         with self._index, _as_os_error():
             self._records.close()
         if error is None:
+            for path in (self._path, self._index_path):
+                with path.open("rb") as f:
+                    os.fsync(f.fileno())
             self._shard = Shard(
                 file_name=self._path.name,
                 index_file_name=self._index_path.name,
@@ -176,79 +174,6 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(e.message) from e
 
 
-class SplitReader:
-    """Random access to the payloads of one split, by positioned reads; safe to share between threads.
-
-    Opens every shard and maps every index once. The checksums of records are not read again here: a launch
-    calls `verify_shards`, which is stronger, before the first step.
-    """
-
-    def __init__(self, dataset_dir: pathlib.Path, manifest: Manifest, split: SplitName) -> None:
-        """Raises DataError where the split, a shard or an index is missing, or is not of the recorded size."""
-        self._descriptors: list[int] = []
-        self._indexes: list[npt.NDArray[Any]] = []
-        self._shards = _split_of(dataset_dir, manifest, split).shards
-        self._paths = [dataset_dir / shard.file_name for shard in self._shards]
-        for shard, path in zip(self._shards, self._paths, strict=True):
-            index_path = dataset_dir / shard.index_file_name
-            _check_size(path, shard.num_bytes)
-            _check_size(index_path, shard.num_examples * _INDEX_ENTRY.size)
-            self._descriptors.append(os.open(path, os.O_RDONLY))
-            self._indexes.append(_map_index(index_path, shard.num_examples))
-        # Example i lies in the shard whose [start, next start) holds i.
-        self._starts = np.cumsum([0, *(shard.num_examples for shard in self._shards)], dtype=np.int64)
-        self.num_examples = int(self._starts[-1])
-
-    def read(self, indices: npt.NDArray[np.int64]) -> list[bytes]:
-        """The payloads of the examples `indices` ([n], each in [0, num_examples)), in that order.
-
-        Raises:
-            DataError: a shard ends before the record does; it is named.
-            IndexError: an index is out of range.
-        """
-        indices = np.asarray(indices, np.int64)
-        if indices.size and (indices.min() < 0 or indices.max() >= self.num_examples):
-            raise IndexError(f"indices from {indices.min()} to {indices.max()} of {self.num_examples} examples")
-        shards = np.searchsorted(self._starts, indices, side="right") - 1
-        return [
-            self._read_one(shard, row)
-            for shard, row in zip(shards.tolist(), (indices - self._starts[shards]).tolist(), strict=True)
-        ]
-
-    def _read_one(self, shard: int, row: int) -> bytes:
-        offset, length, _, _ = self._indexes[shard][row].tolist()
-        payload = os.pread(self._descriptors[shard], length, offset)
-        if len(payload) != length:
-            raise DataError(
-                f"the shard {self._paths[shard]} is truncated: record {row} has {len(payload)} of its {length} bytes; "
-                "copy the shard again, or prepare the dataset again"
-            )
-        return payload
-
-    def labels(self) -> npt.NDArray[np.int32]:
-        """The label of every example, [num_examples], or `SEVERAL_LABELS`; from the indexes alone."""
-        return np.concatenate([index["label"] for index in self._indexes])
-
-    def weights(self) -> npt.NDArray[np.float32]:
-        """The weight of every example, [num_examples], each above 0; from the indexes alone."""
-        return np.concatenate([index["weight"] for index in self._indexes])
-
-    def close(self) -> None:
-        """Closes the shards; reading afterwards is an error."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-        self._indexes.clear()
-
-    def __enter__(self) -> "SplitReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-
 def parse_examples(payloads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Parses serialized examples with one label each, a string tensor [n], in the graph.
 
@@ -265,54 +190,39 @@ def parse_examples(payloads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return features[_ENCODED], features[_LABEL], features[_WEIGHT]
 
 
-def iterate_examples(dataset_dir: pathlib.Path, manifest: Manifest, split: SplitName) -> Iterator[Example]:
-    """Every example of a split, in the order of the shards. Raises DataError as `SplitReader` does."""
-    with SplitReader(dataset_dir, manifest, split) as reader:
-        for index in range(reader.num_examples):
-            yield Example.from_payload(reader.read(np.array([index]))[0])
-
-
-def iterate_split(
-    dataset_dir: pathlib.Path, manifest: Manifest, split: SplitName, batch_size: int
-) -> Iterator[tuple[list[bytes], npt.NDArray[np.int64]]]:
-    """Batches of (encoded images, labels [n] int64) in the order of the shards; the last may be smaller."""
-    encoded: list[bytes] = []
-    labels: list[int] = []
-    for example in iterate_examples(dataset_dir, manifest, split):
-        encoded.append(example.encoded)
-        labels.append(example.label)
-        if len(encoded) == batch_size:
-            yield encoded, np.array(labels, np.int64)
-            encoded, labels = [], []
-    if encoded:
-        yield encoded, np.array(labels, np.int64)
-
-
-def verify_shards(dataset_dir: pathlib.Path, manifest: Manifest, splits: Iterable[SplitName]) -> None:
-    """Compares every shard and index of `splits` with the SHA-256 that the manifest holds for it.
+def verify_shards(dataset_dir: DatasetPath, manifest: Manifest, splits: Iterable[SplitName]) -> None:
+    """Compares every shard and index of `splits` with the SHA-256 that the manifest holds for it, several at a time.
 
     Raises:
         DataError: a split is not in the manifest, or a file is missing, truncated or changed; it is named.
     """
-    for split in splits:
-        for shard in _split_of(dataset_dir, manifest, split).shards:
-            path, index_path = dataset_dir / shard.file_name, dataset_dir / shard.index_file_name
-            _check_size(path, shard.num_bytes)
-            _check_size(index_path, shard.num_examples * _INDEX_ENTRY.size)
-            _check_sha256(path, shard.sha256)
-            _check_sha256(index_path, shard.index_sha256)
+    shards = [shard for split in splits for shard in split_of(dataset_dir, manifest, split).shards]
+    with concurrent.futures.ThreadPoolExecutor(_NUM_VERIFYING) as pool:
+        # In their order: of several damaged shards the first is named.
+        for checked in [pool.submit(_verify_shard, dataset_dir, shard) for shard in shards]:
+            checked.result()
 
 
-def _split_of(dataset_dir: pathlib.Path, manifest: Manifest, split: SplitName) -> Split:
+def _verify_shard(dataset_dir: DatasetPath, shard: Shard) -> None:
+    path, index_path = dataset_dir / shard.file_name, dataset_dir / shard.index_file_name
+    check_size(path, shard.num_bytes)
+    check_size(index_path, shard.num_examples * _INDEX_ENTRY.size)
+    _check_sha256(path, shard.sha256)
+    _check_sha256(index_path, shard.index_sha256)
+
+
+def split_of(dataset_dir: DatasetPath, manifest: Manifest, split: SplitName) -> Split:
+    """Raises DataError where the dataset has no such split."""
     if split not in manifest.splits:
         known = ", ".join(manifest.splits)
         raise DataError(f"the dataset {dataset_dir} has no split {split!r}; it has {known}")
     return manifest.splits[split]
 
 
-def _check_size(path: pathlib.Path, num_bytes: int) -> None:
+def check_size(path: DatasetPath, num_bytes: int) -> None:
+    """Raises DataError where a file that the manifest names is missing or of another size."""
     try:
-        found = path.stat().st_size
+        found = num_bytes_of(path)
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing, and the manifest names it; copy it again, or prepare the dataset again"
@@ -325,7 +235,7 @@ def _check_size(path: pathlib.Path, num_bytes: int) -> None:
         )
 
 
-def _check_sha256(path: pathlib.Path, expected: str) -> None:
+def _check_sha256(path: DatasetPath, expected: str) -> None:
     found = _sha256_of(path)
     if found != expected:
         raise DataError(
@@ -334,12 +244,8 @@ def _check_sha256(path: pathlib.Path, expected: str) -> None:
         )
 
 
-def _sha256_of(path: pathlib.Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _map_index(path: pathlib.Path, num_examples: int) -> npt.NDArray[Any]:
-    if num_examples == 0:  # an empty file cannot be mapped
-        return np.zeros([0], INDEX_DTYPE)
-    return np.memmap(path, INDEX_DTYPE, mode="r", shape=(num_examples,))
+def _sha256_of(path: DatasetPath) -> str:
+    digest = hashlib.sha256()
+    for block in read_blocks(path):
+        digest.update(block)
+    return digest.hexdigest()

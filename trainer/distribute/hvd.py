@@ -27,7 +27,10 @@ class HorovodEngine:
         return contextlib.nullcontext()
 
     def distribute(self, dataset: Any) -> Any:
-        return dataset
+        if self.topology.device == "cpu":
+            return dataset
+        # A batch is on its way while the step before it computes.
+        return dataset.apply(tf.data.experimental.prefetch_to_device("/gpu:0"))
 
     def run(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
         return replica_fn(*args)

@@ -23,6 +23,7 @@ class TfStrategyEngine:
         return self._strategy.scope()
 
     def distribute(self, dataset: Any) -> Any:
+        # Its iterator has the next batch of every replica on the way to its device while the step computes.
         return self._strategy.distribute_datasets_from_function(lambda _: dataset)
 
     def run(self, replica_fn: Callable[..., Any], *args: Any) -> Any:

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import keras
@@ -43,6 +43,7 @@ def build_classifier(
     batch_norm: BatchNorm = "frozen",
     dropout: float = 0.0,
     dtype_policy: str = "float32",
+    other_sizes_px: Sequence[int] = (),
 ) -> Any:
     """A classifier with random weights.
 
@@ -50,8 +51,11 @@ def build_classifier(
     output [batch, num_classes] logits, float32 under every policy. Layer names and the order of the variables depend
     on the arguments alone.
 
+    Args:
+        other_sizes_px: sides of images that it takes as well; at `image_size_px` it computes the same as without.
+
     Raises:
-        ModelError: the backbone is unknown, or the images are too small for it.
+        ModelError: the backbone is unknown, the images are too small for it, or it cannot take the other sizes.
     """
     spec = find_backbone(backbone)
     if image_size_px < spec.min_image_size_px:
@@ -59,9 +63,11 @@ def build_classifier(
             f"{spec.name} takes images of at least {spec.min_image_size_px} px, not {image_size_px}; "
             f"use --set model.image_size_px={spec.image_size_px}"
         )
-    shape = (image_size_px, image_size_px, 3)
+    shape: Any = (image_size_px, image_size_px, 3)
     with _dtype_policy(dtype_policy):
         network = spec.build(shape)
+        if other_sizes_px:
+            network, shape = _for_any_size(network, spec.name, other_sizes_px), (None, None, 3)
         _freeze(network, trainable, batch_norm)
         images = keras.Input(shape, name="images", dtype="float32")
         x = _scale_pixels(spec.scaling)(images)
@@ -152,6 +158,20 @@ def _dtype_policy(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def _for_any_size(network: Any, name: str, sizes_px: Sequence[int]) -> Any:
+    """`network` with new weights and without a fixed input size. Paddings chosen for that size stay as they are."""
+    network = keras.models.clone_model(network, input_tensors=keras.Input((None, None, 3)))
+    for size_px in sizes_px:
+        try:
+            network(keras.Input((size_px, size_px, 3)))
+        except ValueError:
+            raise ModelError(
+                f"the backbone {name}, padded for its full size, cannot take images of {size_px} px; use multiples of "
+                "32 in augment.progressive_sizes_px, or leave it out"
+            ) from None
+    return network
 
 
 def _scale_pixels(scaling: PixelScaling) -> ScalePixels:

@@ -11,6 +11,7 @@ from typing import Any
 from trainer import classification_metrics
 from trainer.classification_metrics import ClassMetrics, Evaluation
 from trainer.config import Config
+from trainer.data.storage import DatasetPath, parse_path
 from trainer.errors import DataError, RunError
 from trainer.metric_writers import read_metrics
 from trainer.progress import format_duration
@@ -25,6 +26,7 @@ from trainer.report.figures import (
     worst_pairs,
 )
 from trainer.report.pictures import Picture, choose_mistakes, choose_samples, load_pictures
+from trainer.report.seen import Seen, load_seen
 from trainer.run_dir import RunDir, RunInfo
 
 NUM_SAMPLES = 24
@@ -79,11 +81,12 @@ class Content:
     listed_classes: list[ClassMetrics]
     other_classes: list[ClassMetrics]
     gallery: Gallery
+    seen: Seen
     settings: list[Group]
     environment: list[Group]
 
 
-def gather(run: RunDir, split: str, dataset_dir: pathlib.Path | None = None) -> Content:
+def gather(run: RunDir, split: str, dataset_dir: DatasetPath | None = None) -> Content:
     """Reads everything of `run` that the report shows.
 
     Args:
@@ -98,6 +101,7 @@ def gather(run: RunDir, split: str, dataset_dir: pathlib.Path | None = None) -> 
     plan = _read_object(run.plan_file)
     entries = read_metrics(run.metrics_file) if run.metrics_file.is_file() else []
     listed_classes, other_classes = list_classes(evaluation)
+    dataset_dir = dataset_dir or parse_path(info.dataset_dir)
     return Content(
         info=info,
         evaluation=evaluation,
@@ -109,7 +113,8 @@ def gather(run: RunDir, split: str, dataset_dir: pathlib.Path | None = None) -> 
         pairs=worst_pairs(evaluation),
         listed_classes=listed_classes,
         other_classes=other_classes,
-        gallery=_gallery(run, info, config, evaluation, dataset_dir or pathlib.Path(info.dataset_dir)),
+        gallery=_gallery(run, info, config, evaluation, dataset_dir),
+        seen=load_seen(info, config, dataset_dir),
         settings=[*_settings(config), *_resolved(plan)],
         environment=_environment(_read_object(run.environment_file)),
     )
@@ -219,7 +224,7 @@ def _points(entries: list[dict[str, Any]], split: str, name: str) -> list[tuple[
     return [(e["step"], float(e[name])) for e in entries if e["split"] == split and name in e]
 
 
-def _gallery(run: RunDir, info: RunInfo, config: Config, evaluation: Evaluation, dataset_dir: pathlib.Path) -> Gallery:
+def _gallery(run: RunDir, info: RunInfo, config: Config, evaluation: Evaluation, dataset_dir: DatasetPath) -> Gallery:
     labels, logits = classification_metrics.load_arrays(run.evaluation_dir, evaluation)
     chosen = [choose_samples(len(labels), NUM_SAMPLES), choose_mistakes(labels, logits, NUM_MISTAKES)]
     try:

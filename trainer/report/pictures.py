@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import io
-import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,7 +12,9 @@ import PIL.Image
 
 from trainer.classification_metrics import Labels, Logits, softmax
 from trainer.data.manifest import SPLITS, Manifest
-from trainer.data.records import Example, SplitReader
+from trainer.data.records import Example
+from trainer.data.split_reader import SplitReader
+from trainer.data.storage import DatasetPath
 from trainer.errors import DataError
 from trainer.run_dir import RunInfo
 
@@ -56,7 +57,7 @@ def choose_mistakes(labels: Labels, logits: Logits, count: int) -> npt.NDArray[n
 
 def load_pictures(
     info: RunInfo,
-    dataset_dir: pathlib.Path,
+    dataset_dir: DatasetPath,
     split: str,
     indices: npt.NDArray[np.int64],
     labels: Labels,
@@ -99,7 +100,7 @@ def load_pictures(
 
 
 def _read_payloads(
-    info: RunInfo, dataset_dir: pathlib.Path, split: str, indices: Sequence[int] | npt.NDArray[np.int64]
+    info: RunInfo, dataset_dir: DatasetPath, split: str, indices: Sequence[int] | npt.NDArray[np.int64]
 ) -> list[bytes]:
     manifest = Manifest.load(dataset_dir)
     if manifest.content_hash() != info.dataset_hash:
@@ -119,6 +120,11 @@ def _embed(example: Example, resize: Literal["crop", "squash"]) -> tuple[str, bo
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
+    return embed(image)
+
+
+def embed(image: PIL.Image.Image) -> tuple[str, bool]:
+    """A data URI of an RGB image, made square, and whether it is pixel art."""
     is_pixel_art = max(image.size) < PIXEL_ART_BELOW_PX
     side = min(max(image.size), MAX_SIDE_PX)
     image = image.resize((side, side), PIL.Image.Resampling.LANCZOS, reducing_gap=3)

@@ -5,12 +5,13 @@ import pathlib
 import jinja2
 
 from trainer import atomic
+from trainer.data.storage import DatasetPath
 from trainer.report import content, figures
 from trainer.run_dir import RunDir
 
 
 def write_report(
-    run: RunDir, *, split: str = "test", out: pathlib.Path | None = None, dataset_dir: pathlib.Path | None = None
+    run: RunDir, *, split: str = "test", out: pathlib.Path | None = None, dataset_dir: DatasetPath | None = None
 ) -> pathlib.Path:
     """Writes the report of `run` as one self-contained HTML file and returns its path.
 

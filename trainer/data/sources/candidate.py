@@ -4,11 +4,12 @@ import abc
 import dataclasses
 import errno
 import os
+import pathlib
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from trainer.data.manifest import SplitName
+from trainer.data.task_progress import ShowProgress
 
 # A record is one protocol buffer, which must stay under 2 GiB; an image file of this size is something else.
 MAX_FILE_BYTES = 2**29
@@ -34,31 +35,51 @@ class Candidate:
     locator: str = ""
 
 
-class Source(Protocol):
-    """A collection of labelled images."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What the user says about a source besides its name.
 
-    @property
-    def name(self) -> str:
-        """A short name for the dataset."""
+    group_column: the column of a listing that names what must not be divided between splits.
+    sha256: of an archive, in hexadecimal; what is given by URL must have one, here or in the catalogue.
+    """
+
+    group_column: str | None = None
+    sha256: str | None = None
+
+
+class Source(abc.ABC):
+    """A collection of labelled images, called `name` for short."""
+
+    name: str
 
     @property
     def class_names(self) -> Sequence[str] | None:
         """The classes in the order of their labels; None for those of the candidates, sorted."""
+        return None
 
+    def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:  # noqa: B027  nothing, for most
+        """Fetches or unpacks what the source needs into the folder `workspace`, before anything else is asked of it.
+
+        The folder outlives a killed `prepare`: what lies there whole is used again. Nothing to do for most sources.
+        Raises DataError where it cannot be had, or is not what it should be.
+        """
+
+    @abc.abstractmethod
     def candidates(self) -> Iterator[Candidate]:
         """Every candidate once, in any order. Raises DataError where the source is not of the right form."""
 
+    @abc.abstractmethod
     def read(self, candidate: Candidate) -> bytes:
-        """The encoded image; called from many threads. Raises OSError, which makes the candidate a bad file."""
+        """The encoded image; called from many threads.
+
+        Raises OSError, which makes the candidate a bad file, or DataError where the whole source is not to be trusted.
+        """
 
 
-class FileSource(abc.ABC):
+class FileSource(Source):
     """A source whose candidates are files below (or, by absolute names, beside) the folder `base`."""
 
     base: str
-
-    @abc.abstractmethod
-    def candidates(self) -> Iterator[Candidate]: ...
 
     def path_of(self, candidate: Candidate) -> str:
         return os.path.join(self.base, candidate.filename)  # a million times, and a Path is slow to make

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.data.sources.candidate import Candidate
+from trainer.data.sources.candidate import Candidate, Source
 
 
-class DigitsSource:
+class DigitsSource(Source):
     """Classes "0" to "9"; the values 0 to 16 of the scans become 0 to 255, stored as grey PNG."""
 
     name = "digits"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.sources.candidate import Candidate
+from trainer.data.sources.candidate import Candidate, Source
 from trainer.data.sources.digits import encode_grey_png
 from trainer.errors import DataError
 
@@ -22,7 +22,7 @@ _UBYTE_MAGIC = b"\0\0\x08"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-class FashionMnistSource:
+class FashionMnistSource(Source):
     """The "t10k" files are the test split; `prepare` cuts validation from the "train" files."""
 
     name = "fashion-mnist"

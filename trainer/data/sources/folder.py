@@ -13,28 +13,24 @@ from collections.abc import Iterator
 
 from trainer.data.manifest import SplitName
 from trainer.data.sources.candidate import Candidate, FileSource
+from trainer.data.sources.split_names import are_splits, fixed_split
 from trainer.errors import DataError
 
-_SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
+MAX_DEPTH = 100
 
 
 class FolderSource(FileSource):
-    """The class is the first folder of a file's path below the folder, or below its split's folder."""
+    """The class is the first folder of a file's path below the folder, or below its split's folder.
+
+    Of a million files, the names in one folder at a time are held.
+    """
 
     def __init__(self, folder: pathlib.Path) -> None:
         """Raises DataError where `folder` is no folder, or holds no class folder."""
         if not folder.is_dir():
             raise DataError(
-                f"the source {folder} is a file; give a folder with one folder of images per class, "
-                "or a .csv or .jsonl file"
+                f"the source {folder} is a file; give a folder with one folder of images per class, a .zip or .tar "
+                "of such folders, or a .csv or .jsonl file"
             )
         self.base = str(folder)
         self.name = folder.resolve().name
@@ -48,17 +44,15 @@ class FolderSource(FileSource):
     def candidates(self) -> Iterator[Candidate]:
         for split, class_folder, class_name in self._class_folders:
             for filename in self._walk(class_folder, ancestors=()):
-                # What is not set aside for validation or test is for `prepare` to divide further.
-                yield Candidate(filename=filename, class_names=(class_name,), split=None if split == "train" else split)
+                yield Candidate(filename=filename, class_names=(class_name,), split=split)
 
     def _find_class_folders(self, folder: pathlib.Path) -> list[tuple[SplitName | None, str, str]]:
         """(split, path below the folder, class name) of each class folder, sorted."""
         folders = _visible_folders(folder)
-        splits = [_SPLIT_FOLDERS.get(name.lower()) for name in folders]
-        if len(folders) > 1 and "train" in splits and None not in splits:
+        if are_splits(folders):
             return [
-                (split, f"{name}/{class_name}", class_name)
-                for name, split in zip(folders, splits, strict=True)
+                (fixed_split(name), f"{name}/{class_name}", class_name)
+                for name in folders
                 for class_name in _visible_folders(folder / name)
             ]
         if not folders:
@@ -74,6 +68,8 @@ class FolderSource(FileSource):
         identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
             raise DataError(f"{path} is a link to a folder that it lies in; remove the link")
+        if len(ancestors) == MAX_DEPTH:
+            raise DataError(f"{path} lies {MAX_DEPTH} folders deep; expected images nearer to their class folder")
         for name, is_folder in _list(path):
             if is_folder:
                 yield from self._walk(f"{directory}/{name}", (*ancestors, identity))

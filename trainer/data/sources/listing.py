@@ -1,66 +1,189 @@
-"""A CSV or JSON Lines file with the columns `path` and `label`; paths are relative to the file, or absolute.
+"""A CSV or JSON Lines file with a path and one or several labels a line; paths are relative to the file, or absolute.
 
     path,label                   {"path": "photos/1.jpg", "label": "cat"}
     photos/1.jpg,cat             {"path": "photos/2.jpg", "label": "dog"}
 
-Other columns are ignored. Labels are text: 7 and "7" are the same class.
+    path,labels,split,weight     {"path": "photos/1.jpg", "labels": ["cat", "sofa"], "split": "test"}
+    photos/1.jpg,cat|sofa,test,  {"path": "photos/2.jpg", "labels": ["dog"], "weight": 2.5}
+
+`label` or `labels`, not both. `split` is train, validation or test, or what else people call them; a line that names
+one is fixed to it, `train` too, and a line that leaves it empty is for `prepare` to divide. `weight` is above 0, and
+1 where it is empty. Other columns are ignored. Labels are text: 7 and "7" are the same class.
 """
 
 import csv
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, Final
 
+import numpy as np
+
+from trainer.data.manifest import SplitName
 from trainer.data.sources.candidate import Candidate, FileSource
+from trainer.data.sources.split_names import SPLIT_SYNONYMS, find_split
 from trainer.errors import DataError
 
-_COLUMNS = ("path", "label")
+LABEL_SEPARATOR: Final = "|"
+MAX_LINE_CHARS = 2**20
 
 
 class ListingSource(FileSource):
-    """Rows that name a file which is missing become bad files; a row of the wrong form is an error."""
+    """Rows that name a file which is missing become bad files; a row of the wrong form is an error.
 
-    class_names = None
+    A row is forgotten once its candidate is yielded, so that a path which comes twice comes out twice; `locator` is
+    the number of its line.
+    """
 
-    def __init__(self, file: pathlib.Path) -> None:
-        """Raises DataError where `file` does not exist."""
+    def __init__(self, file: pathlib.Path, *, group_column: str | None = None) -> None:
+        """`group_column` holds what must not be divided between splits. Raises DataError where `file` is missing."""
         if not file.is_file():
             raise DataError(f"the listing {file} does not exist; give a .csv or .jsonl file with path and label")
         self._file = file
+        self._group_column = group_column
         self.base = str(file.parent)
         self.name = file.stem
 
     def candidates(self) -> Iterator[Candidate]:
-        seen: dict[str, int] = {}
-        read_rows = _READERS[self._file.suffix.lower()]
+        is_csv = self._file.suffix.lower() == ".csv"
         try:
             # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first column's name.
             with self._file.open(encoding="utf-8-sig", newline="") as f:
-                for line, row in read_rows(f, self._file):
-                    candidate = self._to_candidate(line, row)
-                    key = os.path.normpath(candidate.filename)
-                    if key in seen:
-                        raise self._error(line, f"names {candidate.filename!r} again, after line {seen[key]}")
-                    seen[key] = line
-                    yield candidate
+                for line, row in self._read_csv(f) if is_csv else self._read_jsonl(f):
+                    yield self._to_candidate(line, row, is_csv=is_csv)
         except UnicodeDecodeError as e:
             raise DataError(f"{self._file} is not UTF-8 text ({e.reason}); save it as UTF-8") from None
 
-    def _to_candidate(self, line: int, row: dict[str, Any]) -> Candidate:
-        values = []
-        for column in _COLUMNS:
-            value = row.get(column)
-            if isinstance(value, int) and not isinstance(value, bool) and column == "label":
-                value = str(value)
-            if not isinstance(value, str) or not value.strip() or not _is_usable(value):
-                raise self._error(line, f"has {value!r} for {column!r}; expected text")
-            values.append(value.strip())
-        return Candidate(filename=values[0], class_names=(values[1],))
+    def _to_candidate(self, line: int, row: dict[str, Any], *, is_csv: bool) -> Candidate:
+        path = row["path"]
+        filename = _without_dots(path.strip()) if isinstance(path, str) and _is_usable(path) else ""
+        if not filename:
+            raise self._error(line, f"has {path!r} for 'path'; expected text")
+        return Candidate(
+            filename=filename,
+            class_names=self._labels_of(line, row, is_csv=is_csv),
+            split=self._split_of(line, row.get("split")),
+            weight=self._weight_of(line, row.get("weight"), is_csv=is_csv),
+            group=self._group_of(line, row),
+            locator=str(line),
+        )
+
+    def _labels_of(self, line: int, row: dict[str, Any], *, is_csv: bool) -> tuple[str, ...]:
+        if "labels" not in row:
+            label = _as_text(row["label"])
+            if label is None:
+                raise self._error(line, f"has {row['label']!r} for 'label'; expected text")
+            return (label,)
+        given = row["labels"]
+        parts = given.split(LABEL_SEPARATOR) if is_csv and isinstance(given, str) else given
+        labels = [_as_text(part) for part in parts] if isinstance(parts, list) else []
+        if not labels or None in labels:
+            expected = f"labels with {LABEL_SEPARATOR} between them" if is_csv else "a list of at least one text"
+            raise self._error(line, f"has {given!r} for 'labels'; expected {expected}")
+        if len(set(labels)) < len(labels):
+            raise self._error(line, f"has {given!r} for 'labels'; expected each label once")
+        return tuple(label for label in labels if label is not None)
+
+    def _split_of(self, line: int, value: Any) -> SplitName | None:
+        if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+            return None
+        split = find_split(value) if isinstance(value, str) else None
+        if split is None:
+            known = ", ".join(SPLIT_SYNONYMS)
+            raise self._error(line, f"has {value!r} for 'split'; expected one of {known}, or nothing")
+        return split
+
+    def _weight_of(self, line: int, value: Any, *, is_csv: bool) -> float:
+        if value is None or (is_csv and not value.strip()):
+            return 1.0
+        try:
+            if not is_csv and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError
+            weight = float(value)
+            with np.errstate(over="ignore", under="ignore"):
+                stored = float(np.float32(weight))  # as the index of a shard holds it
+        except (ValueError, OverflowError):
+            stored = math.nan
+        if not (math.isfinite(stored) and stored > 0):
+            raise self._error(line, f"has {value!r} for 'weight'; expected a number above 0, or nothing for 1")
+        return weight
+
+    def _group_of(self, line: int, row: dict[str, Any]) -> str | None:
+        if self._group_column is None:
+            return None
+        value = row[self._group_column]
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        group = _as_text(value)
+        if group is None:
+            raise self._error(line, f"has {value!r} for {self._group_column!r}; expected text, or nothing")
+        return group
 
     def _error(self, line: int, problem: str) -> DataError:
         return DataError(f"line {line} of {self._file} {problem}; correct the line")
+
+    def _check_columns(self, where: str, columns: list[str]) -> None:
+        """`where` names the file, or one line of it."""
+        problem = ""
+        missing = [] if "path" in columns else ["path"]
+        if "label" not in columns and "labels" not in columns:
+            missing.append("label")
+        if missing:
+            problem = f"expected path and label, or path and labels: add {' and '.join(missing)}"
+        elif "label" in columns and "labels" in columns:
+            problem = "expected label or labels: leave out one of them"
+        elif self._group_column is not None and self._group_column not in columns:
+            problem = f"--group-column {self._group_column} is not among them: name one of these, or add it"
+        if problem:
+            raise DataError(f"{where} has the columns {', '.join(columns) or '(none)'}; {problem}")
+
+    def _read_csv(self, f: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        reader = csv.DictReader(self._read_lines(f), strict=True)
+        try:
+            columns = [name.strip() for name in reader.fieldnames or []]
+            self._check_columns(f"the first line of {self._file}", columns)
+            if len(set(columns)) < len(columns):
+                raise DataError(f"the first line of {self._file} names a column twice: {', '.join(columns)}")
+            reader.fieldnames = columns
+            for row in reader:
+                if None in row:
+                    raise self._error(reader.line_num, f"has more than {len(columns)} values")
+                yield reader.line_num, row
+        except csv.Error as e:
+            raise DataError(f"line {reader.line_num} of {self._file} is not CSV ({e}); correct the line") from None
+
+    def _read_jsonl(self, f: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for line, text in enumerate(self._read_lines(f), start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as e:
+                raise DataError(f"line {line} of {self._file} is not JSON ({e}); expected one object a line") from None
+            if not isinstance(row, dict):
+                raise self._error(line, 'is not an object; expected {"path": ..., "label": ...}')
+            self._check_columns(f"line {line} of {self._file}", list(row))
+            yield line, row
+
+    def _read_lines(self, f: IO[str]) -> Iterator[str]:
+        """Lines of bounded length: a file that is not a listing may have none that ends."""
+        line = 0
+        while text := f.readline(MAX_LINE_CHARS):
+            line += 1
+            if len(text) == MAX_LINE_CHARS:
+                raise self._error(line, f"has over {MAX_LINE_CHARS:,} characters; expected a path and labels")
+            yield text
+
+
+def _as_text(value: Any) -> str | None:
+    """Text of a label or group as it is compared; None for what is neither text nor a whole number, or blank."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip() or not _is_usable(value):
+        return None
+    return value.strip()
 
 
 def _is_usable(value: str) -> bool:
@@ -71,38 +194,10 @@ def _is_usable(value: str) -> bool:
         return False
 
 
-def _read_csv(f: IO[str], file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(f, strict=True)
-    try:
-        found = [name.strip() for name in reader.fieldnames or []]
-        missing = [column for column in _COLUMNS if column not in found]
-        if missing:
-            raise DataError(
-                f"{file} has the columns {', '.join(found) or '(none)'}; expected path and label in its first line: "
-                f"add {' and '.join(missing)}"
-            )
-        reader.fieldnames = found
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as e:
-        raise DataError(f"line {reader.line_num} of {file} is not CSV ({e}); correct the line") from None
+def _without_dots(path: str) -> str:
+    """One spelling for `./a.jpg`, `.//a.jpg` and `a.jpg`; `..` stays, since a link may stand before it."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return ("/" if path.startswith("/") else "") + "/".join(parts)
 
 
-def _read_jsonl(f: IO[str], file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(f, start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except ValueError as e:
-            raise DataError(f"line {line} of {file} is not JSON ({e}); expected one object a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f'line {line} of {file} is not an object; expected {{"path": ..., "label": ...}}')
-        missing = [column for column in _COLUMNS if column not in row]
-        if missing:
-            raise DataError(f"line {line} of {file} has no {' and no '.join(missing)}; add it")
-        yield line, row
-
-
-_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl}
-LISTING_SUFFIXES = tuple(_READERS)
+LISTING_SUFFIXES = (".csv", ".jsonl")

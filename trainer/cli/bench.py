@@ -1,0 +1,96 @@
+"""`trainer bench`: measures, and names what limits."""
+
+import pathlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from trainer.cli.output import JsonOption, note, print_answer, print_json
+
+if TYPE_CHECKING:
+    from trainer.data.input_benchmark import InputReport
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure how fast a part of the system is on this machine, and name what limits it."""
+
+
+@app.command("input")
+def bench_input(
+    dataset: Annotated[pathlib.Path, typer.Argument(help="A prepared dataset.")],
+    config: Annotated[
+        pathlib.Path | None, typer.Option(help="A recipe, as for trainer launch.", show_default="none")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Change one setting, such as augment.preset=medium; repeatable."
+        ),
+    ] = None,
+    readers: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=256, help="Reads under way at the same time; repeatable.", show_default="1, 2 and 4"),
+    ] = None,
+    secs: Annotated[float, typer.Option(min=0.05, max=600, help="How long a stage's turn is; each has three.")] = 1.0,
+    json_: JsonOption = False,
+) -> None:
+    """Images a second that the input of a training gives, stage by stage, against what the cores can decode.
+
+    Reads and decodes DATASET as [bold]trainer launch[/] with the same settings would, without a model and without a
+    GPU. Names the one stage that limits: read, decode, batch or gather.
+    """
+    from trainer.config import load_config
+
+    settings = load_config(config, set_ or [], flags={"data": {"path": str(dataset)}, "distribute": {"device": "cpu"}})
+
+    from trainer.data.manifest import Manifest
+
+    Manifest.load(dataset)  # a wrong path is answered before TensorFlow is started
+
+    from trainer import tf_runtime
+
+    tf_runtime.configure(use_gpus=False)
+
+    import os
+
+    from trainer.data.input_benchmark import measure_input
+    from trainer.distribute.topology import Topology
+    from trainer.plan import make_plan
+    from trainer.progress import task_progress
+    from trainer.streams import make_training_stream, open_caches
+
+    if settings.data.cache == "auto":
+        note("measured without a cache of decoded images; --set data.cache=memory measures with one")
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cache": "off"})})
+    topology = Topology(strategy="single", device="cpu", num_local_replicas=1)
+    plan = make_plan(settings, dataset, topology, [])
+    stream = make_training_stream(plan, settings, topology, open_caches(plan, settings, progress=task_progress))
+    num_cores = settings.data.num_parallel_reads or len(os.sched_getaffinity(0))
+    report = measure_input(stream, num_readers=readers or [1, 2, 4], secs=secs, num_cores=num_cores)
+    if json_:
+        import dataclasses
+
+        print_json(dataclasses.asdict(report))
+    else:
+        print_answer(_table(report))
+        print_answer(f"limited by [bold]{report.limiting_stage}[/]: {report.explanation}")
+
+
+def _table(report: "InputReport") -> Table:
+    table = Table(title=f"images/s on {report.num_cores} core{'s' if report.num_cores != 1 else ''}")
+    for name in ("readers", "read only", "read and decode", "whole pipeline", "of the ceiling"):
+        table.add_column(name, justify="right")
+    for rates in report.rates:
+        table.add_row(
+            str(rates.num_readers),
+            f"{rates.read:,.0f}",
+            f"{rates.decode:,.0f}",
+            f"{rates.pipeline:,.0f}",
+            f"{rates.pipeline / report.ceiling:.0%}",
+        )
+    table.caption = f"ceiling, decoding from memory and nothing else: {report.ceiling:,.0f}"
+    return table

@@ -1,0 +1,131 @@
+"""What the device changes on each image, decided on the host: random numbers made into whole pixels and factors.
+
+The device then only computes; it decides nothing that a rounding could tip, and draws no random numbers. The decisions
+travel as one small vector an image, `Batch.randomness`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from trainer.data import mixing, randaugment
+from trainer.data.augment import Augmentation
+from trainer.data.color_operations import FACTOR_STEP
+from trainer.data.order import Purpose
+from trainer.data.permutation import make_keys
+
+Tensor = Any
+
+# Random erasing (Zhong et al. 2020, arXiv:1708.04896): the share of the image's area, and height over width.
+_ERASED_AREA = (0.02, 1 / 3)
+_ERASED_ASPECT = (0.3, 1 / 0.3)
+
+
+class DeviceChanges(NamedTuple):
+    """The changes of n images, float32; None where the augmentation has no such change. In the order of application."""
+
+    flip: Tensor | None = None  # [n, 1]: 1 mirrors left and right
+    warp: Tensor | None = None  # [n, 6]: see `warp.warp_images`
+    jitter: Tensor | None = None  # [n, 3]: see `color_operations.jitter_colors`
+    operations: Tensor | None = None  # [n, num_layers]: see `color_operations.change_colors`
+    levels: Tensor | None = None  # [n, num_layers]
+    erasing: Tensor | None = None  # [n, 7]: top, left, bottom, right in px, and a colour
+    mixing: Tensor | None = None  # [n, 6]: see `mixing.choose_mixes`; those of the first of a pair count
+
+    def pack(self) -> Tensor:
+        """[n, k], all that is not None side by side."""
+        return tf.concat([part for part in self if part is not None], axis=1)
+
+
+def num_columns(augmentation: Augmentation) -> dict[str, int]:
+    """The columns of each change that `augmentation` makes, by field of `DeviceChanges`, in its order."""
+    num_layers = augmentation.randaugment_layers
+    columns = {
+        "flip": 1 if augmentation.flip else 0,
+        "warp": 6 if num_layers else 0,
+        "jitter": 3 if augmentation.color_jitter else 0,
+        "operations": num_layers,
+        "levels": num_layers,
+        "erasing": 7 if augmentation.erasing else 0,
+        "mixing": mixing.NUM_COLUMNS if augmentation.mixes else 0,
+    }
+    return {name: number for name, number in columns.items() if number}
+
+
+def unpack(augmentation: Augmentation, randomness: Tensor) -> DeviceChanges:
+    """The inverse of `DeviceChanges.pack` for [n, k] that was drawn for the same augmentation."""
+    columns = num_columns(augmentation)
+    assert randomness.shape[1] == sum(columns.values()), "the randomness was drawn for another augmentation"
+    parts = tf.split(randomness, list(columns.values()), axis=1)
+    return DeviceChanges(**dict(zip(columns, parts, strict=True)))
+
+
+def draw_randomness(
+    augmentation: Augmentation, *, seed: int, visits: Tensor, examples: Tensor, image_size_px: int
+) -> Tensor:
+    """Decides the changes of n images, each by (seed, visit, example) alone. Runs on the host.
+
+    Args:
+        visits, examples: [n] int64, see `order.Draws`.
+        image_size_px: side of the images that will be changed.
+
+    Returns:
+        [n, k] float32, for `Batch.randomness`; k follows from `augmentation` alone, and is 0 where the device changes
+        nothing.
+    """
+    if not augmentation.changes_on_device:
+        return tf.zeros([tf.shape(examples)[0], 0])
+
+    def draw(purpose: Purpose, num_values: int) -> Tensor:
+        return _uniforms(make_keys(seed, purpose.value, visits, examples), num_values)
+
+    num_layers = augmentation.randaugment_layers
+    # All are drawn, needed or not: what one setting draws does not depend on the others.
+    flip, jitter, erasing, layers = tf.split(
+        draw(Purpose.DEVICE_AUGMENTATION, 12 + num_layers), [1, 3, 8, num_layers], axis=1
+    )
+    changes = DeviceChanges()
+    if augmentation.flip:
+        changes = changes._replace(flip=tf.round(flip))
+    if augmentation.color_jitter:
+        factors = 1.0 + augmentation.color_jitter * (2.0 * jitter - 1.0)
+        changes = changes._replace(jitter=tf.round(factors / FACTOR_STEP) * FACTOR_STEP)
+    if num_layers:
+        chosen = randaugment.choose(layers, augmentation.randaugment_magnitude, image_size_px)
+        changes = changes._replace(warp=chosen.matrices, operations=chosen.operations, levels=chosen.levels)
+    if augmentation.erasing:
+        changes = changes._replace(erasing=_choose_erasing(erasing, augmentation.erasing, image_size_px))
+    if augmentation.mixes:
+        mixes = mixing.choose_mixes(
+            draw(Purpose.MIXING, mixing.NUM_UNIFORMS),
+            mixup_alpha=augmentation.mixup_alpha,
+            cutmix_alpha=augmentation.cutmix_alpha,
+            image_size_px=image_size_px,
+        )
+        changes = changes._replace(mixing=mixes)
+    return changes.pack()
+
+
+def _uniforms(keys: Tensor, num_values: int) -> Tensor:
+    """[n, num_values] float32 in [0, 1), each row a function of its key: TensorFlow's own take one key a call."""
+    bits = make_keys(keys[:, tf.newaxis], tf.range(num_values, dtype=tf.int64))
+    top = tf.bitwise.right_shift(bits, tf.constant(64 - 24, tf.uint64))
+    # As many bits as a float32 holds.
+    return tf.cast(tf.cast(top, tf.int32), tf.float32) * 2.0**-24
+
+
+def _choose_erasing(uniforms: Tensor, probability: float, image_size_px: int) -> Tensor:
+    """[n, 7]: a rectangle in whole pixels, empty where nothing is erased, and the colour that takes its place."""
+    is_erased, area, aspect, y, x = (u for u in tf.unstack(uniforms[:, :5], axis=1))
+    area = _ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * area
+    low, high = (math.log(ratio) for ratio in _ERASED_ASPECT)
+    aspect = tf.exp(low + (high - low) * aspect)
+    height, width = (
+        tf.clip_by_value(tf.round(image_size_px * tf.sqrt(share)), 1.0, float(image_size_px))
+        for share in (area * aspect, area / aspect)
+    )
+    top, left = tf.floor(y * (image_size_px - height + 1)), tf.floor(x * (image_size_px - width + 1))
+    bottom = tf.where(is_erased < probability, top + height, top)
+    colors = tf.floor(uniforms[:, 5:] * 256.0)
+    return tf.concat([tf.stack([top, left, bottom, left + width], axis=1), colors], axis=1)

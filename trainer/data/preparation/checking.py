@@ -1,0 +1,124 @@
+"""The second stage: every candidate is read and decoded once."""
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from trainer.data import image_check
+from trainer.data.preparation.in_order import map_in_order, num_workers_of
+from trainer.data.preparation.options import PrepareOptions
+from trainer.data.preparation.state import State
+from trainer.data.sources import Candidate, Source
+from trainer.data.task_progress import ShowProgress
+
+# A thread reads so many files (few, where there are not many), or so many bytes, before it decodes them together.
+_MIN_CHUNK_FILES, _MAX_CHUNK_FILES = 8, 128
+_CHUNKS_PER_WORKER = 16
+_CHUNK_BYTES = 2**23
+# What was found out is written down about so often; a kill loses no more.
+_SAVE_EVERY_SECS = 0.25
+
+_Row = tuple[Any, ...]
+
+
+def check_candidates(state: State, source: Source, options: PrepareOptions, progress: ShowProgress) -> None:
+    """Adds a row to `checks` for every candidate that has none."""
+    num_done = state.scalar("SELECT count(*) FROM checks")
+    num_candidates = state.scalar("SELECT count(*) FROM candidates")
+    num_workers = num_workers_of(options.num_workers)
+    chunk_files = num_candidates // (_CHUNKS_PER_WORKER * num_workers)
+    chunks = _chunks_to_do(state, min(max(chunk_files, _MIN_CHUNK_FILES), _MAX_CHUNK_FILES))
+    checker = _Checker(source, options.max_side_px)
+    with progress("checking", num_candidates) as shown:
+        shown.advance(num_done)
+        with (
+            contextlib.closing(map_in_order(checker.check, chunks, num_workers)) as found,
+            contextlib.closing(_Saver(state)) as saver,  # also what is done when Ctrl-C comes
+        ):
+            for rows in found:
+                saver.add(rows)
+                shown.advance(len(rows))
+
+
+def digest_of(content: bytes) -> bytes:
+    """By this the second reading of an image is compared with the first."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _chunks_to_do(state: State, chunk_files: int) -> Iterator[list[tuple[int, Candidate]]]:
+    last_id = state.scalar("SELECT coalesce(max(id), -1) FROM checks")
+    while chunk := state.candidates_after(last_id, chunk_files):
+        yield chunk
+        last_id = chunk[-1][0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checker:
+    source: Source
+    max_side_px: int | None
+
+    def check(self, chunk: Sequence[tuple[int, Candidate]]) -> list[_Row]:
+        """The rows of `checks` for a chunk, in order."""
+        rows: list[_Row] = []
+        read: list[tuple[int, bytes]] = []
+        num_bytes = 0
+        for number, candidate in chunk:
+            try:
+                content = self.source.read(candidate)
+            except OSError as e:
+                reason = "missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror or e}"
+                rows.append(_bad_row(number, reason))
+                continue
+            read.append((number, content))
+            num_bytes += len(content)
+            if num_bytes >= _CHUNK_BYTES:
+                rows += self._check_read(read)
+                read, num_bytes = [], 0
+        rows += self._check_read(read)
+        return sorted(rows)
+
+    def _check_read(self, read: Sequence[tuple[int, bytes]]) -> list[_Row]:
+        images = image_check.check_images([content for _, content in read], max_side_px=self.max_side_px)
+        return [
+            _bad_row(number, image.reason)
+            if isinstance(image, image_check.UnreadableImage)
+            else (
+                number,
+                digest_of(content),
+                len(image.encoded),
+                image.format,
+                image.height,
+                image.width,
+                image.change,
+                None,
+            )
+            for (number, content), image in zip(read, images, strict=True)
+        ]
+
+
+def _bad_row(number: int, reason: str) -> _Row:
+    return (number, None, None, None, None, None, None, reason)
+
+
+class _Saver:
+    """Gathers rows for one transaction a second: each waits for the disk."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._rows: list[_Row] = []
+        self._saved_at = time.monotonic()
+
+    def add(self, rows: Sequence[_Row]) -> None:
+        self._rows += rows
+        if time.monotonic() - self._saved_at >= _SAVE_EVERY_SECS:
+            self.close()
+
+    def close(self) -> None:
+        """Saves what is left."""
+        rows, self._rows = self._rows, []
+        with self._state.transaction():
+            self._state.insert("checks", rows)
+        self._saved_at = time.monotonic()

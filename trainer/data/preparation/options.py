@@ -1,0 +1,76 @@
+"""What decides the content of a dataset besides its source."""
+
+import dataclasses
+from typing import Any
+
+from trainer.data.manifest import SplitName
+from trainer.data.sources import SourceOptions
+from trainer.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What decides the content of a dataset besides its source; only `num_workers` and `max_bad_fraction` do not.
+
+    validation_fraction, test_fraction: of the images of each class, each at least 0 and together below 1. A split
+        that the source has of its own is taken as it is.
+    exclude: classes that are left out; an image of several classes keeps its others.
+    fraction: of the images of each class, over 0 to 1; a smaller one takes some of those that a larger one takes.
+    per_class: at most so many images of each class, over all splits; None for all.
+    group_column: the column of a listing that names what must not be divided between splits.
+    max_side_px: an image that is longer or wider is made smaller; None leaves all as they are.
+    sha256: of an archive that is given as the source.
+    shard_bytes: a shard holds about so much (more, where there would be over `writing.MAX_SHARDS`).
+    max_bad_fraction: a larger share of unusable files is an error.
+    num_workers: threads; 0 for one a core.
+    """
+
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 0
+    exclude: tuple[str, ...] = ()
+    fraction: float = 1.0
+    per_class: int | None = None
+    group_column: str | None = None
+    max_side_px: int | None = None
+    sha256: str | None = None
+    shard_bytes: int = 128 * 2**20
+    max_bad_fraction: float = 0.01
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--val", self.validation_fraction), ("--test", self.test_fraction)):
+            if not 0 <= value < 1:
+                raise DataError(f"{flag} is {value}; expected a share of the images, from 0 to below 1, such as 0.1")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise DataError(
+                f"--val {self.validation_fraction} and --test {self.test_fraction} leave nothing to train on; "
+                "give shares that add up to less than 1"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise DataError(f"--max-bad-fraction is {self.max_bad_fraction}; expected a share from 0 to 1")
+        if not 0 < self.fraction <= 1:
+            raise DataError(f"--fraction is {self.fraction}; expected a share of each class over 0, such as 0.2")
+        if self.per_class is not None and self.per_class < 1:
+            raise DataError(f"--per-class is {self.per_class}; expected how many images of each class, at least 1")
+        if self.max_side_px is not None and self.max_side_px < 1:
+            raise DataError(f"--max-side is {self.max_side_px}; expected pixels, at least 1, such as 1024")
+        if self.shard_bytes < 1 or self.num_workers < 0:
+            raise DataError(
+                f"{self.shard_bytes} bytes a shard and {self.num_workers} workers; expected at least 1, and 0 or more"
+            )
+
+    @property
+    def fractions(self) -> dict[SplitName, float]:
+        return {"validation": self.validation_fraction, "test": self.test_fraction}
+
+    @property
+    def for_source(self) -> SourceOptions:
+        return SourceOptions(group_column=self.group_column, sha256=self.sha256)
+
+    def decisive(self) -> dict[str, Any]:
+        """Those that decide the content, as JSON can say them."""
+        values = dataclasses.asdict(self)
+        del values["num_workers"], values["max_bad_fraction"]
+        values["exclude"] = sorted(set(values["exclude"]))
+        return values

@@ -1,0 +1,185 @@
+"""What a preparation has found out so far, in a SQLite database: flat memory, and nothing lost by a kill.
+
+Each stage reads what the one before has left and adds its own table. A table is filled in one transaction, except
+for `checks` and `shards`, which grow while the images are checked and written: what is in them is not done again.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from trainer.data import splits
+from trainer.data.manifest import SPLITS, Shard, SplitName
+from trainer.data.sources import Candidate
+
+FILE_NAME = "state.sqlite"
+# Facts that the listing leaves.
+CLASS_NAMES, NUM_LEFT_OUT, FINGERPRINT = "class_names", "num_left_out", "fingerprint"
+
+# File names are bytes: what is not UTF-8 in them would not go into a column of text. `labels` are the example's, in
+# rising order with commas between; `stratum` is the rarest of them. Splits are numbered as in `manifest.SPLITS`.
+# `checks` has the digest of the bytes in the source and what will be stored, or else the `reason` why nothing will.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS candidates (
+    id INTEGER PRIMARY KEY, filename BLOB NOT NULL, labels TEXT NOT NULL, stratum INTEGER NOT NULL, split INTEGER,
+    weight REAL NOT NULL, in_group BLOB, locator BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS checks (
+    id INTEGER PRIMARY KEY, digest BLOB, num_bytes INTEGER, format TEXT, height INTEGER, width INTEGER, change TEXT,
+    reason TEXT
+);
+CREATE TABLE IF NOT EXISTS chosen (id INTEGER PRIMARY KEY, split INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS places (
+    split INTEGER, position INTEGER, id INTEGER NOT NULL, PRIMARY KEY (split, position)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shards (split INTEGER, number INTEGER, shard TEXT, PRIMARY KEY (split, number));
+"""
+_TABLES = ("facts", "candidates", "checks", "chosen", "places", "shards")
+_OF_CANDIDATE = "candidates.id, filename, labels, candidates.split, weight, in_group, locator"
+_CACHE_KIB = 16 * 1024
+
+
+class StoredImage(NamedTuple):
+    """An image of the dataset: where it comes from, `digest` of its bytes there, and what is stored of it."""
+
+    candidate: Candidate
+    labels: tuple[int, ...]
+    digest: bytes
+    num_bytes: int
+    format: str
+    height: int
+    width: int
+    change: str | None
+
+
+class State:
+    """The database; used by one thread."""
+
+    def __init__(self, path: pathlib.Path, *, seed: int) -> None:
+        """Opens or makes `path`; queries may use `order_key(purpose, name)`, see `splits.order_key`, with `seed`.
+
+        Raises sqlite3.DatabaseError where the file is no database any more.
+        """
+        self.connection = sqlite3.connect(path, isolation_level=None)
+        self.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self.connection.create_function(
+            "order_key", 2, lambda purpose, name: splits.order_key(seed, purpose, name), deterministic=True
+        )
+        self.connection.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.__dict__.pop("_class_names", None)
+        with self.transaction():
+            for table in _TABLES:
+                self.connection.execute(f"DELETE FROM {table}")  # noqa: S608
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block is kept, or, where it is left by an exception, none of it."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+
+    def fact(self, name: str) -> Any:
+        """What `set_fact` was given, or None."""
+        row = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """`value` is what JSON can say."""
+        self.connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    def scalar(self, query: str, *parameters: Any) -> Any:
+        """The one value that `query` gives."""
+        return self.connection.execute(query, parameters).fetchone()[0]
+
+    def candidates_after(self, last_id: int, limit: int) -> list[tuple[int, Candidate]]:
+        """The next candidates by id, with their ids."""
+        rows = self.connection.execute(
+            f"SELECT {_OF_CANDIDATE} FROM candidates WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608
+            (last_id, limit),
+        )
+        return [(row[0], self._to_candidate(*row)) for row in rows]
+
+    def images_at(self, split: SplitName, start: int, end: int) -> Iterator[StoredImage]:
+        """What is to be written at the positions [start, end) of a split, in order."""
+        rows = self.connection.execute(
+            f"SELECT {_OF_CANDIDATE}, digest, num_bytes, format, height, width, change "  # noqa: S608
+            "FROM places JOIN candidates ON candidates.id = places.id JOIN checks ON checks.id = places.id "
+            "WHERE places.split = ? AND position >= ? AND position < ? ORDER BY position",
+            (SPLITS.index(split), start, end),
+        )
+        for row in rows:
+            yield StoredImage(self._to_candidate(*row[:7]), to_labels(row[2]), *row[7:])
+
+    def _to_candidate(
+        self,
+        _: int,
+        filename: bytes,
+        labels: str,
+        split: int | None,
+        weight: float,
+        group: bytes | None,
+        locator: bytes,
+    ) -> Candidate:
+        names = self._class_names
+        return Candidate(
+            filename=to_text(filename),
+            class_names=tuple([names[label] for label in to_labels(labels)]),
+            split=None if split is None else SPLITS[split],
+            weight=weight,
+            group=None if group is None else to_text(group),
+            locator=to_text(locator),
+        )
+
+    @functools.cached_property
+    def _class_names(self) -> list[str]:
+        names: list[str] = self.fact(CLASS_NAMES)
+        return names
+
+    def insert(self, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Adds `rows`, each with a value for every column of `table`."""
+        assert table in _TABLES
+        num_columns = len(self.connection.execute(f"PRAGMA table_info({table})").fetchall())
+        marks = ", ".join("?" * num_columns)
+        self.connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
+
+    def shards(self, split: SplitName) -> dict[int, Shard]:
+        """The finished shards by number."""
+        rows = self.connection.execute(
+            "SELECT number, shard FROM shards WHERE split = ? ORDER BY number", (SPLITS.index(split),)
+        )
+        return {number: Shard.model_validate_json(text) for number, text in rows}
+
+
+def to_labels(text: str) -> tuple[int, ...]:
+    """From the column `labels`."""
+    return tuple(map(int, text.split(",")))
+
+
+def to_bytes(text: str) -> bytes:
+    """The bytes of a name; what is not UTF-8 in a file name comes as surrogates and goes back to its bytes."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def to_text(name: bytes) -> str:
+    """The inverse of `to_bytes`."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def printable(name: bytes) -> str:
+    """For messages and JSON, where the bytes of a name that is not UTF-8 are written as \\xNN."""
+    return name.decode("utf-8", "backslashreplace")

@@ -1,0 +1,106 @@
+"""The records of a TFRecord file, gzipped or not, each with whether its checksum holds.
+
+Framing: uint64 length, uint32 masked CRC-32C of it, the payload, uint32 masked CRC-32C of the payload
+(tensorflow/core/lib/io/record_writer.h). TensorFlow's own reader stops at the first damaged record, and allocates
+what a damaged length says.
+"""
+
+import gzip
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+from trainer.data.sources.candidate import MAX_FILE_BYTES
+from trainer.data.sources.staging import BLOCK_BYTES
+from trainer.data.task_progress import Advances
+from trainer.errors import DataError
+
+# An image and what is said of it.
+MAX_RECORD_BYTES = MAX_FILE_BYTES + 2**20
+# As of an archive: images hardly compress.
+_MAX_RATIO, _MIN_TOTAL_BYTES = 100, 2**30
+_LENGTH_BYTES, _CRC_BYTES = 8, 4
+_HEADER_BYTES = _LENGTH_BYTES + _CRC_BYTES
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class Record(NamedTuple):
+    """One record; `offset` is of its payload in the file, expanded. `is_intact`: whether its checksum holds."""
+
+    offset: int
+    payload: bytes
+    is_intact: bool
+
+
+def is_gzipped(path: pathlib.Path) -> bool:
+    """Whether `path` begins as gzip does, and not with the length of a record that happens to."""
+    with path.open("rb") as f:
+        header = f.read(_HEADER_BYTES)
+    return header.startswith(_GZIP_MAGIC) and not _holds(header[:_LENGTH_BYTES], header[_LENGTH_BYTES:])
+
+
+def iterate_records(path: pathlib.Path, shown: Advances) -> Iterator[Record]:
+    """Every record in order; `shown` is advanced by the bytes of `path`.
+
+    Raises DataError where the file is cut off, where a length is damaged, which leaves no way to the next record, or
+    where it is more than an image can need.
+    """
+    num_bytes = path.stat().st_size
+    if not is_gzipped(path):
+        with path.open("rb") as f:
+            for record in _iterate(f, path, num_bytes):
+                yield record
+                shown.advance(_HEADER_BYTES + len(record.payload) + _CRC_BYTES)
+        return
+    try:
+        with gzip.open(path) as f:
+            yield from _iterate(f, path, max(_MIN_TOTAL_BYTES, _MAX_RATIO * num_bytes))  # type: ignore[arg-type]
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise DataError(f"{path} is damaged or cut off ({e}); copy it again") from None
+    shown.advance(num_bytes)
+
+
+def _iterate(f: IO[bytes], path: pathlib.Path, max_total_bytes: int) -> Iterator[Record]:
+    position, number = 0, 0
+    while header := f.read(_HEADER_BYTES):
+        where = f"{path} at byte {position:,} (record {number:,})"
+        if len(header) < _HEADER_BYTES:
+            raise DataError(f"{where} is cut off; copy it again")
+        if not _holds(header[:_LENGTH_BYTES], header[_LENGTH_BYTES:]):
+            raise DataError(
+                f"{where} is no TFRecord, or a damaged one: the length of the record fails its checksum, and the "
+                "records after it cannot be found; copy it again"
+            )
+        length = int.from_bytes(header[:_LENGTH_BYTES], "little")
+        if length > MAX_RECORD_BYTES:
+            raise DataError(f"{where} declares {length:,} bytes; the limit for an image is {MAX_RECORD_BYTES:,}")
+        offset = position + _HEADER_BYTES
+        position = offset + length + _CRC_BYTES
+        if position > max_total_bytes:
+            raise DataError(
+                f"{where} goes on to byte {position:,}, beyond {max_total_bytes:,}, which is the end of the file or "
+                "the limit for a compressed one of its size; copy it again"
+            )
+        payload = _read_exactly(f, length, where)
+        yield Record(offset, payload, _holds(payload, _read_exactly(f, _CRC_BYTES, where)))
+        number += 1
+
+
+def _read_exactly(f: IO[bytes], num_bytes: int, where: str) -> bytes:
+    """In blocks, so that no more is allocated than there is."""
+    content = bytearray()
+    while len(content) < num_bytes:
+        block = f.read(min(BLOCK_BYTES, num_bytes - len(content)))
+        if not block:
+            raise DataError(f"{where} is cut off; copy it again")
+        content += block
+    return bytes(content)
+
+
+def _holds(content: bytes, masked_crc: bytes) -> bool:
+    import google_crc32c
+
+    crc: int = google_crc32c.value(content)
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked == int.from_bytes(masked_crc, "little")

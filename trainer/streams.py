@@ -1,0 +1,105 @@
+"""The input of a run, as its plan says: caches of decoded images, the training stream and the validation stream."""
+
+import dataclasses
+import pathlib
+
+from trainer.config import Config
+from trainer.data.augment import resolve_augmentation
+from trainer.data.geometry import Geometry
+from trainer.data.manifest import SplitName
+from trainer.data.order import ExampleOrder
+from trainer.data.pipeline import EvaluationStream, Pixels, Resources, TrainingStream, open_split
+from trainer.data.pixel_cache import open_pixels
+from trainer.data.ram_budget import find_ram_budget_bytes
+from trainer.data.split_reader import SplitReader
+from trainer.data.storage import parse_path
+from trainer.data.task_progress import ShowProgress, show_nothing
+from trainer.distribute.topology import BatchDivision, Topology
+from trainer.plan import Plan
+
+# However large the cache is, tf.data gets this much for its buffers.
+_MIN_BUFFER_BYTES = 2**28
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Caches:
+    """Decoded images by split, where the plan keeps them."""
+
+    train: Pixels | None = None
+    validation: Pixels | None = None
+
+
+def geometry_of(plan: Plan, config: Config) -> Geometry:
+    return Geometry(image_size_px=plan.image_size_px, resize=config.data.resize)
+
+
+def open_caches(plan: Plan, config: Config, progress: ShowProgress = show_nothing) -> Caches:
+    """Opens the caches of the plan; those that are not there are filled, which takes the decoding of an epoch.
+
+    Raises:
+        DataError: a split cannot be read, or a cache not be written.
+    """
+
+    def open_split_cache(split: SplitName) -> Pixels | None:
+        return open_pixels(
+            parse_path(plan.dataset_dir),
+            split,
+            geometry_of(plan, config),
+            place=plan.train_cache if split == "train" else plan.validation_cache,
+            cache_dir=pathlib.Path(plan.cache_dir) if plan.cache_dir else None,
+            num_threads=config.data.num_parallel_reads,
+            progress=progress,
+        )
+
+    return Caches(train=open_split_cache("train"), validation=open_split_cache("validation"))
+
+
+def make_training_stream(plan: Plan, config: Config, topology: Topology, caches: Caches) -> TrainingStream:
+    """Raises DataError or ConfigError where the examples cannot be read, or sampled as asked for."""
+    reader = open_split(parse_path(plan.dataset_dir), "train")
+    return TrainingStream(
+        reader=reader,
+        order=_make_order(plan, config, reader),
+        geometry=geometry_of(plan, config),
+        augmentation=resolve_augmentation(config.augment),
+        division=BatchDivision(plan.global_batch_size, plan.num_replicas),
+        topology=topology,
+        num_positions=plan.num_positions,
+        weighs_loss=config.data.sampling != "weighted",
+        scaled_decoding=config.data.scaled_decoding,
+        pixels=caches.train,
+        resources=_find_resources(plan, config),
+    )
+
+
+def make_validation_stream(plan: Plan, config: Config, topology: Topology, caches: Caches) -> EvaluationStream:
+    """Raises DataError where the split cannot be read."""
+    return EvaluationStream(
+        reader=open_split(parse_path(plan.dataset_dir), "validation"),
+        geometry=geometry_of(plan, config),
+        per_replica_batch_size=plan.per_replica_batch_size,
+        topology=topology,
+        pixels=caches.validation,
+        resources=_find_resources(plan, config),
+    )
+
+
+def _make_order(plan: Plan, config: Config, reader: SplitReader) -> ExampleOrder:
+    sampling = config.data.sampling
+    return ExampleOrder.of(
+        num_examples=reader.num_examples,
+        seed=config.train.seed,
+        sampling=sampling,
+        run_length=config.data.run_length,
+        labels=reader.labels() if sampling == "class_balanced" else None,
+        weights=reader.weights() if sampling == "weighted" else None,
+        class_names=plan.class_names,
+    )
+
+
+def _find_resources(plan: Plan, config: Config) -> Resources:
+    # What is free is asked once the caches are filled: what they hold in memory is gone from it then.
+    held = plan.cache_num_bytes if "memory" in (plan.train_cache, plan.validation_cache) else 0
+    given = config.data.ram_budget_gib
+    budget = find_ram_budget_bytes(given) - (held if given is not None else 0)
+    return Resources(num_threads=config.data.num_parallel_reads, ram_budget_bytes=max(budget, _MIN_BUFFER_BYTES))
