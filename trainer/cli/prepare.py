@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,8 @@ from trainer.cli.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
     from trainer.data.manifest import Manifest
+    from trainer.data.prepare import PrepareOptions
+    from trainer.data.storage import DatasetPath
 
 MAX_ROWS = 20
 
@@ -24,12 +27,15 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder with one folder of images per class, or a .csv or .jsonl file with path and label, or "
-            "digits, or fashion-mnist; a source that does not exist is answered with all kinds.",
+            help="A folder with one folder of images per class (or train, val and test above them); a .csv or .jsonl "
+            "file; an archive, also by URL; tfds:NAME; tfrecords:FOLDER; digits, fashion-mnist, flowers, caltech101 or "
+            "cats_vs_dogs.",
             show_default=False,
         ),
     ],
-    out: Annotated[pathlib.Path, typer.Option(help="The dataset to write; appears whole or not at all.")],
+    out: Annotated[
+        str, typer.Option(metavar="DATASET", help="The dataset to write, also on gs://; appears whole or not at all.")
+    ],
     val: Annotated[
         float, typer.Option(help="Share of each class for validation; a split that the source has is kept.")
     ] = 0.1,
@@ -70,6 +76,13 @@ def prepare(
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what a stopped preparation of --out has done.")
     ] = False,
+    preview: Annotated[
+        pathlib.Path | None,
+        typer.Option(metavar="FILE.png", help="Draw what training will see of a few images, augmented by --config."),
+    ] = None,
+    config: Annotated[
+        pathlib.Path | None, typer.Option(help="The recipe that --preview follows.", show_default="no augmentation")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Prepare labelled images as a dataset: checked, split by class, shuffled, sharded.
@@ -81,9 +94,10 @@ def prepare(
 
     Stopped or killed, the same command goes on where it was.
     """
-    from trainer.data.new_dataset import check_target
-    from trainer.data.prepare import PrepareOptions, prepare_dataset
+    from trainer.config import load_config
+    from trainer.data.prepare import PrepareOptions
     from trainer.data.sources import open_source
+    from trainer.data.storage import parse_path
 
     options = PrepareOptions(
         validation_fraction=val,
@@ -100,21 +114,64 @@ def prepare(
     )
     # A wrong path is answered before TensorFlow is started.
     open_source(source, options.for_source)
-    check_target(out, source, overwrite=overwrite)
+    settings = load_config(config)
+    target = parse_path(out)
+    local = target if isinstance(target, pathlib.Path) else pathlib.Path(f".{target.name}.to-publish")
+    _check_target(local, target, source, overwrite=overwrite)
 
     from trainer import tf_runtime
-    from trainer.progress import task_progress
 
     with _without_keras():
         tf_runtime.configure(use_gpus=False)
-    manifest = prepare_dataset(
-        source, out, options=options, overwrite=overwrite, restart=restart, progress=task_progress, note=note
-    )
+    manifest = _prepare(source, local, target, options, overwrite=overwrite, restart=restart)
+    if preview is not None:
+        from trainer.data.preview import write_preview
+
+        write_preview(target, preview, config=settings)
     if json_:
         print_json(_answer(manifest, out))
         return
     print_answer(_count_table(manifest))
-    print_answer(Text("\n".join(_summary(manifest, out))))
+    print_answer(Text("\n".join([*_summary(manifest, out), *([f"preview     {preview}"] if preview else [])])))
+
+
+def _check_target(local: pathlib.Path, target: "DatasetPath", source: str, *, overwrite: bool) -> None:
+    from trainer.data.manifest import is_prepared
+    from trainer.data.new_dataset import check_target
+    from trainer.errors import DataError
+
+    if local == target:
+        check_target(local, source, overwrite=overwrite)
+    elif is_prepared(target) and not overwrite:
+        raise DataError(f"{target} holds a prepared dataset already; give --overwrite, or another --out")
+
+
+def _prepare(
+    source: str,
+    local: pathlib.Path,
+    target: "DatasetPath",
+    options: "PrepareOptions",
+    *,
+    overwrite: bool,
+    restart: bool,
+) -> "Manifest":
+    """Prepares as `local`, and brings it to `target` where that is somewhere else."""
+    from trainer.data.prepare import prepare_dataset
+    from trainer.data.publish import publish_dataset
+    from trainer.progress import task_progress
+
+    if isinstance(target, pathlib.Path):
+        return prepare_dataset(
+            source, target, options=options, overwrite=overwrite, restart=restart, progress=task_progress, note=note
+        )
+    # Where a copy was interrupted, the local dataset is made again: it may be of another source.
+    manifest = prepare_dataset(
+        source, local, options=options, overwrite=True, restart=restart, progress=task_progress, note=note
+    )
+    note(f"copying {local} to {target}")
+    publish_dataset(local, target, overwrite=overwrite)
+    shutil.rmtree(local)
+    return manifest
 
 
 @contextlib.contextmanager
@@ -131,9 +188,9 @@ def _without_keras() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _answer(manifest: "Manifest", out: pathlib.Path) -> dict[str, Any]:
+def _answer(manifest: "Manifest", out: str) -> dict[str, Any]:
     return {
-        "dataset": str(out),
+        "dataset": out,
         "content_hash": manifest.content_hash(),
         "task": manifest.task,
         "class_names": manifest.class_names,
@@ -169,7 +226,7 @@ def _count_table(manifest: "Manifest") -> Table:
     return table
 
 
-def _summary(manifest: "Manifest", out: pathlib.Path) -> list[str]:
+def _summary(manifest: "Manifest", out: str) -> list[str]:
     lines = []
     if manifest.num_left_out:
         lines.append(f"not taken   {_counts(manifest.num_left_out)}")
@@ -186,7 +243,7 @@ def _summary(manifest: "Manifest", out: pathlib.Path) -> list[str]:
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     num_bytes = sum(shard.num_bytes for shard in shards)
     lines.append(f"written     {out}: {len(shards):,} shard{'s'[: len(shards) != 1]}, {num_bytes / 1e6:,.1f} MB")
-    lines.append(f"next        trainer launch --data {shlex.quote(str(out))}")
+    lines.append(f"next        trainer launch --data {shlex.quote(out)}")
     return lines
 
 
