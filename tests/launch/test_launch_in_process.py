@@ -61,7 +61,8 @@ def exit_status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ),
         (["--device=cpu", "--set=model.weights=nowhere.safetensors", "--set=model.image_size_px=32"], "does not exist"),
         (["--device=cpu", "--config=nowhere.yaml"], "the recipe nowhere.yaml does not exist"),
-        (["--device=cpu", "--strategy=horovod"], "horovodrun"),
+        (["--device=cpu", "--hosts=a:2,b:2"], "needs a strategy of several processes"),
+        (["--device=cpu", "--hosts=a:0", "--strategy=horovod"], "expected at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -57,6 +57,8 @@ def horovod_rendezvous() -> Iterator["Rendezvous"]:
         yield Rendezvous(server, port)
     finally:
         server.stop()
+        # It stops listening, and leaves the socket open.
+        server._httpd.server_close()
 
 
 class Rendezvous:

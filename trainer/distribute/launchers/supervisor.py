@@ -140,7 +140,7 @@ class Supervisor:
             raise TrainingError(_explain_hang(hung))
         failed = {worker: end for worker, end in ended.items() if _has_failed(end)}
         if failed and self._num_stop_requests:
-            names = ", ".join(worker.name for worker in failed)
+            names = ", ".join(worker.name for worker in self._workers if worker in failed)
             raise TrainingError(f"stopped before {names} had saved; the same command goes on from the last checkpoint")
         if failed:
             # One that was killed is why the others failed; among equals, the first.
