@@ -21,7 +21,7 @@ def bench() -> None:
 
 @app.command("input")
 def bench_input(
-    dataset: Annotated[pathlib.Path, typer.Argument(help="A prepared dataset.")],
+    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
     config: Annotated[
         pathlib.Path | None, typer.Option(help="A recipe, as for trainer launch.", show_default="none")
     ] = None,
@@ -45,11 +45,13 @@ def bench_input(
     """
     from trainer.config import load_config
 
-    settings = load_config(config, set_ or [], flags={"data": {"path": str(dataset)}, "distribute": {"device": "cpu"}})
+    settings = load_config(config, set_ or [], flags={"data": {"path": dataset}, "distribute": {"device": "cpu"}})
 
     from trainer.data.manifest import Manifest
+    from trainer.data.storage import parse_path
 
-    Manifest.load(dataset)  # a wrong path is answered before TensorFlow is started
+    dataset_dir = parse_path(dataset)
+    Manifest.load(dataset_dir)  # a wrong path is answered before TensorFlow is started
 
     from trainer import tf_runtime
 
@@ -67,7 +69,7 @@ def bench_input(
         note("measured without a cache of decoded images; --set data.cache=memory measures with one")
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cache": "off"})})
     topology = Topology(strategy="single", device="cpu", num_local_replicas=1)
-    plan = make_plan(settings, dataset, topology, [])
+    plan = make_plan(settings, dataset_dir, topology, [])
     stream = make_training_stream(plan, settings, topology, open_caches(plan, settings, progress=task_progress))
     num_cores = settings.data.num_parallel_reads or len(os.sched_getaffinity(0))
     report = measure_input(stream, num_readers=readers or [1, 2, 4], secs=secs, num_cores=num_cores)

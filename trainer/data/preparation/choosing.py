@@ -115,7 +115,7 @@ def _count_strata(state: State) -> tuple[dict[int, int], dict[int, int], dict[in
 
 
 def _place_groups(state: State, stratification: Stratification) -> Iterator[tuple[bytes, int]]:
-    rows = state.connection.execute(
+    rows = state.select(
         f"SELECT in_group, stratum, count(*) FROM {_FREE} AND in_group IS NOT NULL GROUP BY in_group, stratum "  # noqa: S608
         "ORDER BY order_key('split', in_group), in_group"
     )
@@ -127,7 +127,7 @@ def _place_groups(state: State, stratification: Stratification) -> Iterator[tupl
 def _place_singles(
     state: State, stratification: Stratification, num_singles: Mapping[int, int]
 ) -> Iterator[tuple[int, int]]:
-    rows = state.connection.execute(
+    rows = state.select(
         f"SELECT stratum, candidates.id FROM {_FREE} AND in_group IS NULL "  # noqa: S608
         "ORDER BY stratum, order_key('split', filename), filename"
     )

@@ -43,7 +43,7 @@ def check_bad_fraction(state: State, max_bad_fraction: float) -> None:
 
 def write_bad_files(state: State, directory: pathlib.Path) -> None:
     """`bad_files.jsonl` with every file that cannot be used, by name; only where there is one."""
-    rows = iter(state.connection.execute(_BAD_FILES))
+    rows = iter(state.select(_BAD_FILES))
     first = next(rows, None)
     if first is None:
         return

@@ -1,13 +1,17 @@
-"""Work on threads whose results come in order."""
+"""Work on threads, where they help, whose results come in order."""
 
 import collections
 import concurrent.futures
 import os
-from collections.abc import Callable, Generator, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TypeVar
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+# Such as the decoding of 128 x 128 pixels, or a file that comes over a network.
+_WORTH_A_THREAD_SECS = 300e-6
 
 
 def num_workers_of(num_workers: int) -> int:
@@ -17,11 +21,32 @@ def num_workers_of(num_workers: int) -> int:
     return num_workers or os.cpu_count() or 1
 
 
-def map_in_order(function: Callable[[_T], _R], items: Iterable[_T], num_workers: int) -> Generator[_R, None, None]:
-    """`map` on `num_workers` threads; a few results more than that are in flight. Close it where it is left early.
+def map_chunks_in_order(
+    function: Callable[[Sequence[_T]], _R], chunks: Iterable[Sequence[_T]], num_workers: int
+) -> Generator[_R, None, None]:
+    """`map` over chunks of items, on at most `num_workers` threads; a few results more than that are in flight.
 
-    Threads are enough: reading, Pillow, TensorFlow and hashing work outside the interpreter's lock.
+    Reading large files, decoding and hashing work outside the interpreter's lock. For items that take less than
+    `_WORTH_A_THREAD_SECS`, threads only wait for it in turns: those are done here, until some take longer.
+    Close the generator where it is left early.
     """
+    remaining = iter(chunks)
+    if num_workers > 1:
+        is_first = True  # it sets up what the others use, and says nothing
+        for chunk in remaining:
+            started = time.perf_counter()
+            result = function(chunk)
+            secs = time.perf_counter() - started
+            yield result
+            if not is_first and secs > _WORTH_A_THREAD_SECS * len(chunk):
+                break
+            is_first = False
+        yield from _map_on_threads(function, remaining, num_workers)
+    else:
+        yield from map(function, remaining)
+
+
+def _map_on_threads(function: Callable[[_T], _R], items: Iterable[_T], num_workers: int) -> Generator[_R, None, None]:
     pending: collections.deque[concurrent.futures.Future[_R]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         try:

@@ -9,6 +9,7 @@ import functools
 import json
 import pathlib
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -71,9 +72,19 @@ class State:
             "order_key", 2, lambda purpose, name: splits.order_key(seed, purpose, name), deterministic=True
         )
         self.connection.executescript(_SCHEMA)
+        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
 
     def close(self) -> None:
+        # One that is read only in part, such as by a generator that an exception left, would keep the database locked.
+        for cursor in list(self._cursors):
+            cursor.close()
         self.connection.close()
+
+    def select(self, query: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """Many rows, to be read one by one."""
+        cursor = self.connection.execute(query, parameters)
+        self._cursors.add(cursor)
+        return cursor
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -116,7 +127,7 @@ class State:
 
     def images_at(self, split: SplitName, start: int, end: int) -> Iterator[StoredImage]:
         """What is to be written at the positions [start, end) of a split, in order."""
-        rows = self.connection.execute(
+        rows = self.select(
             f"SELECT {_OF_CANDIDATE}, digest, num_bytes, format, height, width, change "  # noqa: S608
             "FROM places JOIN candidates ON candidates.id = places.id JOIN checks ON checks.id = places.id "
             "WHERE places.split = ? AND position >= ? AND position < ? ORDER BY position",

@@ -5,12 +5,12 @@ import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from trainer.data import image_check, records
 from trainer.data.manifest import SPLITS, Shard, SplitName
 from trainer.data.preparation.checking import digest_of
-from trainer.data.preparation.in_order import map_in_order, num_workers_of
+from trainer.data.preparation.in_order import map_chunks_in_order, num_workers_of
 from trainer.data.preparation.options import PrepareOptions
 from trainer.data.preparation.state import State, StoredImage, printable, to_bytes
 from trainer.data.sources import Source
@@ -70,7 +70,7 @@ def write_shards(
                 shown.advance(plan.end - plan.start)
                 continue
             images = _chunks(state.images_at(plan.split, plan.start, plan.end))
-            with contextlib.closing(map_in_order(loader.load, images, num_workers)) as loaded:
+            with contextlib.closing(map_chunks_in_order(loader.load, images, num_workers)) as loaded:
                 shard = _write_shard(directory, plan.stem, loaded, shown)
             state.connection.execute(
                 "INSERT OR REPLACE INTO shards VALUES (?, ?, ?)",
@@ -132,7 +132,7 @@ class _Loader:
     source: Source
     max_side_px: int | None
 
-    def load(self, images: list[StoredImage]) -> list[_Record]:
+    def load(self, images: Sequence[StoredImage]) -> list[_Record]:
         """Reads the images again, and changes them as the check has found that they must be."""
         return [self._load_one(image) for image in images]
 
