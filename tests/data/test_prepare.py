@@ -101,12 +101,12 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_workers_and_the_listing
 
 
 def test_another_seed_gives_other_splits(photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    def test_split(seed: int) -> set[str]:
+    def names_of_test_split(seed: int) -> set[str]:
         out = tmp_path / str(seed)
         manifest = prepare_dataset(str(photos), out, options=PrepareOptions(seed=seed))
         return {example.filename for example in iterate_examples(out, manifest, "test")}
 
-    assert test_split(0) != test_split(1)
+    assert names_of_test_split(0) != names_of_test_split(1)
 
 
 def test_classes_are_mixed_over_the_shards(tmp_path: pathlib.Path, out: pathlib.Path) -> None:

@@ -162,7 +162,8 @@ def _train(planned: "PlannedRun") -> None:
     if not planned.places:
         start_run(planned, note)
         return
-    arguments = [argument for argument in sys.argv[1:] if argument != "launch"]
+    arguments = sys.argv[1:]
+    arguments.remove("launch")
     # Decided here once, and so the same for all.
     arguments += [f"--run-dir={planned.run.path.resolve()}", f"--data={planned.plan.dataset_dir}"]
     job.run_workers(planned.places, planned.config.distribute, arguments=arguments, run_dir=planned.run.path)
