@@ -36,7 +36,7 @@ import tensorflow as tf  # noqa: E402
 from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_images  # noqa: E402
 
-from trainer.data.augment import PRESETS, Augmentation  # noqa: E402
+from trainer.data.augmentation.presets import PRESETS, Augmentation  # noqa: E402
 from trainer.data.geometry import Geometry  # noqa: E402
 from trainer.data.input_benchmark import decode_ceiling  # noqa: E402
 from trainer.data.order import ExampleOrder  # noqa: E402

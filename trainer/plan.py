@@ -9,14 +9,14 @@ from typing import Any, Final, Literal
 import pydantic
 
 from trainer.config import Config
-from trainer.data.augment import resolve_augmentation
+from trainer.data.augmentation.presets import resolve_augmentation
+from trainer.data.augmentation.resizing_schedule import Stage, plan_stages
 from trainer.data.cache_plan import CachePlan, CacheQuestion, plan_cache
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest
 from trainer.data.order import check_run_length, run_length_warning
 from trainer.data.pixel_cache import CachePlace
 from trainer.data.ram_budget import find_ram_budget_bytes
-from trainer.data.resizing_schedule import Stage, plan_stages
 from trainer.data.storage import DatasetPath
 from trainer.distribute.topology import BatchDivision, Device, Strategy, Topology, divide_batch
 from trainer.errors import ConfigError, DataError

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.augment import resolve_augmentation
+from trainer.data.augmentation.on_device import augment_batch
+from trainer.data.augmentation.presets import resolve_augmentation
 from trainer.data.batch import Batch
-from trainer.data.device_augment import augment_batch
 from trainer.data.order import Purpose, stateless_seed
 from trainer.distribute.engine import Engine
 from trainer.model.classifier import is_seed

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from trainer.config import Config
-from trainer.data.augment import resolve_augmentation
+from trainer.data.augmentation.presets import resolve_augmentation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import SplitName
 from trainer.data.order import ExampleOrder

@@ -13,9 +13,9 @@ from sklearn.datasets import load_sample_images
 
 from trainer import atomic
 from trainer.config import AugmentConfig
-from trainer.data.augment import PRESETS, Augmentation, resolve_augmentation
-from trainer.data.device_augment import augment_batch, change_images
-from trainer.data.device_changes import draw_randomness, num_columns, unpack
+from trainer.data.augmentation.changes import draw_randomness, num_columns, unpack
+from trainer.data.augmentation.on_device import augment_batch, change_images
+from trainer.data.augmentation.presets import PRESETS, Augmentation, resolve_augmentation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, Split
 from trainer.data.order import ExampleOrder

@@ -8,8 +8,8 @@ from PIL import ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_digits, load_sample_images
 
 from trainer.data import randaugment
-from trainer.data.color_operations import ColorOperation, change_colors, jitter_colors
-from trainer.data.warp import FILL, round_matrices, warp_images
+from trainer.data.augmentation.color_operations import ColorOperation, change_colors, jitter_colors
+from trainer.data.augmentation.warp import FILL, round_matrices, warp_images
 
 SIZE_PX = 64
 FACTORS = (0.0, 0.25, 0.5, 1.0, 1.375, 1.90625)

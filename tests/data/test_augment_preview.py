@@ -11,16 +11,16 @@ from sklearn.datasets import load_digits
 from trainer import atomic
 from trainer.config import Config, load_config
 from trainer.data import preprocess
-from trainer.data.augment import resolve_augmentation
-from trainer.data.contact_sheet import draw_sheet
-from trainer.data.device_augment import augment_batch
+from trainer.data.augmentation.contact_sheet import draw_sheet
+from trainer.data.augmentation.on_device import augment_batch
+from trainer.data.augmentation.presets import resolve_augmentation
+from trainer.data.augmentation.preview import load_preview, write_preview
+from trainer.data.augmentation.seen_image import SeenImage, SeenRow
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, Split
 from trainer.data.order import ExampleOrder
 from trainer.data.pipeline import TrainingStream, open_split
-from trainer.data.preview import load_preview, write_preview
 from trainer.data.records import Example, ShardWriter
-from trainer.data.seen_image import SeenImage, SeenRow
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import DataError
 

@@ -13,8 +13,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image, PngImagePlugin
 
-from trainer.data.image_check import ReadableImage, UnreadableImage, check_image, check_images, compare_decoders
-from trainer.data.image_header import find_plain_image
+from trainer.data.preparation.image_check import (
+    ReadableImage,
+    UnreadableImage,
+    check_image,
+    check_images,
+    compare_decoders,
+)
+from trainer.data.preparation.image_header import find_plain_image
 from trainer.data.preprocess import decode_image
 
 HEIGHT, WIDTH = 23, 37

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from trainer.data.mixing import NUM_UNIFORMS, choose_mixes, mix_pairs
+from trainer.data.augmentation.mixing import NUM_UNIFORMS, choose_mixes, mix_pairs
 from trainer.distribute.topology import BatchDivision
 
 SIZE_PX = 20

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from small_shards import write_dataset
 
-from trainer.data.augment import PRESETS
+from trainer.data.augmentation.presets import PRESETS
 from trainer.data.geometry import Geometry
 from trainer.data.order import ExampleOrder
 from trainer.data.pipeline import TrainingStream, open_split

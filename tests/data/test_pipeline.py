@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pixel_sets import encode, photographs, write_dataset
 
 from trainer.data import preprocess
-from trainer.data.augment import PRESETS
+from trainer.data.augmentation.presets import PRESETS
 from trainer.data.geometry import Geometry
 from trainer.data.order import ExampleOrder
 from trainer.data.pipeline import EvaluationStream, TrainingStream, open_split

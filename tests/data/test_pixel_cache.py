@@ -14,7 +14,7 @@ from pixel_sets import encode, photographs, write_dataset
 
 from trainer.config import DataConfig
 from trainer.data import pixel_cache, preprocess
-from trainer.data.augment import PRESETS
+from trainer.data.augmentation.presets import PRESETS
 from trainer.data.cache_plan import CachePlan, CacheQuestion, plan_cache
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from small_shards import NUM_EXAMPLES, example, write_dataset
 
-from trainer.data.augment import PRESETS
+from trainer.data.augmentation.presets import PRESETS
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import FILE_NAME, Manifest, is_prepared
 from trainer.data.order import ExampleOrder

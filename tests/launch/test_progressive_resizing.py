@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from launching import final_weights_hash
 
 from trainer.config import load_config
+from trainer.data.augmentation.resizing_schedule import divide_into_stages
 from trainer.data.manifest import Manifest
-from trainer.data.resizing_schedule import divide_into_stages
 from trainer.distribute.tf_strategy import make_engine
 from trainer.errors import ConfigError, ModelError
 from trainer.launch import PlannedRun, plan_run, start_run

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from replicas import IMAGE_SIZE_PX, NUM_CLASSES, Training
 
-from trainer.data.augment import resolve_augmentation
+from trainer.data.augmentation.changes import draw_randomness
+from trainer.data.augmentation.on_device import augment_batch
+from trainer.data.augmentation.presets import resolve_augmentation
 from trainer.data.batch import Batch
-from trainer.data.device_augment import augment_batch
-from trainer.data.device_changes import draw_randomness
 from trainer.data.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision
 from trainer.steps import TrainStep

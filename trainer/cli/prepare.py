@@ -125,7 +125,7 @@ def prepare(
         tf_runtime.configure(use_gpus=False)
     manifest = _prepare(source, local, target, options, overwrite=overwrite, restart=restart)
     if preview is not None:
-        from trainer.data.preview import write_preview
+        from trainer.data.augmentation.preview import write_preview
 
         write_preview(target, preview, config=settings)
     if json_:
@@ -137,7 +137,7 @@ def prepare(
 
 def _check_target(local: pathlib.Path, target: "DatasetPath", source: str, *, overwrite: bool) -> None:
     from trainer.data.manifest import is_prepared
-    from trainer.data.new_dataset import check_target
+    from trainer.data.preparation.new_dataset import check_target
     from trainer.errors import DataError
 
     if local == target:

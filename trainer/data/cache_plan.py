@@ -6,7 +6,7 @@ import pathlib
 import shutil
 
 from trainer.config import DataConfig
-from trainer.data.augment import Augmentation
+from trainer.data.augmentation.presets import Augmentation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.pixel_cache import CachePlace, DiskCache, num_bytes

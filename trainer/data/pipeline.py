@@ -16,9 +16,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.data import preprocess, records
-from trainer.data.augment import Augmentation
+from trainer.data.augmentation.changes import draw_randomness
+from trainer.data.augmentation.presets import Augmentation
 from trainer.data.batch import Batch
-from trainer.data.device_changes import draw_randomness
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.order import ExampleOrder

@@ -20,12 +20,12 @@ from typing import Any
 import PIL
 
 from trainer.data.manifest import SCHEMA_VERSION, Manifest
-from trainer.data.new_dataset import WorkFolder, check_target, open_work_folder
 from trainer.data.preparation.checking import check_candidates
 from trainer.data.preparation.choosing import check_class_counts, choose_splits
 from trainer.data.preparation.findings import check_bad_fraction, make_manifest, write_bad_files
 from trainer.data.preparation.fingerprint import fingerprint_of
 from trainer.data.preparation.listing import list_candidates
+from trainer.data.preparation.new_dataset import WorkFolder, check_target, open_work_folder
 from trainer.data.preparation.options import PrepareOptions
 from trainer.data.preparation.state import CLASS_NAMES, FINGERPRINT, State
 from trainer.data.preparation.writing import MAX_SHARDS, SourceChangedError, write_shards

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from trainer.data import preprocess
-from trainer.data.augment import Augmentation
+from trainer.data.augmentation.presets import Augmentation
 from trainer.data.geometry import Geometry
 from trainer.data.order import Purpose, stateless_seed
 

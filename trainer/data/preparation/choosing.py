@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from trainer.data.manifest import SPLITS, SplitName
 from trainer.data.preparation.options import PrepareOptions
+from trainer.data.preparation.splits import Stratification
 from trainer.data.preparation.state import State, printable, to_labels
-from trainer.data.splits import Stratification
 from trainer.errors import DataError
 
 # The listed ones that are not known to be bad: all of them before the check, the readable ones after it.

@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainer.data import splits
 from trainer.data.manifest import SPLITS
+from trainer.data.preparation import splits
 from trainer.data.preparation.fingerprint import SourceFingerprint
 from trainer.data.preparation.options import PrepareOptions
 from trainer.data.preparation.state import CLASS_NAMES, FINGERPRINT, NUM_LEFT_OUT, State, printable, to_bytes

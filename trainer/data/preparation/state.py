@@ -13,8 +13,8 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from trainer.data import splits
 from trainer.data.manifest import SPLITS, Shard, SplitName
+from trainer.data.preparation import splits
 from trainer.data.sources import Candidate
 
 FILE_NAME = "state.sqlite"

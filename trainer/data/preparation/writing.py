@@ -7,8 +7,9 @@ import math
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from trainer.data import image_check, records
+from trainer.data import records
 from trainer.data.manifest import SPLITS, Shard, SplitName
+from trainer.data.preparation import image_check
 from trainer.data.preparation.checking import digest_of
 from trainer.data.preparation.in_order import map_chunks_in_order, num_workers_of
 from trainer.data.preparation.options import PrepareOptions

@@ -15,17 +15,17 @@ import tensorflow as tf
 from trainer import atomic
 from trainer.config import Config
 from trainer.data import preprocess
-from trainer.data.augment import resolve_augmentation
-from trainer.data.contact_sheet import draw_sheet
-from trainer.data.device_augment import augment_batch
-from trainer.data.device_changes import unpack
+from trainer.data.augmentation.changes import unpack
+from trainer.data.augmentation.contact_sheet import draw_sheet
+from trainer.data.augmentation.mixing import pair_mixes
+from trainer.data.augmentation.on_device import augment_batch
+from trainer.data.augmentation.presets import resolve_augmentation
+from trainer.data.augmentation.seen_image import SeenImage, SeenRow
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest
-from trainer.data.mixing import pair_mixes
 from trainer.data.order import Draws, ExampleOrder
 from trainer.data.pipeline import Tensor, TrainingStream, open_split
 from trainer.data.records import Example
-from trainer.data.seen_image import SeenImage, SeenRow
 from trainer.data.split_reader import SplitReader
 from trainer.data.storage import DatasetPath
 from trainer.distribute.topology import BatchDivision, Topology

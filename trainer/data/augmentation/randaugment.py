@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.data.color_operations import FACTOR_STEP, ColorOperation
-from trainer.data.warp import Tensor, round_matrices
+from trainer.data.augmentation.color_operations import FACTOR_STEP, ColorOperation
+from trainer.data.augmentation.warp import Tensor, round_matrices
 
 # At magnitude 10, in the units of the paper's own program: a factor of 1 +- 0.9, 30 degrees, a slope of 0.3, and a
 # move by 150 of 331 px.

@@ -1,8 +1,8 @@
 """Which random changes training images get: the presets, and what a configuration makes of them.
 
 Every change is keyed by (seed, visit, example), see `order.Draws`: the same on any number of workers. The random crop
-is part of decoding (`training_image`), on the host; all else is decided on the host (`device_changes`) and done to
-whole batches on the device (`device_augment`).
+is part of decoding (`training_image`), on the host; all else is decided on the host (`changes`) and done to
+whole batches on the device (`on_device`).
 
     preset                   none  light  medium  strong
     least area of the crop   1     0.7    0.35    0.08

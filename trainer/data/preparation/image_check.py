@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from trainer.data import picture as pictures
-from trainer.data.image_header import PlainImage, can_hold_jpeg, find_plain_image, gif_frame_pixels
-from trainer.data.pixel_budget import PixelBudget
-from trainer.data.training_decoder import BATCH_SIZE, decode_as_training, shapes_as_training
+from trainer.data.preparation import picture as pictures
+from trainer.data.preparation.image_header import PlainImage, can_hold_jpeg, find_plain_image, gif_frame_pixels
+from trainer.data.preparation.pixel_budget import PixelBudget
+from trainer.data.preparation.training_decoder import BATCH_SIZE, decode_as_training, shapes_as_training
 
 # TensorFlow's JPEG decoder refuses pictures of 2**29 bytes and more (tensorflow/core/lib/jpeg/jpeg_mem.cc), and
 # Pillow's guard against decompression bombs strikes at the same figure.

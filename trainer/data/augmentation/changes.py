@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from trainer.data import mixing, randaugment
-from trainer.data.augment import Augmentation
-from trainer.data.color_operations import FACTOR_STEP
+from trainer.data.augmentation import mixing, randaugment
+from trainer.data.augmentation.color_operations import FACTOR_STEP
+from trainer.data.augmentation.presets import Augmentation
 from trainer.data.order import Purpose
 from trainer.data.permutation import make_keys
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.data.augment import Augmentation
-from trainer.data.color_operations import change_colors, jitter_colors
-from trainer.data.device_changes import DeviceChanges, unpack
-from trainer.data.mixing import inside_of, mix_pairs
-from trainer.data.warp import warp_images
+from trainer.data.augmentation.changes import DeviceChanges, unpack
+from trainer.data.augmentation.color_operations import change_colors, jitter_colors
+from trainer.data.augmentation.mixing import inside_of, mix_pairs
+from trainer.data.augmentation.presets import Augmentation
+from trainer.data.augmentation.warp import warp_images
 
 Tensor = Any
 

@@ -2,7 +2,7 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer.data.seen_image import SeenImage, SeenRow
+from trainer.data.augmentation.seen_image import SeenImage, SeenRow
 
 _TILE_PX = 168
 _GAP_PX = 12
