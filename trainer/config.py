@@ -75,10 +75,11 @@ class ModelConfig(_Section):
         None, description="side of the square input; null: the backbone's own"
     )
     trainable: Literal["all", "head"] = pydantic.Field("all", description="all: fine-tune; head: frozen backbone")
-    batch_norm: Literal["auto", "frozen", "per_replica"] = pydantic.Field(
+    batch_norm: Literal["auto", "frozen", "per_replica", "synchronized"] = pydantic.Field(
         "auto",
         description="frozen: the statistics of the weights, inference mode; per_replica: of each replica's batch, "
-        "averaged over the replicas; auto: frozen for pretrained weights, per_replica without",
+        "averaged over the replicas; synchronized: of the whole global batch, without XLA; auto: frozen for pretrained "
+        "weights, per_replica without",
     )
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(0.0, description="before the head")
 
@@ -88,6 +89,14 @@ class TrainConfig(_Section):
 
     epochs: Annotated[float, pydantic.Field(gt=0)] = 10.0
     global_batch_size: Positive = pydantic.Field(64, description="over all replicas; each takes its slice")
+    accumulate_steps: Positive = pydantic.Field(
+        1, description="parts that a replica's share of the batch is computed in, one after the other, to save memory"
+    )
+    ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = pydantic.Field(
+        None,
+        description="keep an exponential moving average of the weights and of the batch-norm statistics, as in 0.999; "
+        "it is what is evaluated and exported",
+    )
     seed: NonNegative = 0
     label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     max_skipped_steps: Positive = pydantic.Field(
@@ -99,14 +108,21 @@ class OptimizerConfig(_Section):
     """The update rule and the schedule of its learning rate."""
 
     name: Literal["sgd", "adam", "adamw"] = "adamw"
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = pydantic.Field(
+        1e-3, description="at its peak; with a scaling, that of scaling_batch_size"
+    )
+    scaling: Literal["none", "linear", "sqrt"] = pydantic.Field(
+        "none", description="of the learning rate with train.global_batch_size over scaling_batch_size"
+    )
+    scaling_batch_size: Positive = 256
     momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(0.9, description="sgd only")
     weight_decay: Annotated[float, pydantic.Field(ge=0)] | None = pydantic.Field(
         None,
         description="kernels only; decoupled for adamw, added to the gradient otherwise; null: 1e-4 for adamw, else 0",
     )
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup_steps: NonNegative = 0
+    warmup_steps: NonNegative = pydantic.Field(0, description="over which the learning rate rises to its peak")
+    warmup_epochs: Annotated[float, pydantic.Field(ge=0)] = pydantic.Field(0.0, description="the same, in epochs")
     clip_norm: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
         None, description="global norm of the reduced gradient"
     )
@@ -157,6 +173,23 @@ class DistributeConfig(_Section):
     )
     stall_timeout_secs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
         600.0, description="a job of several workers without a step for so long is ended; null: never"
+    )
+    min_replicas: Positive | None = pydantic.Field(
+        None, description="an elastic job (horovod) goes on with no fewer than these"
+    )
+    max_replicas: Positive | None = pydantic.Field(None, description="an elastic job takes no more than these")
+    host_discovery_script: str | None = pydantic.Field(
+        None, description="prints the hosts that an elastic job may use now, a line each, as in a:8"
+    )
+    compression: Literal["none", "float16"] = pydantic.Field(
+        "none", description="float16: gradients cross the network in half the bytes, rounded"
+    )
+    fusion_mib: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
+        None,
+        description="gradients are reduced in packs of about so much; null: what TensorFlow or Horovod does by itself",
+    )
+    cycle_time_ms: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
+        None, description="horovod: how long it waits for more tensors to send together; null: its own 1 ms"
     )
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = pydantic.Field(
         "auto", description="auto: mixed_bfloat16 on GPUs that have it, mixed_float16 on older ones, float32 on CPUs"
