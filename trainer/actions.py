@@ -1,21 +1,22 @@
 """What the loop does between steps: write metrics, evaluate, save a checkpoint."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.checkpoint import Arrays, CheckpointInfo, CheckpointStore
+from trainer.checkpoint import Arrays, Checkpoint, CheckpointInfo, CheckpointStore
 from trainer.classification_metrics import summarize
 from trainer.errors import TrainingError
 from trainer.evaluate import Evaluator
-from trainer.metric_writers import MetricWriters
+from trainer.metric_writers import MetricsSplit, MetricWriters
 from trainer.model.classifier import named_arrays, saved_variables
 from trainer.plan import Plan
 from trainer.progress import TrainingProgress
-from trainer.steps import StepMetrics, TrainState
+from trainer.steps import StepMetrics
+from trainer.train_state import TrainState
 
 
 class LogMetrics:
@@ -89,6 +90,7 @@ class LogMetrics:
 class EvaluateAndSave:
     """Saves a checkpoint, with the metrics of the validation split at the ends of epochs.
 
+    `evaluators` are named by what they write in metrics.jsonl; the checkpoint holds the metrics of "validation".
     Every worker takes part in an evaluation; a worker without a `store`, one that is not the chief, saves nothing.
     """
 
@@ -99,13 +101,13 @@ class EvaluateAndSave:
         identity: str,
         state: TrainState,
         store: CheckpointStore | None,
-        evaluator: Evaluator,
+        evaluators: Mapping[MetricsSplit, Evaluator],
         writers: MetricWriters,
         progress: TrainingProgress,
         leave_out: Callable[[float], None],
     ) -> None:
         self._plan, self._identity, self._state, self._store = plan, identity, state, store
-        self._evaluator, self._writers, self._progress, self._leave_out = evaluator, writers, progress, leave_out
+        self._evaluators, self._writers, self._progress, self._leave_out = evaluators, writers, progress, leave_out
 
     def is_due(self, step: int) -> bool:
         is_last = step == self._plan.num_train_steps
@@ -116,7 +118,7 @@ class EvaluateAndSave:
         with self._progress.paused():
             validation = {}
             if step == self._plan.num_train_steps or self._ends_epoch(step):
-                validation = self._evaluate(step)
+                validation = {name: self._evaluate(name, step) for name in self._evaluators}["validation"]
             self.save(step, validation)
         self._leave_out(time.monotonic() - started_secs)
 
@@ -134,19 +136,20 @@ class EvaluateAndSave:
             num_skipped_steps=int(state.num_skipped_steps.numpy()),
             validation=validation or {},
         )
-        self._store.save(info, named_arrays(saved_variables(state.model)), slot_arrays(state))
+        model = named_arrays(saved_variables(state.model))
+        self._store.save(Checkpoint(info, model, slot_arrays(state), average_arrays(state, model)))
 
     def _ends_epoch(self, step: int) -> bool:
         epochs_before = int((step - 1) / self._plan.steps_per_epoch)
         return int(step / self._plan.steps_per_epoch) > epochs_before
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        labels, logits = self._evaluator.run()
+    def _evaluate(self, name: MetricsSplit, step: int) -> dict[str, float]:
+        labels, logits = self._evaluators[name].run()
         evaluation = summarize(labels, logits, self._plan.class_names, split="validation", global_step=step)
         metrics = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
-        self._writers.write(step, "validation", metrics)
+        self._writers.write(step, name, metrics)
         self._progress.note(
-            f"step {step}: validation accuracy {metrics['accuracy']:.4f}, loss {metrics['loss']:.4f} "
+            f"step {step}: {name.replace('_', ' ')} accuracy {metrics['accuracy']:.4f}, loss {metrics['loss']:.4f} "
             f"over {len(labels)} images"
         )
         return metrics
@@ -159,6 +162,25 @@ def slot_arrays(state: TrainState) -> Arrays:
         for i, (variable, slots) in enumerate(zip(state.model.trainable_variables, state.slots, strict=True))
         for j, slot in enumerate(slots)
     }
+
+
+def average_arrays(state: TrainState, model: Arrays) -> Arrays:
+    """`model`, the arrays of the model's variables, with the averages in the place of those that have one."""
+    if not state.averages:
+        return {}
+    averaged = state.averaged_values()
+    return {
+        name: averaged[id(variable)].numpy() if id(variable) in averaged else model[name]
+        for name, variable in zip(model, saved_variables(state.model), strict=True)
+    }
+
+
+def assign_averages(state: TrainState, arrays: Arrays) -> None:
+    """Sets the averages from what `average_arrays` returned for the same model."""
+    averaged = state.averaged_values()
+    for name, variable in zip(sorted(arrays), saved_variables(state.model), strict=True):
+        if id(variable) in averaged:
+            averaged[id(variable)].assign(arrays[name])
 
 
 def assign_slots(state: TrainState, arrays: Arrays) -> None:

@@ -3,6 +3,7 @@
     step-00001200/checkpoint.json        step, identity of the run, loss scale, validation metrics, hashes
                   model.safetensors      every variable of the model, batch-norm statistics included
                   optimizer.safetensors  every slot of the optimizer
+                  averages.safetensors   the model again, with the moving averages of its weights, where there are some
 
 A checkpoint appears whole or not at all (see `atomic`). Safetensors hold numbers only: opening a checkpoint from
 elsewhere can run no code. The order of examples is arithmetic on the step, so there is no iterator state to save.
@@ -12,7 +13,7 @@ import hashlib
 import pathlib
 import re
 import shutil
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -26,12 +27,15 @@ from trainer.run_dir import RunDir
 SCHEMA_VERSION: Final = 1
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGES_FILE = "averages.safetensors"
 _INFO_FILE = "checkpoint.json"
 _DIRECTORY = re.compile(r"step-(\d{8})")
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Which = Literal["best", "last"]
 BestMetric = Literal["accuracy", "loss"]
+# auto: the averages where the run has them.
+Weights = Literal["auto", "raw", "averages"]
 
 
 class CheckpointInfo(pydantic.BaseModel):
@@ -49,6 +53,16 @@ class CheckpointInfo(pydantic.BaseModel):
     # Of the whole validation split at this step; empty where it was not evaluated.
     validation: dict[str, float] = {}
     sha256: dict[str, str] = {}
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint in memory. Arrays are named by `classifier.named_arrays` and `actions.slot_arrays`."""
+
+    info: CheckpointInfo
+    model: Arrays
+    optimizer: Arrays
+    # The model's, with the averages in the place of their weights; empty without train.ema_decay.
+    averages: Arrays
 
 
 class CheckpointStore:
@@ -73,31 +87,32 @@ class CheckpointStore:
     def path(self, step: int) -> pathlib.Path:
         return self._directory / f"step-{step:08d}"
 
-    def save(self, info: CheckpointInfo, model: Arrays, optimizer: Arrays) -> None:
+    def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint and removes those that are neither among the newest `keep` nor the best."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        with atomic.new_directory(self.path(info.global_step)) as directory:
-            contents = {
-                MODEL_FILE: safetensors.numpy.save(model),
-                OPTIMIZER_FILE: safetensors.numpy.save(optimizer),
-            }
+        files = {MODEL_FILE: checkpoint.model, OPTIMIZER_FILE: checkpoint.optimizer}
+        if checkpoint.averages:
+            files[AVERAGES_FILE] = checkpoint.averages
+        with atomic.new_directory(self.path(checkpoint.info.global_step)) as directory:
             hashes = {}
-            for file_name, content in contents.items():
+            for file_name, arrays in files.items():
+                content = safetensors.numpy.save(arrays)
                 (directory / file_name).write_bytes(content)
                 hashes[file_name] = hashlib.sha256(content).hexdigest()
-            info = info.model_copy(update={"sha256": hashes})
+            info = checkpoint.info.model_copy(update={"sha256": hashes})
             (directory / _INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n")
         self._remove_old()
 
-    def load(self, step: int) -> tuple[CheckpointInfo, Arrays, Arrays]:
-        """Returns the info, the model's arrays and the optimizer's.
-
-        Raises:
-            RunError: the checkpoint is damaged; the file and the way out are named.
-        """
+    def load(self, step: int) -> Checkpoint:
+        """Raises RunError where the checkpoint is damaged; the file and the way out are named."""
         directory = self.path(step)
         info = _read_info(directory)
-        return info, _read_arrays(directory, MODEL_FILE, info), _read_arrays(directory, OPTIMIZER_FILE, info)
+        return Checkpoint(
+            info,
+            _read_arrays(directory, MODEL_FILE, info),
+            _read_arrays(directory, OPTIMIZER_FILE, info),
+            _read_arrays(directory, AVERAGES_FILE, info) if AVERAGES_FILE in info.sha256 else {},
+        )
 
     def best(self) -> int | None:
         """The step of the best validation metric (of equal accuracies, the lower loss), if any was validated."""
@@ -141,24 +156,35 @@ def find_checkpoint(run: RunDir, which: Which = "best") -> int:
     return steps[-1] if best is None else best
 
 
-def load_model_arrays(run: RunDir, which: Which = "best") -> tuple[int, Arrays]:
-    """The step and the model's arrays of a checkpoint of `run`."""
+def load_model_arrays(run: RunDir, which: Which = "best", weights: Weights = "auto") -> tuple[int, Arrays]:
+    """The step and the model's arrays of a checkpoint of `run`.
+
+    Raises:
+        RunError: no run, no checkpoint, a damaged one, or one without the averages that are asked for.
+    """
     step = find_checkpoint(run, which)
     directory = CheckpointStore.of_run(run, run.config().checkpoint).path(step)
-    return step, _read_arrays(directory, MODEL_FILE, _read_info(directory))
+    info = _read_info(directory)
+    has_averages = AVERAGES_FILE in info.sha256
+    if weights == "averages" and not has_averages:
+        raise RunError(
+            f"{run.path} keeps no averages of its weights; use --weights raw, or train with --set train.ema_decay=0.999"
+        )
+    file_name = AVERAGES_FILE if has_averages and weights != "raw" else MODEL_FILE
+    return step, _read_arrays(directory, file_name, info)
 
 
-def load_classifier(run: RunDir, *, which: Which = "best") -> Any:
+def load_classifier(run: RunDir, *, which: Which = "best", weights: Weights = "auto") -> Any:
     """Rebuilds the classifier of `run` in float32, for inference, with the weights of a checkpoint.
 
     Raises:
-        RunError: no run, no checkpoint, or a damaged one.
+        RunError: as `load_model_arrays`.
     """
     # The one place here that needs Keras; listing and reading checkpoints does not.
     from trainer.model.classifier import assign_arrays, build_classifier, saved_variables
 
     info, config = run.info(), run.config()
-    step, arrays = load_model_arrays(run, which)
+    step, arrays = load_model_arrays(run, which, weights)
     model = build_classifier(
         backbone=config.model.backbone, num_classes=len(info.class_names), image_size_px=info.image_size_px
     )

@@ -174,6 +174,9 @@ class DistributeConfig(_Section):
     stall_timeout_secs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
         600.0, description="a job of several workers without a step for so long is ended; null: never"
     )
+    host_timeout_secs: Annotated[float, pydantic.Field(gt=0)] = pydantic.Field(
+        30.0, description="another host that does not answer for so long is given up, and so is the launcher by it"
+    )
     min_replicas: Positive | None = pydantic.Field(
         None, description="an elastic job (horovod) goes on with no fewer than these"
     )
@@ -196,6 +199,10 @@ class DistributeConfig(_Section):
     )
     xla: Literal["auto", "on", "off"] = pydantic.Field("auto", description="auto: on for GPUs, off for CPUs")
     strict_batch: bool = pydantic.Field(False, description="a batch that the replicas do not divide is an error")
+
+    @property
+    def fusion_bytes(self) -> int | None:
+        return None if self.fusion_mib is None else int(self.fusion_mib * 2**20)
 
     @pydantic.field_validator("xla", mode="before")
     @classmethod

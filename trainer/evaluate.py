@@ -1,13 +1,13 @@
 """Exact evaluation: every example of a split once, on any number of replicas."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer import classification_metrics
-from trainer.checkpoint import Which, find_checkpoint, load_classifier
+from trainer.checkpoint import Weights, Which, find_checkpoint, load_classifier
 from trainer.classification_metrics import Evaluation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
@@ -29,9 +29,18 @@ Logits = npt.NDArray[np.float32]
 class Evaluator:
     """Evaluates one model on one split, as often as wanted; the graph is traced once."""
 
-    def __init__(self, engine: Engine, model: Any, stream: EvaluationStream, *, jit_compile: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        model: Any,
+        stream: EvaluationStream,
+        *,
+        jit_compile: bool,
+        instead: Mapping[int, Any] | None = None,
+    ) -> None:
+        """`instead`: see `EvaluationStep`."""
         self._engine, self._stream = engine, stream
-        self._step = EvaluationStep(engine, model, jit_compile=jit_compile)
+        self._step = EvaluationStep(engine, model, jit_compile=jit_compile, instead=instead)
 
     @property
     def num_steps(self) -> int:
@@ -58,6 +67,7 @@ def evaluate_run(
     engine: Engine,
     *,
     which: Which = "best",
+    weights: Weights = "auto",
     dataset_dir: DatasetPath | None = None,
     per_replica_batch_size: int = 32,
     jit_compile: bool = False,
@@ -82,7 +92,7 @@ def evaluate_run(
     verify_shards(dataset_dir, manifest, [split])
     step = find_checkpoint(run, which)
     with engine.scope():
-        model = load_classifier(run, which=which)
+        model = load_classifier(run, which=which, weights=weights)
     with SplitReader(dataset_dir, manifest, split) as reader:
         stream = EvaluationStream(
             reader=reader,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from trainer import atomic, environment, job, tf_runtime
+from trainer import atomic, elastic_worker, environment, job, tf_runtime
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, DistributeConfig
 from trainer.data.beside import prepare_beside
@@ -17,6 +17,7 @@ from trainer.data.records import verify_shards
 from trainer.data.storage import DatasetPath, RemotePath, parse_path
 from trainer.data.task_progress import show_nothing
 from trainer.distribute import hvd, multiworker, tf_strategy
+from trainer.distribute.elastic import request
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers.hosts import Place
 from trainer.distribute.topology import Device, Topology, resolve_topology
@@ -60,6 +61,8 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
         UsageError: what was asked for cannot be had; see the subclasses.
     """
     places = job.find_places(config.distribute, num_gpus_found=len(tf_runtime.list_gpus()))
+    if request.is_elastic(config.distribute):
+        request.check_batch(config.distribute, config.train.global_batch_size, num_places=len(places))
     topology = _find_topology(config.distribute, places)
     dataset_dir = _find_dataset(config, note)
     plan = make_plan(config, dataset_dir, topology, tf_runtime.list_gpus()[: topology.num_local_replicas])
@@ -80,10 +83,13 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         StoppedOnRequest, TrainingError: see `train`.
     """
     plan, config, run = planned.plan, planned.config, planned.run
+    if request.is_worker():
+        elastic_worker.ElasticWorker(plan, config, run, note=note).run()
+        return
     dataset_dir = parse_path(plan.dataset_dir)
     verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
     is_chief = planned.topology.is_chief
-    engine = _make_engine(planned.topology)
+    engine = _make_engine(planned.topology, config.distribute)
     job.check_workers_agree(engine, {"configuration": plan.identity(config), "dataset": plan.dataset_hash})
     store = CheckpointStore.of_run(run, config.checkpoint) if is_chief else None
     state = make_state(plan, config, engine, store)
@@ -116,8 +122,13 @@ def _find_topology(config: DistributeConfig, places: Sequence[Place]) -> Topolog
         return job.topology_of_job(config, places, num_gpus_found=len(gpus))
     if config.strategy not in ("multiworker", "horovod"):
         return resolve_topology(config, num_gpus_found=len(gpus))
+    if request.is_worker():
+        return elastic_worker.topology_before_joining(config)
     device: Device = "gpu" if config.device == "gpu" or (config.device == "auto" and gpus) else "cpu"
-    topology = hvd.start(device) if config.strategy == "horovod" else multiworker.find_topology(device)
+    if config.strategy == "horovod":
+        topology = hvd.start(device, fusion_bytes=config.fusion_bytes, cycle_time_ms=config.cycle_time_ms)
+    else:
+        topology = multiworker.find_topology(device)
     asked = config.gpus or config.replicas
     if asked not in (None, topology.num_replicas):
         raise DeviceError(
@@ -127,12 +138,11 @@ def _find_topology(config: DistributeConfig, places: Sequence[Place]) -> Topolog
     return topology
 
 
-def _make_engine(topology: Topology) -> Engine:
+def _make_engine(topology: Topology, config: DistributeConfig) -> Engine:
     if topology.strategy == "horovod":
         return hvd.make_engine(topology)
-    return (
-        multiworker.make_engine(topology) if topology.strategy == "multiworker" else tf_strategy.make_engine(topology)
-    )
+    make = multiworker.make_engine if topology.strategy == "multiworker" else tf_strategy.make_engine
+    return make(topology, fusion_bytes=config.fusion_bytes)
 
 
 def _find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:

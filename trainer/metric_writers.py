@@ -4,9 +4,9 @@ A line of `metrics.jsonl` is one JSON object,
 
     {"step": 120, "split": "train", "time": 1763700000.25, "loss": 0.31, "accuracy": 0.92, ...}
 
-with `split` "train" or "validation" and `time` in seconds since the epoch. JSON has no NaN or infinity; they are
-written as the strings "NaN", "Infinity" and "-Infinity", as the JSON mapping of Protocol Buffers does, and
-`read_metrics` turns them back into floats.
+with `split` one of `MetricsSplit` and `time` in seconds since the epoch. JSON has no NaN or infinity; they are written
+as the strings "NaN", "Infinity" and "-Infinity", as the JSON mapping of Protocol Buffers does, and `read_metrics` turns
+them back into floats.
 """
 
 import json
@@ -16,12 +16,13 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol, get_args
 
 from trainer import atomic
 from trainer.errors import RunError
 
-MetricsSplit = Literal["train", "validation"]
+# validation_raw: of the weights as they are in training, where "validation" is of their averages.
+MetricsSplit = Literal["train", "validation", "validation_raw"]
 
 _OWN_KEYS = ("step", "split", "time")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -135,8 +136,8 @@ def _whole_lines(content: bytes) -> list[bytes]:
 def _parse(line: bytes, path: pathlib.Path, number: int) -> dict[str, Any]:
     try:
         entry = json.loads(line)
-        if not (isinstance(entry["step"], int) and entry["split"] in ("train", "validation")):
-            raise ValueError("step is not an integer, or split neither 'train' nor 'validation'")
+        if not (isinstance(entry["step"], int) and entry["split"] in get_args(MetricsSplit)):
+            raise ValueError(f"step is not an integer, or split none of {', '.join(get_args(MetricsSplit))}")
     except (ValueError, KeyError, TypeError) as e:
         raise RunError(f"line {number} of {path} is not an entry of the metrics log ({e}); remove the line") from None
     return {name: _from_json(name, value) for name, value in entry.items()}

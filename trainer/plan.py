@@ -22,11 +22,11 @@ from trainer.distribute.topology import BatchDivision, Device, Strategy, Topolog
 from trainer.errors import ConfigError, DataError
 from trainer.model.backbones import find_backbone
 from trainer.model.classifier import BatchNorm, Trainable, resolve_weights
+from trainer.model.schedule import Schedule
+from trainer.resolve import Precision, check_accumulation, resolve_batch_norm, resolve_jit_compile, resolve_precision
 from trainer.run_dir import RunInfo
 
 SCHEMA_VERSION: Final = 1
-Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
-_BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
 
 
 class Plan(pydantic.BaseModel):
@@ -68,6 +68,9 @@ class Plan(pydantic.BaseModel):
     steps_per_epoch: float
     num_train_steps: int
     num_positions: int
+    # Of the learning rate.
+    peak_learning_rate: float
+    warmup_steps: int
     stages: list[Stage]
     checkpoint_every_steps: int
     warnings: list[str]
@@ -103,18 +106,14 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
     backbone = find_backbone(config.model.backbone)
     weights = resolve_weights(config.model.weights, backbone)
     division = divide_batch(config.distribute, config.train.global_batch_size, topology.num_replicas)
+    check_accumulation(config, division)
     num_train_steps, num_positions = _count_steps(config, num_train)
+    schedule = Schedule.of(config, num_train_steps=num_train_steps)
     steps_per_epoch = num_train / config.train.global_batch_size
     checkpoint_every_steps = config.checkpoint.every_steps or math.ceil(steps_per_epoch)
     image_size_px = config.model.image_size_px or backbone.image_size_px
-    cache = _plan_cache(
-        config,
-        manifest,
-        dataset_dir,
-        topology,
-        image_size_px,
-        num_evaluations=math.ceil(num_train_steps / checkpoint_every_steps),
-    )
+    num_evaluations = math.ceil(num_train_steps / checkpoint_every_steps)
+    cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, num_evaluations=num_evaluations)
     return Plan(
         dataset_dir=str(dataset_dir.resolve()),
         dataset_name=manifest.name,
@@ -131,19 +130,21 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
         weights=weights,
         image_size_px=image_size_px,
         trainable=config.model.trainable,
-        batch_norm=_resolve_batch_norm(config, weights),
+        batch_norm=resolve_batch_norm(config, weights),
         strategy=topology.strategy,
         device=topology.device,
         num_workers=topology.num_workers,
         num_replicas=topology.num_replicas,
-        precision=_resolve_precision(config, topology, gpus),
-        jit_compile=_resolve_jit_compile(config, topology),
+        precision=resolve_precision(config, topology, gpus),
+        jit_compile=resolve_jit_compile(config, topology),
         global_batch_size=config.train.global_batch_size,
         per_replica_batch_size=division.per_replica_batch_size,
         replica_slices=[division.slice_of(r) for r in range(topology.num_replicas)],
         steps_per_epoch=steps_per_epoch,
         num_train_steps=num_train_steps,
         num_positions=num_positions,
+        peak_learning_rate=schedule.peak,
+        warmup_steps=schedule.warmup_steps,
         stages=plan_stages(
             config.augment.progressive_sizes_px,
             num_train_steps=num_train_steps,
@@ -152,7 +153,7 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
             backbone=backbone.name,
         ),
         checkpoint_every_steps=checkpoint_every_steps,
-        warnings=_warnings(division, num_train, config.data.run_length),
+        warnings=_warnings(division, num_train, config.data.run_length, schedule),
     )
 
 
@@ -217,43 +218,18 @@ def _num_examples(manifest: Manifest, split: Literal["train", "validation"], dat
     return num_examples
 
 
-def _resolve_batch_norm(config: Config, weights: str) -> BatchNorm:
-    if config.model.batch_norm == "auto":
-        # A short fine-tuning never gives the moving averages time to follow the batches: pretrained statistics are
-        # kept. Without pretrained weights there are none to keep.
-        return "per_replica" if weights == "none" and config.model.trainable == "all" else "frozen"
-    if config.model.batch_norm == "per_replica" and config.model.trainable == "head":
-        raise ConfigError(
-            "model.batch_norm is per_replica, but model.trainable is head: a frozen backbone keeps its statistics; "
-            "use --set model.batch_norm=frozen or --set model.trainable=all"
-        )
-    return config.model.batch_norm
-
-
-def _resolve_precision(config: Config, topology: Topology, gpus: list[Any]) -> Precision:
-    if config.distribute.precision != "auto":
-        return config.distribute.precision
-    if topology.device == "cpu":
-        return "float32"
-    # TensorFlow is imported by whoever listed the GPUs.
-    import tensorflow as tf
-
-    capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
-    return "mixed_bfloat16" if min(capabilities) >= _BFLOAT16_COMPUTE_CAPABILITY else "mixed_float16"
-
-
-def _resolve_jit_compile(config: Config, topology: Topology) -> bool:
-    # On CPUs, XLA's convolutions are several times slower than the kernels that TensorFlow ships.
-    return topology.device == "gpu" if config.distribute.xla == "auto" else config.distribute.xla == "on"
-
-
-def _warnings(division: BatchDivision, num_train: int, run_length: int) -> list[str]:
+def _warnings(division: BatchDivision, num_train: int, run_length: int, schedule: Schedule) -> list[str]:
     warnings = [warning for warning in [run_length_warning(run_length, division)] if warning]
     if not division.is_even:
         filled = division.per_replica_batch_size * division.num_replicas - division.global_batch_size
         warnings.append(
             f"a global batch of {division.global_batch_size} does not divide evenly over {division.num_replicas} "
             f"replicas: {filled} examples of weight zero fill up every step"
+        )
+    if schedule.warmup_steps >= schedule.num_train_steps:
+        warnings.append(
+            f"the warm-up of {schedule.warmup_steps} steps is as long as the run of {schedule.num_train_steps}: the "
+            "learning rate never reaches its peak"
         )
     if division.global_batch_size > num_train:
         warnings.append(

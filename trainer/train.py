@@ -1,26 +1,27 @@
 """One training run, from a plan to its last checkpoint."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
-from trainer.actions import EvaluateAndSave, LogMetrics, assign_slots
+from trainer.actions import EvaluateAndSave, LogMetrics, assign_averages, assign_slots
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config
 from trainer.data.batch import Batch
-from trainer.data.pipeline import TrainingStream
+from trainer.data.pipeline import EvaluationStream, TrainingStream
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
 from trainer.evaluate import Evaluator
 from trainer.loop import StopRequest, run_loop
-from trainer.metric_writers import MetricsLog, MetricWriters, TensorBoardWriter
+from trainer.metric_writers import MetricsLog, MetricsSplit, MetricWriter, MetricWriters, TensorBoardWriter
 from trainer.model.classifier import assign_arrays, build_classifier, load_pretrained, saved_variables
 from trainer.plan import Plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
-from trainer.steps import StepMetrics, TrainState, TrainStep
+from trainer.steps import StepMetrics, TrainStep
 from trainer.streams import Caches, make_training_stream, make_validation_stream
+from trainer.train_state import TrainState
 
 
 def train(
@@ -32,8 +33,11 @@ def train(
     store: CheckpointStore | None,
     caches: Caches,
     progress: TrainingProgress,
+    more_writers: Sequence[MetricWriter] = (),
 ) -> None:
     """Trains from the step of `state` to the end of `plan`. Workers other than the chief have no `store`.
+
+    `more_writers` take the metrics on every worker, and not the chief alone.
 
     Raises:
         StoppedOnRequest: a signal asked for it; everything is saved.
@@ -42,7 +46,7 @@ def train(
     first_step = int(state.global_step.numpy())
     training = make_training_stream(plan, config, engine.topology, caches)
     validation = make_validation_stream(plan, config, engine.topology, caches)
-    with _open_writers(run, first_step) if store else MetricWriters([]) as writers:
+    with _open_writers(run, first_step, more_writers) if store else MetricWriters(more_writers) as writers:
         logging = LogMetrics(
             writers,
             progress,
@@ -56,7 +60,7 @@ def train(
             identity=plan.identity(config),
             state=state,
             store=store,
-            evaluator=Evaluator(engine, state.model, validation, jit_compile=plan.jit_compile),
+            evaluators=make_evaluators(plan, engine, state, validation),
             writers=writers,
             progress=progress,
             leave_out=logging.leave_out,
@@ -78,6 +82,21 @@ def train(
                 save=save_and_wait,
                 should_stop=lambda: engine.any(stop_request.is_set),
             )
+    # Nobody leaves while another still needs its answers.
+    engine.barrier()
+
+
+def make_evaluators(
+    plan: Plan, engine: Engine, state: TrainState, stream: EvaluationStream
+) -> dict[MetricsSplit, Evaluator]:
+    """By the name of what they write: "validation" is of the weights that will be used, the averages where there are
+    some; then those as they are in training are evaluated as well.
+    """
+    raw = Evaluator(engine, state.model, stream, jit_compile=plan.jit_compile)
+    if not state.averages:
+        return {"validation": raw}
+    averages = Evaluator(engine, state.model, stream, jit_compile=plan.jit_compile, instead=state.averaged_values())
+    return {"validation": averages, "validation_raw": raw}
 
 
 def staged_batches(plan: Plan, engine: Engine, stream: TrainingStream, first_step: int) -> Iterator[Batch]:
@@ -130,6 +149,7 @@ def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStor
         _restore(state, store, steps[-1])
     else:
         load_pretrained(model, plan.backbone, plan.weights)
+        state.start_averages()
     # A worker on another host may not see the run directory.
     engine.broadcast(state.variables)
     return state
@@ -137,16 +157,18 @@ def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStor
 
 def _restore(state: TrainState, store: CheckpointStore, step: int) -> None:
     store.clear_temporaries()
-    info, model, slots = store.load(step)
+    info, model, slots, averages = store.load(step)
     assign_arrays(saved_variables(state.model), model, origin=f"the checkpoint of step {step}")
     assign_slots(state, slots)
+    if state.averages:
+        assign_averages(state, averages)
     state.loss_scale.scale.assign(info.loss_scale)
     state.loss_scale.num_good_steps.assign(info.num_good_steps)
     state.global_step.assign(step)
     state.num_skipped_steps.assign(info.num_skipped_steps)
 
 
-def _open_writers(run: RunDir, first_step: int) -> MetricWriters:
+def _open_writers(run: RunDir, first_step: int, more_writers: Sequence[MetricWriter]) -> MetricWriters:
     log = MetricsLog(run.metrics_file)
     log.truncate_after(first_step)
-    return MetricWriters([log, TensorBoardWriter(run.tensorboard_dir)])
+    return MetricWriters([*more_writers, log, TensorBoardWriter(run.tensorboard_dir)])

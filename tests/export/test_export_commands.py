@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import export.cli
 from export.parity import ParityReport
-from trainer.checkpoint import CheckpointInfo, CheckpointStore
+from trainer.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
 from trainer.config import load_config
 from trainer.data.manifest import Manifest
 from trainer.errors import ArtifactError, DataError, ParityError, RunError, TrainerError, UsageError
@@ -61,7 +61,9 @@ def write_run(run: RunDir, dataset_dir: pathlib.Path, manifest: Manifest, *, hea
         num_good_steps=0,
         num_skipped_steps=0,
     )
-    CheckpointStore.of_run(run, config.checkpoint).save(checkpoint, named_arrays(saved_variables(model)), {})
+    CheckpointStore.of_run(run, config.checkpoint).save(
+        Checkpoint(checkpoint, named_arrays(saved_variables(model)), {}, {})
+    )
 
 
 @pytest.fixture(scope="module")

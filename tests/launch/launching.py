@@ -32,11 +32,11 @@ def launch(dataset: pathlib.Path, run_dir: pathlib.Path, *arguments: str) -> sub
 
 
 def final_weights_hash(run_dir: pathlib.Path) -> str:
-    """SHA-256 of the weights and the optimizer's slots of the last checkpoint."""
+    """SHA-256 of the weights, their averages and the optimizer's slots of the last checkpoint."""
     last = max((run_dir / "checkpoints").glob("step-*"))
     digest = hashlib.sha256()
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        digest.update((last / name).read_bytes())
+    for path in sorted(last.glob("*.safetensors")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -63,6 +63,14 @@ def exit_status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--device=cpu", "--config=nowhere.yaml"], "the recipe nowhere.yaml does not exist"),
         (["--device=cpu", "--hosts=a:2,b:2"], "needs a strategy of several processes"),
         (["--device=cpu", "--hosts=a:0", "--strategy=horovod"], "expected at least 1"),
+        (["--device=cpu", "--set=model.batch_norm=synchronized", "--xla=on"], "use --xla auto"),
+        (["--device=cpu", "--set=model.batch_norm=synchronized", "--set=model.trainable=head"], "keeps its statistics"),
+        (
+            ["--device=cpu", "--set=model.batch_norm=synchronized", "--set=train.accumulate_steps=2"],
+            "computes it in parts",
+        ),
+        (["--device=cpu", "--set=train.accumulate_steps=40"], "use at most 32"),
+        (["--device=cpu", "--set=optimizer.warmup_epochs=20"], "longer than the run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -13,8 +13,7 @@ import psutil
 import pytest
 from launching import QUICK, command, launch, metrics
 
-# Dropout is keyed by the slice of a replica, so it is left out where replicas are compared.
-COMPARABLE = ("--set=model.dropout=0", "--set=train.epochs=1")
+COMPARABLE = ("--set=train.epochs=1",)
 STRATEGIES = [pytest.param("horovod", marks=pytest.mark.horovod), "multiworker"]
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.config import OptimizerConfig
-from trainer.model.optimizer import Optimizer, clip_by_global_norm, learning_rate_at
+from trainer.config import OptimizerConfig, load_config
+from trainer.errors import ConfigError
+from trainer.model.optimizer import Optimizer, clip_by_global_norm
+from trainer.model.schedule import Schedule
 
 SHAPES = [(3, 3, 2, 4), (4,)]
 
@@ -64,10 +66,35 @@ def test_clipping_scales_all_gradients_together_and_reports_the_norm_before() ->
 
 
 def test_the_schedule_warms_up_then_falls_along_a_cosine_to_zero() -> None:
-    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine")
-    rates = [float(learning_rate_at(config, tf.constant(step), 104)) for step in range(105)]
+    schedule = Schedule(kind="cosine", peak=1.0, warmup_steps=4, num_train_steps=104)
+    rates = [float(schedule.at(tf.constant(step))) for step in range(105)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[4] == pytest.approx(1.0)
     assert rates[54] == pytest.approx(0.5, abs=1e-6)
     assert rates[104] == pytest.approx(0.0, abs=1e-6)
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[4:]))
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
+def test_the_peak_is_scaled_with_the_global_batch(scaling: str, factor: float) -> None:
+    config = load_config(
+        overrides=[f"optimizer.scaling={scaling}", "train.global_batch_size=1024", "optimizer.learning_rate=0.1"]
+    )
+    assert Schedule.of(config, num_train_steps=10).peak == pytest.approx(0.1 * factor)
+
+
+def test_a_warm_up_in_epochs_is_that_part_of_the_steps() -> None:
+    config = load_config(overrides=["optimizer.warmup_epochs=0.5", "train.epochs=5"])
+    assert Schedule.of(config, num_train_steps=1000).warmup_steps == 100
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.warmup_epochs=1", "optimizer.warmup_steps=5"], "set one of them to 0"),
+        (["optimizer.warmup_epochs=3", "train.epochs=2"], "longer than the run"),
+    ],
+)
+def test_a_warm_up_that_makes_no_sense_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Schedule.of(load_config(overrides=overrides), num_train_steps=100)

@@ -12,7 +12,10 @@ from trainer.config import Config, load_config
 from trainer.data.batch import Batch
 from trainer.distribute.tf_strategy import TfStrategyEngine, make_engine
 from trainer.distribute.topology import BatchDivision, Topology
-from trainer.steps import TrainState, TrainStep
+from trainer.model.batch_norm import SynchronizedBatchNormalization
+from trainer.model.dropout import ExampleDropout
+from trainer.steps import TrainStep
+from trainer.train_state import TrainState
 
 NUM_CPU_DEVICES = 4
 IMAGE_SIZE_PX = 12
@@ -26,8 +29,11 @@ def make_test_engine(num_replicas: int) -> TfStrategyEngine:
     return make_engine(Topology(strategy=strategy, device="cpu", num_local_replicas=num_replicas))
 
 
-def build_small_model(precision: str, *, batch_norm_trains: bool = False) -> Any:
+def build_small_model(
+    precision: str, *, batch_norm_trains: bool = False, is_synchronized: bool = False, dropout: float = 0.0
+) -> Any:
     """Five layers with weights: two convolutions, two batch normalisations, one dense; the same weights every time."""
+    batch_norm = SynchronizedBatchNormalization if is_synchronized else keras.layers.BatchNormalization
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(precision)
     try:
@@ -35,9 +41,11 @@ def build_small_model(precision: str, *, batch_norm_trains: bool = False) -> Any
         x = keras.layers.Rescaling(1 / 255)(images)
         for num_filters in (8, 16):
             x = keras.layers.Conv2D(num_filters, 3, strides=2)(x)
-            x = keras.layers.BatchNormalization(trainable=batch_norm_trains, momentum=0.9)(x)
+            x = batch_norm(trainable=batch_norm_trains, momentum=0.9)(x)
             x = keras.layers.ReLU()(x)
         x = keras.layers.GlobalAveragePooling2D()(x)
+        if dropout:
+            x = ExampleDropout(dropout)(x)
         return keras.Model(images, keras.layers.Dense(NUM_CLASSES, dtype="float32")(x))
     finally:
         keras.config.set_dtype_policy("float32")
@@ -52,6 +60,8 @@ class Training:
     jit_compile: bool = False
     global_batch_size: int = 16
     batch_norm_trains: bool = False
+    is_synchronized: bool = False
+    dropout: float = 0.0
     overrides: tuple[str, ...] = ("optimizer.name=sgd", "optimizer.learning_rate=0.05")
     num_train_steps: int = 10
 
@@ -61,8 +71,14 @@ class Training:
         )
         self.engine = make_test_engine(self.num_replicas)
         with self.engine.scope():
-            self.model = build_small_model(self.precision, batch_norm_trains=self.batch_norm_trains)
+            self.model = build_small_model(
+                self.precision,
+                batch_norm_trains=self.batch_norm_trains,
+                is_synchronized=self.is_synchronized,
+                dropout=self.dropout,
+            )
             self.state = TrainState.create(self.model, self.config, precision=self.precision)
+            self.state.start_averages()
         self.step = TrainStep(
             self.engine,
             self.state,

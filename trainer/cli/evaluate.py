@@ -23,10 +23,19 @@ class Which(StrEnum):
     last = "last"
 
 
+class Weights(StrEnum):
+    auto = "auto"
+    raw = "raw"
+    averages = "averages"
+
+
 def evaluate(
     run: Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")],
     split: Annotated[Split, typer.Option(help="Which split of the dataset.")] = Split.test,
     which: Annotated[Which, typer.Option(help="The checkpoint: best on validation, or last.")] = Which.best,
+    weights: Annotated[
+        Weights, typer.Option(help="raw, or the moving averages; auto: the averages where the run has them.")
+    ] = Weights.auto,
     data: Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")] = None,
     device: Annotated[str, typer.Option(help="auto, gpu or cpu.")] = "auto",
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs.", show_default="all")] = None,
@@ -69,6 +78,7 @@ def evaluate(
         split.value,
         make_engine(topology),
         which=which.value,
+        weights=weights.value,
         dataset_dir=parse_path(data) if data else None,
         per_replica_batch_size=batch_size,
     )

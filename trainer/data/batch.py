@@ -13,5 +13,5 @@ class Batch(NamedTuple):
     weights: Tensor  # [b] float32; 0 for what only fills up the slice
     positions: Tensor  # [b] int64; in training, those in the stream of examples (see data.order)
     # [b, k] float32, what the random changes on the device are made of, drawn on the host by example (see
-    # data.device_changes); k is 0 where nothing is changed there.
+    # data.augmentation.changes); k is 0 where nothing is changed there.
     randomness: Tensor

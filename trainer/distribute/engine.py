@@ -28,7 +28,10 @@ class Engine(Protocol):
         """Calls `replica_fn` on every replica with its part of the per-replica `args`; from inside a tf.function."""
 
     def all_reduce_sum(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The sums over all replicas of all workers; called inside `replica_fn`, by all with the same shapes."""
+        """The sums over all replicas of all workers; called inside `replica_fn`, by all with the same shapes.
+
+        Tensors of one dtype travel together, in packs. A tape can differentiate it.
+        """
 
     def first(self, value: Any) -> Tensor:
         """The first local replica's tensor of a per-replica value."""
@@ -47,3 +50,13 @@ class Engine(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any worker; called by all of them."""
+
+
+def reduce_by_dtype(reduce: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
+    """Calls `reduce` once for each dtype among `tensors`, always in the same order, and puts the results in place."""
+    results = list(tensors)
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        for i, reduced in zip(places, reduce([tensors[i] for i in places]), strict=True):
+            results[i] = reduced
+    return results

@@ -5,13 +5,14 @@ Horovod's words for what the rest of the project calls worker index, local index
 """
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.distribute.engine import Tensor
+from trainer.distribute.engine import Tensor, reduce_by_dtype
 from trainer.distribute.topology import Topology
 from trainer.errors import DeviceError
 
@@ -36,7 +37,7 @@ class HorovodEngine:
         return replica_fn(*args)
 
     def all_reduce_sum(self, tensors: list[Tensor]) -> list[Tensor]:
-        return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum))
+        return reduce_by_dtype(lambda same: list(self._hvd.grouped_allreduce(same, op=self._hvd.Sum)), tensors)
 
     def first(self, value: Any) -> Tensor:
         return value
@@ -58,13 +59,22 @@ class HorovodEngine:
         return bool(self._hvd.allreduce(tf.constant(float(flag)), op=self._hvd.Sum) > 0)
 
 
-def start(device: str) -> Topology:
+def start(device: str, *, fusion_bytes: int | None = None, cycle_time_ms: float | None = None) -> Topology:
     """Initialises Horovod and returns this process's place; on GPUs, the process takes the one of its local rank.
+
+    Args:
+        fusion_bytes: how much of the gradients travels together; None leaves it to Horovod, as does `cycle_time_ms`,
+            how long it waits for more.
 
     Raises:
         DeviceError: Horovod is not installed, or there are more processes on this host than GPUs.
     """
     horovod = _import_horovod()
+    # It reads them once, when it is initialised.
+    if fusion_bytes is not None:
+        os.environ["HOROVOD_FUSION_THRESHOLD"] = str(fusion_bytes)
+    if cycle_time_ms is not None:
+        os.environ["HOROVOD_CYCLE_TIME"] = str(cycle_time_ms)
     horovod.init()
     if device == "gpu":
         gpus = tf.config.list_physical_devices("GPU")
@@ -81,6 +91,11 @@ def start(device: str) -> Topology:
         num_workers=horovod.size(),
         worker_index=horovod.rank(),
     )
+
+
+def stop() -> None:
+    """Comes out of the job that `start` has joined, so that the process may join another."""
+    _import_horovod().shutdown()
 
 
 def make_engine(topology: Topology) -> HorovodEngine:

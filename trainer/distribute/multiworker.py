@@ -16,8 +16,8 @@ from trainer.errors import DeviceError
 class MultiWorkerEngine(TfStrategyEngine):
     """Implements `engine.Engine`; what one worker must not do alone goes through the strategy's collectives."""
 
-    def __init__(self, topology: Topology, strategy: Any) -> None:
-        super().__init__(topology, strategy)
+    def __init__(self, topology: Topology, strategy: Any, *, fusion_bytes: int | None = None) -> None:
+        super().__init__(topology, strategy, fusion_bytes=fusion_bytes)
         # Traced once for each shape: a collective of Python values would be traced anew for every value.
         self._sum = tf.function(self._sum_over_replicas)
         self._gather = tf.function(self._gather_from_replicas)
@@ -102,8 +102,9 @@ def find_topology(device: Device) -> Topology:
     )
 
 
-def make_engine(topology: Topology) -> MultiWorkerEngine:
+def make_engine(topology: Topology, *, fusion_bytes: int | None = None) -> MultiWorkerEngine:
     """Connects to the other workers; before anything else in the process has run a TensorFlow operation."""
     resolvers = tf.distribute.cluster_resolver
     resolver = resolvers.TFConfigClusterResolver() if "TF_CONFIG" in os.environ else resolvers.SlurmClusterResolver()
-    return MultiWorkerEngine(topology, tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver))
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    return MultiWorkerEngine(topology, strategy, fusion_bytes=fusion_bytes)

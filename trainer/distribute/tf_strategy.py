@@ -8,16 +8,18 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import tf_runtime
-from trainer.distribute.engine import Tensor
+from trainer.distribute.engine import Tensor, reduce_by_dtype
 from trainer.distribute.topology import Topology
 
 
 class TfStrategyEngine:
     """Implements `engine.Engine` with a `tf.distribute.Strategy`."""
 
-    def __init__(self, topology: Topology, strategy: Any) -> None:
+    def __init__(self, topology: Topology, strategy: Any, *, fusion_bytes: int | None = None) -> None:
+        """`fusion_bytes`: about how much travels in one pack; None leaves it to TensorFlow."""
         self.topology = topology
         self._strategy = strategy
+        self._options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=fusion_bytes or 0)
 
     def scope(self) -> Any:
         return self._strategy.scope()
@@ -33,7 +35,11 @@ class TfStrategyEngine:
         if self.topology.num_replicas == 1:
             return tensors
         context = tf.distribute.get_replica_context()
-        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
+
+        def reduce(tensors: list[Tensor]) -> list[Tensor]:
+            return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors, options=self._options))
+
+        return reduce_by_dtype(reduce, tensors)
 
     def first(self, value: Any) -> Tensor:
         return self._strategy.experimental_local_results(value)[0]
@@ -69,7 +75,7 @@ class _OwnCollectiveKeys(tf.distribute.MirroredStrategy):  # type: ignore[misc]
         super().__init__(devices)
 
 
-def make_engine(topology: Topology) -> TfStrategyEngine:
+def make_engine(topology: Topology, *, fusion_bytes: int | None = None) -> TfStrategyEngine:
     """Claims the devices of `topology`; before anything else in the process has run a TensorFlow operation."""
     if topology.device == "gpu":
         devices = [f"/gpu:{i}" for i in range(topology.num_local_replicas)]
@@ -77,4 +83,4 @@ def make_engine(topology: Topology) -> TfStrategyEngine:
         devices = tf_runtime.split_cpu(topology.num_local_replicas)
     if topology.strategy == "single":
         return TfStrategyEngine(topology, tf.distribute.OneDeviceStrategy(devices[0]))
-    return TfStrategyEngine(topology, _OwnCollectiveKeys(devices))
+    return TfStrategyEngine(topology, _OwnCollectiveKeys(devices), fusion_bytes=fusion_bytes)

@@ -13,9 +13,11 @@ import safetensors.numpy
 
 from trainer.errors import ModelError
 from trainer.model.backbones import Backbone, PixelScaling, find_backbone
+from trainer.model.batch_norm import with_synchronized_statistics
+from trainer.model.dropout import ExampleDropout, with_example_dropout
 
 Trainable = Literal["all", "head"]
-BatchNorm = Literal["frozen", "per_replica"]
+BatchNorm = Literal["frozen", "per_replica", "synchronized"]
 
 
 @keras.saving.register_keras_serializable("trainer")
@@ -65,7 +67,9 @@ def build_classifier(
         )
     shape: Any = (image_size_px, image_size_px, 3)
     with _dtype_policy(dtype_policy):
-        network = spec.build(shape)
+        network = with_example_dropout(spec.build(shape))
+        if batch_norm == "synchronized":
+            network = with_synchronized_statistics(network)
         if other_sizes_px:
             network, shape = _for_any_size(network, spec.name, other_sizes_px), (None, None, 3)
         _freeze(network, trainable, batch_norm)
@@ -75,7 +79,7 @@ def build_classifier(
         x = network(x, training=False) if trainable == "head" else network(x)
         x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
         if dropout:
-            x = keras.layers.Dropout(dropout, name="head_dropout")(x)
+            x = ExampleDropout(dropout, name="head_dropout")(x)
         logits = keras.layers.Dense(num_classes, dtype="float32", name="head")(x)
         return keras.Model(images, logits, name="classifier")
 
@@ -108,7 +112,7 @@ def load_pretrained(classifier: Any, backbone_name: str, weights: str) -> None:
     elif weights == "imagenet":
         _copy_imagenet_weights(spec, network)
     else:
-        _load_weight_file(network, pathlib.Path(weights))
+        _load_weight_file(spec, network, pathlib.Path(weights))
 
 
 def saved_variables(model: Any) -> list[Any]:
@@ -201,7 +205,7 @@ def _copy_imagenet_weights(spec: Backbone, network: Any) -> None:
     network.set_weights(source.get_weights())
 
 
-def _load_weight_file(network: Any, path: pathlib.Path) -> None:
+def _load_weight_file(spec: Backbone, network: Any, path: pathlib.Path) -> None:
     if not path.is_file():
         raise ModelError(f"model.weights names the file {path}, which does not exist; or use bundled, imagenet or none")
     if path.suffix == ".safetensors":
@@ -215,8 +219,11 @@ def _load_weight_file(network: Any, path: pathlib.Path) -> None:
             with warnings.catch_warnings():
                 # Keras only warns of a part of the network that the file has no weights for.
                 warnings.simplefilter("error", UserWarning)
-                network.load_weights(path)
+                # Keras files weights by the classes of the layers, some of which stand in for others here.
+                source = spec.build(tuple(network.input_shape[1:]))
+                source.load_weights(path)
         except (ValueError, KeyError, OSError, UserWarning) as e:
-            raise ModelError(f"{path} does not fit {network.name}: {' '.join(str(e).split())[:300]}") from None
+            raise ModelError(f"{path} does not fit {spec.name}: {' '.join(str(e).split())[:300]}") from None
+        network.set_weights(source.get_weights())
     else:
         raise ModelError(f"{path} is of no known kind; expected .safetensors (of a run) or .weights.h5 (of Keras)")

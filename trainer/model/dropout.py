@@ -9,12 +9,15 @@ training step gives a key for each example, and a layer makes its mask of nothin
 
 import contextlib
 import contextvars
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from trainer.model.replacing import replace_layers
 
 Tensor = Any
 # uint32 [b], for the call that is being traced.
@@ -73,24 +76,19 @@ class ExampleDropout(keras.layers.Layer):  # type: ignore[misc]
 
 
 def with_example_dropout(model: Any, first_salt: int = 1) -> Any:
-    """`model`, a functional one, with each Keras Dropout in it replaced; the same object where it has none."""
-    random = [layer for layer in model.layers if type(layer) is keras.layers.Dropout and layer.rate > 0]
-    if not random:
-        return model
-    salts = {layer.name: first_salt + i for i, layer in enumerate(random)}
+    """`model`, a functional one, with new weights and each Keras Dropout in it replaced; the same object where it has
+    none.
+    """
+    salts = itertools.count(first_salt)
 
-    def clone(layer: Any) -> Any:
-        if layer.name not in salts:
-            return layer.__class__.from_config(layer.get_config())
+    def replacement(layer: Any) -> Any | None:
+        if type(layer) is not keras.layers.Dropout:
+            return None
         return ExampleDropout(
-            layer.rate,
-            layer.noise_shape,
-            salt=salts[layer.name],
-            name=layer.name,
-            dtype=layer.dtype_policy,
+            layer.rate, layer.noise_shape, salt=next(salts), name=layer.name, dtype=layer.dtype_policy
         )
 
-    return keras.models.clone_model(model, clone_function=clone)
+    return replace_layers(model, replacement)
 
 
 def _uniform(keys: Tensor, salt: int, num_values: int) -> Tensor:

@@ -74,18 +74,6 @@ def clip_by_global_norm(gradients: list[Tensor], clip_norm: float | None) -> tup
     return [g * scale for g in gradients], norm
 
 
-def learning_rate_at(config: OptimizerConfig, step: Tensor, num_train_steps: int) -> Tensor:
-    """The learning rate, a float32 scalar, of update `step` (from 0): linear warm-up, then the schedule to its end."""
-    step = tf.cast(step, tf.float32)
-    warmup = float(config.warmup_steps)
-    peak = tf.constant(config.learning_rate, tf.float32)
-    rate = peak
-    if config.schedule == "cosine":
-        progress = tf.clip_by_value((step - warmup) / max(1.0, num_train_steps - warmup), 0.0, 1.0)
-        rate = 0.5 * peak * (1.0 + tf.cos(tf.constant(3.141592653589793) * progress))
-    return tf.where(step < warmup, peak * (step + 1.0) / (warmup + 1.0), rate)
-
-
 def _sgd(
     config: OptimizerConfig, gradient: Tensor, slot: list[Tensor], learning_rate: Tensor, _: Tensor
 ) -> tuple[Tensor, list[Tensor]]:

@@ -206,7 +206,7 @@ def _skipped(entries: list[dict[str, Any]]) -> str:
 
 def _charts(entries: list[dict[str, Any]]) -> list[LineChart]:
     def both(name: str) -> dict[str, list[tuple[float, float]]]:
-        return {split: _points(entries, split, name) for split in ("train", "validation")}
+        return {split: _points(entries, split, name) for split in ("train", "validation", "validation_raw")}
 
     def train(name: str) -> dict[str, list[tuple[float, float]]]:
         return {"train": _points(entries, "train", name)}

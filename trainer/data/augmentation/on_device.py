@@ -26,7 +26,7 @@ def augment_batch(
     Args:
         images: [b, size, size, 3] uint8; b and size are static.
         targets: [b, num_classes] float32, one-hot or soft.
-        randomness: [b, k] float32, from `device_changes.draw_randomness` for the same augmentation and size.
+        randomness: [b, k] float32, from `changes.draw_randomness` for the same augmentation and size.
         positions: [b] int64, in the stream of examples; says which rows are partners.
 
     Returns:

@@ -1,0 +1,63 @@
+"""Networks whose dropout or batch normalisation is replaced: nothing else changes, and weights go in as before."""
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+from trainer.model.backbones import find_backbone
+from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
+from trainer.model.classifier import backbone_of, build_classifier, is_seed, load_pretrained
+from trainer.model.dropout import ExampleDropout
+
+SIZE_PX = 32
+
+
+def count(network: keras.Model, kind: type[keras.layers.Layer]) -> int:
+    return sum(type(layer) is kind for layer in network._flatten_layers())
+
+
+def test_random_layers_of_a_backbone_are_keyed_by_example_and_weights_go_in_as_before() -> None:
+    name = "efficientnetb0"
+    plain = find_backbone(name).build((SIZE_PX, SIZE_PX, 3))
+    network = backbone_of(build_classifier(backbone=name, num_classes=3, image_size_px=SIZE_PX, dropout=0.1))
+    assert not [v.path for v in network.variables if is_seed(v)]
+    assert count(network, ExampleDropout) > 5 and count(network, keras.layers.Dropout) == 0
+    network.set_weights(plain.get_weights())
+    images = np.random.default_rng(0).uniform(0, 255, [2, SIZE_PX, SIZE_PX, 3]).astype(np.float32)
+    np.testing.assert_allclose(network(images, training=False), plain(images, training=False), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_normalisations_are_synchronised_by_choice_and_a_weight_file_of_keras_still_fits(
+    tmp_path: pathlib.Path,
+) -> None:
+    keras.utils.set_random_seed(1)
+    plain = find_backbone("mobilenetv2").build((SIZE_PX, SIZE_PX, 3))
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    classifier = build_classifier(
+        backbone="mobilenetv2", num_classes=3, image_size_px=SIZE_PX, batch_norm="synchronized"
+    )
+    network = backbone_of(classifier)
+    num_layers = count(plain, keras.layers.BatchNormalization)
+    assert count(network, SynchronizedBatchNormalization) == num_layers > 50
+    assert len(changing_statistics(classifier)) == 2 * num_layers
+    load_pretrained(classifier, "mobilenetv2", str(tmp_path / "plain.weights.h5"))
+    images = np.random.default_rng(0).uniform(0, 255, [2, SIZE_PX, SIZE_PX, 3]).astype(np.float32)
+    np.testing.assert_allclose(network(images, training=False), plain(images, training=False), rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_statistics_are_none_that_change() -> None:
+    classifier = build_classifier(backbone="mobilenetv2", num_classes=3, image_size_px=SIZE_PX)
+    assert changing_statistics(classifier) == []
+
+
+def test_a_model_with_random_layers_of_its_own_is_refused_by_name() -> None:
+    from trainer.config import Config
+    from trainer.errors import ModelError
+    from trainer.train_state import TrainState
+
+    inputs = keras.Input([4])
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GaussianNoise(0.1, name="noise")(inputs)))
+    with pytest.raises(ModelError, match="noise"):
+        TrainState.create(model, Config(), precision="float32")
