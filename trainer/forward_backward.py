@@ -4,7 +4,6 @@ The one exception are synchronised batch statistics, which are added up over the
 """
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from trainer.config import Config
 from trainer.data.augmentation.on_device import augment_batch
 from trainer.data.augmentation.presets import resolve_augmentation
 from trainer.data.batch import Batch
+from trainer.distribute.topology import part_size
 from trainer.errors import ModelError
 from trainer.model.batch_norm import statistics_over
 from trainer.model.dropout import dropout_keys
@@ -119,17 +119,15 @@ class ForwardBackward:
 
 
 def split_batch(batch: Batch, num_parts: int) -> Batch:
-    """Tensors [num_parts, p, ...] of those [b, ...] of `batch`.
-
-    p is even, so that the pairs of mixup stay together; what fills up the last parts are copies of the last example,
-    of weight zero.
+    """Tensors [num_parts, size, ...] of those [b, ...] of `batch`, the last parts filled up with copies of the last
+    example, of weight zero.
     """
     num_examples = batch.images.shape[0]
-    part_size = math.ceil(num_examples / num_parts / 2) * 2
-    rows = tf.range(num_parts * part_size)
+    size = part_size(num_examples, num_parts)
+    rows = tf.range(num_parts * size)
     filled = Batch(*(tf.gather(tensor, tf.minimum(rows, num_examples - 1)) for tensor in batch))
     filled = filled._replace(weights=tf.where(rows < num_examples, filled.weights, 0.0))
-    return Batch(*(tf.reshape(tensor, [num_parts, part_size, *tensor.shape[1:]]) for tensor in filled))
+    return Batch(*(tf.reshape(tensor, [num_parts, size, *tensor.shape[1:]]) for tensor in filled))
 
 
 def cross_entropy(targets: Tensor, logits: Tensor, label_smoothing: float) -> Tensor:

@@ -63,12 +63,17 @@ class TrainStep:
         forward_backward = ForwardBackward(
             state, config, synchronize=engine.all_reduce_sum if is_synchronized else None
         )
+        # AutoGraph would only take time: nothing here is Python control flow over tensors.
         # A strategy's collectives must not be called from a function within the replica's.
         self._forward_backward = (
-            forward_backward if is_synchronized else tf.function(forward_backward.__call__, jit_compile=jit_compile)
+            forward_backward
+            if is_synchronized
+            else tf.function(forward_backward.__call__, jit_compile=jit_compile, autograph=False)
         )
-        self._apply = tf.function(self._apply_to_tensors, jit_compile=jit_compile)
-        self._step = tf.function(self._on_all_replicas)
+        self._apply = tf.function(self._apply_to_tensors, jit_compile=jit_compile, autograph=False)
+        self._step = tf.function(self._on_all_replicas, autograph=False)
+        self._compute = tf.function(lambda batch: engine.run(self._compute_on_replica, batch), autograph=False)
+        self._reduce_alone = tf.function(lambda local: engine.run(self._reduce, local), autograph=False)
 
     def __call__(self, batch: Batch) -> StepMetrics:
         return StepMetrics(*self._step(batch))
@@ -77,18 +82,33 @@ class TrainStep:
         metrics = self._engine.run(self._on_replica, batch)
         return [self._engine.first(value) for value in metrics]
 
+    def compute(self, batch: Batch) -> Any:
+        """Forward and backward alone: a `Local` of per-replica values. Nothing is changed; for taking its time."""
+        return self._compute(batch)
+
+    def reduce(self, local: Any) -> Any:
+        """The reduction alone, of what `compute` returned."""
+        return self._reduce_alone(local)
+
     def _on_replica(self, batch: Batch) -> StepMetrics:
-        model = self._state.model
-        fixed = [tf.convert_to_tensor(v.value) for v in model.non_trainable_variables]
         variables = self._variables()
         before = tf.nest.map_structure(tf.convert_to_tensor, variables)
-        scale = before.scalars[0]
-        local = self._reduce(self._forward_backward(before.trainable, fixed, batch, scale))
+        local = self._reduce(self._compute_on_replica(batch))
+        after, metrics = self._apply(before, local)
+        # The call above is inlined, and what of it needs no reduced tensor, such as the number of the step, does not
+        # wait for any: the assignments themselves have to.
         with tf.control_dependencies(tf.nest.flatten(local)):
-            after, metrics = self._apply(before, local)
-        for variable, value in zip(tf.nest.flatten(variables), tf.nest.flatten(after), strict=True):
-            variable.assign(value)
+            for variable, value in zip(tf.nest.flatten(variables), tf.nest.flatten(after), strict=True):
+                variable.assign(value)
         return StepMetrics(*metrics)
+
+    def _compute_on_replica(self, batch: Batch) -> Local:
+        model = self._state.model
+        trainable = [tf.convert_to_tensor(v.value) for v in model.trainable_variables]
+        fixed = [tf.convert_to_tensor(v.value) for v in model.non_trainable_variables]
+        scale = tf.convert_to_tensor(self._state.loss_scale.scale)
+        local: Local = self._forward_backward(trainable, fixed, batch, scale)
+        return local
 
     def _reduce(self, local: Local) -> Local:
         """The sums over all replicas; of the statistics, the average."""
@@ -152,8 +172,8 @@ class EvaluationStep:
         """`instead`: variables that are read in place of the model's, by the id of those (see `TrainState`)."""
         self._engine, self._model = engine, model
         self._instead = instead or {}
-        self._forward = tf.function(self._forward_on_tensors, jit_compile=jit_compile)
-        self._step = tf.function(lambda batch: engine.run(self._on_replica, batch))
+        self._forward = tf.function(self._forward_on_tensors, jit_compile=jit_compile, autograph=False)
+        self._step = tf.function(lambda batch: engine.run(self._on_replica, batch), autograph=False)
 
     def __call__(self, batch: Batch) -> Any:
         return self._step(batch)

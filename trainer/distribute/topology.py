@@ -67,6 +67,14 @@ class BatchDivision:
         return min(start, self.global_batch_size), min(stop, self.global_batch_size)
 
 
+def part_size(per_replica_batch_size: int, num_parts: int) -> int:
+    """Examples in each of the parts that a replica computes its slice in, one after the other.
+
+    Even where there are several, so that the partners of mixup stay together; the last parts may have less.
+    """
+    return per_replica_batch_size if num_parts == 1 else math.ceil(per_replica_batch_size / num_parts / 2) * 2
+
+
 def divide_batch(config: DistributeConfig, global_batch_size: int, num_replicas: int) -> BatchDivision:
     """Raises ConfigError where a replica would get nothing, or, under `strict_batch`, not as much as the others."""
     division = BatchDivision(global_batch_size, num_replicas)
