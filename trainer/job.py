@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from trainer import tf_runtime
 from trainer.config import DistributeConfig
+from trainer.distribute.elastic import request
+from trainer.distribute.elastic.supervisor import ElasticSupervisor
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers.environments import horovod_rendezvous, multiworker_environments
 from trainer.distribute.launchers.external import find_place
@@ -31,6 +34,8 @@ def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]
         ConfigError: `hosts` is not of the right form, or needs another strategy.
         DeviceError: this machine has fewer GPUs than asked for.
     """
+    if request.is_elastic(config):
+        return [] if request.is_worker() else request.find_places(config, num_gpus_found=num_gpus_found)
     if config.hosts is not None and config.strategy not in _STRATEGIES:
         raise ConfigError(
             f"--hosts {config.hosts} needs a strategy of several processes, and --strategy is {config.strategy}; add "
@@ -65,18 +70,51 @@ def run_workers(
 
     Raises: see `Supervisor.run`.
     """
+    if request.is_elastic(config):
+        _run_elastic_workers(config, arguments=arguments, run_dir=run_dir)
+        return
     supervisor = Supervisor(
         places,
         log_dir=run_dir / LOG_DIR_NAME,
         show=lambda line: print(line, file=sys.stderr, flush=True),
-        options=SupervisorOptions(
-            start_timeout_secs=config.start_timeout_secs,
-            stall_timeout_secs=config.stall_timeout_secs,
-            ssh_options=config.ssh_options,
-        ),
+        options=supervisor_options(config),
     )
     with _meeting_place(config, places) as environments:
-        supervisor.run([sys.executable, "-m", "trainer", "launch", *arguments], environments)
+        supervisor.run(worker_command(arguments), environments)
+
+
+def _run_elastic_workers(config: DistributeConfig, *, arguments: list[str], run_dir: pathlib.Path) -> None:
+    source = request.find_source(config, num_gpus_found=len(tf_runtime.list_gpus()))
+    supervisor = ElasticSupervisor(
+        source,
+        log_dir=run_dir / LOG_DIR_NAME,
+        show=lambda line: print(line, file=sys.stderr, flush=True),
+        options=request.elastic_options(config, source, supervisor=supervisor_options(config)),
+    )
+    supervisor.run(worker_command(arguments), request.worker_environment)
+
+
+def worker_arguments(arguments: Sequence[str], *, run_dir: pathlib.Path | str, dataset_dir: str) -> list[str]:
+    """The arguments of every worker: those of this command after "trainer", and what was decided here once for all."""
+    passed_on = list(arguments)
+    passed_on.remove("launch")
+    # The launcher alone answers; and a dry run shows what the command without --dry-run does.
+    passed_on = [argument for argument in passed_on if argument not in ("--json", "--dry-run")]
+    return [*passed_on, f"--run-dir={run_dir}", f"--data={dataset_dir}"]
+
+
+def worker_command(arguments: Sequence[str]) -> list[str]:
+    """What runs at every place."""
+    return [sys.executable, "-m", "trainer", "launch", *arguments]
+
+
+def supervisor_options(config: DistributeConfig) -> SupervisorOptions:
+    return SupervisorOptions(
+        start_timeout_secs=config.start_timeout_secs,
+        stall_timeout_secs=config.stall_timeout_secs,
+        host_timeout_secs=config.host_timeout_secs,
+        ssh_options=config.ssh_options,
+    )
 
 
 def check_workers_agree(engine: Engine, facts: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
 """A launcher process for the tests: python job.py LOG_DIR HOSTS MODE [STALL_TIMEOUT_SECS [SSH_OPTION ...]].
 
-HOSTS is a number of workers on this machine, or name:slots,name:slots.
+HOSTS is a number of workers on this machine, or name:slots,name:slots. HOST_TIMEOUT_SECS may be in the environment.
 
 Its workers run this file again as: python job.py worker MODE. TensorFlow plays no part.
 """
@@ -31,13 +31,13 @@ def work(mode: str) -> int:
     if mode == "fail" and index == "1":
         print("the reason of worker 1", flush=True)
         return 3
-    for _ in range(6000):
+    for _ in range(500 if mode == "briefly" else 6000):
         time.sleep(0.01)
         if pulse is not None and not (mode == "hang" and index == "1" and pulse.counter >= 3):
             pulse.beat()
         elif mode == "hang":
             wait_in_vain()
-    return 1
+    return 0 if mode == "briefly" else 1
 
 
 def wait_in_vain() -> None:
@@ -54,6 +54,7 @@ def launch(log_dir: str, hosts: str, mode: str, stall_timeout_secs: float | None
             failure_grace_secs=0.5,
             stall_timeout_secs=stall_timeout_secs,
             start_timeout_secs=60,
+            host_timeout_secs=float(os.environ.get("HOST_TIMEOUT_SECS", "30")),
             ssh_options=ssh_options,
         ),
     )

@@ -29,14 +29,16 @@ TF_CONFIG = json.dumps({"cluster": {"worker": ["a:1", "b:1", "b:2", "c:1"]}, "ta
             ("OMPI_COMM_WORLD_RANK", 1, 2, 0),
         ),
         ({"PMI_RANK": "1", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"}, ("PMI_RANK", 1, 8, 1)),
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, ("SLURM_PROCID", 5, 8, 1)),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}, ("SLURM_PROCID", 5, 8, 1)),
         # A shell of an interactive allocation is a task of one.
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}, None),
+        # A batch script is no task that srun has started: it may start workers on the nodes by --hosts.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, None),
         # mpirun inside a Slurm job knows better than Slurm.
         (
             {
                 "SLURM_PROCID": "0",
-                "SLURM_NTASKS": "2",
+                "SLURM_STEP_NUM_TASKS": "2",
                 "OMPI_COMM_WORLD_RANK": "7",
                 "OMPI_COMM_WORLD_SIZE": "16",
                 "OMPI_COMM_WORLD_LOCAL_RANK": "7",

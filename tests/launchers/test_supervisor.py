@@ -158,3 +158,29 @@ def test_a_worker_that_hangs_is_named_with_its_stack(start) -> None:
     assert "TrainingError: worker 1 on this machine hangs" in output
     assert "in wait_in_vain" in output.partition("TrainingError")[2]
     job.wait_until_nobody_is_left()
+
+
+def test_a_paused_launcher_goes_on_with_its_workers_on_this_machine(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z: only a host that cannot be reached otherwise is given up for its silence."""
+    monkeypatch.setenv("HOST_TIMEOUT_SECS", "1")
+    job = start(2, "briefly")
+    job.read_until_all_run(2)
+    job.process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    job.process.send_signal(signal.SIGCONT)
+    output = job.finish()
+    assert job.process.returncode == 0, output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_stopped_before_its_workers_run_says_so_and_leaves_nobody(start, number: int) -> None:
+    job = start(2, "save")
+    children: list[psutil.Process] = []
+    while len(children) < 2:
+        children = psutil.Process(job.process.pid).children()
+    job.seen |= {*children}
+    job.process.send_signal(number)
+    output = job.finish()
+    assert job.process.returncode == 75, output
+    assert "StoppedOnRequest: stopped on request" in output
+    job.wait_until_nobody_is_left()

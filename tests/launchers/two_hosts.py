@@ -19,10 +19,15 @@ _SSH_PORT = 22022
 
 @dataclasses.dataclass(frozen=True)
 class TwoHosts:
-    """The hosts' names, and what ssh must be told to reach one from the other."""
+    """The hosts' names, and what ssh must be told to reach one from the other.
+
+    `hidden` is a folder of the first host; what the second one sees in its place is `hidden_of_second`.
+    """
 
     names: tuple[str, str]
     ssh_options: tuple[str, ...]
+    hidden: pathlib.Path
+    hidden_of_second: pathlib.Path
 
     def command_on_first(self, command: Sequence[str]) -> list[str]:
         """`command` as it must be started here to run on the first host."""
@@ -31,6 +36,15 @@ class TwoHosts:
     def cut(self) -> None:
         """Pulls the cable: what is sent from now on is lost, without an answer."""
         _run("ip", "-n", self.names[1], "link", "set", "eth0", "down")
+
+    def mend(self) -> None:
+        """Puts the cable back."""
+        _run("ip", "-n", self.names[1], "link", "set", "eth0", "up")
+
+    def ssh_from_first(self, *command: str) -> str:
+        """What `command` prints on the second host, when the first one runs it there."""
+        ssh = self.command_on_first(["ssh", *self.ssh_options, self.names[1], *command])
+        return subprocess.run(ssh, check=True, capture_output=True, text=True).stdout
 
 
 def find_obstacle() -> str | None:
@@ -49,7 +63,7 @@ def find_obstacle() -> str | None:
 
 @contextlib.contextmanager
 def two_hosts(directory: pathlib.Path, *, hide: pathlib.Path) -> Iterator[TwoHosts]:
-    """Builds the hosts; their files lie in `directory`."""
+    """Builds the hosts; their files lie in `directory`. What the first has in `hide` the second does not see."""
     names = (f"ha{os.getpid()}", f"hb{os.getpid()}")
     key = directory / "key"
     _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
@@ -65,7 +79,7 @@ def two_hosts(directory: pathlib.Path, *, hide: pathlib.Path) -> Iterator[TwoHos
             _start_sshd(name, directory, key, hidden=hide if i else None, empty=empty)
         options = ("-p", str(_SSH_PORT), "-i", str(key))
         options += ("-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={directory / 'known_hosts'}")
-        yield TwoHosts(names, (*options, "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10"))
+        yield TwoHosts(names, (*options, "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10"), hide, empty)
     finally:
         for name in names:
             _remove_host(name, directory)

@@ -42,6 +42,7 @@ LAYERS = (
         "trainer.streams",
         "trainer.progress",
         "trainer.evaluate",
+        "trainer.step_times",
         "trainer.loop",
         "trainer.report",
     ),
@@ -49,6 +50,7 @@ LAYERS = (
     ("trainer.train",),
     ("trainer.job", "trainer.elastic_worker"),
     ("trainer.launch", "trainer.doctor"),
+    ("trainer.dry_run",),
     ("trainer.cli", "trainer.__main__"),
 )
 # Everything below the commands answers with values and exceptions; only what takes minutes says how far it is.

@@ -84,6 +84,18 @@ def launch(
         str | None,
         typer.Option(metavar="A:8,B:8", help="Machines, reached by ssh, and how many workers each takes."),
     ] = None,
+    min_replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="An elastic job (horovod) goes on with no fewer than these.", show_default="1"),
+    ] = None,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="An elastic job takes no more than these.", show_default="what the hosts have"),
+    ] = None,
+    host_discovery_script: Annotated[
+        str | None,
+        typer.Option(metavar="PROGRAM", help="Prints the hosts that an elastic job may use now, a line each, as a:8."),
+    ] = None,
     precision: Annotated[
         Precision | None,
         typer.Option(help="auto: mixed_bfloat16 on GPUs that have it, float32 on CPUs.", show_default="auto"),
@@ -99,7 +111,9 @@ def launch(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --run-dir, or stop if there is one.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print all that would be done, and by which processes; train nothing.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Train a classifier on every GPU there is, or go on where a run was stopped.
@@ -120,6 +134,9 @@ def launch(
             "replicas": replicas,
             "strategy": strategy,
             "hosts": hosts,
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "host_discovery_script": host_discovery_script,
             "precision": precision,
             "xla": xla,
             "strict_batch": strict_batch,
@@ -144,7 +161,7 @@ def launch(
     speaks = planned.topology.is_chief and heartbeat.VARIABLE not in os.environ
     if dry_run:
         if speaks:
-            print_json(summary) if json_ else print_answer(_describe(summary))
+            _print_dry_run(planned, is_run_dir_given=run_dir is not None, as_json=json_)
         return
     if speaks and not json_:
         note(_describe_in_a_line(summary))
@@ -162,11 +179,22 @@ def _train(planned: "PlannedRun") -> None:
     if not planned.places:
         start_run(planned, note)
         return
-    arguments = sys.argv[1:]
-    arguments.remove("launch")
-    # Decided here once, and so the same for all.
-    arguments += [f"--run-dir={planned.run.path.resolve()}", f"--data={planned.plan.dataset_dir}"]
+    arguments = job.worker_arguments(
+        sys.argv[1:], run_dir=planned.run.path.resolve(), dataset_dir=planned.plan.dataset_dir
+    )
     job.run_workers(planned.places, planned.config.distribute, arguments=arguments, run_dir=planned.run.path)
+
+
+def _print_dry_run(planned: "PlannedRun", *, is_run_dir_given: bool, as_json: bool) -> None:
+    from trainer.dry_run.document import make_dry_run
+    from trainer.dry_run.tables import render
+
+    found = make_dry_run(planned, is_run_dir_given=is_run_dir_given)
+    if as_json:
+        print_json(found.to_json())
+        return
+    for part in render(found):
+        print_answer(part)
 
 
 def _given(flags: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -185,10 +213,3 @@ def _describe_in_a_line(summary: dict[str, Any]) -> str:
         f"{summary['precision']}, XLA {'on' if summary['jit_compile'] else 'off'}\n"
         f"cache: {summary['cache_reason']}"
     )
-
-
-def _describe(summary: dict[str, Any]) -> str:
-    from rich.markup import escape
-
-    width = max(len(name) for name in summary)
-    return "\n".join(f"[bold]{name:<{width}}[/]  {escape(str(value))}" for name, value in summary.items())

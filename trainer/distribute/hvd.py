@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.distribute.engine import Tensor, reduce_by_dtype
+from trainer.distribute.launchers.external import check_size
 from trainer.distribute.topology import Topology
 from trainer.errors import DeviceError
 
@@ -76,6 +77,7 @@ def start(device: str, *, fusion_bytes: int | None = None, cycle_time_ms: float 
     if cycle_time_ms is not None:
         os.environ["HOROVOD_CYCLE_TIME"] = str(cycle_time_ms)
     horovod.init()
+    check_size(horovod.size())
     if device == "gpu":
         gpus = tf.config.list_physical_devices("GPU")
         if horovod.local_rank() >= len(gpus):

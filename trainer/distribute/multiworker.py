@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer.distribute.launchers.cluster import join_cluster
 from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
 from trainer.distribute.launchers.external import find_place
 from trainer.distribute.tf_strategy import TfStrategyEngine
@@ -104,7 +105,7 @@ def find_topology(device: Device) -> Topology:
 
 def make_engine(topology: Topology, *, fusion_bytes: int | None = None) -> MultiWorkerEngine:
     """Connects to the other workers; before anything else in the process has run a TensorFlow operation."""
-    resolvers = tf.distribute.cluster_resolver
-    resolver = resolvers.TFConfigClusterResolver() if "TF_CONFIG" in os.environ else resolvers.SlurmClusterResolver()
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    place = find_place()
+    assert place is not None, "find_topology has found it"
+    strategy = join_cluster(place)
     return MultiWorkerEngine(topology, strategy, fusion_bytes=fusion_bytes)

@@ -5,17 +5,33 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from trainer.distribute.launchers.hosts import Place
-from trainer.distribute.launchers.worker import Ready
 from trainer.errors import DeviceError
 
 # Settings of TensorFlow, XLA, NCCL and this project that a user gave to the launcher are meant for the workers.
 _FORWARDED_PREFIXES = ("TF_", "XLA_", "KERAS_", "NCCL_", "HOROVOD_", "OMP_", "TRAINER_", "CUDA_")
 # Which of its host's GPUs a worker takes, where the launcher starts one worker for each.
 LOCAL_INDEX_VARIABLE = "TRAINER_LOCAL_INDEX"
+# Terraform's; some hold secrets.
+_NOT_FORWARDED_PREFIXES = ("TF_VAR_", "TF_TOKEN_", "TF_CLI_")
 _NOT_FORWARDED = ("TF_CONFIG", "HOROVOD_RANK", "HOROVOD_SIZE")
+# Its own 30 s are short for workers that start on busy machines or slow disks; who is gone the guards find out.
+_GLOO_TIMEOUT_SECS = "300"
+
+
+class Endpoint(Protocol):
+    """Where a worker is, as its guard says; a dry run, which has not asked, has words in place of what it would say."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def port(self) -> int | str: ...
+    @property
+    def interface(self) -> str: ...
+    @property
+    def launcher_address(self) -> str: ...
 
 
 def forwarded_variables() -> dict[str, str]:
@@ -23,11 +39,13 @@ def forwarded_variables() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(_FORWARDED_PREFIXES) and name not in _NOT_FORWARDED
+        if name.startswith(_FORWARDED_PREFIXES)
+        and not name.startswith(_NOT_FORWARDED_PREFIXES)
+        and name not in _NOT_FORWARDED
     }
 
 
-def multiworker_environments(places: Sequence[Place], ready: Sequence[Ready]) -> list[dict[str, str]]:
+def multiworker_environments(places: Sequence[Place], ready: Sequence[Endpoint]) -> list[dict[str, str]]:
     """TF_CONFIG for each worker (tf.distribute.cluster_resolver.TFConfigClusterResolver)."""
     cluster = {"worker": [_join_address(found.address, found.port) for found in ready]}
     return [
@@ -68,32 +86,19 @@ class Rendezvous:
         self._server = server
         self._port = port
 
-    def environments(self, places: Sequence[Place], ready: Sequence[Ready]) -> list[dict[str, str]]:
-        """The variables of each worker (horovod/common/gloo/gloo_context.cc reads them)."""
-        from horovod.runner.common.util.hosts import SlotInfo
+    def environments(self, places: Sequence[Place], ready: Sequence[Endpoint]) -> list[dict[str, str]]:
+        """The variables of each worker; `places` are told to the server."""
+        self._server.init(_slots_of(places))
+        return horovod_environments(places, ready, rendezvous_port=self._port)
 
-        # The k-th workers of all hosts make up a "cross" communicator.
-        cross_sizes = collections.Counter(place.local_index for place in places)
-        cross_ranks: collections.Counter[int] = collections.Counter()
-        slots = []
-        for place in places:
-            slots.append(
-                SlotInfo(
-                    hostname=str(place.host.name or "localhost"),
-                    rank=place.worker_index,
-                    size=len(places),
-                    local_rank=place.local_index,
-                    local_size=place.num_local,
-                    cross_rank=cross_ranks[place.local_index],
-                    cross_size=cross_sizes[place.local_index],
-                )
-            )
-            cross_ranks[place.local_index] += 1
-        self._server.init(slots)
-        return [self._environment(slot, found) for slot, found in zip(slots, ready, strict=True)]
 
-    def _environment(self, slot: Any, found: Ready) -> dict[str, str]:
-        return {
+def horovod_environments(
+    places: Sequence[Place], ready: Sequence[Endpoint], *, rendezvous_port: int | str
+) -> list[dict[str, str]]:
+    """The variables of each worker (horovod/common/gloo/gloo_context.cc reads them)."""
+    return [
+        {
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": _GLOO_TIMEOUT_SECS,
             **forwarded_variables(),
             "HOROVOD_HOSTNAME": slot.hostname,
             "HOROVOD_RANK": str(slot.rank),
@@ -105,11 +110,37 @@ class Rendezvous:
             "HOROVOD_CONTROLLER": "gloo",
             "HOROVOD_CPU_OPERATIONS": "gloo",
             "HOROVOD_GLOO_RENDEZVOUS_ADDR": found.launcher_address,
-            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self._port),
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(rendezvous_port),
             "HOROVOD_GLOO_IFACE": found.interface,
             "NCCL_SOCKET_IFNAME": found.interface,
         }
+        for slot, found in zip(_slots_of(places), ready, strict=True)
+    ]
 
 
-def _join_address(address: str, port: int) -> str:
+def _slots_of(places: Sequence[Place]) -> list[Any]:
+    """The workers in Horovod's words."""
+    from horovod.runner.common.util.hosts import SlotInfo
+
+    # The k-th workers of all hosts make up a "cross" communicator.
+    cross_sizes = collections.Counter(place.local_index for place in places)
+    cross_ranks: collections.Counter[int] = collections.Counter()
+    slots = []
+    for place in places:
+        slots.append(
+            SlotInfo(
+                hostname=str(place.host.name or "localhost"),
+                rank=place.worker_index,
+                size=len(places),
+                local_rank=place.local_index,
+                local_size=place.num_local,
+                cross_rank=cross_ranks[place.local_index],
+                cross_size=cross_sizes[place.local_index],
+            )
+        )
+        cross_ranks[place.local_index] += 1
+    return slots
+
+
+def _join_address(address: str, port: int | str) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

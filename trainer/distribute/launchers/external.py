@@ -5,6 +5,8 @@ OMPI_COMM_WORLD_RANK            Open MPI's mpirun, and with it the MPI operator
 PMI_RANK                        Hydra: MPICH and Intel MPI
 TF_CONFIG                       this project's launcher, JobSets and TFJobs
 SLURM_PROCID                    srun, which names no place where the workers meet: they agree on one by arithmetic
+
+A batch script of Slurm has the last as well, and is nobody's worker: it lacks what srun adds for the tasks of a step.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DeviceError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ _KINDS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
     # Last: under srun, mpirun and horovodrun set theirs as well, and know better.
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
 
 
@@ -44,7 +46,7 @@ def find_place(environment: Mapping[str, str] = os.environ) -> ExternalPlace | N
         return _of_tf_config(environment["TF_CONFIG"])
     for rank, size, local_rank in _KINDS:
         if rank in environment and size in environment:
-            # A shell inside a Slurm allocation of one task is nobody's worker.
+            # So is a shell that srun has started.
             if rank == "SLURM_PROCID" and environment[size] == "1":
                 continue
             return ExternalPlace(
@@ -54,6 +56,22 @@ def find_place(environment: Mapping[str, str] = os.environ) -> ExternalPlace | N
                 local_index=_whole_number(environment, local_rank) if local_rank in environment else 0,
             )
     return None
+
+
+def check_size(num_workers: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Compares the size of the job as a library sees it with what its starter says.
+
+    Raises:
+        DeviceError: they differ; each process would train alone, and all would write to one run directory.
+    """
+    place = find_place(environment)
+    # An elastic job changes its size without a change of HOROVOD_SIZE.
+    if place is not None and place.by != "HOROVOD_RANK" and place.num_workers != num_workers:
+        raise DeviceError(
+            f"{place.by} makes this process worker {place.worker_index} of {place.num_workers}, but Horovod has found "
+            f"{num_workers}; it was built for another MPI, or for none (see trainer doctor): use mpirun of that MPI, "
+            "horovodrun, or trainer launch --hosts"
+        )
 
 
 def _of_tf_config(text: str) -> ExternalPlace | None:

@@ -3,12 +3,17 @@
     launcher --(pipe, or ssh)--> guard --> worker
 
 Standard input is the line of life: each line is an order in JSON, and its end, which the kernel or sshd brings about
-when the launcher dies in whatever way, ends the worker. The output of the worker is the guard's standard output.
+when the launcher dies in whatever way, ends the worker. A cut cable ends nothing, so that a guard with --lease-secs
+also ends its worker when the line has been silent for so long. The output of the worker is the guard's standard output.
 Standard error carries reports in JSON, a line each, and nothing of the worker.
 
     guard:     {"report": "ready", "host": ..., "address": ..., "interface": ..., "port": ..., "versions": {...}}
-    launcher:  {"order": "start", "command": [...], "environment": {...}}
+    launcher:  {"order": "start", "command": [...], "environment": {...}, "has_channel": false}
     guard:     {"report": "started", "pid": ...}
+    launcher:  {"order": "answer"}                    renews the lease
+    guard:     {"report": "answer"}
+    launcher:  {"order": "tell", "message": {...}}    to the worker, where it has a channel
+    guard:     {"report": "said", "message": {...}}   by the worker
     launcher:  {"order": "stop", "grace_secs": 30}    SIGTERM, then SIGKILL after so long
     guard:     {"report": "hung", "counter": ..., "for_secs": ...}
     guard:     {"report": "ended", "status": ..., "signal": ...}
@@ -17,6 +22,7 @@ The exit status is that of the worker, or 128 + the signal that ended it. Needs 
 psutil, so that it is there within a fraction of a second.
 """
 
+import argparse
 import ctypes
 import json
 import os
@@ -30,7 +36,8 @@ from typing import Any
 
 import psutil
 
-from trainer.distribute.launchers import heartbeat, versions
+from trainer.distribute.launchers import channel, heartbeat, versions
+from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
 
 # What a worker may take to save after the launcher has died.
 _ORPHAN_GRACE_SECS = 20.0
@@ -46,16 +53,45 @@ class Guard:
         self._pulse = heartbeat.Heartbeat.create()
         self._kill_at: float | None = None
         self._stall = heartbeat.Stall(timeout_secs=None)
+        self.channel: channel.Channel | None = None
 
-    def start(self, command: list[str], environment: dict[str, str], stall_timeout_secs: float | None) -> None:
+    def start(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        stall_timeout_secs: float | None,
+        *,
+        has_channel: bool = False,
+    ) -> None:
         """Starts the worker in a process group of its own."""
         self._stall = heartbeat.Stall(timeout_secs=stall_timeout_secs)
-        environment = {**environment, heartbeat.VARIABLE: str(self._pulse.fd), "PYTHONUNBUFFERED": "1"}
+        environment = {**environment, **own_variables(str(self._pulse.fd))}
+        kept_fds = [self._pulse.fd]
+        self.channel, theirs = channel.Channel.pair() if has_channel else (None, None)
+        if theirs is not None:
+            environment[channel.VARIABLE] = str(theirs.fileno())
+            kept_fds.append(theirs.fileno())
         guard_pid = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
-            _become_worker(command, environment, guard_pid, keep_fd=self._pulse.fd)
+            _become_worker(command, environment, guard_pid, kept_fds)
+        if theirs is not None:
+            theirs.close()
         self._report({"report": "started", "pid": self._pid})
+
+    def answer(self) -> None:
+        """Tells the launcher that this host is still there."""
+        self._report({"report": "answer"})
+
+    def tell(self, message: channel.Message) -> None:
+        """Passes a message of the launcher on to the worker."""
+        if self.channel is not None:
+            self.channel.say(message)
+
+    def listen(self) -> None:
+        """Passes what the worker has said on to the launcher."""
+        for message in self.channel.hear() if self.channel is not None else []:
+            self._report({"report": "said", "message": message})
 
     def stop(self, grace_secs: float) -> None:
         """Asks the worker to save and end; kills it after `grace_secs`. A second call can only shorten the time."""
@@ -92,8 +128,17 @@ class Guard:
             return {"state": "unknown"}
 
 
+def own_variables(heartbeat_fd: str) -> dict[str, str]:
+    """What a guard adds to the environment of its worker."""
+    return {heartbeat.VARIABLE: heartbeat_fd, "PYTHONUNBUFFERED": "1"}
+
+
 def main() -> int:
     """Runs the guard on this process's standard streams."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("own_address", nargs="?", help="of this host, where the launcher itself runs on it")
+    parser.add_argument("--lease-secs", type=float, help="end the worker when the launcher is silent for so long")
+    arguments = parser.parse_args()
     # Ctrl-C is the launcher's to answer; a hang-up shows as the end of standard input.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -106,17 +151,27 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
 
     guard = Guard(_write_report)
-    _write_report({"report": "ready", **_describe_host()})
+    with _reserve_port(addresses := _find_addresses(arguments.own_address)) as port:
+        _write_report({"report": "ready", **_describe_host(*addresses, port.getsockname()[1])})
+        return _keep_watch(guard, wakeup, orphaned, Lease(arguments.lease_secs))
+
+
+def _keep_watch(guard: Guard, wakeup: int, orphaned: list[bool], lease: Lease) -> int:
+    """The exit status of the worker, once it has ended."""
     orders = _Orders()
     while True:
         watched = [wakeup] if orders.ended else [wakeup, orders.fd]
-        ready, _, _ = select.select(watched, [], [], 0.5)
+        if guard.channel is not None and guard.channel.is_open:
+            watched.append(guard.channel.fileno())
+        ready, _, _ = select.select(watched, [], [], LOOK_EVERY_SECS)
         if wakeup in ready:
             os.read(wakeup, 4096)
         if orders.fd in ready:
+            lease.renew()
             for order in orders.read():
                 _obey(guard, order)
-        if orders.ended or orphaned[0]:
+        guard.listen()
+        if orders.ended or orphaned[0] or lease.has_ended():
             guard.stop(_ORPHAN_GRACE_SECS)
         status = guard.look()
         if status is not None:
@@ -142,12 +197,21 @@ class _Orders:
 
 def _obey(guard: Guard, order: dict[str, Any]) -> None:
     if order["order"] == "start":
-        guard.start(order["command"], {**os.environ, **order["environment"]}, order.get("stall_timeout_secs"))
+        guard.start(
+            order["command"],
+            {**os.environ, **order["environment"]},
+            order.get("stall_timeout_secs"),
+            has_channel=order.get("has_channel", False),
+        )
+    elif order["order"] == "answer":
+        guard.answer()
+    elif order["order"] == "tell":
+        guard.tell(order["message"])
     elif order["order"] == "stop":
         guard.stop(order["grace_secs"])
 
 
-def _become_worker(command: list[str], environment: dict[str, str], guard_pid: int, keep_fd: int) -> None:
+def _become_worker(command: list[str], environment: dict[str, str], guard_pid: int, kept_fds: list[int]) -> None:
     """Runs in the forked child and never returns."""
     try:
         os.setpgid(0, 0)
@@ -161,7 +225,8 @@ def _become_worker(command: list[str], environment: dict[str, str], guard_pid: i
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
         os.dup2(1, 2)
-        os.set_inheritable(keep_fd, True)
+        for fd in kept_fds:
+            os.set_inheritable(fd, True)
         os.execvpe(command[0], command, environment)  # noqa: S606 -- the launcher's own command, no shell
     except OSError as e:
         os.write(1, f"{command[0]} cannot be started: {e.strerror}\n".encode())
@@ -184,14 +249,28 @@ def _signal_process(pid: int, number: int) -> None:
         return
 
 
-def _describe_host() -> dict[str, Any]:
+def _find_addresses(own_address: str | None) -> tuple[str, str]:
+    """Where the launcher is for this host, and this host for the others."""
+    if own_address is not None:
+        return own_address, own_address
+    # "client-address client-port server-address server-port": by this address the launcher has reached this host.
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return (connection[0], connection[2]) if len(connection) == 4 else ("127.0.0.1", "127.0.0.1")
+
+
+def _reserve_port(addresses: tuple[str, str]) -> socket.socket:
+    """A bound socket that nobody listens on: no other process is given its port, and the worker may still take it."""
+    reserved = socket.socket(socket.AF_INET6 if ":" in addresses[1] else socket.AF_INET)
+    # Linux lets two sockets share a port that both set this for, while no more than one of them listens.
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind((addresses[1], 0))
+    return reserved
+
+
+def _describe_host(launcher_address: str, address: str, port: int) -> dict[str, Any]:
     """What the launcher needs to know of this end: where others reach it, and what is installed."""
-    launcher_address, address = _addresses()
     interfaces = psutil.net_if_addrs()
     names = [name for name, found in interfaces.items() if any(a.address.partition("%")[0] == address for a in found)]
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
-        free.bind((address, 0))
-        port = free.getsockname()[1]
     return {
         "host": socket.gethostname(),
         "address": address,
@@ -201,15 +280,6 @@ def _describe_host() -> dict[str, Any]:
         "time": time.time(),
         "versions": versions.installed_versions(),
     }
-
-
-def _addresses() -> tuple[str, str]:
-    """Where the launcher is for this host, and this host for the others."""
-    if len(sys.argv) > 1:  # started by the launcher itself, on its own host, which others reach by this address
-        return sys.argv[1], sys.argv[1]
-    # "client-address client-port server-address server-port": by this address the launcher has reached this host.
-    connection = os.environ.get("SSH_CONNECTION", "").split()
-    return (connection[0], connection[2]) if len(connection) == 4 else ("127.0.0.1", "127.0.0.1")
 
 
 def _write_report(report: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ VARIABLE = "TRAINER_HEARTBEAT_FD"
 # On this signal a worker prints the stacks of all of its threads.
 STACK_SIGNAL = signal.SIGUSR1
 _COUNTER = struct.Struct("=Q")
+# A worker that loads, fills a cache and compiles gives no sign of life: what it may take for that on top.
+_START_SECS = 3600.0
 
 
 class Heartbeat:
@@ -34,13 +36,17 @@ class Heartbeat:
         return int(value)
 
     def beat(self) -> None:
-        _COUNTER.pack_into(self._memory, 0, self.counter + 1)
+        self.move_to(self.counter + 1)
+
+    def move_to(self, counter: int) -> None:
+        """Sets the counter, so that the workers of a job can be compared by it, whenever each was started."""
+        _COUNTER.pack_into(self._memory, 0, counter)
 
 
 class Stall:
     """Says once for each stall that a counter has stood still for `timeout_secs`; None: it may stand for ever.
 
-    A counter of 0 has not started: a worker that loads and compiles gives no sign of life.
+    A counter of 0 has not started, and has an hour more.
     """
 
     def __init__(self, *, timeout_secs: float | None) -> None:
@@ -55,7 +61,9 @@ class Stall:
         if counter != self._counter:
             self._counter, self._since, self._is_told = counter, now, False
         stood_secs = now - self._since
-        if self._timeout_secs is None or counter == 0 or self._is_told or stood_secs < self._timeout_secs:
+        if self._timeout_secs is None or self._is_told:
+            return None
+        if stood_secs < self._timeout_secs + (0.0 if counter else _START_SECS):
             return None
         self._is_told = True
         return stood_secs

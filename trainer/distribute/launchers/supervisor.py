@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.line_printer import LinePrinter
 from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.worker import Ended, Ready, Worker
 from trainer.errors import DeviceError, StoppedOnRequest, TrainingError
@@ -21,13 +22,15 @@ class SupervisorOptions:
 
     start_timeout_secs: for a host to answer. stop_grace_secs: for workers to save when the job is to stop.
     failure_grace_secs: for workers to end by themselves after another has failed. stall_timeout_secs: without a step,
-        after the first one; None waits for ever. ssh_options: put before the name of the host.
+        after the first one; None waits for ever. host_timeout_secs: without a word from a host, during the job.
+    ssh_options: put before the name of the host.
     """
 
     start_timeout_secs: float = 30.0
     stop_grace_secs: float = 120.0
     failure_grace_secs: float = 5.0
     stall_timeout_secs: float | None = None
+    host_timeout_secs: float = 30.0
     ssh_options: Sequence[str] = ()
 
 
@@ -66,28 +69,31 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._request_stop)
-        self._workers = [
-            Worker(
-                place,
-                ssh_options=self._options.ssh_options,
-                log_file=self._log_dir / f"worker-{place.worker_index:05}.log",
-                show=self._show,
-            )
-            for place in self._places
-        ]
-        try:
-            ready = await self._open_all()
-            await self._watch(command, environments(ready))
-        finally:
-            for worker in self._workers:
-                worker.abandon()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+        with LinePrinter(self._show) as show:
+            self._workers = [self._make_worker(place, show) for place in self._places]
+            try:
+                ready = await self._open_all()
+                await self._watch(command, environments(ready))
+            finally:
+                await asyncio.gather(*(worker.close() for worker in self._workers))
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(number)
+
+    def _make_worker(self, place: Place, show: Callable[[str], None]) -> Worker:
+        return Worker(
+            place,
+            ssh_options=self._options.ssh_options,
+            log_file=self._log_dir / f"worker-{place.worker_index:05}.log",
+            show=show,
+            lease_secs=self._options.host_timeout_secs,
+        )
 
     async def _open_all(self) -> list[Ready]:
         await asyncio.gather(*(worker.open() for worker in self._workers))
         waits = (worker.wait_until_ready(self._options.start_timeout_secs) for worker in self._workers)
         answers = await asyncio.gather(*waits, return_exceptions=True)
+        if self._num_stop_requests:
+            raise StoppedOnRequest("stopped on request before any worker was started; the same command goes on")
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
@@ -109,12 +115,30 @@ class Supervisor:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             ended.update({runs[task]: task.result() for task in done})
         if pending:
-            done, pending = await asyncio.wait(pending, timeout=_BLAME_SECS)
-            ended.update({runs[task]: task.result() for task in done})
+            pending = await self._find_out_who_is_left(runs, pending)
+            ended.update({runs[task]: task.result() for task in set(runs) - pending})
             await self._end_others(pending)
         stall_watch.cancel()
         # Those that were ended because of a failure are not to blame for it.
         self._judge(ended)
+
+    async def _find_out_who_is_left(
+        self, runs: dict[asyncio.Task[Ended], Worker], pending: set[asyncio.Task[Ended]]
+    ) -> set[asyncio.Task[Ended]]:
+        """Those of `pending` whose hosts are still there a moment after the first failure.
+
+        One whose host has fallen silent may be why another failed: it answers, or it is given up.
+        """
+        loop = asyncio.get_running_loop()
+        failed_at = loop.time()
+        _, pending = await asyncio.wait(pending, timeout=_BLAME_SECS)
+        while silent := [runs[task] for task in pending if runs[task].answered_at < failed_at]:
+            if loop.time() > failed_at + self._options.host_timeout_secs + 1.0:
+                break  # a guard on this machine that does not run
+            for worker in silent:
+                worker.ask()
+            _, pending = await asyncio.wait(pending, timeout=0.1)
+        return pending
 
     async def _end_others(self, pending: set[asyncio.Task[Ended]]) -> None:
         """Ends the workers whose runs are `pending`; they wait for one that will never answer."""
@@ -143,13 +167,7 @@ class Supervisor:
             names = ", ".join(worker.name for worker in self._workers if worker in failed)
             raise TrainingError(f"stopped before {names} had saved; the same command goes on from the last checkpoint")
         if failed:
-            # One that was killed is why the others failed; among equals, the first.
-            worker = min(failed, key=lambda worker: (failed[worker].signal == 0, failed[worker].at))
-            last = "\n".join(f"    {line}" for line in worker.last_lines) or "    (it printed nothing)"
-            raise TrainingError(
-                f"{worker.name} {failed[worker]}, and the other workers were ended; its last lines, from "
-                f"{worker.log_file}:\n{last}"
-            )
+            raise TrainingError(_explain_failure(failed))
         if any(end.status == StoppedOnRequest.exit_status for end in ended.values()):
             raise StoppedOnRequest("stopped on request; everything is saved, and the same command goes on")
 
@@ -163,6 +181,26 @@ class Supervisor:
 
 def _has_failed(end: Ended) -> bool:
     return end.signal != 0 or end.status not in (0, StoppedOnRequest.exit_status)
+
+
+def _blame(end: Ended) -> tuple[int, float]:
+    """What sorts the reason of a failure before what came of it; among equals, the first."""
+    if end.lost is not None or end.signal == signal.SIGKILL:
+        return 0, end.at
+    # TensorFlow aborts a worker when another one is gone, and then often says so before the other's end is here.
+    is_own_crash = end.signal not in (0, signal.SIGABRT)
+    return (1 if is_own_crash else 2), end.at
+
+
+def _explain_failure(failed: dict[Worker, Ended]) -> str:
+    worker = min(failed, key=lambda worker: _blame(failed[worker]))
+    names = worker.name
+    if failed[worker].lost is not None:
+        names = ", ".join(other.name for other, end in failed.items() if end.lost == failed[worker].lost)
+    last = "\n".join(f"    {line}" for line in worker.last_lines) or "    (it printed nothing)"
+    return (
+        f"{names} {failed[worker]}, and the other workers were ended; its last lines, from {worker.log_file}:\n{last}"
+    )
 
 
 def _explain_hang(hung: list[Worker]) -> str:

@@ -5,18 +5,26 @@ import collections
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trainer.distribute.launchers.hosts import Place, find_own_address
+from trainer.distribute.launchers.channel import Message
+from trainer.distribute.launchers.hosts import Host, Place, find_own_address
+from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
 from trainer.errors import DeviceError
 
 _GUARD = "trainer.distribute.launchers.guard"
+_SSH = "ssh"
 _NUM_LAST_LINES = 20
 _NUM_BYTES_A_LINE = 2**20
+# For what is still in the pipes when a guard has ended; something that outlives it may keep them open for ever.
+_LAST_WORDS_SECS = 10.0
+# For a guard that has no worker to end by itself.
+_CLOSE_SECS = 5.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,64 +42,113 @@ class Ready:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a worker ended; `signal` is 0 where it exited by itself. `at` orders the ends."""
+    """How a worker ended; `signal` is 0 where it exited by itself. `at` orders the ends.
+
+    Where its host is out of reach nobody knows, and `lost` says how that shows.
+    """
 
     status: int
     signal: int
     at: float
+    lost: str | None = None
 
     def __str__(self) -> str:
+        if self.lost is not None:
+            return self.lost
         return f"was ended by signal {self.signal}" if self.signal else f"exited with status {self.status}"
 
 
+def guard_command(host: Host, *, ssh_options: Sequence[str], lease_secs: float | None) -> list[str]:
+    """What starts a guard on `host`, here or by ssh."""
+    guard = [sys.executable, "-m", _GUARD]
+    name = host.name
+    own_address = find_own_address(name) if name is not None else "127.0.0.1"
+    if own_address is not None:
+        return [*guard, own_address]
+    assert name is not None, "this machine has an address"
+    options: list[str] = []
+    if lease_secs is not None:
+        guard.append(f"--lease-secs={lease_secs:g}")
+        # For an ssh that nobody is left to end: the launcher itself may be killed while the host is silent.
+        alive = {"ConnectTimeout": math.ceil(lease_secs), "ServerAliveInterval": math.ceil(lease_secs / 3)}
+        options = [f"-o{option}={value}" for option, value in {**alive, "ServerAliveCountMax": 3}.items()]
+    # One argument for the shell at the other end. Where the directory is not there, that says so.
+    there = f"cd {shlex.quote(str(pathlib.Path.cwd()))} && exec {shlex.join(guard)}"
+    # Of two values for an option ssh takes the first: the user's.
+    return [_SSH, "-o", "BatchMode=yes", *ssh_options, *options, name, there]
+
+
 class Worker:
-    """Starts the guard of one place, and through it the worker."""
+    """Starts the guard of one place, and through it the worker.
+
+    With `lease_secs`, both ends of the line to another host give the other up when it is silent for so long. With
+    `on_said`, the worker has a channel to say what that is called with.
+    """
 
     def __init__(
-        self, place: Place, *, ssh_options: Sequence[str], log_file: pathlib.Path | None, show: Callable[[str], None]
+        self,
+        place: Place,
+        *,
+        ssh_options: Sequence[str],
+        log_file: pathlib.Path | None,
+        show: Callable[[str], None],
+        lease_secs: float | None = None,
+        on_said: Callable[[Message], None] | None = None,
     ):
         self.place = place
+        self.answered_at = -math.inf
         self.last_lines: collections.deque[str] = collections.deque(maxlen=_NUM_LAST_LINES)
         self.hung: dict[str, Any] | None = None
         self._ssh_options = ssh_options
         self.log_file = log_file
         self._show = show
+        self._on_said = on_said
         self._reported_end: tuple[int, int] | None = None
+        self._lease = Lease(lease_secs)
+        self._is_far = False
+        self._lost: str | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._other_words: collections.deque[str] = collections.deque(maxlen=_NUM_LAST_LINES)
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self._process: asyncio.subprocess.Process
+        self._process: asyncio.subprocess.Process | None = None
 
     @property
     def name(self) -> str:
         return f"worker {self.place.worker_index} on {self.place.host}"
 
     async def open(self) -> None:
-        """Starts the guard."""
-        guard = [sys.executable, "-m", _GUARD]
-        name = self.place.host.name
-        own_address = find_own_address(name) if name is not None else "127.0.0.1"
-        if own_address is not None:
-            guard.append(own_address)
-        elif name is not None:
-            # One argument for the shell at the other end. Where the directory is not there, that says so.
-            there = f"cd {shlex.quote(str(pathlib.Path.cwd()))} && exec {shlex.join(guard)}"
-            guard = ["ssh", "-o", "BatchMode=yes", *self._ssh_options, name, there]
-        self._process = await asyncio.create_subprocess_exec(
-            *guard,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=_NUM_BYTES_A_LINE,
-            # Ctrl-C on the terminal goes to the launcher alone, which decides what becomes of it.
-            start_new_session=True,
-        )
+        """Starts the guard.
+
+        Raises:
+            DeviceError: there is no ssh on this machine.
+        """
+        command = self._guard_command()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=_NUM_BYTES_A_LINE,
+                # Ctrl-C on the terminal goes to the launcher alone, which decides what becomes of it.
+                start_new_session=True,
+            )
+        except FileNotFoundError:
+            raise DeviceError(
+                f"{command[0]} is not installed here, and {self.place.host} is reached by it; install openssh-client"
+            ) from None
+        self._tasks = [asyncio.create_task(self._read_reports()), asyncio.create_task(self._keep_lease())]
+
+    def _guard_command(self) -> list[str]:
+        command = guard_command(self.place.host, ssh_options=self._ssh_options, lease_secs=self._lease.secs)
+        self._is_far = command[0] == _SSH
+        return command
 
     async def wait_until_ready(self, timeout_secs: float) -> Ready:
         """Raises DeviceError where the host does not answer, or cannot run the guard."""
-        reports = asyncio.create_task(self._read_reports())
         try:
             async with asyncio.timeout(timeout_secs):
-                waits: list[asyncio.Future[Any]] = [self._ready, reports]
+                waits: list[asyncio.Future[Any]] = [self._ready, self._tasks[0]]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             raise DeviceError(
@@ -115,45 +172,88 @@ class Worker:
                 "command": command,
                 "environment": environment,
                 "stall_timeout_secs": stall_timeout_secs,
+                "has_channel": self._on_said is not None,
             }
         )
-        await self._read_output()
+        assert self._process is not None, "opened"
+        output = asyncio.create_task(self._read_output())
         status = await self._process.wait()
         at = asyncio.get_running_loop().time()
+        _, unfinished = await asyncio.wait([output, *self._tasks], timeout=_LAST_WORDS_SECS)
+        for task in unfinished:
+            task.cancel()
         if self._reported_end is not None:
             return Ended(status=self._reported_end[0], signal=self._reported_end[1], at=at)
-        # The guard itself was killed, or the connection to it is gone.
+        if self._is_far or status == 0:
+            words = " ".join(" ".join(self._other_words).split()) or "it said nothing"
+            lost = self._lost or f"was lost: the line to its host ended with status {status} ({words})"
+            return Ended(status=max(status, 0), signal=max(-status, 0), at=at, lost=lost)
+        # The guard itself was killed.
         return Ended(status=max(status, 0), signal=max(-status, 0), at=at)
 
     async def stop(self, grace_secs: float) -> None:
         """Asks the worker to save and end, and has it killed after `grace_secs`."""
         await self._order({"order": "stop", "grace_secs": grace_secs})
 
+    def tell(self, message: Message) -> None:
+        """Says something to the worker, over its channel."""
+        self._write({"order": "tell", "message": message})
+
     def abandon(self) -> None:
         """Closes the line of life: the guard ends the worker by itself."""
-        if self._process.stdin is not None:
+        if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
     async def close(self) -> None:
-        """Ends a guard whose worker was never started."""
+        """Ends a guard that has no worker, or none any more."""
         self.abandon()
-        await self._process.wait()
+        if self._process is not None:
+            try:
+                await asyncio.wait_for(self._process.wait(), _CLOSE_SECS)
+            except TimeoutError:
+                self.kill()
+                await self._process.wait()
+        for task in self._tasks:
+            task.cancel()
 
     def kill(self) -> None:
         """For a guard that does not even answer that."""
-        if self._process.returncode is None:
+        if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
+    async def _keep_lease(self) -> None:
+        """Gives the host up once it has been silent for too long; its own guard does the same with the launcher."""
+        if not self._is_far or self._lease.secs is None:
+            return
+        assert self._process is not None, "opened"
+        while self._process.returncode is None:
+            self._write({"order": "answer"})
+            await asyncio.sleep(LOOK_EVERY_SECS)
+            # Until it is ready, `wait_until_ready` decides how long is too long.
+            if self._ready.done() and self._lease.has_ended():
+                self._lost = f"is out of reach: its host did not answer for {self._lease.secs:g} s"
+                self.kill()
+                return
+
+    def ask(self) -> None:
+        """Has the guard set `answered_at`, the time of the loop at which it was last heard."""
+        self._write({"order": "answer"})
+
     async def _order(self, order: dict[str, Any]) -> None:
-        assert self._process.stdin is not None, "opened with a pipe"
-        try:
+        self._write(order)
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                await self._process.stdin.drain()
+
+    def _write(self, order: dict[str, Any]) -> None:
+        if self._process is None or self._process.stdin is None:
+            return  # stopped before it was opened
+        # Where the guard has ended, that is seen where its output ends.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            await self._process.stdin.drain()
-        except (BrokenPipeError, ConnectionResetError):
-            return  # the guard has ended, which is seen where its output ends
 
     async def _read_reports(self) -> None:
-        assert self._process.stderr is not None, "opened with a pipe"
+        assert self._process is not None and self._process.stderr is not None, "opened with a pipe"
         async for line in self._process.stderr:
             try:
                 report = json.loads(line)
@@ -161,15 +261,19 @@ class Worker:
             except (ValueError, KeyError, AttributeError, TypeError):
                 self._other_words.append(line.decode(errors="replace"))  # ssh, or Python, has something to say
                 continue
+            self._lease.renew()
+            self.answered_at = asyncio.get_running_loop().time()
             if kind == "ready" and not self._ready.done():
                 self._ready.set_result(Ready(**report))
+            elif kind == "said" and self._on_said is not None:
+                self._on_said(report["message"])
             elif kind == "hung":
                 self.hung = report
             elif kind == "ended":
                 self._reported_end = (report["status"], report["signal"])
 
     async def _read_output(self) -> None:
-        assert self._process.stdout is not None, "opened with a pipe"
+        assert self._process is not None and self._process.stdout is not None, "opened with a pipe"
         with self.log_file.open("ab") if self.log_file else contextlib.nullcontext() as log:
             while True:
                 try:

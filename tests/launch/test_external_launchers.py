@@ -1,0 +1,223 @@
+"""The same command as a worker that somebody else has started: mpirun, Slurm, a JobSet; and what can be wrong there."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from launching import QUICK, command, launch, metrics
+
+from trainer.distribute.launchers.cluster import slurm_addresses
+from trainer.distribute.launchers.external import check_size
+from trainer.errors import DeviceError
+
+# Dropout is keyed by the slice of a replica, so it is left out where replicas are compared.
+COMPARABLE = ("--set=model.dropout=0", "--set=train.epochs=1")
+SLURM_STEP = {
+    "SLURM_JOB_ID": str(os.getpid()),
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NTASKS": "2",
+}
+
+
+def start(environment: dict[str, str], *arguments: str, program: list[str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*(program or []), *command("launch", *QUICK, *COMPARABLE, *arguments)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def slurm_task(index: int) -> dict[str, str]:
+    return {**SLURM_STEP, "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+
+
+def tf_config(index: int, ports: list[int]) -> dict[str, str]:
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def losses_alone(digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    alone = launch(digits, run_dir, *COMPARABLE)
+    output, _ = alone.communicate(timeout=300)
+    assert alone.returncode == 0, output
+    return losses(run_dir)
+
+
+def losses(run_dir: pathlib.Path) -> list[float]:
+    return [m["loss"] for m in metrics(run_dir)]
+
+
+@pytest.mark.horovod
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs Open MPI's mpirun, and Horovod built for it")
+def test_two_workers_of_mpirun_train_as_one_replica_does(
+    digits: pathlib.Path, tmp_path: pathlib.Path, losses_alone: list[float]
+) -> None:
+    job = start(
+        {},
+        "--strategy=horovod",
+        f"--data={digits}",
+        f"--run-dir={tmp_path / 'run'}",
+        program=["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2"],
+    )
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output
+    assert losses(tmp_path / "run") == pytest.approx(losses_alone, rel=1e-5)
+    assert output.count("trained:") == 1, "only the chief speaks"
+
+
+def test_two_tasks_of_a_slurm_step_train_as_one_replica_does(
+    digits: pathlib.Path, tmp_path: pathlib.Path, losses_alone: list[float]
+) -> None:
+    """The variables alone; there is no Slurm here."""
+    arguments = ("--strategy=multiworker", f"--data={digits}", f"--run-dir={tmp_path / 'run'}")
+    tasks = [start(slurm_task(i), *arguments) for i in range(2)]
+    outputs = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert losses(tmp_path / "run") == pytest.approx(losses_alone, rel=1e-5)
+    assert "".join(outputs).count("trained:") == 1, "only the chief speaks"
+
+
+def test_workers_with_different_datasets_end_before_the_first_step_and_name_them(
+    digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    from trainer.data.prepare import PrepareOptions, prepare_dataset
+
+    prepare_dataset("digits", tmp_path / "digits", options=PrepareOptions(seed=1))
+    ports = [free_port(), free_port()]
+    workers = [
+        start(tf_config(i, ports), "--strategy=multiworker", f"--data={data}", f"--run-dir={tmp_path / str(i)}")
+        for i, data in enumerate((digits, tmp_path / "digits"))
+    ]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [2, 2], outputs
+    assert all("the workers differ in their" in output and "dataset" in output for output in outputs), outputs
+    assert not any("Traceback" in output for output in outputs), outputs
+
+
+def test_a_port_of_tf_config_that_another_process_has_is_named_with_it(
+    digits: pathlib.Path, tmp_path: pathlib.Path, taken_port: int
+) -> None:
+    environment = tf_config(1, [free_port(), taken_port])
+    worker = start(environment, "--strategy=multiworker", f"--data={digits}", f"--run-dir={tmp_path}")
+    output, _ = worker.communicate(timeout=120)
+    assert worker.returncode == 2, output
+    assert f"error: port {taken_port} of this host, where TF_CONFIG wants worker 1, is in use by process" in output
+    assert f"process {os.getpid()} " in output and "Traceback" not in output
+
+
+JOIN = """
+import sys
+from trainer import tf_runtime
+from trainer.errors import DeviceError
+tf_runtime.configure(use_gpus=False)
+from trainer.distribute.launchers.cluster import join_cluster
+from trainer.distribute.launchers.external import find_place
+try:
+    join_cluster(find_place(), timeout_secs=3)
+except DeviceError as e:
+    sys.exit(f"error: {e}")
+"""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_worker_that_never_comes_is_waited_for_no_longer_than_it_was_said(index: int) -> None:
+    ports = [free_port(), free_port()]
+    waits = subprocess.run(
+        [sys.executable, "-c", JOIN],
+        env={**os.environ, **tf_config(index, ports)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert waits.returncode == 1
+    missing = f"worker {1 - index} at 127.0.0.1:{ports[1 - index]}"
+    assert f"worker {index} has waited 3 s for {missing}, without an answer" in waits.stderr, waits.stderr
+
+
+@pytest.mark.horovod
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1"},
+        {**SLURM_STEP, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
+    ],
+    ids=["Hydra", "srun"],
+)
+def test_a_horovod_that_does_not_see_the_other_workers_is_refused(
+    digits: pathlib.Path, tmp_path: pathlib.Path, variables: dict[str, str]
+) -> None:
+    """Each process would train alone as the chief, all into one run directory."""
+    worker = start(variables, "--strategy=horovod", f"--data={digits}", f"--run-dir={tmp_path / 'run'}")
+    output, _ = worker.communicate(timeout=120)
+    assert worker.returncode == 2, output
+    assert "makes this process worker 1 of 2, but Horovod has found 1" in output, output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_size_that_agrees_is_accepted() -> None:
+    check_size(2, {"PMI_RANK": "1", "PMI_SIZE": "2"})
+    check_size(1, {})
+    check_size(3, {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"})  # an elastic job that has grown
+    with pytest.raises(DeviceError, match="TF_CONFIG makes this process worker 0 of 2, but Horovod has found 1"):
+        check_size(1, tf_config(0, [1, 2]))
+
+
+def test_a_strategy_whose_library_is_missing_says_how_to_get_it(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    without = "import sys; sys.modules['horovod'] = None; from trainer.cli.app import main; main()"
+    arguments = ["launch", f"--data={digits}", f"--run-dir={tmp_path}", "--strategy=horovod", "--replicas=2", *QUICK]
+    job = subprocess.run(
+        [sys.executable, "-c", without, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert job.returncode == 2
+    assert "error: Horovod is not installed" in job.stderr and "make horovod" in job.stderr
+    assert "Traceback" not in job.stderr
+
+
+def test_every_task_of_a_slurm_step_finds_the_same_addresses_in_the_order_of_the_ranks() -> None:
+    step = {**SLURM_STEP, "SLURM_STEP_NODELIST": "gpu[2,9-11]", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}
+    addresses = slurm_addresses(step)
+    # As Slurm numbers its tasks; sorted by name, gpu10 would come first.
+    assert [a.partition(":")[0] for a in addresses] == ["gpu2", "gpu2", "gpu9", "gpu9", "gpu10", "gpu10", "gpu11"]
+    assert len(set(addresses)) == 7
+    assert all(20_000 <= int(a.partition(":")[2]) < 32_000 for a in addresses)
+    assert slurm_addresses({**step, "SLURM_STEP_ID": "1"})[0] != addresses[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"SLURM_STEP_NODELIST": None}, "no SLURM_STEP_NODELIST for this task; start the workers with srun"),
+        ({"SLURM_DISTRIBUTION": "cyclic"}, "srun --distribution=block"),
+    ],
+)
+def test_a_slurm_step_that_cannot_be_followed_is_refused(changes: dict[str, str | None], message: str) -> None:
+    step = {name: value for name, value in {**SLURM_STEP, **changes}.items() if value is not None}
+    with pytest.raises(DeviceError, match=message):
+        slurm_addresses(step)

@@ -1,0 +1,191 @@
+"""kill -9 of any worker, and of the launcher, at any moment: nothing is left behind, and the right one is named.
+
+KILL_REPETITIONS says how often each is tried, 2 by default. The workers only add up numbers, in every tenth repetition
+they train.
+"""
+
+import dataclasses
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from launching import QUICK, command
+
+JOB = pathlib.Path(__file__).with_name("all_reduce_job.py")
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+NUM_REPETITIONS = int(os.environ.get("KILL_REPETITIONS", "2"))
+NUM_WORKERS = 4
+STRATEGIES = [pytest.param("horovod", marks=pytest.mark.horovod), "multiworker"]
+# When the kill comes: while the workers load and find each other, while they work, or around the end of the first.
+MOMENTS = ("starts", "adds up", "ends")
+
+
+@dataclasses.dataclass
+class Traces:
+    """Whatever a job may leave behind, as seen while it ran."""
+
+    processes: set[psutil.Process] = dataclasses.field(default_factory=set)
+    ports: set[int] = dataclasses.field(default_factory=set)
+    shared_memory: set[pathlib.Path] = dataclasses.field(default_factory=set)
+
+    def look(self, launcher: psutil.Process) -> None:
+        found = [launcher]
+        try:
+            found += launcher.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return
+        for process in found:
+            try:
+                maps = process.memory_maps()
+                sockets = process.net_connections("tcp")
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            self.processes.add(process)
+            self.shared_memory |= {pathlib.Path(m.path) for m in maps if m.path.startswith("/dev/shm/")}
+            self.ports |= {s.laddr.port for s in sockets if s.status == psutil.CONN_LISTEN}
+
+    def check_that_nothing_is_left(self) -> None:
+        _, alive = psutil.wait_procs(self.processes, timeout=90)
+        assert not alive, [process.cmdline() for process in alive]
+        pids = {process.pid for process in self.processes}
+        # A port that somebody else has been given since is nobody's trace.
+        listening = {
+            found.laddr.port
+            for found in psutil.net_connections("tcp")
+            if found.status == psutil.CONN_LISTEN and (found.pid is None or found.pid in pids)
+        }
+        assert not self.ports & listening
+        assert not [path for path in self.shared_memory if path.exists()]
+        named = [path.name for path in pathlib.Path("/dev/shm").iterdir() if any(str(pid) in path.name for pid in pids)]
+        assert not named
+        rows = pathlib.Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+        assert not [row for row in rows if {int(row.split()[4]), int(row.split()[5])} & pids]
+
+
+class Job:
+    def __init__(self, arguments: list[str], output_file: pathlib.Path) -> None:
+        self.output_file = output_file
+        with output_file.open("wb") as output:
+            self.process = subprocess.Popen(
+                arguments,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=REPOSITORY,
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TF_NUM_INTRAOP_THREADS": "1"},
+                start_new_session=True,
+            )
+        self.traces = Traces()
+
+    def output(self) -> str:
+        return self.output_file.read_text()
+
+    def wait_for(self, text: str, count: int) -> None:
+        deadline = time.monotonic() + 300
+        while self.output().count(text) < count:
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.02)
+        self.look()
+
+    def look(self) -> None:
+        self.traces.look(psutil.Process(self.process.pid))
+
+    def pid_of_worker(self, index: int) -> int | None:
+        """None where it has ended."""
+        for process in self.traces.processes:
+            try:
+                environment = process.environ()
+            except psutil.Error:
+                continue
+            if "TRAINER_HEARTBEAT_FD" not in environment:
+                continue
+            own = environment.get("HOROVOD_RANK") or environment["TF_CONFIG"].partition('"index": ')[2].rstrip("}")
+            if int(own) == index:
+                return process.pid
+        return None
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[Job]]:
+    started: list[Job] = []
+    yield started
+    for job in started:
+        if job.process.poll() is None:
+            job.process.kill()
+        job.process.wait()
+
+
+def start(
+    strategy: str, repetition: int, tmp_path: pathlib.Path, request: pytest.FixtureRequest
+) -> tuple[Job, dict[str, str]]:
+    """The job, and what its workers print at each of the moments."""
+    if repetition % 10 != 9:
+        # Long enough to be killed while it works, unless its end is what matters.
+        num_steps = "20" if MOMENTS[repetition % 3] == "ends" else "1000000"
+        arguments = [sys.executable, str(JOB), str(tmp_path / "logs"), strategy, str(NUM_WORKERS), num_steps]
+        return Job(arguments, tmp_path / "output"), {moment: moment for moment in MOMENTS}
+    digits = request.getfixturevalue("digits")
+    settings = (f"--data={digits}", f"--run-dir={tmp_path / 'run'}", f"--strategy={strategy}")
+    arguments = command("launch", *settings, *QUICK, f"--replicas={NUM_WORKERS}")
+    return Job(arguments, tmp_path / "output"), dict.fromkeys(MOMENTS, "step 1/")
+
+
+def wait_for_moment(job: Job, texts: dict[str, str], repetition: int, chance: random.Random) -> None:
+    moment = MOMENTS[repetition % 3]
+    trains = len(set(texts.values())) == 1
+    num_told = 1 if moment == "ends" or trains else NUM_WORKERS
+    job.wait_for(texts[moment], num_told)
+    time.sleep(chance.uniform(0, {"starts": 8.0, "adds up": 1.0, "ends": 0.5}[moment]))
+    if job.process.poll() is None:
+        job.look()
+
+
+@pytest.mark.parametrize("repetition", range(NUM_REPETITIONS))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_killed_worker_is_named_with_its_last_lines_and_nothing_is_left(
+    strategy: str, repetition: int, request: pytest.FixtureRequest, tmp_path: pathlib.Path, jobs: list[Job]
+) -> None:
+    chance = random.Random(f"{strategy} {repetition}")
+    victim = chance.randrange(NUM_WORKERS)
+    job, texts = start(strategy, repetition, tmp_path, request)
+    jobs.append(job)
+    wait_for_moment(job, texts, repetition, chance)
+    pid = job.pid_of_worker(victim)
+    has_ended = pid is None
+    if pid is not None:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            has_ended = True
+    job.process.wait(timeout=120)
+    output = job.output()
+    job.traces.check_that_nothing_is_left()
+    if MOMENTS[repetition % 3] == "ends" and (has_ended or job.process.returncode == 0):
+        assert job.process.returncode == 0, output  # it was through already
+        return
+    assert job.process.returncode == 1, output
+    error = output[output.rindex("error:") :]
+    assert f"worker {victim} on this machine was ended by signal 9" in error, output
+    last_of_victim = [line for line in output.splitlines() if line.startswith(f"[{victim}] ")][-1:]
+    assert all(line.removeprefix(f"[{victim}]").strip() in error for line in last_of_victim), output
+
+
+@pytest.mark.parametrize("repetition", range(NUM_REPETITIONS))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_killed_launcher_leaves_nothing(
+    strategy: str, repetition: int, request: pytest.FixtureRequest, tmp_path: pathlib.Path, jobs: list[Job]
+) -> None:
+    chance = random.Random(f"{strategy} {repetition} launcher")
+    job, texts = start(strategy, repetition, tmp_path, request)
+    jobs.append(job)
+    wait_for_moment(job, texts, repetition, chance)
+    job.process.kill()
+    job.process.wait()
+    job.traces.check_that_nothing_is_left()

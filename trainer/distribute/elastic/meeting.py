@@ -1,0 +1,42 @@
+"""Where the members of one generation find each other: a Horovod rendezvous of its own, so that no message of an
+earlier generation is mistaken for one of this."""
+
+import contextlib
+import http.client
+from collections.abc import Sequence
+
+from trainer.distribute.launchers.environments import horovod_rendezvous
+from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.worker import Ready
+
+# Where a Horovod that is initialised again asks for its rank (horovod/common/gloo/gloo_context.cc).
+_SCOPE = "rank_and_size"
+_FIELDS = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
+
+
+class Meeting:
+    """A rendezvous that runs until `close`. `environments` are those of the members at `places`."""
+
+    def __init__(self, places: Sequence[Place], ready: Sequence[Ready]) -> None:
+        """Raises DeviceError where Horovod is not installed."""
+        self._stack = contextlib.ExitStack()
+        rendezvous = self._stack.enter_context(horovod_rendezvous())
+        found = rendezvous.environments(places, ready)
+        # In its elastic mode, Horovod gives up a GPU operation whose peer is gone, instead of waiting for ever.
+        self.environments = [{**environment, "HOROVOD_ELASTIC": "1"} for environment in found]
+        for environment in found:
+            _publish_rank(environment)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _publish_rank(environment: dict[str, str]) -> None:
+    key = f"{environment['HOROVOD_HOSTNAME']}:{environment['HOROVOD_LOCAL_RANK']}"
+    answer = ",".join(environment[f"HOROVOD_{name}"] for name in _FIELDS)
+    connection = http.client.HTTPConnection("127.0.0.1", int(environment["HOROVOD_GLOO_RENDEZVOUS_PORT"]), timeout=10)
+    try:
+        connection.request("PUT", f"/{_SCOPE}/{key}", answer.encode())
+        connection.getresponse().read()
+    finally:
+        connection.close()

@@ -1,0 +1,150 @@
+"""Where the workers of `MultiWorkerMirroredStrategy` meet: the addresses of TF_CONFIG or Slurm, and the way in."""
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import (
+    expand_hostlist,
+    expand_tasks_per_node,
+)
+from tensorflow.python.eager import context
+
+from trainer.distribute.launchers.external import ExternalPlace
+from trainer.errors import DeviceError
+
+# For the other workers to come: they may still be pulling an image.
+JOIN_TIMEOUT_SECS = 600.0
+# A worker that says nothing for so long is gone, for all others.
+_HEARTBEAT_TIMEOUT_SECS = 100
+# For all workers to reach the end of the job together.
+_LEAVE_TIMEOUT_SECS = 60
+# Below the ports that Linux gives to those who ask for any.
+_SLURM_PORTS = range(20_000, 32_000)
+
+
+def join_cluster(place: ExternalPlace, *, timeout_secs: float = JOIN_TIMEOUT_SECS) -> Any:
+    """The strategy over all workers, once all of them are there.
+
+    Raises:
+        DeviceError: this worker's port is in use, or some of the others have not come within `timeout_secs`.
+    """
+    resolver = find_resolver(place)
+    addresses = list(resolver.cluster_spec().as_dict()["worker"])
+    own = addresses[place.worker_index]
+    _check_port(own, place)
+    if place.worker_index == 0:
+        _wait_for_others(addresses, place, timeout_secs)
+    # TensorFlow's own settings wait an hour for a worker that does not come. What is set here it does not set.
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=int(timeout_secs * 1000),
+        heartbeat_timeout_in_ms=_HEARTBEAT_TIMEOUT_SECS * 1000,
+        shutdown_barrier_timeout_in_ms=_LEAVE_TIMEOUT_SECS * 1000,
+        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(addresses))],
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except tf.errors.UnknownError as e:
+        if "Could not start gRPC server" not in e.message:
+            raise
+        raise _port_in_use(own, place) from None
+    except (tf.errors.DeadlineExceededError, tf.errors.UnavailableError):
+        raise _no_answer([0], addresses, place, timeout_secs) from None
+
+
+def find_resolver(place: ExternalPlace) -> Any:
+    """Reads TF_CONFIG, or Slurm's variables of this step.
+
+    Raises:
+        DeviceError: the variables that Slurm sets for a step are not all there, or say what this cannot follow.
+    """
+    resolvers = tf.distribute.cluster_resolver
+    if place.by == "TF_CONFIG":
+        return resolvers.TFConfigClusterResolver()
+    cluster = tf.train.ClusterSpec({"worker": slurm_addresses(os.environ)})
+    return resolvers.SimpleClusterResolver(cluster, task_type="worker", task_id=place.worker_index, rpc_layer="grpc")
+
+
+def slurm_addresses(environment: Mapping[str, str]) -> list[str]:
+    """The address of every task of a Slurm step, by rank; every task finds the same without a word to the others.
+
+    TensorFlow's own SlurmClusterResolver sorts the nodes by name, where Slurm numbers its tasks in the order of the
+    list (node2 before node10), and asks nvidia-smi on machines that have none.
+
+    Raises:
+        DeviceError: see `find_resolver`.
+    """
+    missing = [name for name in ("SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE") if name not in environment]
+    if missing:
+        raise DeviceError(f"Slurm has set no {' and no '.join(missing)} for this task; start the workers with srun")
+    distribution = environment.get("SLURM_DISTRIBUTION", "block")
+    if not distribution.startswith("block"):
+        raise DeviceError(
+            f"srun distributes the tasks in the order {distribution!r}, which the addresses of the workers do not "
+            "follow; start them with srun --distribution=block"
+        )
+    nodes = expand_hostlist(environment["SLURM_STEP_NODELIST"])
+    num_tasks = expand_tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
+    # Jobs on one node must not ask for the same ports.
+    step = int(environment.get("SLURM_JOB_ID", "0")) + int(environment.get("SLURM_STEP_ID", "0"))
+    first = _SLURM_PORTS[step * 64 % (len(_SLURM_PORTS) - max(num_tasks))]
+    return [f"{node}:{first + i}" for node, count in zip(nodes, num_tasks, strict=True) for i in range(count)]
+
+
+def _check_port(address: str, place: ExternalPlace) -> None:
+    port = address.rpartition(":")[2]
+    if not port.isdecimal():
+        raise DeviceError(f"{place.by} gives worker {place.worker_index} the address {address}; expected HOST:PORT")
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", int(port)))
+        except OSError as e:
+            if e.errno == errno.EADDRINUSE:
+                raise _port_in_use(address, place) from None
+
+
+def _wait_for_others(addresses: list[str], place: ExternalPlace, timeout_secs: float) -> None:
+    """Returns once they all listen: the chief's TensorFlow would wait an hour for them, whatever it is told."""
+    missing = [i for i in range(len(addresses)) if i != place.worker_index]
+    give_up_at = time.monotonic() + timeout_secs
+    while missing := [i for i in missing if not _listens(addresses[i])]:
+        if time.monotonic() >= give_up_at:
+            raise _no_answer(missing, addresses, place, timeout_secs)
+        time.sleep(0.2)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _no_answer(missing: list[int], addresses: list[str], place: ExternalPlace, timeout_secs: float) -> DeviceError:
+    names = ", ".join(f"worker {i} at {addresses[i]}" for i in missing)
+    return DeviceError(
+        f"worker {place.worker_index} has waited {timeout_secs:g} s for {names}, without an answer; see that every "
+        f"worker was started, and that they reach each other by the addresses that {place.by} gives"
+    )
+
+
+def _port_in_use(address: str, place: ExternalPlace) -> DeviceError:
+    port = int(address.rpartition(":")[2])
+    listeners = [found for found in psutil.net_connections("tcp") if found.laddr and found.laddr.port == port]
+    pids = sorted({found.pid for found in listeners if found.pid and found.status == psutil.CONN_LISTEN})
+    by = f" by process {pids[0]} ({psutil.Process(pids[0]).name()})" if pids else ""
+    return DeviceError(
+        f"port {port} of this host, where {place.by} wants worker {place.worker_index}, is in use{by}; end that "
+        "process, or give the workers other ports"
+    )

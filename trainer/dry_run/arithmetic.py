@@ -1,0 +1,83 @@
+"""Batches, steps and learning rates of a run, in numbers."""
+
+from trainer.config import Config
+from trainer.distribute.topology import part_size
+from trainer.dry_run.section import Section
+from trainer.model.schedule import Schedule
+from trainer.plan import Plan
+
+
+class BatchArithmetic(Section):
+    """How the training examples make up batches and steps.
+
+    num_filled_up: examples of weight zero in every step, all replicas together. chunk_size: examples that a replica
+    computes at a time, `accumulate_steps` times a step. last_batch_size: real examples in the last step.
+    """
+
+    epochs: float
+    num_examples: int
+    num_positions: int
+    global_batch_size: int
+    per_replica_batch_size: int
+    num_filled_up: int
+    accumulate_steps: int
+    chunk_size: int
+    steps_per_epoch: float
+    num_train_steps: int
+    last_batch_size: int
+
+
+class LearningRateAt(Section):
+    step: int
+    learning_rate: float
+
+
+class LearningRate(Section):
+    """From the setting to the rate of a step; steps count from 0."""
+
+    setting: float
+    scaling: str
+    scaling_batch_size: int
+    factor: float
+    peak: float
+    schedule: str
+    warmup_steps: int
+    at: list[LearningRateAt]
+
+
+def count_batches(plan: Plan, config: Config) -> BatchArithmetic:
+    size, num_steps = plan.global_batch_size, plan.num_train_steps
+    num_chunks = config.train.accumulate_steps
+    chunk_size = part_size(plan.per_replica_batch_size, num_chunks)
+    return BatchArithmetic(
+        epochs=config.train.epochs,
+        num_examples=plan.num_train_examples,
+        num_positions=plan.num_positions,
+        global_batch_size=size,
+        per_replica_batch_size=plan.per_replica_batch_size,
+        num_filled_up=chunk_size * num_chunks * plan.num_replicas - size,
+        accumulate_steps=num_chunks,
+        chunk_size=chunk_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        num_train_steps=num_steps,
+        last_batch_size=plan.num_positions - (num_steps - 1) * size,
+    )
+
+
+def find_learning_rates(plan: Plan, config: Config) -> LearningRate:
+    """The schedule of the run, and its rates at the start, at the end of the warm-up, and along the way."""
+    schedule = Schedule.of(config, num_train_steps=plan.num_train_steps)
+    last = plan.num_train_steps - 1
+    steps = {0, schedule.warmup_steps, *(last * quarter // 4 for quarter in range(1, 5))}
+    return LearningRate(
+        setting=config.optimizer.learning_rate,
+        scaling=config.optimizer.scaling,
+        scaling_batch_size=config.optimizer.scaling_batch_size,
+        factor=schedule.peak / config.optimizer.learning_rate,
+        peak=schedule.peak,
+        schedule=schedule.kind,
+        warmup_steps=schedule.warmup_steps,
+        at=[
+            LearningRateAt(step=step, learning_rate=float(schedule.at(step))) for step in sorted(steps) if step <= last
+        ],
+    )

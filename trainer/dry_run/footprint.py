@@ -1,0 +1,160 @@
+"""What the model of a run takes: parameters, memory on each replica, and what crosses between replicas each step."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import Config
+from trainer.dry_run.arithmetic import BatchArithmetic
+from trainer.dry_run.section import Section
+from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
+from trainer.model.classifier import build_classifier
+from trainer.model.optimizer import Optimizer
+from trainer.plan import Plan
+
+_FLOAT32_BYTES, _FLOAT16_BYTES = 4, 2
+# Weighted loss, number right, weight; see `steps`.
+_NUM_SUMS = 3
+
+
+class Parameters(Section):
+    """Numbers in the model; `num_statistics`: moving means and variances that training changes."""
+
+    num_parameters: int
+    num_trainable: int
+    num_statistics: int
+
+
+class Memory(Section):
+    """Bytes on one replica during a step.
+
+    activations: an estimate, of the outputs of all layers that the backward pass passes, kept for one chunk of the
+    batch; fusion, padding, the libraries' workspaces and the new values before they are assigned are not in it.
+    """
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_slots_bytes: int
+    averages_bytes: int
+    activations_bytes: int
+    input_batch_bytes: int
+    total_bytes: int
+
+
+class Traffic(Section):
+    """What an all-reduce of a step moves.
+
+    gradients_bytes, statistics_bytes, sums_bytes: that every replica puts in. ring_factor: 2 (n - 1) / n, the share of
+    it that each replica of a ring of n sends, and receives (Patarasuk & Yuan 2009, J. Parallel Distrib. Comput. 69).
+    worker_network_bytes: what one worker sends to others, and receives; 0 where there is one.
+    """
+
+    gradients_bytes: int
+    statistics_bytes: int
+    sums_bytes: int
+    ring_factor: float
+    replica_bytes: int
+    worker_network_bytes: int
+
+
+class Footprint(Section):
+    parameters: Parameters
+    memory: Memory
+    traffic: Traffic
+
+
+def measure_footprint(plan: Plan, config: Config, batch: BatchArithmetic) -> Footprint:
+    """Builds the model, which takes seconds, and adds up; nothing is traced and no weights are loaded."""
+    # Parameters do not depend on the size of the images, activations do.
+    image_size_px = max(stage.image_size_px for stage in plan.stages)
+    with tf.device("CPU:0"):
+        model = build_classifier(
+            backbone=plan.backbone,
+            num_classes=len(plan.class_names),
+            image_size_px=image_size_px,
+            trainable=plan.trainable,
+            batch_norm=plan.batch_norm,
+            dropout=config.model.dropout,
+            dtype_policy=plan.precision,
+        )
+    parameters = Parameters(
+        num_parameters=_count(model.variables),
+        num_trainable=_count(model.trainable_variables),
+        num_statistics=_count(changing_statistics(model)),
+    )
+    return Footprint(
+        parameters=parameters,
+        memory=_measure_memory(plan, config, batch, model, parameters, image_size_px),
+        traffic=_measure_traffic(plan, config, model, parameters),
+    )
+
+
+def _measure_memory(
+    plan: Plan, config: Config, batch: BatchArithmetic, model: Any, parameters: Parameters, image_size_px: int
+) -> Memory:
+    num_slots = Optimizer.of_variables(config.optimizer, model.trainable_variables).num_slots
+    num_averaged = parameters.num_trainable + parameters.num_statistics if config.train.ema_decay else 0
+    # Of several chunks, the sum so far and the one that is added to it are there at once.
+    num_gradients = parameters.num_trainable * (1 if batch.accumulate_steps == 1 else 2)
+    parts = {
+        "parameters_bytes": sum(_count([v]) * np.dtype(v.dtype).itemsize for v in model.variables),
+        "gradients_bytes": num_gradients * _FLOAT32_BYTES,
+        "optimizer_slots_bytes": num_slots * parameters.num_trainable * _FLOAT32_BYTES,
+        "averages_bytes": num_averaged * _FLOAT32_BYTES,
+        "activations_bytes": batch.chunk_size * _activation_bytes(model),
+        # Pixels stay uint8 up to the device.
+        "input_batch_bytes": batch.per_replica_batch_size * image_size_px**2 * 3,
+    }
+    return Memory(**parts, total_bytes=sum(parts.values()))
+
+
+def _measure_traffic(plan: Plan, config: Config, model: Any, parameters: Parameters) -> Traffic:
+    n = plan.num_replicas
+    gradient_bytes = _FLOAT16_BYTES if config.distribute.compression == "float16" else _FLOAT32_BYTES
+    # Synchronised: sum, sum of squares and count forward, their gradients backward, for each chunk.
+    channels = [
+        math.prod(layer.moving_mean.shape)
+        for layer in model._flatten_layers()
+        if isinstance(layer, SynchronizedBatchNormalization) and layer.trainable
+    ]
+    num_synchronized = 2 * sum(2 * c + 1 for c in channels) * config.train.accumulate_steps
+    parts = {
+        "gradients_bytes": parameters.num_trainable * gradient_bytes,
+        "statistics_bytes": (parameters.num_statistics + num_synchronized) * _FLOAT32_BYTES,
+        "sums_bytes": _NUM_SUMS * _FLOAT32_BYTES,
+    }
+    ring_factor = 2 * (n - 1) / n
+    replica_bytes = round(ring_factor * sum(parts.values()))
+    return Traffic(
+        **parts,
+        ring_factor=ring_factor,
+        replica_bytes=replica_bytes,
+        # A ring passes into each worker once and out of it once, however many replicas it has.
+        worker_network_bytes=replica_bytes if plan.num_workers > 1 else 0,
+    )
+
+
+def _activation_bytes(model: Any) -> int:
+    """For one example: the outputs of all layers after the first that is trained, in the dtype they have."""
+    layers = [
+        layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model | keras.layers.InputLayer)
+    ]
+    first = next((i for i, layer in enumerate(layers) if layer.trainable_weights), len(layers))
+    kept = sum(_output_bytes(layer) for layer in layers[first:])
+    # What is frozen before it keeps nothing, but computes one output from another.
+    passing = max((_output_bytes(a) + _output_bytes(b) for a, b in itertools.pairwise(layers[:first])), default=0)
+    return max(kept, passing)
+
+
+def _output_bytes(layer: Any) -> int:
+    outputs: Iterable[Any] = keras.tree.flatten(layer.output)
+    return sum(math.prod(output.shape[1:]) * tf.as_dtype(output.dtype).size for output in outputs)
+
+
+def _count(variables: Iterable[Any]) -> int:
+    return sum(math.prod(variable.shape) for variable in variables)

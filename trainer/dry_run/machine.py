@@ -1,0 +1,95 @@
+"""How a run will compute, as resolved, and what on this machine and on the hosts is in its way."""
+
+from collections.abc import Iterator
+
+from trainer.config import Config
+from trainer.distribute.elastic.request import HOST_TO_COME
+from trainer.distribute.launchers.external import find_place
+from trainer.doctor.finding import Finding
+from trainer.doctor.frameworks import check_frameworks
+from trainer.doctor.gpus import check_gpus
+from trainer.doctor.machine import check_machine
+from trainer.doctor.other_hosts import check_hosts
+from trainer.dry_run.section import Section
+from trainer.launch import PlannedRun
+from trainer.plan import Plan
+
+
+class Engine(Section):
+    """What was asked for and what it came to. `collectives`: what adds up gradients over the replicas."""
+
+    strategy_asked: str
+    strategy: str
+    device: str
+    collectives: str
+    precision_asked: str
+    precision: str
+    scales_loss: bool
+    xla_asked: str
+    xla: bool
+    batch_norm: str
+    compression: str
+    fusion_mib: float | None
+    cycle_time_ms: float | None
+
+
+class FindingOfDoctor(Section):
+    """A finding of `trainer doctor` that is not well."""
+
+    check: str
+    verdict: str
+    found: str
+    fix: str
+
+
+def describe_engine(plan: Plan, config: Config) -> Engine:
+    asked = config.distribute
+    return Engine(
+        strategy_asked=asked.strategy,
+        strategy=plan.strategy,
+        device=plan.device,
+        collectives=_name_collectives(plan),
+        precision_asked=asked.precision,
+        precision=plan.precision,
+        scales_loss=plan.precision == "mixed_float16",
+        xla_asked=asked.xla,
+        xla=plan.jit_compile,
+        batch_norm=plan.batch_norm,
+        compression=asked.compression,
+        fusion_mib=asked.fusion_mib,
+        cycle_time_ms=asked.cycle_time_ms,
+    )
+
+
+def find_what_is_wrong(planned: PlannedRun) -> list[FindingOfDoctor]:
+    """Looks at this machine, and at the hosts of the job, as `trainer doctor` does with the same wishes."""
+    return [
+        FindingOfDoctor(check=finding.check, verdict=finding.verdict, found=finding.found, fix=finding.fix)
+        for finding in _examine(planned)
+        if finding.verdict in ("problem", "warning")
+    ]
+
+
+def _examine(planned: PlannedRun) -> Iterator[Finding]:
+    config = planned.config.distribute
+    known = [place.host for place in planned.places if place.host.name not in (None, HOST_TO_COME)]
+    hosts = list(dict.fromkeys(known))
+    run_dir = planned.run.path.absolute()
+    yield from check_frameworks(wants_horovod=planned.plan.strategy == "horovod")
+    # What the hosts have is theirs to say.
+    yield from check_gpus(None if hosts else config.gpus)
+    yield from check_machine(next(path for path in (run_dir, *run_dir.parents) if path.is_dir()))
+    yield from check_hosts(hosts, config.ssh_options)
+
+
+def _name_collectives(plan: Plan) -> str:
+    if plan.num_replicas == 1:
+        return "none: there is one replica"
+    if plan.strategy == "mirrored":
+        return "NCCL" if plan.device == "gpu" else "within the process"
+    if plan.strategy == "multiworker":
+        return "NCCL" if plan.device == "gpu" else "a ring over gRPC"
+    if plan.device == "gpu":
+        return "NCCL, where Horovod has it; Gloo to meet"
+    place = find_place()
+    return "MPI" if place is not None and place.by != "HOROVOD_RANK" else "Gloo"

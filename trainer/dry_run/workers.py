@@ -1,0 +1,143 @@
+"""The processes of a run: what starts each, by the code that will start it.
+
+What only the hosts can say, once they are asked, stands in angle brackets, such as <port of worker 0>.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable
+
+from trainer import job
+from trainer.distribute.elastic import request
+from trainer.distribute.elastic.generation import Slot
+from trainer.distribute.launchers import channel
+from trainer.distribute.launchers.environments import (
+    forwarded_variables,
+    horovod_environments,
+    multiworker_environments,
+)
+from trainer.distribute.launchers.external import find_place
+from trainer.distribute.launchers.guard import own_variables
+from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.supervisor import SupervisorOptions
+from trainer.distribute.launchers.worker import guard_command
+from trainer.dry_run.section import Section
+from trainer.launch import PlannedRun
+
+_FILE_DESCRIPTOR = "<file descriptor>"
+_FILLED_IN = re.compile(r"<[a-z][^<>]*>")
+_ANSWERS = ("--dry-run", "--json")
+
+
+class WorkerStart(Section):
+    """One process that trains.
+
+    guard: what the launcher starts first, here or by ssh, and then hands the command and the environment; none where
+    this very process trains, and for a host that is not there yet. environment: what is set on top of what the host
+    has; an elastic worker is told its rank later, and again whenever the members change.
+    """
+
+    worker: int
+    host: str
+    guard: list[str] | None
+    command: list[str]
+    environment: dict[str, str]
+
+
+class Workers(Section):
+    """started_by: "this command", "itself" where it trains alone, or the variable that says who has started it.
+
+    filled_in: what stands in angle brackets, and is known only once the hosts have been asked.
+    """
+
+    started_by: str
+    filled_in: list[str]
+    starts: list[WorkerStart]
+
+
+def list_workers(planned: PlannedRun, *, run_dir: str) -> Workers:
+    """Every worker that a launch with the arguments of this process would start, or this process alone.
+
+    Raises:
+        DeviceError: Horovod is asked for and not installed.
+    """
+    starts = _starts_of_job(planned, run_dir) if planned.places else [_start_of_this_process(planned)]
+    place = find_place()
+    started_by = "this command" if planned.places else "itself" if place is None else place.by
+    texts = [text for start in starts for text in [*start.command, *start.environment.values()]]
+    return Workers(started_by=started_by, filled_in=_find_filled_in(texts), starts=starts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NotAskedYet:
+    """Implements `Endpoint` of a host that nobody has asked."""
+
+    worker_index: int
+
+    @property
+    def address(self) -> str:
+        return f"<address of worker {self.worker_index}>"
+
+    @property
+    def port(self) -> str:
+        return f"<port of worker {self.worker_index}>"
+
+    @property
+    def interface(self) -> str:
+        return f"<network interface of worker {self.worker_index}>"
+
+    @property
+    def launcher_address(self) -> str:
+        return f"<address of the launcher for worker {self.worker_index}>"
+
+
+def _starts_of_job(planned: PlannedRun, run_dir: str) -> list[WorkerStart]:
+    places, config = planned.places, planned.config.distribute
+    arguments = job.worker_arguments(sys.argv[1:], run_dir=run_dir, dataset_dir=planned.plan.dataset_dir)
+    endpoints = [_NotAskedYet(place.worker_index) for place in places]
+    if request.is_elastic(config):
+        # Horovod's variables come to a worker that is already there, anew for every generation.
+        environments = [
+            {
+                **request.worker_environment(Slot(place.host.name, place.local_index)),
+                channel.VARIABLE: _FILE_DESCRIPTOR,
+            }
+            for place in places
+        ]
+    elif config.strategy == "horovod":
+        environments = horovod_environments(places, endpoints, rendezvous_port="<port of the launcher>")
+    else:
+        environments = multiworker_environments(places, endpoints)
+    options = job.supervisor_options(config)
+    return [
+        WorkerStart(
+            worker=place.worker_index,
+            host=str(place.host),
+            guard=_guard_of(place, options),
+            command=job.worker_command(arguments),
+            environment={**environment, **own_variables(_FILE_DESCRIPTOR)},
+        )
+        for place, environment in zip(places, environments, strict=True)
+    ]
+
+
+def _guard_of(place: Place, options: SupervisorOptions) -> list[str] | None:
+    if place.host.name == request.HOST_TO_COME:
+        return None
+    return guard_command(place.host, ssh_options=options.ssh_options, lease_secs=options.host_timeout_secs)
+
+
+def _start_of_this_process(planned: PlannedRun) -> WorkerStart:
+    return WorkerStart(
+        worker=planned.topology.worker_index,
+        host="this machine",
+        guard=None,
+        command=[argument for argument in sys.orig_argv if argument not in _ANSWERS],
+        environment=forwarded_variables(),
+    )
+
+
+def _find_filled_in(texts: Iterable[str]) -> list[str]:
+    """Each once, in the order of their first appearance."""
+    return list(dict.fromkeys(found for text in texts for found in _FILLED_IN.findall(text)))

@@ -1,0 +1,315 @@
+"""A worker of an elastic job: it trains in one generation of members after another, and keeps its state in between.
+
+The state in memory is always that after a whole step: a step assigns its variables when all reductions have come back.
+So every step is a commit. After a change of the members the chief's state goes to all, and training goes on from its
+step, with the examples that the exact order has there, whatever the number of replicas.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+import keras
+import tensorflow as tf
+from rich.console import Console
+
+from trainer import atomic, environment, tf_runtime
+from trainer.actions import EvaluateAndSave
+from trainer.checkpoint import CheckpointStore
+from trainer.config import Config, DistributeConfig
+from trainer.data.manifest import Manifest
+from trainer.data.records import verify_shards
+from trainer.data.storage import parse_path
+from trainer.distribute import hvd
+from trainer.distribute.elastic.messages import End, Join, Leave, Running, Save, Waiting, of_message, to_message
+from trainer.distribute.engine import Engine
+from trainer.distribute.launchers import channel, heartbeat
+from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
+from trainer.distribute.launchers.versions import installed_versions
+from trainer.distribute.topology import Topology
+from trainer.errors import DeviceError, StoppedOnRequest
+from trainer.last_lines import LastLines
+from trainer.loop import StopRequest
+from trainer.metric_writers import MetricsLog, MetricWriter, MetricWriters, TensorBoardWriter
+from trainer.plan import Plan, make_plan
+from trainer.progress import TrainingProgress
+from trainer.run_dir import RunDir
+from trainer.streams import make_validation_stream, open_caches
+from trainer.train import make_evaluators, make_state, train
+from trainer.train_state import TrainState
+
+_LOOK_EVERY_SECS = 1.0
+
+
+def topology_before_joining(config: DistributeConfig) -> Topology:
+    """This worker with as many others as there may be; on GPUs, it takes the one of its slot, once for all generations.
+
+    Raises:
+        DeviceError: the host has fewer GPUs than slots.
+    """
+    gpus = tf_runtime.list_gpus()
+    is_gpu = config.device == "gpu" or (config.device == "auto" and bool(gpus))
+    if is_gpu:
+        index = int(os.environ[LOCAL_INDEX_VARIABLE])
+        if index >= len(gpus):
+            raise DeviceError(
+                f"this worker is process {index} of its host, which has {len(gpus)} GPUs; give the host no more slots "
+                "than it has GPUs"
+            )
+        tf.config.set_visible_devices(gpus[index], "GPU")
+    return Topology(
+        strategy="horovod",
+        device="gpu" if is_gpu else "cpu",
+        num_local_replicas=1,
+        num_workers=config.max_replicas or config.min_replicas or 1,
+    )
+
+
+class _MembersChange(Exception):
+    """All members of the generation have agreed to come out of it."""
+
+
+class _AgreeingEngine:
+    """Horovod's engine, with which members agree to come out of a generation where they agree on a request to stop.
+
+    `broadcast` sends vectors without names, since those of variables depend on what a process has built before; and it
+    assigns when all of them have come, so that no state is half the chief's.
+    """
+
+    def __init__(self, engine: Engine, *, is_asked_to_leave: Callable[[], bool], stop_request: StopRequest) -> None:
+        self._engine = engine
+        self._is_asked_to_leave, self._stop_request = is_asked_to_leave, stop_request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def any(self, flag: bool) -> bool:
+        flag = flag or self._stop_request.is_set
+        if not self._engine.any(flag or self._is_asked_to_leave()):
+            return False
+        if self._engine.any(flag):
+            return True
+        raise _MembersChange
+
+    def broadcast(self, variables: list[Any]) -> None:
+        dtypes = sorted({variable.dtype for variable in variables}, key=str)
+        by_dtype = [[variable for variable in variables if variable.dtype == dtype] for dtype in dtypes]
+        flat = [tf.concat([tf.reshape(v, [-1]) for v in same], axis=0) for same in by_dtype]
+        # Only the chief puts something into the sum.
+        given = flat if self._engine.topology.is_chief else [tf.zeros_like(vector) for vector in flat]
+        # Grouped, and so all or none.
+        for same, total in zip(by_dtype, self._engine.all_reduce_sum(given), strict=True):
+            for variable, part in zip(same, tf.split(total, [tf.size(v) for v in same]), strict=True):
+                variable.assign(tf.reshape(part, variable.shape))
+
+
+class ElasticWorker:
+    """Trains `plan`, made for any number of replicas, until it is complete or this worker is not needed any more."""
+
+    def __init__(self, plan: Plan, config: Config, run: RunDir, *, note: Callable[[str], None]) -> None:
+        found = channel.of_this_worker()
+        if found is None:
+            raise DeviceError("only the launcher of an elastic job starts its workers; use: trainer launch")
+        self._channel = found
+        self._plan, self._config, self._run, self._note = plan, config, run, note
+        self._pulse = heartbeat.of_this_worker()
+        self._stop_request = StopRequest()
+        self._last_lines = LastLines()
+        self._state: TrainState | None = None
+        self._generation = 0
+        self._is_asked_to_leave = False
+
+    def run(self) -> None:
+        """Trains in each generation that this worker is called to.
+
+        Raises:
+            StoppedOnRequest: everything is saved, or this worker is not needed any more.
+            DataError: a shard is not what the manifest says.
+            TrainingError: see `train`.
+        """
+        dataset_dir = parse_path(self._plan.dataset_dir)
+        verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
+        # Before this worker joins, so that the others need not wait for it.
+        self._caches = open_caches(self._plan, self._config)
+        why = ""
+        with self._stop_request.listen():
+            while True:
+                join = self._wait_to_join(why)
+                try:
+                    self._train_in(join)
+                except _MembersChange:
+                    why = ""
+                except Exception as e:
+                    if not _is_lost_peer(e):
+                        raise
+                    why = " ".join(str(e).split())[:500]
+                else:
+                    return
+                finally:
+                    hvd.stop()
+
+    def _wait_to_join(self, why: str) -> Join:
+        self._channel.say(to_message(self._describe(why)))
+        while self._channel.is_open:
+            if self._pulse is not None:
+                self._pulse.beat()
+            for message in self._channel.hear(_LOOK_EVERY_SECS):
+                said = of_message(message)
+                if isinstance(said, Join):
+                    self._generation, self._is_asked_to_leave = said.generation, False
+                    return said
+                if isinstance(said, Save):
+                    self._save()
+                elif isinstance(said, End):
+                    raise StoppedOnRequest("this worker is not needed any more")
+        raise StoppedOnRequest("the launcher is gone")
+
+    def _describe(self, why: str) -> Waiting:
+        return Waiting(
+            generation=self._generation,
+            step=None if self._state is None else int(self._state.global_step.numpy()),
+            checkpoint_step=max(CheckpointStore.of_run(self._run, self._config.checkpoint).steps(), default=0),
+            mark=_mark_of(self._run),
+            facts={
+                "configuration": self._plan.identity(self._config),
+                "dataset": self._plan.dataset_hash,
+                **installed_versions(),
+            },
+            why=why,
+        )
+
+    def _train_in(self, join: Join) -> None:
+        os.environ.update(join.environment)
+        settings = self._config.distribute
+        found = hvd.start("cpu", fusion_bytes=settings.fusion_bytes, cycle_time_ms=settings.cycle_time_ms)
+        topology = dataclasses.replace(found, device=self._plan.device)
+        plan = self._plan_for(topology)
+        engine = cast(
+            Engine,
+            _AgreeingEngine(
+                hvd.make_engine(topology), is_asked_to_leave=self._hear_of_leaving, stop_request=self._stop_request
+            ),
+        )
+        store = CheckpointStore.of_run(self._run, self._config.checkpoint) if topology.is_chief else None
+        if join.from_checkpoint:
+            self._state = None
+        if self._state is None:
+            keras.utils.clear_session()
+            self._state = make_state(plan, self._config, engine, store)
+        else:
+            engine.broadcast(self._state.variables)
+        step = int(self._state.global_step.numpy())
+        if topology.is_chief:
+            self._write_down(plan, step)
+        self._channel.say(
+            to_message(
+                Running(generation=join.generation, step=step, mark=_mark_of(self._run) if topology.is_chief else 0)
+            )
+        )
+        if self._pulse is not None:
+            self._pulse.move_to(2 * step + 2)
+        if join.from_checkpoint and step == plan.num_train_steps:
+            engine.barrier()
+            return
+        self._finish_step(plan, engine, store, step)
+        with self._show_progress(plan, step, is_chief=topology.is_chief) as progress:
+            train(plan, self._config, self._run, engine, self._state, store, self._caches, progress, [self._last_lines])
+
+    def _plan_for(self, topology: Topology) -> Plan:
+        found = make_plan(self._config, parse_path(self._plan.dataset_dir), topology, tf_runtime.list_gpus()[:1])
+        # The caches are open, whatever memory is free by now.
+        kept = {name: getattr(self._plan, name) for name in Plan.model_fields if "cache" in name}
+        return found.model_copy(update=kept)
+
+    def _hear_of_leaving(self) -> bool:
+        for message in self._channel.hear():
+            said = of_message(message)
+            if isinstance(said, Leave) and said.generation == self._generation:
+                self._is_asked_to_leave = True
+        return self._is_asked_to_leave
+
+    def _write_down(self, plan: Plan, step: int) -> None:
+        if step and self._generation == 1:
+            self._note(f"going on with {self._run.path} from step {step} of {plan.num_train_steps}")
+        for warning in plan.warnings:
+            self._note(f"warning: {warning}")
+        self._run.create(self._config, plan.run_info(self._config, self._run.path.resolve().name))
+        atomic.write_text(self._run.plan_file, plan.model_dump_json(indent=2) + "\n")
+        atomic.write_json(self._run.environment_file, environment.collect(sys.argv))
+
+    def _finish_step(self, plan: Plan, engine: Engine, store: CheckpointStore | None, step: int) -> None:
+        """Does what the last chief has left undone of `step`: its lines in the log, its evaluation, its checkpoint."""
+        assert self._state is not None, "there since the generation began"
+        with self._show_progress(plan, step, is_chief=store is not None) as progress:
+            writers = MetricWriters([self._last_lines])
+            saving = self._make_saving(plan, engine, store, writers, progress)
+            is_open = store is not None and step > 0 and saving.is_due(step) and step not in store.steps()
+            is_open = engine.any(is_open)
+            if store is not None:
+                self._last_lines.complete(self._run, step, is_step_open=is_open)
+            if not is_open:
+                return
+            all_writers: list[MetricWriter] = [self._last_lines]
+            if store is not None:
+                all_writers += [MetricsLog(self._run.metrics_file), TensorBoardWriter(self._run.tensorboard_dir)]
+            with MetricWriters(all_writers) as writers:
+                self._make_saving(plan, engine, store, writers, progress)(step)
+
+    def _make_saving(
+        self,
+        plan: Plan,
+        engine: Engine | None,
+        store: CheckpointStore | None,
+        writers: MetricWriters,
+        progress: TrainingProgress,
+    ) -> EvaluateAndSave:
+        assert self._state is not None, "there is something to save"
+        evaluators = {}
+        if engine is not None:
+            validation = make_validation_stream(plan, self._config, engine.topology, self._caches)
+            evaluators = make_evaluators(plan, engine, self._state, validation)
+        return EvaluateAndSave(
+            plan=plan,
+            identity=plan.identity(self._config),
+            state=self._state,
+            store=store,
+            evaluators=evaluators,
+            writers=writers,
+            progress=progress,
+            leave_out=lambda _: None,
+        )
+
+    def _save(self) -> None:
+        """Writes a checkpoint of the state in memory, without the others."""
+        if self._state is None:
+            return
+        step = int(self._state.global_step.numpy())
+        self._last_lines.complete(self._run, step, is_step_open=False)
+        with self._show_progress(self._plan, step, is_chief=False) as progress:
+            store = CheckpointStore.of_run(self._run, self._config.checkpoint)
+            self._make_saving(self._plan, None, store, MetricWriters([]), progress).save(step)
+        self._note(f"saved step {step} of {self._plan.num_train_steps}")
+
+    def _show_progress(self, plan: Plan, step: int, *, is_chief: bool) -> TrainingProgress:
+        return TrainingProgress(
+            num_train_steps=plan.num_train_steps,
+            start_step=step,
+            steps_per_epoch=plan.steps_per_epoch,
+            global_batch_size=plan.global_batch_size,
+            console=None if is_chief else Console(quiet=True),
+        )
+
+
+def _mark_of(run: RunDir) -> int:
+    """Tells one run directory from another of the same path on another disk: when its plan was written."""
+    try:
+        return int(run.plan_file.stat().st_mtime_ns)
+    except OSError:
+        return 0
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether a collective failed, or was given up because another worker is gone."""
+    return isinstance(error, tf.errors.OpError) and "Horovod" in str(error)
