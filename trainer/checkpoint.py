@@ -20,9 +20,9 @@ import pydantic
 import safetensors.numpy
 
 from trainer import atomic
-from trainer.config import CheckpointConfig
 from trainer.errors import RunError
 from trainer.run_dir import RunDir
+from trainer.settings.saving import CheckpointConfig
 
 SCHEMA_VERSION: Final = 1
 MODEL_FILE = "model.safetensors"

@@ -18,7 +18,7 @@ from rich.console import Console
 from trainer import atomic, environment, tf_runtime
 from trainer.actions import EvaluateAndSave
 from trainer.checkpoint import CheckpointStore
-from trainer.config import Config, DistributeConfig
+from trainer.config import Config
 from trainer.data.manifest import Manifest
 from trainer.data.records import verify_shards
 from trainer.data.storage import parse_path
@@ -36,6 +36,7 @@ from trainer.metric_writers import MetricsLog, MetricWriter, MetricWriters, Tens
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
+from trainer.settings.distribute import DistributeConfig
 from trainer.streams import make_validation_stream, open_caches
 from trainer.train import make_evaluators, make_state, train
 from trainer.train_state import TrainState

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from trainer import tf_runtime
-from trainer.config import DistributeConfig
 from trainer.distribute.elastic import request
 from trainer.distribute.elastic.supervisor import ElasticSupervisor
 from trainer.distribute.engine import Engine
@@ -21,6 +20,7 @@ from trainer.distribute.launchers.versions import installed_versions
 from trainer.distribute.launchers.worker import Ready
 from trainer.distribute.topology import Strategy, Topology, resolve_devices
 from trainer.errors import ConfigError, DeviceError
+from trainer.settings.distribute import DistributeConfig
 
 LOG_DIR_NAME = "logs"
 _STRATEGIES = ("multiworker", "horovod")

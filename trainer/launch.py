@@ -10,7 +10,7 @@ from rich.console import Console
 
 from trainer import atomic, elastic_worker, environment, job, tf_runtime
 from trainer.checkpoint import CheckpointStore
-from trainer.config import Config, DistributeConfig
+from trainer.config import Config
 from trainer.data.beside import prepare_beside
 from trainer.data.manifest import Manifest, is_prepared
 from trainer.data.records import verify_shards
@@ -25,6 +25,7 @@ from trainer.errors import DataError, DeviceError, RunError
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress, task_progress
 from trainer.run_dir import RunDir
+from trainer.settings.distribute import DistributeConfig
 from trainer.streams import open_caches
 from trainer.train import make_state, train
 

@@ -12,7 +12,6 @@ import tensorflow as tf
 from sklearn.datasets import load_sample_images
 
 from trainer import atomic
-from trainer.config import AugmentConfig
 from trainer.data.augmentation.changes import draw_randomness, num_columns, unpack
 from trainer.data.augmentation.on_device import augment_batch, change_images
 from trainer.data.augmentation.presets import PRESETS, Augmentation, resolve_augmentation
@@ -22,6 +21,7 @@ from trainer.data.order import ExampleOrder
 from trainer.data.pipeline import TrainingStream, open_split
 from trainer.data.records import Example, ShardWriter
 from trainer.distribute.topology import BatchDivision, Topology
+from trainer.settings.data import AugmentConfig
 
 NUM_EXAMPLES = 23
 NUM_CLASSES = 4

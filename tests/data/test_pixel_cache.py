@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from pixel_sets import encode, photographs, write_dataset
 
-from trainer.config import DataConfig
 from trainer.data import pixel_cache, preprocess
 from trainer.data.augmentation.presets import PRESETS
 from trainer.data.cache_plan import CachePlan, CacheQuestion, plan_cache
@@ -23,6 +22,7 @@ from trainer.data.pipeline import EvaluationStream, TrainingStream, open_split
 from trainer.data.pixel_cache import DiskCache, decode_split, open_pixels
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import ConfigError, DataError
+from trainer.settings.data import DataConfig
 
 NUM_EXAMPLES = 150
 GEOMETRY = Geometry(image_size_px=24, resize="crop")

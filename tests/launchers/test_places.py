@@ -7,7 +7,6 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from trainer.config import DistributeConfig
 from trainer.distribute.launchers.environments import multiworker_environments
 from trainer.distribute.launchers.external import ExternalPlace, find_place
 from trainer.distribute.launchers.hosts import Host, parse_hosts, place_workers
@@ -15,6 +14,7 @@ from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.worker import Ready
 from trainer.errors import ConfigError, DeviceError, UsageError
 from trainer.job import find_places
+from trainer.settings.distribute import DistributeConfig
 
 TF_CONFIG = json.dumps({"cluster": {"worker": ["a:1", "b:1", "b:2", "c:1"]}, "task": {"type": "worker", "index": 2}})
 

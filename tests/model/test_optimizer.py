@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.config import OptimizerConfig, load_config
+from trainer.config import load_config
 from trainer.errors import ConfigError
 from trainer.model.optimizer import Optimizer, clip_by_global_norm
 from trainer.model.schedule import Schedule
+from trainer.settings.training import OptimizerConfig
 
 SHAPES = [(3, 3, 2, 4), (4,)]
 

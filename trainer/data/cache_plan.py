@@ -5,13 +5,13 @@ import os
 import pathlib
 import shutil
 
-from trainer.config import DataConfig
 from trainer.data.augmentation.presets import Augmentation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.pixel_cache import CachePlace, DiskCache, num_bytes
 from trainer.data.storage import DatasetPath, RemotePath
 from trainer.errors import ConfigError
+from trainer.settings.data import DataConfig
 
 _BYTES_PER_GIB = 2**30
 DIRECTORY_SUFFIX = ".cache"

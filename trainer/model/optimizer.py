@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.config import OptimizerConfig
+from trainer.settings.training import OptimizerConfig
 
 Tensor = Any
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7

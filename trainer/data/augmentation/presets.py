@@ -15,7 +15,7 @@ whole batches on the device (`on_device`).
 
 import dataclasses
 
-from trainer.config import AugmentConfig
+from trainer.settings.data import AugmentConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import os
 
-from trainer.config import DistributeConfig
 from trainer.distribute.elastic.discovery import FixedHosts, HostDiscoveryScript, HostSource
 from trainer.distribute.elastic.generation import Slot
 from trainer.distribute.elastic.supervisor import ElasticOptions
@@ -12,6 +11,7 @@ from trainer.distribute.launchers.hosts import Host, Place, parse_hosts, place_w
 from trainer.distribute.launchers.supervisor import SupervisorOptions
 from trainer.distribute.topology import divide_batch, resolve_devices
 from trainer.errors import ConfigError, DeviceError
+from trainer.settings.distribute import DistributeConfig
 
 # Where a worker will run whose host is not there yet.
 HOST_TO_COME = "a host to come"
