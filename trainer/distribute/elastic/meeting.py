@@ -5,7 +5,7 @@ import contextlib
 import http.client
 from collections.abc import Sequence
 
-from trainer.distribute.launchers.environments import horovod_rendezvous
+from trainer.distribute.launchers.environments import GLOO_TIMEOUT_VARIABLE, horovod_rendezvous
 from trainer.distribute.launchers.hosts import Place
 from trainer.distribute.launchers.worker import Ready
 
@@ -22,6 +22,9 @@ class Meeting:
         self._stack = contextlib.ExitStack()
         rendezvous = self._stack.enter_context(horovod_rendezvous())
         found = rendezvous.environments(places, ready)
+        # How long a silent peer is waited for a worker knows from its start, and it is much shorter here.
+        for environment in found:
+            environment.pop(GLOO_TIMEOUT_VARIABLE)
         # In its elastic mode, Horovod gives up a GPU operation whose peer is gone, instead of waiting for ever.
         self.environments = [{**environment, "HOROVOD_ELASTIC": "1"} for environment in found]
         for environment in found:

@@ -5,7 +5,7 @@ import os
 from trainer.distribute.elastic.discovery import FixedHosts, HostDiscoveryScript, HostSource
 from trainer.distribute.elastic.generation import Slot
 from trainer.distribute.elastic.supervisor import ElasticOptions
-from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE, forwarded_variables
+from trainer.distribute.launchers.environments import GLOO_TIMEOUT_VARIABLE, LOCAL_INDEX_VARIABLE, forwarded_variables
 from trainer.distribute.launchers.external import find_place
 from trainer.distribute.launchers.hosts import Host, Place, parse_hosts, place_workers
 from trainer.distribute.launchers.supervisor import SupervisorOptions
@@ -21,7 +21,6 @@ _VARIABLE = "TRAINER_ELASTIC"
 _WAIT_VARIABLE = "HOROVOD_ELASTIC_TIMEOUT"
 _WAIT_SECS = 600
 # After so many seconds of silence from a peer, Horovod gives it up. Its own 30 are long for a job that waits meanwhile.
-_SILENCE_VARIABLE = "HOROVOD_GLOO_TIMEOUT_SECONDS"
 _SILENCE_SECS = 15
 
 
@@ -133,7 +132,7 @@ def check_batch(config: DistributeConfig, global_batch_size: int, *, num_places:
 def worker_environment(slot: Slot) -> dict[str, str]:
     """What a worker finds in its environment before it has joined any generation."""
     return {
-        _SILENCE_VARIABLE: str(_SILENCE_SECS),
+        GLOO_TIMEOUT_VARIABLE: str(_SILENCE_SECS),
         **forwarded_variables(),
         _VARIABLE: "1",
         LOCAL_INDEX_VARIABLE: str(slot.local_index),

@@ -18,6 +18,7 @@ LOCAL_INDEX_VARIABLE = "TRAINER_LOCAL_INDEX"
 _NOT_FORWARDED_PREFIXES = ("TF_VAR_", "TF_TOKEN_", "TF_CLI_")
 _NOT_FORWARDED = ("TF_CONFIG", "HOROVOD_RANK", "HOROVOD_SIZE")
 # Its own 30 s are short for workers that start on busy machines or slow disks; who is gone the guards find out.
+GLOO_TIMEOUT_VARIABLE = "HOROVOD_GLOO_TIMEOUT_SECONDS"
 _GLOO_TIMEOUT_SECS = "300"
 
 
@@ -98,7 +99,7 @@ def horovod_environments(
     """The variables of each worker (horovod/common/gloo/gloo_context.cc reads them)."""
     return [
         {
-            "HOROVOD_GLOO_TIMEOUT_SECONDS": _GLOO_TIMEOUT_SECS,
+            GLOO_TIMEOUT_VARIABLE: _GLOO_TIMEOUT_SECS,
             **forwarded_variables(),
             "HOROVOD_HOSTNAME": slot.hostname,
             "HOROVOD_RANK": str(slot.rank),
