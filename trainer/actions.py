@@ -91,6 +91,7 @@ class EvaluateAndSave:
     """Saves a checkpoint, with the metrics of the validation split at the ends of epochs.
 
     `evaluators` are named by what they write in metrics.jsonl; the checkpoint holds the metrics of "validation".
+    `is_enough` is asked after an evaluation whether the run shall end, on all workers at once.
     Every worker takes part in an evaluation; a worker without a `store`, one that is not the chief, saves nothing.
     """
 
@@ -105,9 +106,13 @@ class EvaluateAndSave:
         writers: MetricWriters,
         progress: TrainingProgress,
         leave_out: Callable[[float], None],
+        is_enough: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._plan, self._identity, self._state, self._store = plan, identity, state, store
         self._evaluators, self._writers, self._progress, self._leave_out = evaluators, writers, progress, leave_out
+        self._is_enough = is_enough
+        # Whether the run ends here, before its last step.
+        self.is_over = False
 
     def is_due(self, step: int) -> bool:
         is_last = step == self._plan.num_train_steps
@@ -120,6 +125,9 @@ class EvaluateAndSave:
             if step == self._plan.num_train_steps or self._ends_epoch(step):
                 validation = {name: self._evaluate(name, step) for name in self._evaluators}["validation"]
             self.save(step, validation)
+            if validation and step < self._plan.num_train_steps and self._is_enough(step):
+                self.is_over = True
+                self._progress.note(f"step {step}: no new best for as long as train.patience says; the run ends here")
         self._leave_out(time.monotonic() - started_secs)
 
     def save(self, step: int, validation: dict[str, float] | None = None) -> None:
@@ -159,7 +167,7 @@ def slot_arrays(state: TrainState) -> Arrays:
     """The optimizer's slots by name: position of the parameter, slot, path."""
     return {
         f"{i:05d}.{j}:{variable.path}": slot.numpy()
-        for i, (variable, slots) in enumerate(zip(state.model.trainable_variables, state.slots, strict=True))
+        for i, (variable, slots) in enumerate(zip(state.learnt, state.slots, strict=True))
         for j, slot in enumerate(slots)
     }
 

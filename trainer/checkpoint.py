@@ -181,12 +181,12 @@ def load_classifier(run: RunDir, *, which: Which = "best", weights: Weights = "a
         RunError: as `load_model_arrays`.
     """
     # The one place here that needs Keras; listing and reading checkpoints does not.
-    from trainer.model.classifier import assign_arrays, build_classifier, saved_variables
+    from trainer.model.classifier import assign_arrays, build_configured, saved_variables
 
     info, config = run.info(), run.config()
     step, arrays = load_model_arrays(run, which, weights)
-    model = build_classifier(
-        backbone=config.model.backbone, num_classes=len(info.class_names), image_size_px=info.image_size_px
+    model = build_configured(
+        config.model, task=info.task, num_classes=len(info.class_names), image_size_px=info.image_size_px
     )
     assign_arrays(saved_variables(model), arrays, origin=f"the checkpoint of step {step}")
     return model

@@ -38,7 +38,7 @@ from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
 from trainer.settings.distribute import DistributeConfig
 from trainer.streams import make_validation_stream, open_caches
-from trainer.train import make_evaluators, make_state, train
+from trainer.train import has_ended_early, make_evaluators, make_state, train
 from trainer.train_state import TrainState
 
 _LOOK_EVERY_SECS = 1.0
@@ -211,7 +211,12 @@ class ElasticWorker:
         )
         if self._pulse is not None:
             self._pulse.move_to(2 * step + 2)
-        if join.from_checkpoint and step == plan.num_train_steps:
+        is_early_end = (
+            join.from_checkpoint
+            and step > 0
+            and has_ended_early(self._config, self._run, engine, is_chief=store is not None, step=step)
+        )
+        if is_early_end or (join.from_checkpoint and step == plan.num_train_steps):
             engine.barrier()
             return
         self._finish_step(plan, engine, store, step)

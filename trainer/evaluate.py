@@ -17,7 +17,6 @@ from trainer.data.split_reader import SplitReader
 from trainer.data.storage import DatasetPath, parse_path
 from trainer.distribute.engine import Engine
 from trainer.errors import DataError
-from trainer.plan import check_task
 from trainer.progress import task_progress
 from trainer.run_dir import RunDir
 from trainer.steps import EvaluationStep
@@ -47,7 +46,8 @@ class Evaluator:
         return self._stream.num_steps
 
     def run(self, on_step: Callable[[int], None] = lambda _: None) -> tuple[Labels, Logits]:
-        """Returns the labels [n] and the logits [n, num_classes] of all n examples, in the order of the split.
+        """Returns the labels [n] (of several labels each, [n, num_classes]) and the logits [n, num_classes] of all n
+        examples, in the order of the split.
 
         `on_step` is called with the number of finished steps.
         """
@@ -55,7 +55,8 @@ class Evaluator:
         for i, batch in enumerate(self._engine.distribute(self._stream.dataset())):
             is_real = self._engine.gather(batch.weights).reshape(-1) > 0
             outputs = self._engine.gather(self._step(batch))
-            labels.append(self._engine.gather(batch.labels).reshape(-1)[is_real])
+            found = self._engine.gather(batch.labels)
+            labels.append(found.reshape(-1, *found.shape[2:])[is_real])
             logits.append(outputs.reshape(-1, outputs.shape[-1])[is_real])
             on_step(i + 1)
         return np.concatenate(labels), np.concatenate(logits)
@@ -88,7 +89,6 @@ def evaluate_run(
         raise DataError(
             f"{dataset_dir} has other classes than the run {run.path} was trained on; give --data the run's dataset"
         )
-    check_task(manifest, dataset_dir)
     verify_shards(dataset_dir, manifest, [split])
     step = find_checkpoint(run, which)
     with engine.scope():

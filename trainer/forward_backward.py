@@ -17,7 +17,7 @@ from trainer.distribute.topology import part_size
 from trainer.errors import ModelError
 from trainer.model.batch_norm import statistics_over
 from trainer.model.dropout import dropout_keys
-from trainer.train_state import TrainState
+from trainer.objective import Objective
 
 Tensor = Any
 AllReduceSum = Callable[[list[Tensor]], list[Tensor]]
@@ -34,12 +34,25 @@ class Local(NamedTuple):
 class ForwardBackward:
     """Callable on the values of all variables and a batch; a batch in several parts is computed one after the other."""
 
-    def __init__(self, state: TrainState, config: Config, *, synchronize: AllReduceSum | None) -> None:
-        """`synchronize`: adds up batch statistics over the replicas; None where they are frozen or each replica's."""
-        self._model, self._config, self._synchronize = state.model, config, synchronize
+    def __init__(
+        self,
+        model: Any,
+        config: Config,
+        objective: Objective,
+        *,
+        statistics: list[Any],
+        synchronize: AllReduceSum | None,
+    ) -> None:
+        """The variables that `model` trains now, it trains as long as this lives.
+
+        Args:
+            statistics: the variables that its call changes.
+            synchronize: adds up batch statistics over the replicas; None where they are frozen or each replica's.
+        """
+        self._model, self._config, self._objective, self._synchronize = model, config, objective, synchronize
         self._augmentation = resolve_augmentation(config.augment)
-        index_of = {id(v): i for i, v in enumerate(state.model.non_trainable_variables)}
-        self._statistics = [index_of[id(v)] for v in state.statistics]
+        index_of = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
+        self._statistics = [index_of[id(v)] for v in statistics]
 
     def __call__(self, trainable: list[Tensor], fixed: list[Tensor], batch: Batch, loss_scale: Tensor) -> Local:
         """Gradients of the scaled loss over the global batch, new statistics and sums.
@@ -77,24 +90,22 @@ class ForwardBackward:
         images, targets = augment_batch(
             self._augmentation,
             batch.images,
-            tf.one_hot(batch.labels, self._model.output_shape[-1]),
+            self._objective.targets(batch.labels),
             batch.randomness,
             batch.positions,
         )
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
             logits, new_fixed = self._call_model(trainable, fixed, images, batch)
-            losses = cross_entropy(targets, logits, train.label_smoothing)
+            losses = self._objective.losses(targets, logits)
             # A static divisor keeps the scaled loss of float16 in the same range for every batch size; the exact
             # number of examples, known after the reduction, corrects it in `apply`.
             loss = tf.reduce_sum(batch.weights * losses) / train.global_batch_size
             scaled_loss = loss * loss_scale
         gradients = tape.gradient(scaled_loss, trainable, unconnected_gradients="zero")
-        # Of a mixed image, the class of its larger part counts.
-        is_right = tf.cast(tf.equal(tf.argmax(logits, axis=-1), tf.argmax(targets, axis=-1)), tf.float32)
         sums = [
             tf.reduce_sum(batch.weights * losses),
-            tf.reduce_sum(batch.weights * is_right),
+            tf.reduce_sum(batch.weights * self._objective.rightness(targets, logits)),
             tf.reduce_sum(batch.weights),
         ]
         return Local(gradients, [new_fixed[i] for i in self._statistics], tf.stack(sums))
@@ -128,12 +139,3 @@ def split_batch(batch: Batch, num_parts: int) -> Batch:
     filled = Batch(*(tf.gather(tensor, tf.minimum(rows, num_examples - 1)) for tensor in batch))
     filled = filled._replace(weights=tf.where(rows < num_examples, filled.weights, 0.0))
     return Batch(*(tf.reshape(tensor, [num_parts, size, *tensor.shape[1:]]) for tensor in filled))
-
-
-def cross_entropy(targets: Tensor, logits: Tensor, label_smoothing: float) -> Tensor:
-    """Softmax cross-entropy [b] of targets, each adding up to 1, and logits, both [b, num_classes], in float32.
-
-    Smoothing mixes the target with the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, sec. 7).
-    """
-    smoothed = targets * (1.0 - label_smoothing) + label_smoothing / logits.shape[-1]
-    return tf.nn.softmax_cross_entropy_with_logits(smoothed, tf.cast(logits, tf.float32))

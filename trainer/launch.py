@@ -27,7 +27,7 @@ from trainer.progress import TrainingProgress, task_progress
 from trainer.run_dir import RunDir
 from trainer.settings.distribute import DistributeConfig
 from trainer.streams import open_caches
-from trainer.train import make_state, train
+from trainer.train import has_ended_early, make_state, train
 
 RUNS_DIR = pathlib.Path("runs")
 
@@ -103,7 +103,9 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         run.create(config, plan.run_info(config, run.path.resolve().name))
         atomic.write_text(run.plan_file, plan.model_dump_json(indent=2) + "\n")
         atomic.write_json(run.environment_file, environment.collect(sys.argv))
-    if first_step == plan.num_train_steps:
+    if first_step == plan.num_train_steps or (
+        first_step and has_ended_early(config, run, engine, is_chief=is_chief, step=first_step)
+    ):
         return
     # Before the bar of the training: of two bars on one terminal neither is readable.
     caches = open_caches(plan, config, progress=task_progress if is_chief else show_nothing)

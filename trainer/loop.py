@@ -49,8 +49,10 @@ def run_loop(
     actions: list[Action],
     save: Callable[[int], None],
     should_stop: Callable[[], bool],
+    is_over: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Runs a step for each batch, and after it every action that is due, in order. Returns the last step.
+    """Runs a step for each batch, and after it every action that is due, in order, until they are all done or
+    `is_over`. Returns the last step.
 
     Raises:
         StoppedOnRequest: `should_stop` said so; the state after the step that was running has been saved.
@@ -62,6 +64,8 @@ def run_loop(
         for action in actions:
             if action.is_due(step):
                 action(step)
+        if is_over():
+            break
         if should_stop():
             save(step)
             raise StoppedOnRequest(f"stopped after step {step}, and saved; the same command goes on from there")

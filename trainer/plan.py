@@ -10,7 +10,6 @@ import pydantic
 
 from trainer.config import Config
 from trainer.data.augmentation.presets import resolve_augmentation
-from trainer.data.augmentation.resizing_schedule import Stage, plan_stages
 from trainer.data.cache_plan import CachePlan, CacheQuestion, plan_cache
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest
@@ -21,10 +20,12 @@ from trainer.data.storage import DatasetPath
 from trainer.distribute.topology import BatchDivision, Device, Strategy, Topology, divide_batch
 from trainer.errors import ConfigError, DataError
 from trainer.model.backbones import find_backbone
-from trainer.model.classifier import BatchNorm, Trainable, resolve_weights
+from trainer.model.classifier import BatchNorm, ModelTask, resolve_weights
 from trainer.model.schedule import Schedule
+from trainer.objective import resolve_class_weights, resolve_task
 from trainer.resolve import Precision, check_accumulation, resolve_batch_norm, resolve_jit_compile, resolve_precision
 from trainer.run_dir import RunInfo
+from trainer.stages import Stage, plan_stages
 
 SCHEMA_VERSION: Final = 1
 
@@ -52,8 +53,10 @@ class Plan(pydantic.BaseModel):
     backbone: str
     weights: str
     image_size_px: int
-    trainable: Trainable
+    trainable: str
     batch_norm: BatchNorm
+    task: ModelTask
+    class_weights: list[float] | None
     # Replicas.
     strategy: Strategy
     device: Device
@@ -90,6 +93,7 @@ class Plan(pydantic.BaseModel):
             weights=self.weights,
             precision=self.precision,
             batch_norm=self.batch_norm,
+            task=self.task,
         )
 
 
@@ -100,7 +104,8 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
         UsageError: the batch, the dataset, the backbone or its weights do not go together.
     """
     manifest = Manifest.load(dataset_dir)
-    check_task(manifest, dataset_dir)
+    task = resolve_task(config.train.task, manifest)
+    check_sampling(config.data.sampling, manifest)
     num_train = _num_examples(manifest, "train", dataset_dir)
     check_run_length(config.data.run_length, sampling=config.data.sampling, num_examples=num_train)
     backbone = find_backbone(config.model.backbone)
@@ -131,6 +136,8 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
         image_size_px=image_size_px,
         trainable=config.model.trainable,
         batch_norm=resolve_batch_norm(config, weights),
+        task=task,
+        class_weights=resolve_class_weights(config, task, manifest),
         strategy=topology.strategy,
         device=topology.device,
         num_workers=topology.num_workers,
@@ -147,6 +154,8 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
         warmup_steps=schedule.warmup_steps,
         stages=plan_stages(
             config.augment.progressive_sizes_px,
+            config.train,
+            trainable=config.model.trainable,
             num_train_steps=num_train_steps,
             image_size_px=image_size_px,
             min_image_size_px=backbone.min_image_size_px,
@@ -157,12 +166,12 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
     )
 
 
-def check_task(manifest: Manifest, dataset_dir: DatasetPath) -> None:
-    """Raises DataError for a dataset whose images have several labels."""
-    if manifest.task != "single_label":
-        raise DataError(
-            f"the images of the dataset {dataset_dir} have several labels (its task is {manifest.task}), and the "
-            "model learns one label an image; prepare it again with one label for every image"
+def check_sampling(sampling: str, manifest: Manifest) -> None:
+    """Raises ConfigError for balanced classes of a dataset whose images have several labels."""
+    if sampling == "class_balanced" and manifest.task == "multi_label":
+        raise ConfigError(
+            f"data.sampling is class_balanced, and images of the dataset {manifest.name} have several labels, so that "
+            "no order shows all classes equally often; use --set train.class_weights=balanced"
         )
 
 

@@ -7,17 +7,19 @@ from trainer.config import Config
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import ConfigError
 from trainer.model.classifier import BatchNorm
+from trainer.model.freezing import is_frozen
 
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 _BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
 
 
 def resolve_batch_norm(config: Config, weights: str) -> BatchNorm:
+    last = config.train.unfreeze[-1].trainable if config.train.unfreeze else config.model.trainable
     if config.model.batch_norm == "auto":
         # A short fine-tuning never gives the moving averages time to follow the batches: pretrained statistics are
         # kept. Without pretrained weights there are none to keep.
-        return "per_replica" if weights == "none" and config.model.trainable == "all" else "frozen"
-    if config.model.batch_norm != "frozen" and config.model.trainable == "head":
+        return "per_replica" if weights == "none" and not is_frozen(last) else "frozen"
+    if config.model.batch_norm != "frozen" and is_frozen(last) and not config.model.hidden_batch_norm:
         raise ConfigError(
             f"model.batch_norm is {config.model.batch_norm}, but model.trainable is head: a frozen backbone keeps its "
             "statistics; use --set model.batch_norm=frozen or --set model.trainable=all"

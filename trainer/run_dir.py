@@ -40,7 +40,8 @@ class RunInfo(pydantic.BaseModel):
     image_size_px: int
     weights: str
     precision: str
-    batch_norm: Literal["frozen", "per_replica"]
+    batch_norm: Literal["frozen", "per_replica", "synchronized"]
+    task: Literal["single_label", "binary", "multi_label"] = "single_label"
 
 
 class RunDir:

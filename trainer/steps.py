@@ -19,9 +19,12 @@ from trainer.data.batch import Batch
 from trainer.distribute.engine import Engine
 from trainer.forward_backward import ForwardBackward, Local
 from trainer.model.averages import update_averages
-from trainer.model.batch_norm import SynchronizedBatchNormalization
-from trainer.model.optimizer import clip_by_global_norm
+from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
+from trainer.model.classifier import backbone_of
+from trainer.model.freezing import learning_rate_factors
+from trainer.model.optimizer import Optimizer, clip_by_global_norm
 from trainer.model.schedule import Schedule
+from trainer.objective import Objective
 from trainer.train_state import TrainState
 
 Tensor = Any
@@ -52,16 +55,39 @@ class TrainStep:
     """Callable on a per-replica `Batch`; updates the state and returns `StepMetrics`."""
 
     def __init__(
-        self, engine: Engine, state: TrainState, config: Config, *, num_train_steps: int, jit_compile: bool
+        self,
+        engine: Engine,
+        state: TrainState,
+        config: Config,
+        *,
+        num_train_steps: int,
+        jit_compile: bool,
+        objective: Objective | None = None,
+        unfrozen_at: Mapping[int, int] | None = None,
     ) -> None:
-        """Raises ValueError for synchronised batch statistics under XLA, which has no collectives."""
+        """Trains the variables that are trainable in the model now, some or all of those that the run learns.
+
+        Args:
+            objective: None for one label an image.
+            unfrozen_at: by the id of a variable, from which step on it is trained; 0 where left out.
+
+        Raises:
+            ValueError: synchronised batch statistics under XLA, which has no collectives.
+        """
         self._engine, self._state, self._config = engine, state, config
         self._schedule = Schedule.of(config, num_train_steps=num_train_steps)
+        self._trained, self._statistics = list(state.model.trainable_variables), changing_statistics(state.model)
+        self._optimizer = _make_optimizer(config, state.model, self._trained, unfrozen_at)
+        objective = objective or Objective.of(config, task="single_label", num_classes=state.model.output_shape[-1])
         is_synchronized = any(isinstance(x, SynchronizedBatchNormalization) for x in state.model._flatten_layers())
         if is_synchronized and jit_compile:
             raise ValueError("synchronised batch statistics are reduced inside the forward pass, which XLA cannot do")
         forward_backward = ForwardBackward(
-            state, config, synchronize=engine.all_reduce_sum if is_synchronized else None
+            state.model,
+            config,
+            objective,
+            statistics=self._statistics,
+            synchronize=engine.all_reduce_sum if is_synchronized else None,
         )
         # AutoGraph would only take time: nothing here is Python control flow over tensors.
         # A strategy's collectives must not be called from a function within the replica's.
@@ -135,7 +161,7 @@ class TrainStep:
         gradients, norm = clip_by_global_norm(gradients, config.optimizer.clip_norm)
         rate = self._schedule.at(step)
         num_updates = step - num_skipped
-        trainable, slots = state.optimizer.update(
+        trainable, slots = self._optimizer.update(
             before.trainable, gradients, before.slots, learning_rate=rate, num_updates=num_updates
         )
         averages: list[Tensor] = []
@@ -154,13 +180,21 @@ class TrainStep:
     def _variables(self) -> _Updated:
         """The variables, as TensorFlow's, that a step reads and assigns."""
         state = self._state
+        averages = state.averaged_values()
         return _Updated(
-            trainable=[v.value for v in state.model.trainable_variables],
-            slots=state.slots,
-            statistics=[v.value for v in state.statistics],
-            averages=state.averages,
+            trainable=[v.value for v in self._trained],
+            slots=state.slots_of(self._trained),
+            statistics=[v.value for v in self._statistics],
+            # That of a variable which does not change yet is the variable.
+            averages=[averages[id(v)] for v in [*self._trained, *self._statistics]] if averages else [],
             scalars=[*state.loss_scale.variables, state.global_step, state.num_skipped_steps],
         )
+
+
+def _make_optimizer(config: Config, model: Any, trained: list[Any], unfrozen_at: Mapping[int, int] | None) -> Optimizer:
+    decay = config.optimizer.layer_decay
+    factors = learning_rate_factors(model, backbone_of(model), decay) if decay < 1 else None
+    return Optimizer.of_variables(config.optimizer, trained, factors=factors, starts=unfrozen_at)
 
 
 class EvaluationStep:

@@ -15,11 +15,13 @@ from trainer.distribute.launchers import heartbeat
 from trainer.evaluate import Evaluator
 from trainer.loop import StopRequest, run_loop
 from trainer.metric_writers import MetricsLog, MetricsSplit, MetricWriter, MetricWriters, TensorBoardWriter
-from trainer.model.classifier import assign_arrays, build_classifier, load_pretrained, saved_variables
+from trainer.model.classifier import assign_arrays, build_configured, load_pretrained, saved_variables
+from trainer.patience import has_lost_patience
 from trainer.plan import Plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
-from trainer.steps import StepMetrics, TrainStep
+from trainer.staged_step import StagedStep
+from trainer.steps import StepMetrics
 from trainer.streams import Caches, make_training_stream, make_validation_stream
 from trainer.train_state import TrainState
 
@@ -64,8 +66,9 @@ def train(
             writers=writers,
             progress=progress,
             leave_out=logging.leave_out,
+            is_enough=lambda step: has_ended_early(config, run, engine, is_chief=store is not None, step=step),
         )
-        step = TrainStep(engine, state, config, num_train_steps=plan.num_train_steps, jit_compile=plan.jit_compile)
+        step = StagedStep(plan, engine, state, config, first_step=first_step)
 
         def save_and_wait(step: int) -> None:
             saving.save(step)
@@ -81,9 +84,22 @@ def train(
                 actions=[logging, saving],
                 save=save_and_wait,
                 should_stop=lambda: engine.any(stop_request.is_set),
+                is_over=lambda: saving.is_over,
             )
     # Nobody leaves while another still needs its answers.
     engine.barrier()
+
+
+def has_ended_early(config: Config, run: RunDir, engine: Engine, *, is_chief: bool, step: int) -> bool:
+    """Whether the evaluations up to `step` have brought no new best for long enough, as `train.patience` says.
+
+    The chief alone looks, at the log of the run; all workers ask together, and get the same answer.
+    """
+    patience = config.train.patience
+    if patience is None:
+        return False
+    metric = config.checkpoint.best_metric
+    return engine.any(is_chief and has_lost_patience(run.metrics_file, metric, patience=patience, step=step))
 
 
 def make_evaluators(
@@ -109,7 +125,7 @@ def staged_batches(plan: Plan, engine: Engine, stream: TrainingStream, first_ste
             yield from engine.distribute(dataset)
 
 
-def _with_heartbeat(step: TrainStep) -> Callable[[Batch], StepMetrics]:
+def _with_heartbeat(step: StagedStep) -> Callable[[Batch], StepMetrics]:
     """Tells the guard of this worker, where there is one, that a batch was there and that its step was made."""
     pulse = heartbeat.of_this_worker()
     if pulse is None:
@@ -134,13 +150,13 @@ def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStor
     keras.utils.set_random_seed(config.train.seed)
     steps = store.steps() if store else []
     with engine.scope():
-        model = build_classifier(
-            backbone=plan.backbone,
+        model = build_configured(
+            config.model,
+            task=plan.task,
             num_classes=len(plan.class_names),
             image_size_px=plan.image_size_px,
-            trainable=plan.trainable,
+            trainable=plan.stages[-1].trainable,
             batch_norm=plan.batch_norm,
-            dropout=config.model.dropout,
             dtype_policy=plan.precision,
             other_sizes_px=[stage.image_size_px for stage in plan.stages[:-1]],
         )
@@ -148,7 +164,7 @@ def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStor
     if store and steps:
         _restore(state, store, steps[-1])
     else:
-        load_pretrained(model, plan.backbone, plan.weights)
+        load_pretrained(model, plan.backbone, plan.weights, features_at=config.model.features_at)
         state.start_averages()
     # A worker on another host may not see the run directory.
     engine.broadcast(state.variables)

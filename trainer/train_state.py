@@ -18,12 +18,15 @@ class TrainState:
     """The model, what the optimizer keeps, averages and counters; made inside the engine's scope.
 
     Attributes:
+        learnt: the model's variables that the run trains in any of its stages.
+        slots: those of the optimizer, for each of `learnt`.
         statistics: the model's variables that its call changes: moving means and variances that are not frozen.
-        averages: moving averages of the trainable variables, then of the statistics; empty without `train.ema_decay`.
+        averages: moving averages of `learnt`, then of the statistics; empty without `train.ema_decay`.
     """
 
     model: Any
     optimizer: Optimizer
+    learnt: list[Any]
     slots: list[list[Any]]
     statistics: list[Any]
     averages: list[Any]
@@ -33,7 +36,11 @@ class TrainState:
 
     @classmethod
     def create(cls, model: Any, config: Config, *, precision: str) -> "TrainState":
-        """Raises ModelError for a model with random layers of its own, which would do the same on every replica."""
+        """What is trainable in `model` now is what the run learns.
+
+        Raises:
+            ModelError: the model has random layers of its own, which would do the same on every replica.
+        """
         layers = model._flatten_layers(include_self=False)
         if names := [layer.name for layer in layers if any(is_seed(v) for v in layer.variables)]:
             raise ModelError(
@@ -46,6 +53,7 @@ class TrainState:
         return cls(
             model=model,
             optimizer=optimizer,
+            learnt=list(model.trainable_variables),
             slots=[
                 [_new_variable(tf.zeros(v.shape)) for _ in range(optimizer.num_slots)]
                 for v in model.trainable_variables
@@ -66,7 +74,12 @@ class TrainState:
     @property
     def averaged_variables(self) -> list[Any]:
         """The model's variables that `averages` are of, in their order."""
-        return [*self.model.trainable_variables, *self.statistics] if self.averages else []
+        return [*self.learnt, *self.statistics] if self.averages else []
+
+    def slots_of(self, variables: list[Any]) -> list[list[Any]]:
+        """The slots of some of `learnt`."""
+        by_id = {id(v): slots for v, slots in zip(self.learnt, self.slots, strict=True)}
+        return [by_id[id(v)] for v in variables]
 
     def start_averages(self) -> None:
         """Sets the averages to the values of the model, whose training now begins."""

@@ -41,7 +41,7 @@ def test_the_written_configuration_reads_back_as_itself() -> None:
         ("train.epochs=many", "train.epochs in the configuration is 'many': input should be a valid number"),
         ("train.global_batch_size=0", "greater than or equal to 1"),
         ("train.global_batch_size=1.5", "is 1.5: input should be a valid integer"),
-        ("optimizer.name=adamm", "'sgd', 'adam' or 'adamw'"),
+        ("optimizer.name=adamm", "'sgd', 'adam', 'adamw' or 'lars'"),
         ("train", "is not of the form section.key=value"),
         ("train.epochs=[", "is not YAML"),
     ],

@@ -1,5 +1,6 @@
 """Progressive resizing: which step trains on which size, what is refused, and a resumed run in any stage."""
 
+import itertools
 import pathlib
 import shutil
 
@@ -10,12 +11,12 @@ from hypothesis import strategies as st
 from launching import final_weights_hash
 
 from trainer.config import load_config
-from trainer.data.augmentation.resizing_schedule import divide_into_stages
 from trainer.data.manifest import Manifest
 from trainer.distribute.tf_strategy import make_engine
 from trainer.errors import ConfigError, ModelError
 from trainer.launch import PlannedRun, plan_run, start_run
 from trainer.model.classifier import build_classifier
+from trainer.stages import divide_steps
 from trainer.streams import Caches, make_training_stream
 from trainer.train import staged_batches
 
@@ -25,11 +26,10 @@ NUM_STEPS = 12
 
 @given(num_steps=st.integers(1, 10_000), num_sizes=st.integers(1, 8))
 def test_stages_are_equal_parts_of_the_whole_run(num_steps: int, num_sizes: int) -> None:
-    stages = divide_into_stages(num_steps, range(num_sizes))
-    assert [step for stage in stages for step in range(stage.start_step, stage.stop_step)] == list(range(num_steps))
-    lengths = [stage.stop_step - stage.start_step for stage in stages]
+    bounds = divide_steps(num_steps, num_sizes)
+    assert (bounds[0], bounds[-1], len(bounds)) == (0, num_steps, num_sizes + 1)
+    lengths = [stop - start for start, stop in itertools.pairwise(bounds)]
     assert max(lengths) - min(lengths) <= 1
-    assert [stage.image_size_px for stage in stages] == list(range(num_sizes))
 
 
 def plan(digits: pathlib.Path, run_dir: pathlib.Path, *overrides: str, sizes: list[int] = SIZES_PX) -> PlannedRun:

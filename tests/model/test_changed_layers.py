@@ -10,6 +10,7 @@ from trainer.model.backbones import find_backbone
 from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
 from trainer.model.classifier import backbone_of, build_classifier, is_seed, load_pretrained
 from trainer.model.dropout import ExampleDropout
+from trainer.model.head import Head
 
 SIZE_PX = 32
 
@@ -21,7 +22,7 @@ def count(network: keras.Model, kind: type[keras.layers.Layer]) -> int:
 def test_random_layers_of_a_backbone_are_keyed_by_example_and_weights_go_in_as_before() -> None:
     name = "efficientnetb0"
     plain = find_backbone(name).build((SIZE_PX, SIZE_PX, 3))
-    network = backbone_of(build_classifier(backbone=name, num_classes=3, image_size_px=SIZE_PX, dropout=0.1))
+    network = backbone_of(build_classifier(backbone=name, num_classes=3, image_size_px=SIZE_PX, head=Head(dropout=0.1)))
     assert not [v.path for v in network.variables if is_seed(v)]
     assert count(network, ExampleDropout) > 5 and count(network, keras.layers.Dropout) == 0
     network.set_weights(plain.get_weights())

@@ -187,7 +187,7 @@ def decoded_batches(draws: Any, reader: SplitReader, decode: Any, resources: Res
         if num_random == 0:
             # TensorFlow 2.21 reads outside of its memory when it takes rows from a tensor without elements.
             draw = draw._replace(randomness=tf.zeros([per_replica_batch_size, 1]))
-        return (*records.parse_examples(read_payloads(reader, draw.examples)), draw)
+        return (*records.parse_examples(read_payloads(reader, draw.examples), reader.num_multi_hot), draw)
 
     def decode_row(encoded: Tensor, label: Tensor, weight: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
         image = decode(encoded, draw)
@@ -200,16 +200,16 @@ def decoded_batches(draws: Any, reader: SplitReader, decode: Any, resources: Res
 
 def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: Resources) -> Any:
     """The same as `decoded_batches`, from pixels that were decoded before."""
-    labels, weights = reader.labels().astype(np.int64), reader.weights()
+    labels = reader.labels().astype(np.int64) if reader.num_multi_hot is None else reader.multi_hot_labels()
+    weights = reader.weights()
 
     def gather(examples: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
         return np.take(pixels, examples, axis=0), labels[examples], weights[examples]
 
     def read(draw: Draw) -> tuple[Batch, Tensor]:
-        images, label, weight = tf.numpy_function(gather, [draw.examples], [tf.uint8, tf.int64, tf.float32])
-        images.set_shape([draw.examples.shape[0], *pixels.shape[1:]])
-        for tensor in (label, weight):
-            tensor.set_shape(draw.examples.shape)
+        images, label, weight = tf.numpy_function(gather, [draw.examples], [tf.uint8, labels.dtype, tf.float32])
+        for tensor, array in ((images, pixels), (label, labels), (weight, weights)):
+            tensor.set_shape([draw.examples.shape[0], *array.shape[1:]])
         return Batch(images, label, draw.weights, draw.positions, draw.randomness), weight
 
     return draws.map(read, num_parallel_calls=resources.num_readers, deterministic=True)

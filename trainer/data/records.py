@@ -174,20 +174,24 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(e.message) from e
 
 
-def parse_examples(payloads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Parses serialized examples with one label each, a string tensor [n], in the graph.
+def parse_examples(payloads: Tensor, num_multi_hot: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Parses serialized examples, a string tensor [n], in the graph.
 
-    Returns encoded images [n] string, labels [n] int64, weights [n] float32.
+    Returns encoded images [n] string; labels [n] int64, one each, or with `num_multi_hot` classes [n, num_multi_hot]
+    float32 of 0 and 1; weights [n] float32.
     """
     import tensorflow as tf
 
     spec = {
         _ENCODED: tf.io.FixedLenFeature([], tf.string),
-        _LABEL: tf.io.FixedLenFeature([], tf.int64),
         _WEIGHT: tf.io.FixedLenFeature([], tf.float32, default_value=1.0),
+        _LABEL: tf.io.FixedLenFeature([], tf.int64) if num_multi_hot is None else tf.io.RaggedFeature(tf.int64),
     }
     features = tf.io.parse_example(payloads, spec)
-    return features[_ENCODED], features[_LABEL], features[_WEIGHT]
+    labels = features[_LABEL]
+    if num_multi_hot is not None:
+        labels = tf.reduce_max(tf.one_hot(labels.to_tensor(default_value=-1), num_multi_hot), axis=1)
+    return features[_ENCODED], labels, features[_WEIGHT]
 
 
 def verify_shards(dataset_dir: DatasetPath, manifest: Manifest, splits: Iterable[SplitName]) -> None:

@@ -66,6 +66,8 @@ class SplitReader:
         # Example i lies in the shard whose [start, next start) holds i.
         self._starts = np.cumsum([0, *(shard.num_examples for shard in shards)], dtype=np.int64)
         self.num_examples = int(self._starts[-1])
+        # Where examples have several labels: how many classes there are.
+        self.num_multi_hot = manifest.num_classes if manifest.task == "multi_label" else None
 
     def read(self, indices: npt.NDArray[np.int64]) -> list[bytes]:
         """The payloads of the examples `indices` ([n], each in [0, num_examples)), in that order.
@@ -100,6 +102,16 @@ class SplitReader:
     def labels(self) -> npt.NDArray[np.int32]:
         """The label of every example, [num_examples], or `SEVERAL_LABELS`; from the indexes alone."""
         return np.concatenate([np.frombuffer(index, INDEX_DTYPE)["label"] for index in self._indexes])
+
+    def multi_hot_labels(self) -> npt.NDArray[np.float32]:
+        """The labels of every example, [num_examples, num_multi_hot] of 0 and 1; reads every record."""
+        assert self.num_multi_hot is not None, "each example has one label"
+        found = np.zeros([self.num_examples, self.num_multi_hot], np.float32)
+        for start in range(0, self.num_examples, _CHUNK):
+            rows = np.arange(start, min(start + _CHUNK, self.num_examples))
+            for row, payload in zip(rows, self.read(rows), strict=True):
+                found[row, list(Example.from_payload(payload).labels)] = 1.0
+        return found
 
     def weights(self) -> npt.NDArray[np.float32]:
         """The weight of every example, [num_examples], each above 0; from the indexes alone."""

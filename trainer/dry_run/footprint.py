@@ -13,7 +13,7 @@ from trainer.config import Config
 from trainer.dry_run.arithmetic import BatchArithmetic
 from trainer.dry_run.section import Section
 from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
-from trainer.model.classifier import build_classifier
+from trainer.model.classifier import build_configured
 from trainer.model.optimizer import Optimizer
 from trainer.plan import Plan
 
@@ -73,13 +73,13 @@ def measure_footprint(plan: Plan, config: Config, batch: BatchArithmetic) -> Foo
     # Parameters do not depend on the size of the images, activations do.
     image_size_px = max(stage.image_size_px for stage in plan.stages)
     with tf.device("CPU:0"):
-        model = build_classifier(
-            backbone=plan.backbone,
+        model = build_configured(
+            config.model,
+            task=plan.task,
             num_classes=len(plan.class_names),
             image_size_px=image_size_px,
-            trainable=plan.trainable,
+            trainable=plan.stages[-1].trainable,
             batch_norm=plan.batch_norm,
-            dropout=config.model.dropout,
             dtype_policy=plan.precision,
         )
     parameters = Parameters(

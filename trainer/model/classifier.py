@@ -1,6 +1,7 @@
-"""The network: pixels 0-255, scaled for the backbone, through the backbone, pooled, to one logit a class."""
+"""The network: pixels 0-255, scaled for the backbone, through the backbone, to the head and its logits."""
 
 import contextlib
+import difflib
 import pathlib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,15 @@ import safetensors.numpy
 from trainer.errors import ModelError
 from trainer.model.backbones import Backbone, PixelScaling, find_backbone
 from trainer.model.batch_norm import with_synchronized_statistics
-from trainer.model.dropout import ExampleDropout, with_example_dropout
+from trainer.model.dropout import with_example_dropout
+from trainer.model.freezing import set_trainable
+from trainer.model.head import Head
+from trainer.settings.model import ModelConfig
 
-Trainable = Literal["all", "head"]
 BatchNorm = Literal["frozen", "per_replica", "synchronized"]
+# How a model answers: classes that exclude each other, the same with a single logit for two, or classes side by side.
+ModelTask = Literal["single_label", "binary", "multi_label"]
+_LINEAR_HEAD = Head()
 
 
 @keras.saving.register_keras_serializable("trainer")
@@ -41,9 +47,10 @@ def build_classifier(
     backbone: str,
     num_classes: int,
     image_size_px: int,
-    trainable: Trainable = "all",
+    head: Head = _LINEAR_HEAD,
+    trainable: str = "all",
     batch_norm: BatchNorm = "frozen",
-    dropout: float = 0.0,
+    features_at: str | None = None,
     dtype_policy: str = "float32",
     other_sizes_px: Sequence[int] = (),
 ) -> Any:
@@ -54,10 +61,13 @@ def build_classifier(
     on the arguments alone.
 
     Args:
+        trainable: see `settings.model`; the head always is.
+        features_at: the layer of the backbone that the head gets the output of; None for the last.
         other_sizes_px: sides of images that it takes as well; at `image_size_px` it computes the same as without.
 
     Raises:
-        ModelError: the backbone is unknown, the images are too small for it, or it cannot take the other sizes.
+        ModelError: the backbone is unknown, has no such layer or blocks, the images are too small for it, or it cannot
+            take the other sizes.
     """
     spec = find_backbone(backbone)
     if image_size_px < spec.min_image_size_px:
@@ -65,23 +75,40 @@ def build_classifier(
             f"{spec.name} takes images of at least {spec.min_image_size_px} px, not {image_size_px}; "
             f"use --set model.image_size_px={spec.image_size_px}"
         )
+    if other_sizes_px and head.pooling == "flatten":
+        raise ModelError(
+            "model.pooling is flatten, whose size goes with that of the images, and augment.progressive_sizes_px asks "
+            "for several; use --set model.pooling=average"
+        )
     shape: Any = (image_size_px, image_size_px, 3)
     with _dtype_policy(dtype_policy):
-        network = with_example_dropout(spec.build(shape))
+        network = with_example_dropout(_up_to(spec.build(shape), features_at))
         if batch_norm == "synchronized":
             network = with_synchronized_statistics(network)
         if other_sizes_px:
             network, shape = _for_any_size(network, spec.name, other_sizes_px), (None, None, 3)
-        _freeze(network, trainable, batch_norm)
+        set_trainable(network, trainable, keeps_statistics=batch_norm == "frozen")
         images = keras.Input(shape, name="images", dtype="float32")
         x = _scale_pixels(spec.scaling)(images)
-        # A frozen backbone is a fixed function: no dropout inside it, no batch statistics.
-        x = network(x, training=False) if trainable == "head" else network(x)
-        x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-        if dropout:
-            x = ExampleDropout(dropout, name="head_dropout")(x)
-        logits = keras.layers.Dense(num_classes, dtype="float32", name="head")(x)
-        return keras.Model(images, logits, name="classifier")
+        return keras.Model(images, head(network(x), num_classes), name="classifier")
+
+
+def build_configured(
+    config: ModelConfig, *, task: ModelTask, num_classes: int, image_size_px: int, **for_training: Any
+) -> Any:
+    """The classifier of a run: `build_classifier` with what `config` says of backbone and head; `for_training` are
+    others of its arguments, and change nothing of what it answers.
+    """
+    is_synchronized = for_training.get("batch_norm") == "synchronized"
+    head = Head.of(config, has_one_logit=task == "binary", is_synchronized=is_synchronized)
+    return build_classifier(
+        backbone=config.backbone,
+        num_classes=num_classes,
+        image_size_px=image_size_px,
+        head=head,
+        features_at=config.features_at,
+        **for_training,
+    )
 
 
 def backbone_of(classifier: Any) -> Any:
@@ -96,8 +123,10 @@ def resolve_weights(weights: str, backbone: Backbone) -> str:
     return "bundled" if backbone.load_bundled else "imagenet"
 
 
-def load_pretrained(classifier: Any, backbone_name: str, weights: str) -> None:
+def load_pretrained(classifier: Any, backbone_name: str, weights: str, *, features_at: str | None = None) -> None:
     """Sets the backbone's weights to `weights`: bundled, imagenet, none, or the path of a weight file.
+
+    `features_at` is that of `build_classifier`.
 
     Raises:
         ModelError: there are no such weights, they cannot be downloaded, or they do not fit.
@@ -105,6 +134,17 @@ def load_pretrained(classifier: Any, backbone_name: str, weights: str) -> None:
     spec, network = find_backbone(backbone_name), backbone_of(classifier)
     if weights == "none":
         return
+    if features_at is not None:
+        # Files hold the weights of the whole network.
+        whole = with_example_dropout(spec.build(tuple(network.input_shape[1:])))
+        _load_weights(spec, whole, weights)
+        for layer in network.layers:
+            layer.set_weights(whole.get_layer(layer.name).get_weights())
+        return
+    _load_weights(spec, network, weights)
+
+
+def _load_weights(spec: Backbone, network: Any, weights: str) -> None:
     if weights == "bundled":
         if spec.load_bundled is None:
             raise ModelError(f"{spec.name} has no bundled weights; use --set model.weights=imagenet, none or a file")
@@ -164,6 +204,21 @@ def _dtype_policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+def _up_to(network: Any, layer_name: str | None) -> Any:
+    """`network` up to the output of one of its layers."""
+    if layer_name is None:
+        return network
+    by_name = {layer.name: layer for layer in network.layers}
+    if layer_name not in by_name or len(by_name[layer_name].output.shape) != 4:
+        names = [name for name, layer in by_name.items() if len(layer.output.shape) == 4]
+        near = difflib.get_close_matches(layer_name, names, n=3, cutoff=0.4) or names[-3:]
+        raise ModelError(
+            f"model.features_at is {layer_name}, which is no layer of {network.name} with an output of height, width "
+            f"and channels; such as {', '.join(near)}"
+        )
+    return keras.Model(network.input, by_name[layer_name].output, name=network.name)
+
+
 def _for_any_size(network: Any, name: str, sizes_px: Sequence[int]) -> Any:
     """`network` with new weights and without a fixed input size. Paddings chosen for that size stay as they are."""
     network = keras.models.clone_model(network, input_tensors=keras.Input((None, None, 3)))
@@ -180,16 +235,6 @@ def _for_any_size(network: Any, name: str, sizes_px: Sequence[int]) -> Any:
 
 def _scale_pixels(scaling: PixelScaling) -> ScalePixels:
     return ScalePixels(scaling.scale, scaling.offset, scaling.to_bgr, name="scale_pixels")
-
-
-def _freeze(network: Any, trainable: Trainable, batch_norm: BatchNorm) -> None:
-    if trainable == "head":
-        network.trainable = False
-    elif batch_norm == "frozen":
-        # Keras runs a batch normalisation that is not trainable in inference mode.
-        for layer in network._flatten_layers():
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = False
 
 
 def _copy_imagenet_weights(spec: Backbone, network: Any) -> None:

@@ -56,7 +56,7 @@ class ExampleDropout(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         """Raises RuntimeError for training outside of `dropout_keys`: masks without keys would differ by replica."""
-        if not training or self.rate == 0:
+        if not training or self.rate == 0 or not self.trainable:
             return inputs
         keys = _KEYS.get()
         if keys is None:

@@ -1,4 +1,4 @@
-"""Update rules as pure functions of tensors: SGD with momentum, Adam and AdamW.
+"""Update rules as pure functions of tensors: SGD with momentum, Adam, AdamW and LARS.
 
 Keras's optimizers hold variables and add up gradients over replicas again when they apply them; under its TensorFlow
 backend they have no stateless form. The training step needs one: every replica computes the same update from the same
@@ -7,6 +7,7 @@ against Keras's in the tests.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -20,20 +21,43 @@ _DEFAULT_ADAMW_DECAY = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An update rule. `decays` says, for each parameter, whether weight decay applies to it."""
+    """An update rule, and what is said of each parameter.
+
+    Attributes:
+        decays: whether weight decay applies to it.
+        factors: of its learning rate.
+        starts: the step from which on it is trained; its updates are counted from there.
+    """
 
     config: OptimizerConfig
     decays: list[bool]
+    factors: list[float]
+    starts: list[int]
 
     @classmethod
-    def of_variables(cls, config: OptimizerConfig, variables: list[Any]) -> "Optimizer":
-        """Decays kernels only: biases and the scale of normalisations have rank 1."""
-        return cls(config, [len(v.shape) > 1 for v in variables])
+    def of_variables(
+        cls,
+        config: OptimizerConfig,
+        variables: list[Any],
+        *,
+        factors: Mapping[int, float] | None = None,
+        starts: Mapping[int, int] | None = None,
+    ) -> "Optimizer":
+        """Decays kernels only: biases and the scale of normalisations have rank 1.
+
+        `factors` and `starts` are by the id of a variable; what they leave out is 1, and 0.
+        """
+        return cls(
+            config,
+            [len(v.shape) > 1 for v in variables],
+            [(factors or {}).get(id(v), 1.0) for v in variables],
+            [(starts or {}).get(id(v), 0) for v in variables],
+        )
 
     @property
     def num_slots(self) -> int:
         """How many float32 slots, shaped like the parameter and zero at the start, each parameter has."""
-        return 1 if self.config.name == "sgd" else 2
+        return 1 if self.config.name in ("sgd", "lars") else 2
 
     @property
     def weight_decay(self) -> float:
@@ -51,18 +75,35 @@ class Optimizer:
         num_updates: Tensor,
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
         """One update; `num_updates` (int64, from 0) counts those before it. Returns new parameters and slots."""
-        rule = _sgd if self.config.name == "sgd" else _adam
         new_parameters, new_slots = [], []
-        for parameter, gradient, slot, decays in zip(parameters, gradients, slots, self.decays, strict=True):
-            decay = self.weight_decay if decays else 0.0
-            if decay and self.config.name != "adamw":
-                gradient += decay * parameter
-            step, slot = rule(self.config, gradient, slot, learning_rate, num_updates)
-            if decay and self.config.name == "adamw":
-                step += learning_rate * decay * parameter
+        for i, (parameter, gradient, slot) in enumerate(zip(parameters, gradients, slots, strict=True)):
+            num_own_updates = tf.maximum(num_updates - self.starts[i], 0) if self.starts[i] else num_updates
+            step, slot = self._step(i, parameter, gradient, slot, learning_rate * self.factors[i], num_own_updates)
             new_parameters.append(parameter - step)
             new_slots.append(slot)
         return new_parameters, new_slots
+
+    def _step(
+        self,
+        i: int,
+        parameter: Tensor,
+        gradient: Tensor,
+        slot: list[Tensor],
+        learning_rate: Tensor,
+        num_updates: Tensor,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What is taken from parameter `i`, and its new slots."""
+        decay = self.weight_decay if self.decays[i] else 0.0
+        if self.config.name == "adamw":
+            step, slot = _adam(gradient, slot, learning_rate, num_updates)
+            return (step + learning_rate * decay * parameter if decay else step), slot
+        if decay:
+            gradient += decay * parameter
+        if self.config.name == "adam":
+            return _adam(gradient, slot, learning_rate, num_updates)
+        if self.config.name == "lars" and self.decays[i]:
+            learning_rate *= _trust(parameter, gradient, self.config.trust_coefficient)
+        return _sgd(gradient, slot, learning_rate, self.config.momentum)
 
 
 def clip_by_global_norm(gradients: list[Tensor], clip_norm: float | None) -> tuple[list[Tensor], Tensor]:
@@ -74,16 +115,24 @@ def clip_by_global_norm(gradients: list[Tensor], clip_norm: float | None) -> tup
     return [g * scale for g in gradients], norm
 
 
-def _sgd(
-    config: OptimizerConfig, gradient: Tensor, slot: list[Tensor], learning_rate: Tensor, _: Tensor
-) -> tuple[Tensor, list[Tensor]]:
+def _trust(parameter: Tensor, decayed_gradient: Tensor, coefficient: float) -> Tensor:
+    """LARS (You et al. 2017, arXiv:1708.03888): the step of a layer in proportion to the norm of its weights.
+
+    Biases and normalisations, which are not decayed either, are left out, as in the paper's code.
+    """
+    weight_norm, gradient_norm = tf.norm(parameter), tf.norm(decayed_gradient)
+    is_defined = tf.logical_and(weight_norm > 0, gradient_norm > 0)
+    return tf.where(is_defined, coefficient * weight_norm / tf.maximum(gradient_norm, 1e-12), 1.0)
+
+
+def _sgd(gradient: Tensor, slot: list[Tensor], learning_rate: Tensor, momentum: float) -> tuple[Tensor, list[Tensor]]:
     """The learning rate is inside the velocity, as in Keras, so a schedule acts on new gradients only."""
-    velocity = config.momentum * slot[0] + learning_rate * gradient
+    velocity = momentum * slot[0] + learning_rate * gradient
     return velocity, [velocity]
 
 
 def _adam(
-    _: OptimizerConfig, gradient: Tensor, slot: list[Tensor], learning_rate: Tensor, num_updates: Tensor
+    gradient: Tensor, slot: list[Tensor], learning_rate: Tensor, num_updates: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Kingma & Ba 2015 (arXiv:1412.6980), section 2, in the efficient form of its last paragraph."""
     t = tf.cast(num_updates, tf.float32) + 1.0

@@ -134,7 +134,7 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _facts(info: RunInfo, config: Config, plan: dict[str, Any]) -> list[Row]:
-    trained = "fine-tuned" if config.model.trainable == "all" else "head only"
+    trained = {"all": "fine-tuned", "head": "head only"}.get(config.model.trainable, config.model.trainable)
     rows = [
         Row(name="Backbone", value=f"{config.model.backbone}, {trained}"),
         Row(name="Weights", value=info.weights),

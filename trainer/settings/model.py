@@ -1,27 +1,61 @@
 """The network."""
 
+import re
 from typing import Annotated, Literal
 
 import pydantic
 
-from trainer.settings.section import Section
+from trainer.settings.section import Positive, Section
+
+_TRAINABLE = re.compile(r"all|head|top:[1-9]\d*|top:\d+(\.\d+)?%|match:.+")
+
+
+def check_trainable(value: str) -> str:
+    """Raises ValueError for what is not of the grammar of `model.trainable`."""
+    if not _TRAINABLE.fullmatch(value):
+        raise ValueError(
+            "should be all, head, top:3 (blocks), top:30% (of the layers with weights) or match:REGEX (layer names)"
+        )
+    if value.startswith("match:"):
+        try:
+            re.compile(value.removeprefix("match:"))
+        except re.error as e:
+            raise ValueError(f"should have a regular expression after match: ({e})") from None
+    return value
+
+
+Trainable = Annotated[str, pydantic.AfterValidator(check_trainable)]
 
 
 class ModelConfig(Section):
     """The network: a backbone, what is trained of it, and the head on top."""
 
-    backbone: str = pydantic.Field("efficientnet_lite0", description="name of a backbone; see the README for the list")
+    backbone: str = pydantic.Field("efficientnet_lite0", description="name of a backbone; see trainer backbones")
     weights: str = pydantic.Field(
         "auto", description="bundled, imagenet, none, a weight file, or auto: bundled where the backbone has them"
     )
     image_size_px: Annotated[int, pydantic.Field(ge=8, le=2048)] | None = pydantic.Field(
         None, description="side of the square input; null: the backbone's own"
     )
-    trainable: Literal["all", "head"] = pydantic.Field("all", description="all: fine-tune; head: frozen backbone")
+    trainable: Trainable = pydantic.Field(
+        "all",
+        description="what is trained beside the head. all: fine-tune; head: nothing; top:3: the last three blocks of "
+        "the backbone; top:30%: its last layers; match:REGEX: the layers so called",
+    )
+    features_at: str | None = pydantic.Field(
+        None, description="the layer whose output the head gets, for images unlike the pretraining; null: the last"
+    )
     batch_norm: Literal["auto", "frozen", "per_replica", "synchronized"] = pydantic.Field(
         "auto",
         description="frozen: the statistics of the weights, inference mode; per_replica: of each replica's batch, "
         "averaged over the replicas; synchronized: of the whole global batch, without XLA; auto: frozen for pretrained "
-        "weights, per_replica without",
+        "weights, per_replica without. Layers that are not trained keep theirs",
     )
-    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(0.0, description="before the head")
+    pooling: Literal["average", "max", "flatten"] = pydantic.Field(
+        "average", description="of the backbone's output over the image; flatten: none, for a hidden layer to see all"
+    )
+    hidden_units: list[Positive] = pydantic.Field([], description="sizes of hidden layers of the head, with ReLU")
+    hidden_batch_norm: bool = pydantic.Field(False, description="batch normalisation in each hidden layer")
+    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(
+        0.0, description="after each hidden layer of the head; without one, before the last layer"
+    )

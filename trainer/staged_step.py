@@ -1,0 +1,74 @@
+"""The training step of a run in stages: in each, the variables that are trained are others, and so is the step."""
+
+from typing import Any
+
+from trainer.config import Config
+from trainer.data.batch import Batch
+from trainer.distribute.engine import Engine
+from trainer.errors import ModelError
+from trainer.model.classifier import backbone_of
+from trainer.model.freezing import set_trainable
+from trainer.objective import Objective
+from trainer.plan import Plan
+from trainer.stages import Stage
+from trainer.steps import StepMetrics, TrainStep
+from trainer.train_state import TrainState
+
+
+class StagedStep:
+    """Callable on the per-replica batches of all steps from `first_step` on, one after the other."""
+
+    def __init__(self, plan: Plan, engine: Engine, state: TrainState, config: Config, *, first_step: int) -> None:
+        """Raises ModelError where a stage trains what a later one does not."""
+        self._plan, self._engine, self._state, self._config = plan, engine, state, config
+        self._objective = make_objective(plan, config)
+        self._next_step = first_step
+        self._unfrozen_at = _find_unfreezing(plan, state)
+        self._step: TrainStep | None = None
+        self._trainable: str | None = None
+
+    def __call__(self, batch: Batch) -> StepMetrics:
+        stage = next(stage for stage in self._plan.stages if self._next_step < stage.stop_step)
+        if self._step is None or stage.trainable != self._trainable:
+            self._step = self._make_step(stage)
+        self._next_step += 1
+        return self._step(batch)
+
+    def _make_step(self, stage: Stage) -> TrainStep:
+        self._trainable = stage.trainable
+        _train(self._state.model, stage, self._plan)
+        return TrainStep(
+            self._engine,
+            self._state,
+            self._config,
+            num_train_steps=self._plan.num_train_steps,
+            jit_compile=self._plan.jit_compile,
+            objective=self._objective,
+            unfrozen_at=self._unfrozen_at,
+        )
+
+
+def make_objective(plan: Plan, config: Config) -> Objective:
+    return Objective.of(config, task=plan.task, num_classes=len(plan.class_names), class_weights=plan.class_weights)
+
+
+def _find_unfreezing(plan: Plan, state: TrainState) -> dict[int, int]:
+    """From which step on each variable is trained, by its id."""
+    learnt = {id(v) for v in state.learnt}
+    found: dict[int, int] = {}
+    for stage in plan.stages:
+        _train(state.model, stage, plan)
+        trained = {id(v): v.path for v in state.model.trainable_variables}
+        if missing := [path for key, path in trained.items() if key not in learnt]:
+            raise ModelError(
+                f"train.unfreeze trains {missing[0]} up to step {stage.stop_step} and not at the end; each part must "
+                "train all that the one before it does"
+            )
+        for key in trained:
+            found.setdefault(key, stage.start_step)
+    return found
+
+
+def _train(model: Any, stage: Stage, plan: Plan) -> None:
+    if len({each.trainable for each in plan.stages}) > 1:
+        set_trainable(backbone_of(model), stage.trainable, keeps_statistics=plan.batch_norm == "frozen")
