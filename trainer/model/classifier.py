@@ -138,8 +138,7 @@ def load_pretrained(classifier: Any, backbone_name: str, weights: str, *, featur
         # Files hold the weights of the whole network.
         whole = with_example_dropout(spec.build(tuple(network.input_shape[1:])))
         _load_weights(spec, whole, weights)
-        for layer in network.layers:
-            layer.set_weights(whole.get_layer(layer.name).get_weights())
+        network.set_weights(_up_to(whole, features_at).get_weights())
         return
     _load_weights(spec, network, weights)
 
