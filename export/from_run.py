@@ -8,12 +8,12 @@ from export.publish import Publication
 from export.samples import open_split
 from export.signature import Signature
 from trainer.checkpoint import Which, find_checkpoint, load_classifier
-from trainer.classification_metrics import Evaluation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.records import verify_shards
 from trainer.data.storage import DatasetPath, parse_path
 from trainer.errors import DataError
+from trainer.metrics.evaluation import Evaluation
 from trainer.run_dir import RunDir, RunInfo
 
 
