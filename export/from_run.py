@@ -8,12 +8,12 @@ from export.publish import Publication
 from export.samples import open_split
 from export.signature import Signature
 from trainer.checkpoint import Which, find_checkpoint, load_classifier
-from trainer.classification_metrics import Evaluation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.records import verify_shards
 from trainer.data.storage import DatasetPath, parse_path
-from trainer.errors import DataError
+from trainer.errors import DataError, RunError
+from trainer.metrics.evaluation import Evaluation
 from trainer.run_dir import RunDir, RunInfo
 
 
@@ -30,10 +30,15 @@ def publication_of_run(
     """Loads a checkpoint of `run` and opens its dataset, at `dataset_dir` where that has moved.
 
     Raises:
-        RunError: no run, no checkpoint, or a damaged one.
+        RunError: no run, no checkpoint, or a damaged one; or its model gives several labels an image.
         DataError: the dataset is gone, damaged, or not the one that the run was trained on.
     """
     info, config = run.info(), run.config()
+    if info.task == "multi_label":
+        raise RunError(
+            f"{run.path} holds a multi_label model, and an export answers with one label an image so far; use trainer "
+            "evaluate, or train with one label an image"
+        )
     dataset_dir = dataset_dir or parse_path(info.dataset_dir)
     _check_dataset(dataset_dir, info)
     geometry = Geometry(image_size_px=info.image_size_px, resize=config.data.resize)

@@ -11,7 +11,7 @@ import jinja2
 
 from export.parity import ParityReport
 from export.signature import Signature
-from trainer.classification_metrics import Evaluation
+from trainer.metrics.evaluation import Evaluation
 
 FILE_NAME = "MODEL_CARD.md"
 _TEMPLATE_FILE = "model_card.md.j2"

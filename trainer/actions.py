@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.checkpoint import Arrays, Checkpoint, CheckpointInfo, CheckpointStore
-from trainer.classification_metrics import summarize
 from trainer.errors import TrainingError
 from trainer.evaluate import Evaluator
 from trainer.metric_writers import MetricsSplit, MetricWriters
+from trainer.metrics.summary import training_metrics
 from trainer.model.classifier import named_arrays, saved_variables
 from trainer.plan import Plan
 from trainer.progress import TrainingProgress
@@ -153,8 +153,9 @@ class EvaluateAndSave:
 
     def _evaluate(self, name: MetricsSplit, step: int) -> dict[str, float]:
         labels, logits = self._evaluators[name].run()
-        evaluation = summarize(labels, logits, self._plan.class_names, split="validation", global_step=step)
-        metrics = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+        metrics = training_metrics(
+            labels, logits, self._plan.class_names, task=self._plan.task, split="validation", global_step=step
+        )
         self._writers.write(step, name, metrics)
         self._progress.note(
             f"step {step}: {name.replace('_', ' ')} accuracy {metrics['accuracy']:.4f}, loss {metrics['loss']:.4f} "

@@ -33,7 +33,8 @@ _DIRECTORY = re.compile(r"step-(\d{8})")
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Which = Literal["best", "last"]
-BestMetric = Literal["accuracy", "loss"]
+# Metrics of which less is better.
+LOWER_IS_BETTER = ("loss",)
 # auto: the averages where the run has them.
 Weights = Literal["auto", "raw", "averages"]
 
@@ -68,7 +69,7 @@ class Checkpoint(NamedTuple):
 class CheckpointStore:
     """The checkpoints of one run directory, written by the chief alone."""
 
-    def __init__(self, directory: pathlib.Path, *, keep: int, best_metric: BestMetric) -> None:
+    def __init__(self, directory: pathlib.Path, *, keep: int, best_metric: str) -> None:
         self._directory = directory
         self._keep = keep
         self._best_metric = best_metric
@@ -115,15 +116,13 @@ class CheckpointStore:
         )
 
     def best(self) -> int | None:
-        """The step of the best validation metric (of equal accuracies, the lower loss), if any was validated."""
+        """The step of the best validation metric (of equal ones, the lower loss), if any was validated."""
         validated = [
             (step, info.validation) for step in self.steps() if (info := _read_info(self.path(step))).validation
         ]
-        by_loss = {step: -validation["loss"] for step, validation in validated}
-        if self._best_metric == "loss":
-            return max(by_loss, key=lambda step: by_loss[step], default=None)
-        accuracy = {step: validation["accuracy"] for step, validation in validated}
-        return max(accuracy, key=lambda step: (accuracy[step], by_loss[step]), default=None)
+        sign = -1.0 if self._best_metric in LOWER_IS_BETTER else 1.0
+        value = {step: (sign * metrics[self._best_metric], -metrics["loss"]) for step, metrics in validated}
+        return max(value, key=lambda step: value[step], default=None)
 
     def clear_temporaries(self) -> None:
         """Removes what a killed writer left; for the chief, at the start."""

@@ -114,6 +114,11 @@ def resolve_task(asked: str, manifest: Manifest) -> ModelTask:
             f"train.task is {asked}, and images of the dataset {manifest.name} have several labels; use --set "
             "train.task=multi_label, or prepare it with one label for every image"
         )
+    if asked == "multi_label" and of_dataset == "single_label":
+        raise ConfigError(
+            f"train.task is multi_label, and every image of the dataset {manifest.name} has one label; prepare it from "
+            "a JSONL or CSV file with several, or use --set train.task=single_label"
+        )
     if asked == "binary" and manifest.num_classes != 2:
         raise ConfigError(
             f"train.task is binary, and the dataset {manifest.name} has {manifest.num_classes} classes, not two; use "

@@ -2,10 +2,8 @@
 
 import pathlib
 
+from trainer.checkpoint import LOWER_IS_BETTER
 from trainer.metric_writers import read_metrics
-
-# Metrics of which less is better.
-LOWER_IS_BETTER = ("loss",)
 
 
 def has_lost_patience(metrics_file: pathlib.Path, metric: str, *, patience: int, step: int) -> bool:

@@ -106,6 +106,7 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
     manifest = Manifest.load(dataset_dir)
     task = resolve_task(config.train.task, manifest)
     check_sampling(config.data.sampling, manifest)
+    check_best_metric(config.checkpoint.best_metric, task)
     num_train = _num_examples(manifest, "train", dataset_dir)
     check_run_length(config.data.run_length, sampling=config.data.sampling, num_examples=num_train)
     backbone = find_backbone(config.model.backbone)
@@ -172,6 +173,16 @@ def check_sampling(sampling: str, manifest: Manifest) -> None:
         raise ConfigError(
             f"data.sampling is class_balanced, and images of the dataset {manifest.name} have several labels, so that "
             "no order shows all classes equally often; use --set train.class_weights=balanced"
+        )
+
+
+def check_best_metric(metric: str, task: ModelTask) -> None:
+    """Raises ConfigError for a metric that the task does not have."""
+    tasks = {"average_precision": ("binary", "multi_label"), "roc_auc": ("binary",)}
+    if metric in tasks and task not in tasks[metric]:
+        raise ConfigError(
+            f"checkpoint.best_metric is {metric}, which is one of {' and '.join(tasks[metric])} models, and this is a "
+            f"{task} one; use accuracy, macro_f1 or loss"
         )
 
 

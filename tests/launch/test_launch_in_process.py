@@ -11,10 +11,12 @@ from trainer.config import load_config
 from trainer.data.prepare import PrepareOptions, prepare_dataset
 from trainer.distribute.tf_strategy import make_engine
 from trainer.distribute.topology import Topology
-from trainer.errors import StoppedOnRequest, UsageError
+from trainer.errors import DataError, StoppedOnRequest, UsageError
 from trainer.evaluate import evaluate_run
 from trainer.launch import plan_run, start_run
 from trainer.loop import run_loop
+from trainer.metrics.calibration import fit_temperature
+from trainer.metrics.evaluation import Evaluation, load_arrays
 from trainer.run_dir import RunDir
 
 SMALL = [
@@ -169,6 +171,59 @@ def test_evaluation_gives_the_same_numbers_on_any_number_of_replicas(run: RunDir
     assert len({e.accuracy for e in results}) == 1
     np.testing.assert_allclose([e.loss for e in results], results[0].loss, rtol=1e-6)
     assert results[0].confusion_matrix == results[1].confusion_matrix == results[2].confusion_matrix
+
+
+def test_the_test_split_is_evaluated_with_what_was_tuned_on_validation(run: RunDir, tmp_path: pathlib.Path) -> None:
+    shutil.rmtree(run.evaluation_dir, ignore_errors=True)
+    engine = make_engine(Topology(strategy="single", device="cpu", num_local_replicas=1))
+    notes: list[str] = []
+    table = tmp_path / "photographers.csv"
+    table.write_text("example,by\n0,Ann\n1,Ann\n2,Bob\n")
+    first = evaluate_run(run, "test", engine, slice_columns=["format"], slice_file=table, note=notes.append)
+    validation = Evaluation.load(run.evaluation_dir, "validation")
+    assert first.tuning == validation.tuning and first.tuning is not None
+    assert len(notes) == 1 and "validation split first" in notes[0]
+    assert first.dataset_hash == validation.dataset_hash == run.info().dataset_hash
+    labels, logits = load_arrays(run.evaluation_dir, validation)
+    assert fit_temperature(labels, logits, "single_label") == pytest.approx(first.tuning.temperature)
+    sizes = {(s.column, s.value): s.num_examples for s in first.slices}
+    num_others = first.num_examples - 3
+    assert sizes == {
+        ("format", "png"): first.num_examples, ("by", "Ann"): 2, ("by", "Bob"): 1, ("by", "(none)"): num_others
+    }  # fmt: skip
+    again = evaluate_run(run, "test", engine, note=notes.append)
+    assert len(notes) == 1, "what stands is used"
+    assert again == first.model_copy(update={"slices": []})
+    other = evaluate_run(run, "test", engine, weights="raw", note=notes.append)
+    assert len(notes) == 2 and other.tuning is not None, "those of other weights are not"
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("", "is empty"),
+        ("name,by\n1,Ann\n", "exactly one of filename and example"),
+        ("filename,example,by\na,0,Ann\n", "exactly one of filename and example"),
+        ("example\n0\n", "at least one other column"),
+        ("example,by\n0,Ann,1\n", "line 2 of .* has another number of values"),
+        ("example,by\n0,Ann\n0,Bob\n", "'0' more than once"),
+        ("example,by\n99999,Ann\n", "no line of .* is about an example of the split"),
+        ("example,format\n0,Ann\n", "which is also asked of the records"),
+    ],
+)
+def test_a_table_to_slice_by_that_does_not_fit_is_an_error_before_the_work(
+    run: RunDir, tmp_path: pathlib.Path, content: str, answer: str
+) -> None:
+    engine = make_engine(Topology(strategy="single", device="cpu", num_local_replicas=1))
+    (tmp_path / "table.csv").write_text(content)
+    with pytest.raises(DataError, match=answer):
+        evaluate_run(run, "test", engine, slice_columns=["format"], slice_file=tmp_path / "table.csv")
+
+
+def test_an_unknown_column_names_those_that_there_are(run: RunDir) -> None:
+    engine = make_engine(Topology(strategy="single", device="cpu", num_local_replicas=1))
+    with pytest.raises(DataError, match="no column 'camera'; they have folder, format, height, width, weight"):
+        evaluate_run(run, "test", engine, slice_columns=["camera"])
 
 
 def test_a_stop_request_ends_the_loop_after_the_running_step_and_saves_it() -> None:

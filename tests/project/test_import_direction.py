@@ -35,7 +35,7 @@ LAYERS = (
         "trainer.steps",
         "trainer.checkpoint",
         "trainer.metric_writers",
-        "trainer.classification_metrics",
+        "trainer.metrics",
         "trainer.last_lines",
     ),
     (

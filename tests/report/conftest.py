@@ -11,12 +11,13 @@ import PIL.Image
 import pytest
 from sklearn.datasets import load_digits
 
-from trainer import atomic, classification_metrics, environment
-from trainer.classification_metrics import Evaluation
+from trainer import atomic, environment
 from trainer.config import load_config
 from trainer.data.manifest import Manifest, Split
 from trainer.data.records import Example, ShardWriter
 from trainer.metric_writers import MetricsLog
+from trainer.metrics.evaluation import Evaluation, save_arrays
+from trainer.metrics.summary import summarize
 from trainer.run_dir import RunDir, RunInfo
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
@@ -143,10 +144,8 @@ def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float
 
 
 def write_evaluation(run: RunDir, labels, logits, class_names: list[str]) -> Evaluation:
-    evaluation = classification_metrics.summarize(labels, logits, class_names, split="test", global_step=NUM_STEPS)
-    classification_metrics.save_arrays(
-        run.evaluation_dir, split="test", global_step=NUM_STEPS, labels=labels, logits=logits
-    )
+    evaluation = summarize(labels, logits, class_names, split="test", global_step=NUM_STEPS)
+    save_arrays(run.evaluation_dir, split="test", global_step=NUM_STEPS, labels=labels, logits=logits)
     evaluation.save(run.evaluation_dir)
     return evaluation
 

@@ -12,10 +12,12 @@ import typer
 import typer.testing
 from sklearn.datasets import load_digits
 
-from trainer import classification_metrics
 from trainer.cli.report import report
 from trainer.config import load_config
 from trainer.errors import RunError
+from trainer.metrics.evaluation import save_arrays
+from trainer.metrics.scores import softmax
+from trainer.metrics.summary import summarize
 from trainer.report.pictures import choose_mistakes, choose_samples
 from trainer.report.render import write_report
 from trainer.run_dir import RunDir, RunInfo
@@ -187,7 +189,7 @@ def test_what_the_model_sees_is_mixed_as_the_run_mixed_it(digits_run, copied, tm
 
 def test_the_mistakes_are_mistakes_and_the_surest_come_first(digits_run):
     mistakes = choose_mistakes(digits_run.labels, digits_run.logits, 12)
-    confidence = classification_metrics.softmax(digits_run.logits).max(axis=1)
+    confidence = softmax(digits_run.logits).max(axis=1)
     wrong = digits_run.logits.argmax(axis=1) != digits_run.labels
     assert wrong[mistakes].all()
     assert (np.diff(confidence[mistakes]) <= 0).all()
@@ -236,7 +238,7 @@ def test_a_dataset_that_is_another_one_now_gives_no_images(copied, tmp_path):
 
 
 def test_examples_whose_labels_are_not_those_evaluated_are_not_shown(digits_run, copied, tmp_path):
-    classification_metrics.save_arrays(
+    save_arrays(
         copied.evaluation_dir,
         split="test",
         global_step=400,
@@ -290,9 +292,9 @@ def test_many_classes_give_the_worst_pairs_in_place_of_a_matrix(tmp_path):
         num_train_examples=5, image_size_px=8, weights="none", precision="float32", batch_norm="frozen",
     )  # fmt: skip
     run.create(load_config(), info)
-    evaluation = classification_metrics.summarize(labels, logits, names, split="test", global_step=9)
+    evaluation = summarize(labels, logits, names, split="test", global_step=9)
     evaluation.save(run.evaluation_dir)
-    classification_metrics.save_arrays(run.evaluation_dir, split="test", global_step=9, labels=labels, logits=logits)
+    save_arrays(run.evaluation_dir, split="test", global_step=9, labels=labels, logits=logits)
     page = page_of(run, tmp_path)
     assert page.cells == []
     assert "60 classes are too many for a matrix" in flat(page.text)

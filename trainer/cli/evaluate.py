@@ -5,11 +5,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
-from trainer.cli.output import JsonOption, print_answer, print_json
+from trainer.cli.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
-    from trainer.classification_metrics import Evaluation
+    from trainer.metrics.evaluation import Evaluation, Interval
 
 
 class Split(StrEnum):
@@ -37,6 +38,14 @@ def evaluate(
         Weights, typer.Option(help="raw, or the moving averages; auto: the averages where the run has them.")
     ] = Weights.auto,
     data: Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")] = None,
+    slice_: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="Also measure by a column of the records: folder, format, height, width, weight."),
+    ] = None,
+    slices: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Also measure by the columns of a CSV file, whose column filename or example says of what."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, gpu or cpu.")] = "auto",
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs.", show_default="all")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="With --device cpu: how many.", show_default="1")] = None,
@@ -45,7 +54,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run on every example of a split exactly once, on any number of replicas.
 
-    Writes RUN/evaluation/SPLIT.json (metrics, confusion matrix) and the logits beside it, for trainer report.
+    Writes RUN/evaluation/SPLIT.json and the logits beside it, for trainer report and trainer compare. Temperature and
+    thresholds are tuned on the validation split, which is evaluated first where that was not done.
     """
     from trainer.config import load_config
 
@@ -80,7 +90,10 @@ def evaluate(
         which=which.value,
         weights=weights.value,
         dataset_dir=parse_path(data) if data else None,
+        slice_columns=slice_ or (),
+        slice_file=slices,
         per_replica_batch_size=batch_size,
+        note=note,
     )
     if json_:
         print_json(evaluation.model_dump(mode="json"))
@@ -89,10 +102,46 @@ def evaluate(
 
 
 def _describe(evaluation: "Evaluation", run: pathlib.Path) -> str:
-    low, high = evaluation.accuracy_interval
+    e, intervals = evaluation, evaluation.intervals
+    low, high = e.accuracy_interval
+    lines = [
+        f"{e.split}: {'exact match' if e.task == 'multi_label' else 'accuracy'} [bold]{e.accuracy:.4f}[/] "
+        f"(95% interval {low:.4f} to {high:.4f}) over {e.num_examples} images, "
+        + (f"top-5 {e.top5_accuracy:.4f}, " if e.task == "single_label" and e.top5_accuracy is not None else "")
+        + f"loss {e.loss:.4f}, step {e.global_step}",
+        f"macro F1 {e.macro.f1:.4f}{_within(intervals.macro_f1 if intervals else None)}, "
+        f"{'AP' if e.task == 'binary' else 'mAP'} "
+        f"{_number(e.ranking.average_precision)}{_within(intervals.average_precision if intervals else None)}, "
+        f"ROC AUC {_number(e.ranking.roc_auc)}{_within(intervals.roc_auc if intervals else None)}",
+    ]
+    for name, at in zip(("one half", "the tuned threshold"), e.at_thresholds, strict=False):
+        chosen = name if e.task == "binary" or name == "one half" else "the tuned thresholds"
+        lines.append(
+            f"at {chosen}: F1 {at.f1:.4f}, precision {at.precision:.4f}, recall {at.recall:.4f}, "
+            + (f"hamming loss {at.hamming_loss:.4f}" if e.task == "multi_label" else f"accuracy {at.accuracy:.4f}")
+        )
+    lines.append(f"calibration error {e.calibration.ece:.4f}{_cooled(e)}")
+    lines += [
+        f"{escape(s.column)} {escape(s.value)}: {s.accuracy:.4f} ({s.accuracy_interval[0]:.4f} to "
+        f"{s.accuracy_interval[1]:.4f}) over {s.num_examples}"
+        for s in e.slices
+    ]
+    return "\n".join([*lines, f"next: trainer report {escape(str(run))}"])
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _within(interval: "Interval | None") -> str:
+    return f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+
+
+def _cooled(evaluation: "Evaluation") -> str:
+    calibration, tuning = evaluation.calibration, evaluation.tuning
+    if tuning is None or calibration.ece_with_temperature is None or calibration.loss_with_temperature is None:
+        return ""
     return (
-        f"{evaluation.split}: accuracy [bold]{evaluation.accuracy:.4f}[/] (95% interval {low:.4f} to {high:.4f}) over "
-        f"{evaluation.num_examples} images, top-5 {evaluation.top5_accuracy:.4f}, loss {evaluation.loss:.4f}, "
-        f"step {evaluation.global_step}\n"
-        f"next: trainer report {run}"
+        f"; with the temperature {tuning.temperature:.3f} {calibration.ece_with_temperature:.4f}, "
+        f"loss {calibration.loss_with_temperature:.4f}"
     )

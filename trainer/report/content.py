@@ -8,12 +8,12 @@ import pathlib
 import statistics
 from typing import Any
 
-from trainer import classification_metrics
-from trainer.classification_metrics import ClassMetrics, Evaluation
 from trainer.config import Config
 from trainer.data.storage import DatasetPath, parse_path
 from trainer.errors import DataError, RunError
 from trainer.metric_writers import read_metrics
+from trainer.metrics.evaluation import ClassMetrics, Evaluation, load_arrays
+from trainer.metrics.summary import TOP_K
 from trainer.progress import format_duration
 from trainer.report.figures import (
     Cell,
@@ -154,9 +154,7 @@ def _headline(
     info: RunInfo, evaluation: Evaluation, entries: list[dict[str, Any]], plan: dict[str, Any]
 ) -> list[Figure]:
     low, high = evaluation.accuracy_interval
-    num_wrong = sum(map(sum, evaluation.confusion_matrix)) - sum(
-        row[i] for i, row in enumerate(evaluation.confusion_matrix)
-    )
+    num_wrong = evaluation.num_examples - round(evaluation.accuracy * evaluation.num_examples)
     figures = [
         Figure(
             name=f"{evaluation.split} accuracy",
@@ -170,7 +168,7 @@ def _headline(
         ),
         Figure(name="Loss", value=f"{evaluation.loss:.4f}", detail=f"macro F1 {evaluation.macro.f1:.4f}"),
     ]
-    if len(evaluation.class_names) > classification_metrics.TOP_K:
+    if len(evaluation.class_names) > TOP_K:
         figures.append(
             Figure(name="Top-5 accuracy", value=f"{evaluation.top5_accuracy:.2%}", detail="label among the first five")
         )
@@ -225,7 +223,7 @@ def _points(entries: list[dict[str, Any]], split: str, name: str) -> list[tuple[
 
 
 def _gallery(run: RunDir, info: RunInfo, config: Config, evaluation: Evaluation, dataset_dir: DatasetPath) -> Gallery:
-    labels, logits = classification_metrics.load_arrays(run.evaluation_dir, evaluation)
+    labels, logits = load_arrays(run.evaluation_dir, evaluation)
     chosen = [choose_samples(len(labels), NUM_SAMPLES), choose_mistakes(labels, logits, NUM_MISTAKES)]
     try:
         samples, mistakes = [

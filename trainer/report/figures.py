@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from trainer.classification_metrics import ClassMetrics, Evaluation
+from trainer.metrics.evaluation import ClassMetrics, Evaluation
 
 # Two values for each bucket: more than the pixels of a chart would not be seen.
 MAX_BUCKETS = 300
@@ -157,8 +157,8 @@ def thin_out(points: Sequence[Point], max_buckets: int = MAX_BUCKETS) -> list[Po
 
 
 def confusion_cells(evaluation: Evaluation) -> list[list[Cell]] | None:
-    """[true][predicted]; None for more classes than a page can show."""
-    if len(evaluation.class_names) > MAX_MATRIX_CLASSES:
+    """[true][predicted]; None for more classes than a page can show, and where an image has several."""
+    if evaluation.confusion_matrix is None or len(evaluation.class_names) > MAX_MATRIX_CLASSES:
         return None
     return [
         [
@@ -174,7 +174,7 @@ def worst_pairs(evaluation: Evaluation) -> list[ConfusedPair]:
     names = evaluation.class_names
     pairs = [
         ConfusedPair(true=names[true], predicted=names[predicted], count=count, share=count / sum(row))
-        for true, row in enumerate(evaluation.confusion_matrix)
+        for true, row in enumerate(evaluation.confusion_matrix or [])
         for predicted, count in enumerate(row)
         if count and true != predicted
     ]

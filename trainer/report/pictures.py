@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from trainer.classification_metrics import Labels, Logits, softmax
 from trainer.data.manifest import SPLITS, Manifest
 from trainer.data.records import Example
 from trainer.data.split_reader import SplitReader
 from trainer.data.storage import DatasetPath
 from trainer.errors import DataError
+from trainer.metrics.scores import Labels, Logits, softmax
 from trainer.run_dir import RunInfo
 
 # Twice what the page shows, for dense screens.

@@ -12,7 +12,9 @@ class CheckpointConfig(Section):
 
     every_steps: Positive | None = pydantic.Field(None, description="null: once an epoch")
     keep: Positive = pydantic.Field(2, description="the newest so many, and always the best")
-    best_metric: Literal["accuracy", "loss"] = "accuracy"
+    best_metric: Literal["accuracy", "loss", "macro_f1", "average_precision", "roc_auc"] = pydantic.Field(
+        "accuracy", description="of the validation split; average_precision: binary and multi_label; roc_auc: binary"
+    )
 
 
 class LogConfig(Section):

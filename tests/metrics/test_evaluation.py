@@ -8,15 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from trainer.classification_metrics import (
-    Evaluation,
-    load_arrays,
-    save_arrays,
-    softmax,
-    summarize,
-    wilson_interval,
-)
 from trainer.errors import DataError, RunError, TrainingError
+from trainer.metrics.evaluation import Evaluation, load_arrays, save_arrays
+from trainer.metrics.predictions import wilson_interval
+from trainer.metrics.scores import softmax
+from trainer.metrics.summary import summarize
 
 
 def names(count: int) -> list[str]:
@@ -25,7 +21,9 @@ def names(count: int) -> list[str]:
 
 def evaluate(labels, logits) -> Evaluation:
     logits = np.asarray(logits, np.float32)
-    return summarize(np.asarray(labels, np.int64), logits, names(logits.shape[1]), split="test", global_step=7)
+    return summarize(
+        np.asarray(labels, np.int64), logits, names(logits.shape[1]), split="test", global_step=7, num_resamples=0
+    )
 
 
 @st.composite
@@ -168,8 +166,8 @@ def test_a_split_that_was_not_evaluated_says_how_to(tmp_path):
 
 def test_an_evaluation_of_another_version_is_refused(tmp_path):
     path = evaluate([0], [[1, 0]]).save(tmp_path)
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(RunError, match="schema version 1"):
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(RunError, match="schema version 2"):
         Evaluation.load(tmp_path, "test")
 
 

@@ -1,0 +1,263 @@
+"""Everything about a split in one place: the entry for training and for `trainer evaluate`."""
+
+import numpy as np
+
+from trainer.metrics import bootstrap
+from trainer.metrics.calibration import answers, expected_calibration_error, fit_temperature, reliability
+from trainer.metrics.evaluation import (
+    AtThresholds,
+    Calibration,
+    ClassMetrics,
+    Evaluation,
+    Intervals,
+    MacroAverage,
+    Ranking,
+    Tuning,
+)
+from trainer.metrics.predictions import (
+    is_correct,
+    precision_recall_f1,
+    predicted_classes,
+    top_k_accuracy,
+    wilson_interval,
+)
+from trainer.metrics.ranking import average_precisions, mean_of_known, micro_average_precision, roc_aucs
+from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task, check, mean_loss, membership
+from trainer.metrics.slices import Columns, slice_metrics
+from trainer.metrics.thresholds import tune_thresholds
+
+TOP_K = 5
+_POSITIVE = 1
+
+
+def summarize(
+    labels: Labels,
+    logits: Logits,
+    class_names: list[str],
+    *,
+    task: Task = "single_label",
+    split: str,
+    global_step: int,
+    weights: str = "auto",
+    dataset_hash: str | None = None,
+    tuning: Tuning | None = None,
+    columns: Columns | None = None,
+    num_resamples: int = bootstrap.NUM_RESAMPLES,
+) -> Evaluation:
+    """The metrics of a whole split.
+
+    Args:
+        labels: [n] int64, each in [0, num_classes); for multi_label [n, num_classes], 0 or 1.
+        logits: [n, num_classes] float32; for binary (0, logit). Among equal logits the lower index comes first.
+        class_names: num_classes names, in the order of the logits.
+        split: names the split in the result and in errors.
+        global_step: the step whose weights gave the logits.
+        weights, dataset_hash: recorded in the result.
+        tuning: of the validation split at the same step; None: thresholds of one half, and no temperature.
+        columns: to slice by; see `slice_metrics`.
+        num_resamples: for the bootstrap intervals; 0: none.
+
+    Raises:
+        DataError: the split is empty, or a label is out of range.
+        TrainingError: a logit is NaN or infinite.
+    """
+    check(labels, logits, class_names, task, split, global_step)
+    thresholds = np.array(tuning.thresholds) if tuning and tuning.thresholds and task == "multi_label" else None
+    predicted = predicted_classes(logits, task, thresholds)
+    true = membership(labels, len(class_names))
+    num_correct = int(is_correct(labels, predicted).sum())
+    macro = precision_recall_f1(true, predicted, "macro")
+    classes = _class_metrics(labels, logits, class_names, task, predicted, thresholds)
+    return Evaluation(
+        task=task,
+        split=split,
+        global_step=global_step,
+        weights=weights,
+        dataset_hash=dataset_hash,
+        class_names=class_names,
+        num_examples=len(labels),
+        accuracy=num_correct / len(labels),
+        accuracy_interval=wilson_interval(num_correct, len(labels)),
+        top5_accuracy=None if task == "multi_label" else top_k_accuracy(labels, logits, TOP_K),
+        loss=mean_loss(labels, logits, task),
+        macro=MacroAverage(precision=float(macro[0]), recall=float(macro[1]), f1=float(macro[2])),
+        ranking=_ranking(labels, logits, task, classes),
+        at_thresholds=_at_thresholds(labels, logits, task, tuning),
+        calibration=_calibration(labels, logits, task, tuning),
+        tuning=tuning,
+        intervals=_intervals(labels, logits, task, thresholds, num_resamples),
+        classes=classes,
+        slices=slice_metrics(labels, logits, task, columns or {}, thresholds),
+        confusion_matrix=None if task == "multi_label" else _confusion_matrix(labels, predicted),
+    )
+
+
+def training_metrics(
+    labels: Labels, logits: Logits, class_names: list[str], *, task: Task = "single_label", split: str, global_step: int
+) -> dict[str, float]:
+    """What is logged while a model trains: accuracy, loss and macro F1, and what the task is judged by besides.
+
+    For binary the areas of the positive class; for multi_label mAP, and F1 at one half. One that is undefined is left
+    out. Arguments and errors as for `summarize`.
+    """
+    check(labels, logits, class_names, task, split, global_step)
+    predicted = predicted_classes(logits, task)
+    values: dict[str, float | None] = {
+        "accuracy": float(is_correct(labels, predicted).mean()),
+        "loss": mean_loss(labels, logits, task),
+        "macro_f1": float(precision_recall_f1(membership(labels, len(class_names)), predicted, "macro")[2]),
+    }
+    if task == "binary":
+        values["roc_auc"] = roc_aucs(labels, logits, task)[_POSITIVE]
+        values["average_precision"] = average_precisions(labels, logits, task)[_POSITIVE]
+    elif task == "multi_label":
+        values["average_precision"] = mean_of_known(average_precisions(labels, logits, task))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def tune(
+    labels: Labels,
+    logits: Logits,
+    *,
+    task: Task,
+    global_step: int,
+    weights: str = "auto",
+    dataset_hash: str | None = None,
+) -> Tuning:
+    """Fits temperature and thresholds on the validation split."""
+    thresholds = None
+    if task == "multi_label":
+        thresholds = tune_thresholds(labels, logits).tolist()
+    elif task == "binary":
+        thresholds = tune_thresholds(labels[:, None], _positive_logits(logits)).tolist()
+    return Tuning(
+        global_step=global_step,
+        weights=weights,
+        dataset_hash=dataset_hash,
+        temperature=fit_temperature(labels, logits, task),
+        thresholds=thresholds,
+    )
+
+
+def _positive_logits(logits: Logits) -> Logits:
+    """[n, 1]: the one logit of a binary task, from its two columns."""
+    return logits[:, 1:] - logits[:, :1]
+
+
+def _class_metrics(
+    labels: Labels, logits: Logits, class_names: list[str], task: Task, predicted: Bools, thresholds: Floats | None
+) -> list[ClassMetrics]:
+    per_class = precision_recall_f1(membership(labels, len(class_names)), predicted)
+    if task == "multi_label":
+        used = [0.5] * len(class_names) if thresholds is None else thresholds.tolist()
+    else:
+        used = [None] * len(class_names)
+    return [
+        ClassMetrics(
+            name=name,
+            precision=float(precision),
+            recall=float(recall),
+            f1=float(f1),
+            support=int(support),
+            roc_auc=roc_auc,
+            average_precision=average_precision,
+            threshold=threshold,
+        )
+        for name, precision, recall, f1, support, roc_auc, average_precision, threshold in zip(
+            class_names,
+            *per_class,
+            roc_aucs(labels, logits, task),
+            average_precisions(labels, logits, task),
+            used,
+            strict=True,
+        )
+    ]
+
+
+def _ranking(labels: Labels, logits: Logits, task: Task, classes: list[ClassMetrics]) -> Ranking:
+    measured = classes[_POSITIVE:] if task == "binary" else classes
+    return Ranking(
+        roc_auc=mean_of_known([c.roc_auc for c in measured]),
+        average_precision=mean_of_known([c.average_precision for c in measured]),
+        micro_average_precision=micro_average_precision(labels, logits, task),
+    )
+
+
+def _at_thresholds(labels: Labels, logits: Logits, task: Task, tuning: Tuning | None) -> list[AtThresholds]:
+    if task == "single_label":
+        return []
+    if task == "binary":
+        # One class of its own: whether it is the positive one.
+        labels, logits = labels[:, None], _positive_logits(logits)
+    sets = [np.full(logits.shape[1], 0.5)]
+    if tuning and tuning.thresholds:
+        sets.append(np.array(tuning.thresholds))
+    return [_at(labels, predicted_classes(logits, "multi_label", thresholds), thresholds) for thresholds in sets]
+
+
+def _at(labels: Labels, predicted: Bools, thresholds: Floats) -> AtThresholds:
+    from sklearn import metrics
+
+    true = membership(labels, predicted.shape[1])
+    if predicted.shape[1] == 1:
+        average = micro = metrics.precision_recall_fscore_support(
+            true[:, 0], predicted[:, 0], average="binary", zero_division=0.0
+        )
+    else:
+        average, micro = (precision_recall_f1(true, predicted, of) for of in ("macro", "micro"))
+    return AtThresholds(
+        thresholds=thresholds.tolist(),
+        accuracy=float(is_correct(labels, predicted).mean()),
+        hamming_loss=float((true != predicted).mean()),
+        precision=float(average[0]),
+        recall=float(average[1]),
+        f1=float(average[2]),
+        micro_f1=float(micro[2]),
+    )
+
+
+def _calibration(labels: Labels, logits: Logits, task: Task, tuning: Tuning | None) -> Calibration:
+    bins = reliability(*answers(labels, logits, task))
+    if tuning is None:
+        return Calibration(
+            ece=expected_calibration_error(bins),
+            bins=bins,
+            ece_with_temperature=None,
+            loss_with_temperature=None,
+            bins_with_temperature=[],
+        )
+    cooled = logits / np.float64(tuning.temperature)
+    cooled_bins = reliability(*answers(labels, cooled, task))
+    return Calibration(
+        ece=expected_calibration_error(bins),
+        bins=bins,
+        ece_with_temperature=expected_calibration_error(cooled_bins),
+        loss_with_temperature=mean_loss(labels, cooled, task),
+        bins_with_temperature=cooled_bins,
+    )
+
+
+def _intervals(
+    labels: Labels, logits: Logits, task: Task, thresholds: Floats | None, num_resamples: int
+) -> Intervals | None:
+    if num_resamples == 0:
+        return None
+    statistics = bootstrap.make_statistics(labels, logits, task, thresholds)
+    resampled = bootstrap.resample(statistics, len(labels), num_resamples)
+    found = {name: bootstrap.percentile_interval(values) for name, values in resampled.items()}
+    return Intervals(
+        num_resamples=num_resamples,
+        accuracy=found["accuracy"],
+        macro_f1=found["macro_f1"],
+        average_precision=found.get("average_precision"),
+        roc_auc=found.get("roc_auc"),
+    )
+
+
+def _confusion_matrix(labels: Labels, predicted: Bools) -> list[list[int]]:
+    from sklearn import metrics
+
+    matrix: list[list[int]] = metrics.confusion_matrix(
+        labels, predicted.argmax(axis=1), labels=np.arange(predicted.shape[1])
+    ).tolist()
+    return matrix

@@ -1,0 +1,35 @@
+"""Thresholds on the probability of a class, tuned on the validation split."""
+
+import numpy as np
+
+from trainer.metrics.scores import Floats, Labels, Logits, sigmoid
+
+
+def tune_thresholds(labels: Labels, logits: Logits) -> Floats:
+    """The probability from which on each class is best predicted, [num_classes], each in [0, 1].
+
+    For each class by itself the threshold of the largest F1, halfway between two neighbouring probabilities; of equal
+    ones the nearest to one half. A class without positive examples says nothing and keeps one half.
+
+    Args:
+        labels: [n, num_classes], multi-hot, of the validation split.
+        logits: [n, num_classes], of independent classes, so that the probability is the sigmoid.
+    """
+    probabilities = sigmoid(logits)
+    return np.array([_best_threshold(labels[:, k] > 0, probabilities[:, k]) for k in range(labels.shape[1])])
+
+
+def _best_threshold(is_positive: np.ndarray, probabilities: Floats) -> float:  # type: ignore[type-arg]
+    if not is_positive.any():
+        return 0.5
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, hits = probabilities[order], np.cumsum(is_positive[order])
+    # Predicting the first i + 1 examples; between equal probabilities no threshold can part them.
+    ends = np.flatnonzero(np.append(ranked[:-1] > ranked[1:], True))
+    f1 = 2 * hits[ends] / (ends + 1 + is_positive.sum())
+    below = np.append(ranked, 0.0)[ends + 1]
+    candidates = (ranked[ends] + below) / 2
+    # Two neighbours may have no float between them: the threshold itself is still predicted.
+    candidates = np.where(candidates > below, candidates, ranked[ends])
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    return float(candidates[best[np.argmin(np.abs(candidates[best] - 0.5))]])
