@@ -15,7 +15,9 @@ from trainer.distribute.launchers import heartbeat
 from trainer.evaluate import Evaluator
 from trainer.loop import StopRequest, run_loop
 from trainer.metric_writers import MetricsLog, MetricsSplit, MetricWriter, MetricWriters, TensorBoardWriter
-from trainer.model.classifier import assign_arrays, build_classifier, load_pretrained, saved_variables
+from trainer.model.classifier import assign_arrays, build_classifier, saved_variables
+from trainer.model.weight_fit import WeightsReport
+from trainer.model.weights import load_pretrained
 from trainer.plan import Plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
@@ -124,8 +126,16 @@ def _with_heartbeat(step: TrainStep) -> Callable[[Batch], StepMetrics]:
     return beat_and_step
 
 
-def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStore | None) -> TrainState:
+def make_state(
+    plan: Plan,
+    config: Config,
+    engine: Engine,
+    store: CheckpointStore | None,
+    on_weights: Callable[[WeightsReport], None] = lambda report: None,
+) -> TrainState:
     """The state to start from, on every replica: the chief's last checkpoint, or the pretrained weights.
+
+    `on_weights` is told what of a weight file fitted, where one was loaded.
 
     Raises:
         ModelError: the pretrained weights cannot be had, or do not fit.
@@ -141,6 +151,7 @@ def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStor
             trainable=plan.trainable,
             batch_norm=plan.batch_norm,
             dropout=config.model.dropout,
+            pixels=config.model.pixels,
             dtype_policy=plan.precision,
             other_sizes_px=[stage.image_size_px for stage in plan.stages[:-1]],
         )
@@ -148,7 +159,9 @@ def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStor
     if store and steps:
         _restore(state, store, steps[-1])
     else:
-        load_pretrained(model, plan.backbone, plan.weights)
+        report = load_pretrained(model, plan.backbone, plan.weights, pixels=config.model.pixels)
+        if report:
+            on_weights(report)
         state.start_averages()
     # A worker on another host may not see the run directory.
     engine.broadcast(state.variables)

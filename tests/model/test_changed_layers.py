@@ -8,8 +8,9 @@ import pytest
 
 from trainer.model.backbones import find_backbone
 from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
-from trainer.model.classifier import backbone_of, build_classifier, is_seed, load_pretrained
+from trainer.model.classifier import backbone_of, build_classifier, is_seed
 from trainer.model.dropout import ExampleDropout
+from trainer.model.weights import load_pretrained
 
 SIZE_PX = 32
 

@@ -80,6 +80,7 @@ def measure_footprint(plan: Plan, config: Config, batch: BatchArithmetic) -> Foo
             trainable=plan.trainable,
             batch_norm=plan.batch_norm,
             dropout=config.model.dropout,
+            pixels=config.model.pixels,
             dtype_policy=plan.precision,
         )
     parameters = Parameters(
