@@ -38,7 +38,8 @@ from trainer.data.storage import parse_path  # noqa: E402
 from trainer.distribute import hvd, tf_strategy  # noqa: E402
 from trainer.distribute.engine import Engine  # noqa: E402
 from trainer.distribute.topology import Topology  # noqa: E402
-from trainer.model.classifier import build_classifier, load_pretrained  # noqa: E402
+from trainer.model.classifier import build_classifier  # noqa: E402
+from trainer.model.weights import load_pretrained  # noqa: E402
 from trainer.plan import Plan, make_plan  # noqa: E402
 from trainer.step_times import StepTimes, time_steps  # noqa: E402
 from trainer.steps import TrainStep  # noqa: E402

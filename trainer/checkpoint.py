@@ -161,16 +161,20 @@ def load_model_arrays(run: RunDir, which: Which = "best", weights: Weights = "au
     Raises:
         RunError: no run, no checkpoint, a damaged one, or one without the averages that are asked for.
     """
+    path, step = find_model_file(run, which, weights)
+    return step, _read_arrays(path.parent, path.name, _read_info(path.parent))
+
+
+def find_model_file(run: RunDir, which: Which = "best", weights: Weights = "auto") -> tuple[pathlib.Path, int]:
+    """The file of those arrays, and the step. Raises RunError as `load_model_arrays`, but for a damaged file."""
     step = find_checkpoint(run, which)
     directory = CheckpointStore.of_run(run, run.config().checkpoint).path(step)
-    info = _read_info(directory)
-    has_averages = AVERAGES_FILE in info.sha256
+    has_averages = AVERAGES_FILE in _read_info(directory).sha256
     if weights == "averages" and not has_averages:
         raise RunError(
             f"{run.path} keeps no averages of its weights; use --weights raw, or train with --set train.ema_decay=0.999"
         )
-    file_name = AVERAGES_FILE if has_averages and weights != "raw" else MODEL_FILE
-    return step, _read_arrays(directory, file_name, info)
+    return directory / (AVERAGES_FILE if has_averages and weights != "raw" else MODEL_FILE), step
 
 
 def load_classifier(run: RunDir, *, which: Which = "best", weights: Weights = "auto") -> Any:

@@ -33,6 +33,7 @@ from trainer.errors import DeviceError, StoppedOnRequest
 from trainer.last_lines import LastLines
 from trainer.loop import StopRequest
 from trainer.metric_writers import MetricsLog, MetricWriter, MetricWriters, TensorBoardWriter
+from trainer.model.weight_fit import WeightsReport
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
@@ -119,6 +120,7 @@ class ElasticWorker:
         self._stop_request = StopRequest()
         self._last_lines = LastLines()
         self._state: TrainState | None = None
+        self._weights_reports: list[WeightsReport] = []
         self._generation = 0
         self._is_asked_to_leave = False
 
@@ -198,7 +200,7 @@ class ElasticWorker:
             self._state = None
         if self._state is None:
             keras.utils.clear_session()
-            self._state = make_state(plan, self._config, engine, store)
+            self._state = make_state(plan, self._config, engine, store, on_weights=self._weights_reports.append)
         else:
             engine.broadcast(self._state.variables)
         step = int(self._state.global_step.numpy())
@@ -242,6 +244,10 @@ class ElasticWorker:
         for warning in plan.warnings:
             self._note(f"warning: {warning}")
         self._run.create(self._config, plan.run_info(self._config, self._run.path.resolve().name))
+        while self._weights_reports:
+            report = self._weights_reports.pop()
+            self._note(report.summary())
+            atomic.write_text(self._run.weights_file, report.model_dump_json(indent=2) + "\n")
         atomic.write_text(self._run.plan_file, plan.model_dump_json(indent=2) + "\n")
         atomic.write_json(self._run.environment_file, environment.collect(sys.argv))
 

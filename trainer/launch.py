@@ -22,6 +22,7 @@ from trainer.distribute.engine import Engine
 from trainer.distribute.launchers.hosts import Place
 from trainer.distribute.topology import Device, Topology, resolve_topology
 from trainer.errors import DataError, DeviceError, RunError
+from trainer.model.weight_fit import WeightsReport
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress, task_progress
 from trainer.run_dir import RunDir
@@ -93,7 +94,8 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
     engine = _make_engine(planned.topology, config.distribute)
     job.check_workers_agree(engine, {"configuration": plan.identity(config), "dataset": plan.dataset_hash})
     store = CheckpointStore.of_run(run, config.checkpoint) if is_chief else None
-    state = make_state(plan, config, engine, store)
+    reports: list[WeightsReport] = []
+    state = make_state(plan, config, engine, store, on_weights=reports.append)
     first_step = int(state.global_step.numpy())
     if is_chief:
         if first_step:
@@ -101,6 +103,9 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         for warning in plan.warnings:
             note(f"warning: {warning}")
         run.create(config, plan.run_info(config, run.path.resolve().name))
+        for report in reports:
+            note(report.summary())
+            atomic.write_text(run.weights_file, report.model_dump_json(indent=2) + "\n")
         atomic.write_text(run.plan_file, plan.model_dump_json(indent=2) + "\n")
         atomic.write_json(run.environment_file, environment.collect(sys.argv))
     if first_step == plan.num_train_steps or (

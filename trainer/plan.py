@@ -4,10 +4,12 @@
 """
 
 import math
+import pathlib
 from typing import Any, Final, Literal
 
 import pydantic
 
+from trainer.checkpoint import find_model_file, load_model_arrays
 from trainer.config import Config
 from trainer.data.augmentation.presets import resolve_augmentation
 from trainer.data.cache_plan import CachePlan, CacheQuestion, plan_cache
@@ -24,7 +26,7 @@ from trainer.model.classifier import BatchNorm, ModelTask, resolve_weights
 from trainer.model.schedule import Schedule
 from trainer.objective import resolve_class_weights, resolve_task
 from trainer.resolve import Precision, check_accumulation, resolve_batch_norm, resolve_jit_compile, resolve_precision
-from trainer.run_dir import RunInfo
+from trainer.run_dir import RunDir, RunInfo
 from trainer.stages import Stage, plan_stages
 
 SCHEMA_VERSION: Final = 1
@@ -109,8 +111,8 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
     check_best_metric(config.checkpoint.best_metric, task)
     num_train = _num_examples(manifest, "train", dataset_dir)
     check_run_length(config.data.run_length, sampling=config.data.sampling, num_examples=num_train)
-    backbone = find_backbone(config.model.backbone)
-    weights = resolve_weights(config.model.weights, backbone)
+    backbone = find_backbone(config.model.backbone, config.model.pixels)
+    weights = _weights_of_run(resolve_weights(config.model.weights, backbone))
     division = divide_batch(config.distribute, config.train.global_batch_size, topology.num_replicas)
     check_accumulation(config, division)
     num_train_steps, num_positions = _count_steps(config, num_train)
@@ -184,6 +186,15 @@ def check_best_metric(metric: str, task: ModelTask) -> None:
             f"checkpoint.best_metric is {metric}, which is one of {' and '.join(tasks[metric])} models, and this is a "
             f"{task} one; use accuracy, macro_f1 or loss"
         )
+
+
+def _weights_of_run(weights: str) -> str:
+    """Where `weights` is the directory of a run, the file of its best checkpoint."""
+    if weights in ("bundled", "imagenet", "none") or not pathlib.Path(weights).is_dir():
+        return weights
+    run = RunDir(weights)
+    load_model_arrays(run)  # a damaged one is found now
+    return str(find_model_file(run)[0])
 
 
 def _count_steps(config: Config, num_train: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ RUN/
   run.json           identity of the run: dataset, classes, resolved model   (this module)
   plan.json          what was resolved before the start                      (plan)
   environment.json   versions, devices, machine                              (environment)
+  weights.json       what of a weight file fitted, where one was loaded      (model.weight_fit)
   metrics.jsonl      one JSON object a line                                  (metric_writers)
   tensorboard/       event files
   checkpoints/       step-00001200/ and so on                                (checkpoint)
@@ -54,6 +55,7 @@ class RunDir:
     info_file = property(lambda self: self.path / "run.json")
     plan_file = property(lambda self: self.path / "plan.json")
     environment_file = property(lambda self: self.path / "environment.json")
+    weights_file = property(lambda self: self.path / "weights.json")
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
     tensorboard_dir = property(lambda self: self.path / "tensorboard")
     checkpoints_dir = property(lambda self: self.path / "checkpoints")

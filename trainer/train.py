@@ -15,7 +15,9 @@ from trainer.distribute.launchers import heartbeat
 from trainer.evaluate import Evaluator
 from trainer.loop import StopRequest, run_loop
 from trainer.metric_writers import MetricsLog, MetricsSplit, MetricWriter, MetricWriters, TensorBoardWriter
-from trainer.model.classifier import assign_arrays, build_configured, load_pretrained, saved_variables
+from trainer.model.classifier import assign_arrays, build_configured, saved_variables
+from trainer.model.weight_fit import WeightsReport
+from trainer.model.weights import load_pretrained
 from trainer.patience import has_lost_patience
 from trainer.plan import Plan
 from trainer.progress import TrainingProgress
@@ -140,8 +142,16 @@ def _with_heartbeat(step: StagedStep) -> Callable[[Batch], StepMetrics]:
     return beat_and_step
 
 
-def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStore | None) -> TrainState:
+def make_state(
+    plan: Plan,
+    config: Config,
+    engine: Engine,
+    store: CheckpointStore | None,
+    on_weights: Callable[[WeightsReport], None] = lambda report: None,
+) -> TrainState:
     """The state to start from, on every replica: the chief's last checkpoint, or the pretrained weights.
+
+    `on_weights` is told what of a weight file fitted, where one was loaded.
 
     Raises:
         ModelError: the pretrained weights cannot be had, or do not fit.
@@ -164,7 +174,11 @@ def make_state(plan: Plan, config: Config, engine: Engine, store: CheckpointStor
     if store and steps:
         _restore(state, store, steps[-1])
     else:
-        load_pretrained(model, plan.backbone, plan.weights, features_at=config.model.features_at)
+        report = load_pretrained(
+            model, plan.backbone, plan.weights, pixels=config.model.pixels, features_at=config.model.features_at
+        )
+        if report:
+            on_weights(report)
         state.start_averages()
     # A worker on another host may not see the run directory.
     engine.broadcast(state.variables)

@@ -10,7 +10,8 @@ from sklearn.datasets import load_sample_images
 from trainer.errors import ModelError
 from trainer.model import efficientnet_lite
 from trainer.model.backbones import find_backbone, list_backbones
-from trainer.model.classifier import backbone_of, build_classifier, load_pretrained
+from trainer.model.classifier import backbone_of, build_classifier
+from trainer.model.weights import load_pretrained
 
 DAISY_LIKE = {985, 108, 723}  # daisy, sea anemone, pinwheel: what ImageNet has for a dahlia
 

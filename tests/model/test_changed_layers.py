@@ -8,9 +8,10 @@ import pytest
 
 from trainer.model.backbones import find_backbone
 from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
-from trainer.model.classifier import backbone_of, build_classifier, is_seed, load_pretrained
+from trainer.model.classifier import backbone_of, build_classifier, is_seed
 from trainer.model.dropout import ExampleDropout
 from trainer.model.head import Head
+from trainer.model.weights import load_pretrained
 
 SIZE_PX = 32
 

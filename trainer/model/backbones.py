@@ -1,95 +1,61 @@
 """The backbones by name: how each is built, what pixels it wants, and where its pretrained weights come from.
 
-A new backbone is one entry of `_REGISTRY`. Pixels come as 0-255 RGB; `PixelScaling` says what the network was
-trained on, and is checked in the tests against each source's own preprocessing function.
+A new backbone is one entry of `_REGISTRY`. Beside them there are those of keras-hub (`hub`) and models of the user's
+own (`own_model`).
 """
 
-import dataclasses
 import difflib
-import math
 import re
-from collections.abc import Callable
-from typing import Any
 
 import keras
 
 from trainer.errors import ModelError
-from trainer.model import efficientnet_lite
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelScaling:
-    """`x * scale + offset` per channel, in RGB order, then to BGR where `to_bgr`."""
-
-    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    to_bgr: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """One entry of the registry. `build` takes the input shape and returns a model without a head."""
-
-    name: str
-    image_size_px: int
-    scaling: PixelScaling
-    build: Callable[[tuple[int, int, int]], Any]
-    min_image_size_px: int = 32
-    load_bundled: Callable[[Any], None] | None = None
-    build_imagenet: Callable[[tuple[int, int, int]], Any] | None = None
-
-
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# The four conventions of keras.applications' `preprocess_input`.
-_ZERO_TO_255 = PixelScaling()
-_MINUS_ONE_TO_ONE = PixelScaling(scale=(1 / 127.5,) * 3, offset=(-1.0,) * 3)
-_CAFFE = PixelScaling(offset=(-123.68, -116.779, -103.939), to_bgr=True)
-_TORCH = PixelScaling(
-    scale=tuple(1 / (255 * s) for s in _IMAGENET_STD),  # type: ignore[arg-type]
-    offset=tuple(-m / s for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD, strict=True)),  # type: ignore[arg-type]
+from trainer.model import efficientnet_lite, hub, own_model
+from trainer.model.backbone import Backbone
+from trainer.model.scaling import (
+    CAFFE,
+    EFFICIENTNET,
+    EFFICIENTNET_LITE,
+    MINUS_ONE_TO_ONE,
+    TORCH,
+    ZERO_TO_255,
+    PixelScaling,
 )
-# Keras divides EfficientNet's pixels by sqrt(std) once more, in a layer that it adds only when it is asked for the
-# ImageNet weights. Stated here, ahead of the network's own (x / 255 - mean) / sqrt(variance), the same network serves
-# every kind of weights.
-_EFFICIENTNET = PixelScaling(
-    scale=tuple(1 / math.sqrt(s) for s in _IMAGENET_STD),  # type: ignore[arg-type]
-    offset=tuple(255 * m * (1 - 1 / math.sqrt(s)) for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD, strict=True)),  # type: ignore[arg-type]
-)
-_LITE = PixelScaling(scale=(1 / 128,) * 3, offset=(-127 / 128,) * 3)
+
+__all__ = ["Backbone", "PixelScaling", "find_backbone", "list_backbones"]
+
 
 # Name: class in keras.applications, side of the images it was trained on, scaling.
 _KERAS_APPLICATIONS: dict[str, tuple[str, int, PixelScaling]] = {
     **{
-        f"convnext_{s.lower()}": (f"ConvNeXt{s}", 224, _ZERO_TO_255)
+        f"convnext_{s.lower()}": (f"ConvNeXt{s}", 224, ZERO_TO_255)
         for s in ("Tiny", "Small", "Base", "Large", "XLarge")
     },
-    **{f"densenet{depth}": (f"DenseNet{depth}", 224, _TORCH) for depth in (121, 169, 201)},
+    **{f"densenet{depth}": (f"DenseNet{depth}", 224, TORCH) for depth in (121, 169, 201)},
     **{
-        f"efficientnet_b{i}": (f"EfficientNetB{i}", size, _EFFICIENTNET)
+        f"efficientnet_b{i}": (f"EfficientNetB{i}", size, EFFICIENTNET)
         for i, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600))
     },
     **{
-        f"efficientnet_v2_b{i}": (f"EfficientNetV2B{i}", size, _ZERO_TO_255)
+        f"efficientnet_v2_b{i}": (f"EfficientNetV2B{i}", size, ZERO_TO_255)
         for i, size in enumerate((224, 240, 260, 300))
     },
-    "efficientnet_v2_s": ("EfficientNetV2S", 384, _ZERO_TO_255),
-    "efficientnet_v2_m": ("EfficientNetV2M", 480, _ZERO_TO_255),
-    "efficientnet_v2_l": ("EfficientNetV2L", 480, _ZERO_TO_255),
-    "inception_resnet_v2": ("InceptionResNetV2", 299, _MINUS_ONE_TO_ONE),
-    "inception_v3": ("InceptionV3", 299, _MINUS_ONE_TO_ONE),
-    "mobilenet": ("MobileNet", 224, _MINUS_ONE_TO_ONE),
-    "mobilenet_v2": ("MobileNetV2", 224, _MINUS_ONE_TO_ONE),
-    "mobilenet_v3_large": ("MobileNetV3Large", 224, _ZERO_TO_255),
-    "mobilenet_v3_small": ("MobileNetV3Small", 224, _ZERO_TO_255),
-    "nasnet_large": ("NASNetLarge", 331, _MINUS_ONE_TO_ONE),
-    "nasnet_mobile": ("NASNetMobile", 224, _MINUS_ONE_TO_ONE),
-    **{f"resnet{depth}": (f"ResNet{depth}", 224, _CAFFE) for depth in (50, 101, 152)},
-    **{f"resnet{depth}_v2": (f"ResNet{depth}V2", 224, _MINUS_ONE_TO_ONE) for depth in (50, 101, 152)},
-    "vgg16": ("VGG16", 224, _CAFFE),
-    "vgg19": ("VGG19", 224, _CAFFE),
-    "xception": ("Xception", 299, _MINUS_ONE_TO_ONE),
+    "efficientnet_v2_s": ("EfficientNetV2S", 384, ZERO_TO_255),
+    "efficientnet_v2_m": ("EfficientNetV2M", 480, ZERO_TO_255),
+    "efficientnet_v2_l": ("EfficientNetV2L", 480, ZERO_TO_255),
+    "inception_resnet_v2": ("InceptionResNetV2", 299, MINUS_ONE_TO_ONE),
+    "inception_v3": ("InceptionV3", 299, MINUS_ONE_TO_ONE),
+    "mobilenet": ("MobileNet", 224, MINUS_ONE_TO_ONE),
+    "mobilenet_v2": ("MobileNetV2", 224, MINUS_ONE_TO_ONE),
+    "mobilenet_v3_large": ("MobileNetV3Large", 224, ZERO_TO_255),
+    "mobilenet_v3_small": ("MobileNetV3Small", 224, ZERO_TO_255),
+    "nasnet_large": ("NASNetLarge", 331, MINUS_ONE_TO_ONE),
+    "nasnet_mobile": ("NASNetMobile", 224, MINUS_ONE_TO_ONE),
+    **{f"resnet{depth}": (f"ResNet{depth}", 224, CAFFE) for depth in (50, 101, 152)},
+    **{f"resnet{depth}_v2": (f"ResNet{depth}V2", 224, MINUS_ONE_TO_ONE) for depth in (50, 101, 152)},
+    "vgg16": ("VGG16", 224, CAFFE),
+    "vgg19": ("VGG19", 224, CAFFE),
+    "xception": ("Xception", 299, MINUS_ONE_TO_ONE),
 }
 _MIN_IMAGE_SIZE_PX = {"inception_resnet_v2": 75, "inception_v3": 75, "xception": 71}
 
@@ -99,12 +65,24 @@ def list_backbones() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def find_backbone(name: str) -> Backbone:
+def find_backbone(name: str, pixels: str | None = None) -> Backbone:
     """The backbone called `name`; case, '-' and '_' do not matter (`ResNet50` is `resnet50`).
 
+    `hub:PRESET` is one of keras-hub, and what ends with .keras is the file of a saved model, of which `pixels`, the
+    setting `model.pixels`, says what it was trained on.
+
     Raises:
-        ModelError: there is none; the message names the nearest.
+        ModelError: there is none, and the message names the nearest; or `pixels` is missing or not needed.
     """
+    if own_model.is_own_model(name):
+        return own_model.open_backbone(name, pixels)
+    if pixels is not None:
+        raise ModelError(
+            f"model.pixels is {pixels!r}, and the backbone {name} is known to want its pixels in a way of its own; "
+            "leave model.pixels out"
+        )
+    if name.startswith(hub.PREFIX):
+        return hub.open_backbone(name)
     by_plain_name = {_plain(known): known for known in _REGISTRY}
     known = by_plain_name.get(_plain(name))
     if known is None:
@@ -135,7 +113,7 @@ def _efficientnet_lite(name: str) -> Backbone:
     return Backbone(
         name=name,
         image_size_px=efficientnet_lite.VARIANTS[name].image_size_px,
-        scaling=_LITE,
+        scaling=EFFICIENTNET_LITE,
         build=lambda shape: efficientnet_lite.build(name, shape),
         load_bundled=efficientnet_lite.load_bundled_weights,
     )

@@ -34,6 +34,7 @@ class _Step:
     """One operation of the graph, in an order in which it can be computed."""
 
     operation: Any
+    outputs: list[Any]
     inputs: list[int]  # positions of the steps that it reads
 
 
@@ -65,6 +66,15 @@ def blocks_of(network: Any) -> list[list[Any]]:
     return [block for opened in map(_open_nested, blocks) for block in opened if block]
 
 
+def cuts_of(network: Any) -> list[tuple[Any, Any]]:
+    """Each operation of `network` whose output alone all later ones read, with that output, from input to output.
+
+    Raises ValueError as `blocks_of`.
+    """
+    steps = _steps_of(network)
+    return [(steps[i].operation, steps[i].outputs[0]) for i in _cuts(steps) if len(steps[i].outputs) == 1]
+
+
 def _steps_of(network: Any) -> list[_Step]:
     if isinstance(network, keras.Sequential):
         network = network._functional
@@ -73,22 +83,31 @@ def _steps_of(network: Any) -> list[_Step]:
         raise ValueError(f"{network.name} has no graph of layers")
     nodes = [node for depth in sorted(nodes_by_depth, reverse=True) for node in nodes_by_depth[depth]]
     position = {id(node): i for i, node in enumerate(nodes)}
-    return [_Step(node.operation, [position[id(parent)] for parent in node.parent_nodes]) for node in nodes]
+    return [
+        _Step(node.operation, node.outputs, [position[id(parent)] for parent in node.parent_nodes]) for node in nodes
+    ]
 
 
 def _split_at_cuts(steps: list[_Step]) -> list[_Segment]:
-    """A segment ends where the step just made is all that the later ones read."""
+    segments, start = [], 0
+    for cut in _cuts(steps):
+        segments += _split_by_name(steps, start, cut + 1)
+        start = cut + 1
+    return segments
+
+
+def _cuts(steps: list[_Step]) -> list[int]:
+    """The steps that are, once made, all that the later ones read."""
     last_reader = list(range(len(steps)))
     for i, step in enumerate(steps):
         for j in step.inputs:
             last_reader[j] = i
-    segments, start, alive_until = [], 0, 0
+    cuts, alive_until = [], 0
     for i in range(len(steps)):
         if alive_until <= i:
-            segments += _split_by_name(steps, start, i + 1)
-            start = i + 1
+            cuts.append(i)
         alive_until = max(alive_until, last_reader[i])
-    return segments
+    return cuts
 
 
 def _name_of_block(operation: Any) -> str | None:

@@ -2,44 +2,26 @@
 
 import contextlib
 import difflib
-import pathlib
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from trainer.errors import ModelError
-from trainer.model.backbones import Backbone, PixelScaling, find_backbone
+from trainer.model.backbone import Backbone
+from trainer.model.backbones import find_backbone
 from trainer.model.batch_norm import with_synchronized_statistics
 from trainer.model.dropout import with_example_dropout
 from trainer.model.freezing import set_trainable
 from trainer.model.head import Head
+from trainer.model.scaling import PixelScaling, ScalePixels
 from trainer.settings.model import ModelConfig
 
 BatchNorm = Literal["frozen", "per_replica", "synchronized"]
 # How a model answers: classes that exclude each other, the same with a single logit for two, or classes side by side.
 ModelTask = Literal["single_label", "binary", "multi_label"]
 _LINEAR_HEAD = Head()
-
-
-@keras.saving.register_keras_serializable("trainer")
-class ScalePixels(keras.layers.Layer):  # type: ignore[misc]
-    """Pixels 0-255 RGB to what the backbone was trained on; computed in float32 under every precision."""
-
-    def __init__(self, scale: Any, offset: Any, to_bgr: bool, **kwargs: Any) -> None:
-        super().__init__(dtype="float32", **kwargs)
-        self.scale, self.offset, self.to_bgr = tuple(scale), tuple(offset), to_bgr
-
-    def call(self, images: Any) -> Any:
-        x = keras.ops.cast(images, "float32") * np.asarray(self.scale, "float32") + np.asarray(self.offset, "float32")
-        return keras.ops.flip(x, axis=-1) if self.to_bgr else x
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "scale": self.scale, "offset": self.offset, "to_bgr": self.to_bgr}
 
 
 def build_classifier(
@@ -51,6 +33,7 @@ def build_classifier(
     trainable: str = "all",
     batch_norm: BatchNorm = "frozen",
     features_at: str | None = None,
+    pixels: str | None = None,
     dtype_policy: str = "float32",
     other_sizes_px: Sequence[int] = (),
 ) -> Any:
@@ -63,13 +46,14 @@ def build_classifier(
     Args:
         trainable: see `settings.model`; the head always is.
         features_at: the layer of the backbone that the head gets the output of; None for the last.
+        pixels: what a model of the user's own was trained on; see `settings.model`.
         other_sizes_px: sides of images that it takes as well; at `image_size_px` it computes the same as without.
 
     Raises:
         ModelError: the backbone is unknown, has no such layer or blocks, the images are too small for it, or it cannot
             take the other sizes.
     """
-    spec = find_backbone(backbone)
+    spec = find_backbone(backbone, pixels)
     if image_size_px < spec.min_image_size_px:
         raise ModelError(
             f"{spec.name} takes images of at least {spec.min_image_size_px} px, not {image_size_px}; "
@@ -82,7 +66,7 @@ def build_classifier(
         )
     shape: Any = (image_size_px, image_size_px, 3)
     with _dtype_policy(dtype_policy):
-        network = with_example_dropout(_up_to(spec.build(shape), features_at))
+        network = with_example_dropout(up_to(spec.build(shape), features_at))
         if batch_norm == "synchronized":
             network = with_synchronized_statistics(network)
         if other_sizes_px:
@@ -107,6 +91,7 @@ def build_configured(
         image_size_px=image_size_px,
         head=head,
         features_at=config.features_at,
+        pixels=config.pixels,
         **for_training,
     )
 
@@ -121,37 +106,6 @@ def resolve_weights(weights: str, backbone: Backbone) -> str:
     if weights != "auto":
         return weights
     return "bundled" if backbone.load_bundled else "imagenet"
-
-
-def load_pretrained(classifier: Any, backbone_name: str, weights: str, *, features_at: str | None = None) -> None:
-    """Sets the backbone's weights to `weights`: bundled, imagenet, none, or the path of a weight file.
-
-    `features_at` is that of `build_classifier`.
-
-    Raises:
-        ModelError: there are no such weights, they cannot be downloaded, or they do not fit.
-    """
-    spec, network = find_backbone(backbone_name), backbone_of(classifier)
-    if weights == "none":
-        return
-    if features_at is not None:
-        # Files hold the weights of the whole network.
-        whole = with_example_dropout(spec.build(tuple(network.input_shape[1:])))
-        _load_weights(spec, whole, weights)
-        network.set_weights(_up_to(whole, features_at).get_weights())
-        return
-    _load_weights(spec, network, weights)
-
-
-def _load_weights(spec: Backbone, network: Any, weights: str) -> None:
-    if weights == "bundled":
-        if spec.load_bundled is None:
-            raise ModelError(f"{spec.name} has no bundled weights; use --set model.weights=imagenet, none or a file")
-        spec.load_bundled(network)
-    elif weights == "imagenet":
-        _copy_imagenet_weights(spec, network)
-    else:
-        _load_weight_file(spec, network, pathlib.Path(weights))
 
 
 def saved_variables(model: Any) -> list[Any]:
@@ -203,7 +157,7 @@ def _dtype_policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _up_to(network: Any, layer_name: str | None) -> Any:
+def up_to(network: Any, layer_name: str | None) -> Any:
     """`network` up to the output of one of its layers."""
     if layer_name is None:
         return network
@@ -234,40 +188,3 @@ def _for_any_size(network: Any, name: str, sizes_px: Sequence[int]) -> Any:
 
 def _scale_pixels(scaling: PixelScaling) -> ScalePixels:
     return ScalePixels(scaling.scale, scaling.offset, scaling.to_bgr, name="scale_pixels")
-
-
-def _copy_imagenet_weights(spec: Backbone, network: Any) -> None:
-    if spec.build_imagenet is None:
-        raise ModelError(f"{spec.name} has no ImageNet weights to download; use --set model.weights=bundled")
-    try:
-        source = spec.build_imagenet(tuple(network.input_shape[1:]))
-    except Exception as e:  # keras.utils.get_file raises a bare Exception when it cannot download
-        raise ModelError(
-            f"the ImageNet weights of {spec.name} could not be had ({' '.join(str(e).split())}); without a network, "
-            "use --set model.weights=none, a weight file, or a backbone with bundled weights such as efficientnet_lite0"
-        ) from e
-    network.set_weights(source.get_weights())
-
-
-def _load_weight_file(spec: Backbone, network: Any, path: pathlib.Path) -> None:
-    if not path.is_file():
-        raise ModelError(f"model.weights names the file {path}, which does not exist; or use bundled, imagenet or none")
-    if path.suffix == ".safetensors":
-        try:
-            arrays = safetensors.numpy.load_file(path)
-        except safetensors.SafetensorError as e:
-            raise ModelError(f"{path} is not a readable safetensors file: {e}") from None
-        assign_arrays(saved_variables(network), arrays, origin=str(path))
-    elif path.name.endswith(".weights.h5"):
-        try:
-            with warnings.catch_warnings():
-                # Keras only warns of a part of the network that the file has no weights for.
-                warnings.simplefilter("error", UserWarning)
-                # Keras files weights by the classes of the layers, some of which stand in for others here.
-                source = spec.build(tuple(network.input_shape[1:]))
-                source.load_weights(path)
-        except (ValueError, KeyError, OSError, UserWarning) as e:
-            raise ModelError(f"{path} does not fit {spec.name}: {' '.join(str(e).split())[:300]}") from None
-        network.set_weights(source.get_weights())
-    else:
-        raise ModelError(f"{path} is of no known kind; expected .safetensors (of a run) or .weights.h5 (of Keras)")

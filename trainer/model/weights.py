@@ -1,0 +1,62 @@
+"""The weights that a classifier's backbone starts from: bundled, of ImageNet, of a file or a run, or none."""
+
+import pathlib
+from typing import Any
+
+from trainer.errors import ModelError
+from trainer.model.backbone import Backbone
+from trainer.model.backbones import find_backbone
+from trainer.model.classifier import backbone_of, up_to
+from trainer.model.dropout import with_example_dropout
+from trainer.model.weight_files import open_weight_file
+from trainer.model.weight_fit import WeightsReport, fit
+
+
+def load_pretrained(
+    classifier: Any, backbone_name: str, weights: str, *, pixels: str | None = None, features_at: str | None = None
+) -> WeightsReport | None:
+    """Sets the backbone's weights to `weights`: bundled, imagenet, none, or the path of a weight file.
+
+    `pixels` and `features_at` are the settings of the model. Returns what of a file fitted; None for weights that are
+    the backbone's own.
+
+    Raises:
+        ModelError: there are no such weights, they cannot be downloaded, or they do not fit.
+    """
+    if weights == "none":
+        return None
+    spec, network = find_backbone(backbone_name, pixels), backbone_of(classifier)
+    if features_at is None:
+        return load_backbone_weights(spec, network, weights)
+    # Files hold the weights of the whole network.
+    whole = with_example_dropout(spec.build(tuple(network.input_shape[1:])))
+    report = load_backbone_weights(spec, whole, weights)
+    network.set_weights(up_to(whole, features_at).get_weights())
+    return report
+
+
+def load_backbone_weights(spec: Backbone, network: Any, weights: str) -> WeightsReport | None:
+    """`load_pretrained` for a whole backbone by itself, of `spec.build`; `weights` is not none."""
+    if weights == "bundled":
+        if spec.load_bundled is None:
+            raise ModelError(f"{spec.name} has no bundled weights; use --set model.weights=imagenet, none or a file")
+        spec.load_bundled(network)
+    elif weights == "imagenet":
+        _copy_imagenet_weights(spec, network)
+    else:
+        with open_weight_file(pathlib.Path(weights)) as arrays:
+            return fit(network, arrays, file=weights, backbone=spec.name)
+    return None
+
+
+def _copy_imagenet_weights(spec: Backbone, network: Any) -> None:
+    if spec.build_imagenet is None:
+        raise ModelError(f"{spec.name} has no ImageNet weights to download; use --set model.weights=bundled")
+    try:
+        source = spec.build_imagenet(tuple(network.input_shape[1:]))
+    except Exception as e:  # keras.utils.get_file raises a bare Exception when it cannot download
+        raise ModelError(
+            f"the ImageNet weights of {spec.name} could not be had ({' '.join(str(e).split())}); without a network, "
+            "use --set model.weights=none, a weight file, or a backbone with bundled weights such as efficientnet_lite0"
+        ) from e
+    network.set_weights(source.get_weights())
