@@ -19,6 +19,7 @@ from trainer.model.classifier import assign_arrays, build_classifier, load_pretr
 from trainer.plan import Plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
+from trainer.settings.data import AugmentConfig
 from trainer.steps import StepMetrics, TrainStep
 from trainer.streams import Caches, make_training_stream, make_validation_stream
 from trainer.train_state import TrainState
@@ -43,9 +44,14 @@ def train(
         StoppedOnRequest: a signal asked for it; everything is saved.
         TrainingError: training cannot go on.
     """
-    first_step = int(state.global_step.numpy())
+    first_step, identity = int(state.global_step.numpy()), plan.identity(config)
     training = make_training_stream(plan, config, engine.topology, caches)
     validation = make_validation_stream(plan, config, engine.topology, caches)
+    trained = state
+    if caches.tail is not None:
+        # The same variables; what is cached has had its random changes.
+        trained = dataclasses.replace(state, model=caches.tail)
+        config = config.model_copy(update={"augment": AugmentConfig()})
     with _open_writers(run, first_step, more_writers) if store else MetricWriters(more_writers) as writers:
         logging = LogMetrics(
             writers,
@@ -57,15 +63,15 @@ def train(
         )
         saving = EvaluateAndSave(
             plan=plan,
-            identity=plan.identity(config),
+            identity=identity,
             state=state,
             store=store,
-            evaluators=make_evaluators(plan, engine, state, validation),
+            evaluators=make_evaluators(plan, engine, trained, validation),
             writers=writers,
             progress=progress,
             leave_out=logging.leave_out,
         )
-        step = TrainStep(engine, state, config, num_train_steps=plan.num_train_steps, jit_compile=plan.jit_compile)
+        step = TrainStep(engine, trained, config, num_train_steps=plan.num_train_steps, jit_compile=plan.jit_compile)
 
         def save_and_wait(step: int) -> None:
             saving.save(step)

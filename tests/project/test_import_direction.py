@@ -37,6 +37,7 @@ LAYERS = (
         "trainer.classification_metrics",
         "trainer.last_lines",
     ),
+    ("trainer.features",),
     (
         "trainer.resolve",
         "trainer.plan",
