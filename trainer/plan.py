@@ -119,10 +119,7 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
     num_evaluations = math.ceil(num_train_steps / checkpoint_every_steps)
     batch_norm, precision = resolve_batch_norm(config, weights), resolve_precision(config, topology, gpus)
     features = _plan_features(config, manifest, dataset_dir, topology, image_size_px, batch_norm, precision)
-    if features.is_on and config.data.cache == "auto":
-        cache = CachePlan(reason="features are kept, and each image is decoded once")
-    else:
-        cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, num_evaluations=num_evaluations)
+    cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, features, num_evaluations)
     return Plan(
         dataset_dir=str(dataset_dir.resolve()),
         dataset_name=manifest.name,
@@ -232,9 +229,11 @@ def _plan_cache(
     dataset_dir: DatasetPath,
     topology: Topology,
     image_size_px: int,
-    *,
+    features: FeaturePlan,
     num_evaluations: int,
 ) -> CachePlan:
+    if features.is_on and config.data.cache == "auto":
+        return CachePlan(reason="features are kept, and each image is decoded once")
     return plan_cache(
         CacheQuestion(
             config=config.data,
