@@ -17,6 +17,7 @@ import yaml
 from trainer.errors import ConfigError
 from trainer.settings.data import AugmentConfig, DataConfig
 from trainer.settings.distribute import DistributeConfig
+from trainer.settings.features import FeaturesConfig
 from trainer.settings.model import ModelConfig
 from trainer.settings.saving import CheckpointConfig, LogConfig
 from trainer.settings.section import Section
@@ -33,6 +34,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig = AugmentConfig()
+    features: FeaturesConfig = FeaturesConfig()
     distribute: DistributeConfig = DistributeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
@@ -50,6 +52,8 @@ class Config(Section):
         parts = self.model_dump(mode="json", include={"model", "train", "optimizer", "augment"})
         decisive = {"resize", "sampling", "run_length", "last_batch", "scaled_decoding"}
         parts["data"] = self.data.model_dump(mode="json", include=decisive)
+        if self.features.views is not None:
+            parts["views"] = self.features.views
         parts["dataset"] = dataset_hash
         parts["precision"] = precision
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -27,7 +27,7 @@ from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress, task_progress
 from trainer.run_dir import RunDir
 from trainer.settings.distribute import DistributeConfig
-from trainer.streams import open_caches
+from trainer.streams import open_caches, open_features
 from trainer.train import has_ended_early, make_state, train
 
 RUNS_DIR = pathlib.Path("runs")
@@ -113,7 +113,12 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
     ):
         return
     # Before the bar of the training: of two bars on one terminal neither is readable.
-    caches = open_caches(plan, config, progress=task_progress if is_chief else show_nothing)
+    show_progress = task_progress if is_chief else show_nothing
+    caches = open_caches(plan, config, progress=show_progress)
+    if plan.features.is_on:
+        caches = open_features(
+            plan, config, engine, state.model, caches, progress=show_progress, note=note if is_chief else lambda _: None
+        )
     with TrainingProgress(
         num_train_steps=plan.num_train_steps,
         start_step=first_step,

@@ -21,6 +21,8 @@ from trainer.data.ram_budget import find_ram_budget_bytes
 from trainer.data.storage import DatasetPath
 from trainer.distribute.topology import BatchDivision, Device, Strategy, Topology, divide_batch
 from trainer.errors import ConfigError, DataError
+from trainer.features.decision import FeaturePlan, FeatureQuestion, TrunkFacts, plan_features
+from trainer.features.outline import find_trunk
 from trainer.model.backbones import find_backbone
 from trainer.model.classifier import BatchNorm, ModelTask, resolve_weights
 from trainer.model.schedule import Schedule
@@ -51,6 +53,8 @@ class Plan(pydantic.BaseModel):
     cache_num_bytes: int
     cache_dir: str | None
     cache_reason: str
+    # What the frozen layers give, computed once.
+    features: FeaturePlan
     # Model.
     backbone: str
     weights: str
@@ -121,7 +125,9 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
     checkpoint_every_steps = config.checkpoint.every_steps or math.ceil(steps_per_epoch)
     image_size_px = config.model.image_size_px or backbone.image_size_px
     num_evaluations = math.ceil(num_train_steps / checkpoint_every_steps)
-    cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, num_evaluations=num_evaluations)
+    batch_norm, precision = resolve_batch_norm(config, weights), resolve_precision(config, topology, gpus)
+    features = _plan_features(config, manifest, dataset_dir, topology, image_size_px, task, batch_norm, precision)
+    cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, features, num_evaluations)
     return Plan(
         dataset_dir=str(dataset_dir.resolve()),
         dataset_name=manifest.name,
@@ -134,18 +140,19 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
         cache_num_bytes=cache.num_bytes,
         cache_dir=str(cache.cache_dir) if cache.cache_dir else None,
         cache_reason=cache.reason,
+        features=features,
         backbone=backbone.name,
         weights=weights,
         image_size_px=image_size_px,
         trainable=config.model.trainable,
-        batch_norm=resolve_batch_norm(config, weights),
+        batch_norm=batch_norm,
         task=task,
         class_weights=resolve_class_weights(config, task, manifest),
         strategy=topology.strategy,
         device=topology.device,
         num_workers=topology.num_workers,
         num_replicas=topology.num_replicas,
-        precision=resolve_precision(config, topology, gpus),
+        precision=precision,
         jit_compile=resolve_jit_compile(config, topology),
         global_batch_size=config.train.global_batch_size,
         per_replica_batch_size=division.per_replica_batch_size,
@@ -214,15 +221,51 @@ def _count_steps(config: Config, num_train: int) -> tuple[int, int]:
     return num_train_steps, num_train_steps * batch_size
 
 
+def _plan_features(
+    config: Config,
+    manifest: Manifest,
+    dataset_dir: DatasetPath,
+    topology: Topology,
+    image_size_px: int,
+    task: ModelTask,
+    batch_norm: BatchNorm,
+    precision: Precision,
+) -> FeaturePlan:
+    def find_trunk_of_run() -> TrunkFacts | None:
+        return find_trunk(
+            config.model.model_dump_json(),
+            task=task,
+            num_classes=manifest.num_classes,
+            image_size_px=image_size_px,
+            trainable=config.model.trainable,
+            batch_norm=batch_norm,
+            dtype_policy=precision,
+        )
+
+    return plan_features(
+        FeatureQuestion(
+            config=config,
+            dataset_dir=dataset_dir,
+            topology=topology,
+            precision=precision,
+            num_train=_num_examples(manifest, "train", dataset_dir),
+            num_validation=_num_examples(manifest, "validation", dataset_dir),
+            find_trunk=find_trunk_of_run,
+        )
+    )
+
+
 def _plan_cache(
     config: Config,
     manifest: Manifest,
     dataset_dir: DatasetPath,
     topology: Topology,
     image_size_px: int,
-    *,
+    features: FeaturePlan,
     num_evaluations: int,
 ) -> CachePlan:
+    if features.is_on and config.data.cache == "auto":
+        return CachePlan(reason="features are kept, and each image is decoded once")
     return plan_cache(
         CacheQuestion(
             config=config.data,

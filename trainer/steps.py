@@ -20,7 +20,7 @@ from trainer.distribute.engine import Engine
 from trainer.forward_backward import ForwardBackward, Local
 from trainer.model.averages import update_averages
 from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
-from trainer.model.classifier import backbone_of
+from trainer.model.classifier import find_backbone_in
 from trainer.model.freezing import learning_rate_factors
 from trainer.model.optimizer import Optimizer, clip_by_global_norm
 from trainer.model.schedule import Schedule
@@ -192,8 +192,10 @@ class TrainStep:
 
 
 def _make_optimizer(config: Config, model: Any, trained: list[Any], unfrozen_at: Mapping[int, int] | None) -> Optimizer:
+    # Where features are kept, what is trained may be the head alone.
+    network = find_backbone_in(model)
     decay = config.optimizer.layer_decay
-    factors = learning_rate_factors(model, backbone_of(model), decay) if decay < 1 else None
+    factors = learning_rate_factors(model, network, decay) if decay < 1 and network is not None else None
     return Optimizer.of_variables(config.optimizer, trained, factors=factors, starts=unfrozen_at)
 
 

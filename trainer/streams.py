@@ -1,10 +1,12 @@
-"""The input of a run, as its plan says: caches of decoded images, the training stream and the validation stream."""
+"""The input of a run, as its plan says: decoded images or features, the training stream and the validation stream."""
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from trainer.config import Config
-from trainer.data.augmentation.presets import resolve_augmentation
+from trainer.data.augmentation.presets import PRESETS, resolve_augmentation
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import SplitName
 from trainer.data.order import ExampleOrder
@@ -14,7 +16,10 @@ from trainer.data.ram_budget import find_ram_budget_bytes
 from trainer.data.split_reader import SplitReader
 from trainer.data.storage import parse_path
 from trainer.data.task_progress import ShowProgress, show_nothing
+from trainer.distribute.engine import Engine
 from trainer.distribute.topology import BatchDivision, Topology
+from trainer.features.extract import Extraction
+from trainer.features.trunk import cut_classifier
 from trainer.plan import Plan
 
 # However large the cache is, tf.data gets this much for its buffers.
@@ -23,10 +28,12 @@ _MIN_BUFFER_BYTES = 2**28
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Caches:
-    """Decoded images by split, where the plan keeps them."""
+    """Decoded images by split, or what the frozen layers make of them, where the plan keeps them."""
 
     train: Pixels | None = None
     validation: Pixels | None = None
+    # Where they are features: the part of the model that takes them.
+    tail: Any | None = None
 
 
 def geometry_of(plan: Plan, config: Config) -> Geometry:
@@ -54,6 +61,41 @@ def open_caches(plan: Plan, config: Config, progress: ShowProgress = show_nothin
     return Caches(train=open_split_cache("train"), validation=open_split_cache("validation"))
 
 
+def open_features(
+    plan: Plan,
+    config: Config,
+    engine: Engine,
+    model: Any,
+    caches: Caches,
+    *,
+    progress: ShowProgress = show_nothing,
+    note: Callable[[str], None] = lambda _: None,
+) -> Caches:
+    """The features of the plan, computed where they are not there, and the part of `model` that takes them.
+
+    Args:
+        caches: decoded images, where the plan keeps them.
+
+    Raises: see `Extraction.features`.
+    """
+    cut = cut_classifier(model)
+    assert cut is not None and cut.layer == plan.features.layer, "the plan was made for this model"
+    features = Extraction(
+        plan=plan.features,
+        config=config,
+        dataset_dir=plan.dataset_dir,
+        geometry=geometry_of(plan, config),
+        precision=plan.precision,
+        jit_compile=plan.jit_compile,
+        engine=engine,
+        cut=cut,
+        pixels={"train": caches.train, "validation": caches.validation},
+        progress=progress,
+        note=note,
+    ).features()
+    return Caches(train=features["train"], validation=features["validation"], tail=cut.tail)
+
+
 def make_training_stream(plan: Plan, config: Config, topology: Topology, caches: Caches) -> TrainingStream:
     """Raises DataError or ConfigError where the examples cannot be read, or sampled as asked for."""
     reader = open_split(parse_path(plan.dataset_dir), "train")
@@ -61,13 +103,15 @@ def make_training_stream(plan: Plan, config: Config, topology: Topology, caches:
         reader=reader,
         order=_make_order(plan, config, reader),
         geometry=geometry_of(plan, config),
-        augmentation=resolve_augmentation(config.augment),
+        # The views that features are kept of are changed already.
+        augmentation=resolve_augmentation(config.augment) if caches.tail is None else PRESETS["none"],
         division=BatchDivision(plan.global_batch_size, plan.num_replicas),
         topology=topology,
         num_positions=plan.num_positions,
         weighs_loss=config.data.sampling != "weighted",
         scaled_decoding=config.data.scaled_decoding,
         pixels=caches.train,
+        num_views=1 if caches.tail is None else plan.features.num_views,
         resources=_find_resources(plan, config),
     )
 

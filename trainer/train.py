@@ -22,6 +22,7 @@ from trainer.patience import has_lost_patience
 from trainer.plan import Plan
 from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
+from trainer.settings.data import AugmentConfig
 from trainer.staged_step import StagedStep
 from trainer.steps import StepMetrics
 from trainer.streams import Caches, make_training_stream, make_validation_stream
@@ -47,9 +48,14 @@ def train(
         StoppedOnRequest: a signal asked for it; everything is saved.
         TrainingError: training cannot go on.
     """
-    first_step = int(state.global_step.numpy())
+    first_step, identity = int(state.global_step.numpy()), plan.identity(config)
     training = make_training_stream(plan, config, engine.topology, caches)
     validation = make_validation_stream(plan, config, engine.topology, caches)
+    trained = state
+    if caches.tail is not None:
+        # The same variables; what is cached has had its random changes.
+        trained = dataclasses.replace(state, model=caches.tail)
+        config = config.model_copy(update={"augment": AugmentConfig()})
     with _open_writers(run, first_step, more_writers) if store else MetricWriters(more_writers) as writers:
         logging = LogMetrics(
             writers,
@@ -61,16 +67,16 @@ def train(
         )
         saving = EvaluateAndSave(
             plan=plan,
-            identity=plan.identity(config),
+            identity=identity,
             state=state,
             store=store,
-            evaluators=make_evaluators(plan, engine, state, validation),
+            evaluators=make_evaluators(plan, engine, trained, validation),
             writers=writers,
             progress=progress,
             leave_out=logging.leave_out,
             is_enough=lambda step: has_ended_early(config, run, engine, is_chief=store is not None, step=step),
         )
-        step = StagedStep(plan, engine, state, config, first_step=first_step)
+        step = StagedStep(plan, engine, trained, config, first_step=first_step)
 
         def save_and_wait(step: int) -> None:
             saving.save(step)

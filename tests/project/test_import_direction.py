@@ -38,6 +38,7 @@ LAYERS = (
         "trainer.metrics",
         "trainer.last_lines",
     ),
+    ("trainer.features",),
     (
         "trainer.resolve",
         "trainer.plan",

@@ -211,5 +211,6 @@ def _describe_in_a_line(summary: dict[str, Any]) -> str:
         f"{summary['num_train_steps']} steps of {summary['global_batch_size']} on {summary['num_replicas']} "
         f"{summary['device']} replica{'s' if summary['num_replicas'] != 1 else ''} ({summary['strategy']}), "
         f"{summary['precision']}, XLA {'on' if summary['jit_compile'] else 'off'}\n"
+        f"features: {summary['features']['reason']}\n"
         f"cache: {summary['cache_reason']}"
     )

@@ -28,8 +28,9 @@ from trainer.data.training_image import load_training_image
 from trainer.distribute.topology import BatchDivision, Topology
 
 Tensor = Any
-# Decoded images of a split in its order, [num_examples, size, size, 3]; see `pixel_cache`.
-Pixels = npt.NDArray[np.uint8]
+# Decoded images of a split in its order, [num_examples, size, size, 3]; see `pixel_cache`. Or what the frozen layers
+# make of them, float32 [num_examples * num_views, ...]; see `trainer.features`.
+Pixels = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,18 +82,20 @@ class TrainingStream:
     scaled_decoding: bool = True
     # Only where the augmentation has no random crops.
     pixels: Pixels | None = None
+    # Rows of `pixels` that each example has; a visit takes the next of them.
+    num_views: int = 1
     resources: Resources = Resources()
 
     def dataset(self, start_step: int, num_train_steps: int) -> Any:
         """A tf.data dataset of `Batch`, one for each local replica in turn, of steps [start_step, num_train_steps)."""
         assert self.pixels is None or not self.augmentation.crops, "a random crop has other pixels each time"
         num_local = self.topology.num_local_replicas
-        draws = tf.data.Dataset.range(start_step * num_local, num_train_steps * num_local).map(self.draw)
+        draws = tf.data.Dataset.range(start_step * num_local, num_train_steps * num_local).map(_as_is(self.draw))
         if self.pixels is None:
             batches = decoded_batches(draws, self.reader, self.decode, self.resources)
         else:
-            batches = cached_batches(draws, self.reader, self.pixels, self.resources)
-        batches = batches.map(_weigh if self.weighs_loss else _leave_weights)
+            batches = cached_batches(draws, self.reader, self.pixels, self.resources, num_views=self.num_views)
+        batches = batches.map(_as_is(_weigh if self.weighs_loss else _leave_weights))
         return self.resources.apply(batches.prefetch(2 * num_local))
 
     def draw(self, element: Tensor) -> Draw:
@@ -146,12 +149,12 @@ class EvaluationStream:
     def dataset(self) -> Any:
         """A tf.data dataset of `Batch`, one for each local replica in turn."""
         num_local = self.topology.num_local_replicas
-        draws = tf.data.Dataset.range(self.num_steps * num_local).map(self.draw)
+        draws = tf.data.Dataset.range(self.num_steps * num_local).map(_as_is(self.draw))
         if self.pixels is None:
             batches = decoded_batches(draws, self.reader, self.decode, self.resources)
         else:
             batches = cached_batches(draws, self.reader, self.pixels, self.resources)
-        batches = batches.map(_leave_weights)
+        batches = batches.map(_as_is(_leave_weights))
         return self.resources.apply(batches.prefetch(2 * num_local))
 
     def draw(self, element: Tensor) -> Draw:
@@ -198,21 +201,24 @@ def decoded_batches(draws: Any, reader: SplitReader, decode: Any, resources: Res
     return dataset.batch(per_replica_batch_size, drop_remainder=True)
 
 
-def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: Resources) -> Any:
+def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: Resources, *, num_views: int = 1) -> Any:
     """The same as `decoded_batches`, from pixels that were decoded before."""
     labels = reader.labels().astype(np.int64) if reader.num_multi_hot is None else reader.multi_hot_labels()
     weights = reader.weights()
 
-    def gather(examples: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
-        return np.take(pixels, examples, axis=0), labels[examples], weights[examples]
+    def gather(examples: npt.NDArray[np.int64], visits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
+        rows = examples * num_views + visits % num_views
+        return np.take(pixels, rows, axis=0), labels[examples], weights[examples]
 
     def read(draw: Draw) -> tuple[Batch, Tensor]:
-        images, label, weight = tf.numpy_function(gather, [draw.examples], [tf.uint8, labels.dtype, tf.float32])
+        images, label, weight = tf.numpy_function(
+            gather, [draw.examples, draw.visits], [pixels.dtype, labels.dtype, tf.float32]
+        )
         for tensor, array in ((images, pixels), (label, labels), (weight, weights)):
             tensor.set_shape([draw.examples.shape[0], *array.shape[1:]])
         return Batch(images, label, draw.weights, draw.positions, draw.randomness), weight
 
-    return draws.map(read, num_parallel_calls=resources.num_readers, deterministic=True)
+    return draws.map(_as_is(read), num_parallel_calls=resources.num_readers, deterministic=True)
 
 
 def read_payloads(reader: SplitReader, examples: Tensor) -> Tensor:
@@ -220,6 +226,11 @@ def read_payloads(reader: SplitReader, examples: Tensor) -> Tensor:
     payloads = tf.numpy_function(lambda indices: np.array(reader.read(indices), object), [examples], tf.string)
     payloads.set_shape(examples.shape)
     return payloads
+
+
+def _as_is(function: Any) -> Any:
+    """`function` without AutoGraph, which takes seconds to translate and finds no Python control flow over tensors."""
+    return tf.autograph.experimental.do_not_convert(function)
 
 
 def _leave_weights(batch: Batch, _: Tensor) -> Batch:

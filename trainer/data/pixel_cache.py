@@ -47,7 +47,9 @@ class DiskCache:
     def __init__(self, cache_dir: pathlib.Path, manifest: Manifest, split: SplitName, geometry: Geometry) -> None:
         size = geometry.image_size_px
         self._shape = (manifest.splits[split].num_examples, size, size, 3)
-        self._header = _sign({"schema_version": SCHEMA_VERSION, "split": split, **_decisive(manifest, split, geometry)})
+        self._header = _sign(
+            {"schema_version": SCHEMA_VERSION, "split": split, **decisive_for_pixels(manifest, split, geometry)}
+        )
         self._cache_dir = cache_dir
         self.path = cache_dir / f"{split}-{size}px-{self._header['sha256'][:16]}"
 
@@ -163,7 +165,8 @@ def decode_split(
             yield batch.images[batch.weights > 0]
 
 
-def _decisive(manifest: Manifest, split: SplitName, geometry: Geometry) -> dict[str, Any]:
+def decisive_for_pixels(manifest: Manifest, split: SplitName, geometry: Geometry) -> dict[str, Any]:
+    """Everything that the decoded images of a split depend on."""
     return {
         "shards": [shard.sha256 for shard in manifest.splits[split].shards],
         "num_examples": manifest.splits[split].num_examples,

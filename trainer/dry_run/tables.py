@@ -41,6 +41,7 @@ def _run(found: DryRun) -> str:
         "dataset": f"{plan.dataset_dir} ({plan.dataset_hash[:_NUM_DIGEST_CHARS]})",
         "images": f"{plan.num_train_examples} to train on, {plan.num_validation_examples} to validate, of "
         f"{len(plan.class_names)} classes",
+        "features": plan.features.reason,
         "cache": plan.cache_reason,
         "model": f"{plan.backbone}, {plan.weights} weights, {plan.image_size_px} px, trains {plan.trainable}",
         "checkpoint": f"every {plan.checkpoint_every_steps} steps",

@@ -98,7 +98,14 @@ def build_configured(
 
 def backbone_of(classifier: Any) -> Any:
     """The backbone inside a model that `build_classifier` made."""
-    return next(layer for layer in classifier.layers if isinstance(layer, keras.Model))
+    network = find_backbone_in(classifier)
+    assert network is not None, "a classifier has one"
+    return network
+
+
+def find_backbone_in(model: Any) -> Any | None:
+    """The backbone inside a classifier, or what a part of a classifier has of it."""
+    return next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
 
 
 def resolve_weights(weights: str, backbone: Backbone) -> str:

@@ -1,0 +1,95 @@
+"""Training on features that were computed once gives what training through the whole network gives."""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from feature_runs import FinishedRun, finish_run
+
+from trainer.config import load_config
+from trainer.distribute.tf_strategy import make_engine
+from trainer.distribute.topology import Topology
+from trainer.evaluate import evaluate_run
+from trainer.features import extract
+from trainer.run_dir import RunDir
+
+
+def assert_same_training(run: FinishedRun, other: FinishedRun, *, rtol: float) -> None:
+    for name in ("loss", "accuracy", "gradient_norm"):
+        np.testing.assert_allclose(run.metrics(name), other.metrics(name), rtol=rtol, atol=1e-7)
+    for split in ("validation", "validation_raw"):
+        np.testing.assert_allclose(run.metrics("loss", split), other.metrics("loss", split), rtol=rtol)
+    weights, expected = run.weights(), other.weights()
+    assert len(weights) == len(expected) > 200
+    for array, other_array in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(array, other_array, rtol=rtol, atol=rtol)
+
+
+def test_features_of_tensorflow_give_the_same_losses_metrics_and_weights(
+    plain_run: FinishedRun, cached_run: FinishedRun
+) -> None:
+    assert not plain_run.plan.features.is_on and cached_run.plan.features.is_on
+    assert len(plain_run.metrics("loss")) == plain_run.plan.num_train_steps > 10
+    assert plain_run.metrics("loss")[0] != plain_run.metrics("loss")[-1]
+    assert_same_training(cached_run, plain_run, rtol=1e-5)
+
+
+def test_on_the_processor_the_plan_names_onnx_runtime_whose_features_train_as_well(
+    plain_run: FinishedRun, run_again
+) -> None:
+    run = run_again()
+    assert run.plan.features.runtime == "onnxruntime"
+    assert "by ONNX Runtime" in run.plan.features.reason
+    assert '"runtime": "onnxruntime"' in (run.path / "plan.json").read_text()
+    assert_same_training(run, plain_run, rtol=1e-3)
+
+
+def test_a_run_on_features_is_evaluated_like_any_other(cached_run: FinishedRun) -> None:
+    engine = make_engine(Topology(strategy="single", device="cpu", num_local_replicas=1))
+    evaluation = evaluate_run(RunDir(cached_run.path), "validation", engine, which="last")
+    np.testing.assert_allclose(evaluation.loss, cached_run.metrics("loss", "validation")[-1], rtol=1e-5)
+
+
+def test_a_second_run_on_the_same_data_computes_no_feature(
+    cached_run: FinishedRun, run_again, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(extract, "EvaluationStep")  # without it, nothing can be computed
+    run = run_again("features.runtime=tensorflow", "optimizer.schedule=constant")
+    np.testing.assert_array_equal(run.metrics("loss")[0], cached_run.metrics("loss")[0])
+
+
+def test_features_that_are_not_what_was_written_are_computed_again(
+    cached_run: FinishedRun, run_again, tmp_path: pathlib.Path
+) -> None:
+    store = tmp_path / "store"
+    assert cached_run.plan.features.dir is not None
+    shutil.copytree(cached_run.plan.features.dir, store)
+    damaged = list(store.glob("*/features.float32"))
+    for file in damaged:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 64
+        file.write_bytes(content)
+    run = run_again("features.runtime=tensorflow", f"features.dir={store}")
+    assert len(damaged) >= 2
+    assert_same_training(run, cached_run, rtol=1e-5)
+
+
+def test_a_stopped_run_goes_on_with_the_same_weights(
+    few_digits: pathlib.Path, cached_run: FinishedRun, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(cached_run.path, tmp_path / "run")
+    *_, last = sorted((tmp_path / "run/checkpoints").iterdir())
+    shutil.rmtree(last)
+    resumed = finish_run(few_digits, tmp_path / "run", "features.runtime=tensorflow")
+    assert any("from step 10 of 15" in note for note in resumed.notes)
+    for array, expected in zip(resumed.weights(), cached_run.weights(), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_asking_for_views_is_another_run_and_asking_for_a_runtime_is_not() -> None:
+    identities = {
+        load_config(overrides=settings).identity(dataset_hash="", precision="float32")
+        for settings in ([], ["features.runtime=litert"], ["features.cache=off"], ["features.views=2"])
+    }
+    assert len(identities) == 2

@@ -1,0 +1,229 @@
+"""Whether features are computed once for a run, where they are kept and what makes them: decided before it starts.
+
+They are where the first layers of the network are a fixed function of an image and the images of every epoch are the
+same, or a fixed number of views of them was asked for. Otherwise the reason is part of the plan.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import pydantic
+
+from trainer.config import Config
+from trainer.data.augmentation.presets import resolve_augmentation
+from trainer.data.storage import DatasetPath, RemotePath
+from trainer.distribute.topology import Topology
+from trainer.errors import ConfigError
+from trainer.features.runtimes import Runtime
+from trainer.features.store import num_bytes
+
+DIRECTORY_SUFFIX = ".features"
+_BYTES_PER_GIB = 2**30
+# Features that nobody asked for leave this part of a disk's free space to others.
+_FREE_SHARE_LEFT = 0.5
+_NAMES = {"tensorflow": "TensorFlow", "onnxruntime": "ONNX Runtime", "litert": "LiteRT"}
+
+
+class FeaturePlan(pydantic.BaseModel):
+    """Part of `RUN/plan.json`.
+
+    Attributes:
+        layer: whose output is kept; None: nothing is. The other fields mean something only where it is not None.
+        shape: of what is kept of one image.
+        runtime: what computes it. Under `features.runtime` auto, one that turns out to give other numbers than Keras
+            is followed by the next of `fallbacks`, which is said.
+        num_views: changed views of each training image.
+        num_bytes: of all features of the run.
+        reason: a sentence for people.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    layer: str | None = None
+    shape: list[int] = []
+    runtime: Runtime | None = None
+    fallbacks: list[Runtime] = []
+    num_views: int = 1
+    num_bytes: int = 0
+    dir: str | None = None
+    reason: str
+
+    @property
+    def is_on(self) -> bool:
+        return self.layer is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrunkFacts:
+    """Of the frozen part: the layer that it ends with, and the shape of what it gives of an image."""
+
+    layer: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureQuestion:
+    """All that the decision depends on. `find_trunk` is called only where everything else is in favour."""
+
+    config: Config
+    dataset_dir: DatasetPath
+    topology: Topology
+    precision: str
+    num_train: int
+    num_validation: int
+    find_trunk: Callable[[], TrunkFacts | None]
+
+    @property
+    def num_views(self) -> int:
+        return self.config.features.views or 1
+
+    @property
+    def directory(self) -> pathlib.Path:
+        if self.config.features.dir is not None:
+            return pathlib.Path(self.config.features.dir).resolve()
+        dataset_dir = self.dataset_dir.resolve()
+        if isinstance(dataset_dir, RemotePath):
+            return pathlib.Path(dataset_dir.name + DIRECTORY_SUFFIX).resolve()
+        return dataset_dir.with_name(dataset_dir.name + DIRECTORY_SUFFIX)
+
+
+def plan_features(question: FeatureQuestion) -> FeaturePlan:
+    """Decides for a run.
+
+    Raises:
+        ConfigError: features were asked for, by `features.cache` on or `features.views`, and would change the result or
+            cannot be had.
+    """
+    settings = question.config.features
+    _check_views(question)
+    if settings.cache == "off":
+        return FeaturePlan(reason="features.cache is off")
+    obstacle = _why_wrong(question)
+    trunk = None if obstacle else question.find_trunk()
+    if obstacle is None and trunk is None:
+        obstacle = _Obstacle(
+            "no layers with weights lie frozen and free of batch statistics and dropout before all that is trained",
+            "use --set model.trainable=head",
+        )
+    if obstacle is not None:
+        if settings.cache == "on" or settings.views is not None:
+            asked = "features.cache is on" if settings.cache == "on" else f"features.views is {settings.views}"
+            raise ConfigError(f"{asked}, but {obstacle.reason}; {obstacle.fix}, or leave features to auto")
+        return FeaturePlan(reason=obstacle.reason)
+    assert trunk is not None, "there is no obstacle"
+    if settings.cache == "auto" and question.config.train.epochs <= question.num_views:
+        return FeaturePlan(reason="no training image is read twice, so that features would save nothing")
+    return _fitting(question, trunk)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Obstacle:
+    reason: str
+    fix: str
+
+
+def _check_views(question: FeatureQuestion) -> None:
+    settings = question.config.features
+    augmentation = resolve_augmentation(question.config.augment)
+    if settings.views is None:
+        return
+    if settings.cache == "off":
+        raise ConfigError(
+            f"features.views is {settings.views}, but features.cache is off, so that no view is kept; leave one of "
+            "them out"
+        )
+    if not (augmentation.crops or augmentation.changes_on_device):
+        raise ConfigError(
+            f"features.views is {settings.views}, but no random change of the images is asked for, and all views would "
+            "be the same; leave it out, or use --set augment.preset=light"
+        )
+
+
+def _why_wrong(question: FeatureQuestion) -> _Obstacle | None:
+    """What of the configuration makes the features of an image differ from visit to visit."""
+    config = question.config
+    augmentation = resolve_augmentation(config.augment)
+    if augmentation.mixes:
+        return _Obstacle(
+            "mixup and CutMix mix the pixels of images anew each time",
+            "use --set augment.mixup_alpha=0 --set augment.cutmix_alpha=0",
+        )
+    if config.augment.progressive_sizes_px is not None:
+        return _Obstacle(
+            "progressive resizing changes the size of the images", "leave augment.progressive_sizes_px out"
+        )
+    if config.features.views is None and (augmentation.crops or augmentation.changes_on_device):
+        return _Obstacle(
+            "the training images are changed at random at each visit",
+            "use --set augment.preset=none, or keep a number of views with --set features.views=4",
+        )
+    if config.distribute.min_replicas is not None or config.distribute.max_replicas is not None:
+        return _Obstacle("workers of an elastic job come and go while features would be computed", "use fixed replicas")
+    if config.train.unfreeze:
+        return _Obstacle("train.unfreeze trains more layers as the run goes on", "leave train.unfreeze out")
+    if config.model.trainable == "all":
+        return _Obstacle("every layer is trained (model.trainable is all)", "use --set model.trainable=head")
+    return None
+
+
+def _fitting(question: FeatureQuestion, trunk: TrunkFacts) -> FeaturePlan:
+    settings, directory = question.config.features, question.directory
+    num_rows = question.num_train * question.num_views + question.num_validation
+    needed = num_bytes((num_rows, *trunk.shape))
+    budget = int(settings.budget_gib * _BYTES_PER_GIB)
+    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
+    # What lies there already may be these very features, or older ones that make room.
+    free = shutil.disk_usage(existing).free + min(_bytes_in(directory), needed)
+    free = free if settings.cache == "on" else math.floor(free * (1 - _FREE_SHARE_LEFT))
+    obstacle = None
+    if needed > budget:
+        obstacle = f"the features take {_gib(needed)}, over the features.budget_gib of {settings.budget_gib:g}"
+    elif not os.access(existing, os.W_OK):
+        obstacle = f"{existing} cannot be written"
+    elif needed > free:
+        obstacle = f"the features take {_gib(needed)}, and the disk of {existing} has {_gib(free)} for them"
+    if obstacle is not None:
+        if settings.cache == "on":
+            raise ConfigError(
+                f"features.cache is on, but {obstacle}; raise features.budget_gib, name another place with "
+                "--set features.dir=DIRECTORY, or leave features to auto"
+            )
+        return FeaturePlan(reason=obstacle)
+    runtime, *fallbacks = _runtimes(question)
+    numbers = " x ".join(map(str, trunk.shape))
+    views = f"{question.num_views} views of " if question.num_views > 1 else ""
+    return FeaturePlan(
+        layer=trunk.layer,
+        shape=list(trunk.shape),
+        runtime=runtime,
+        fallbacks=fallbacks,
+        num_views=question.num_views,
+        num_bytes=needed,
+        dir=str(directory),
+        reason=f"what the frozen layers up to {trunk.layer} give ({numbers} numbers) of {views}each image is computed "
+        f"once, by {_NAMES[runtime]}, and takes {_gib(needed)} in {directory}",
+    )
+
+
+def _runtimes(question: FeatureQuestion) -> list[Runtime]:
+    """The one to use, and those to use instead where it gives other numbers than Keras."""
+    asked = question.config.features.runtime
+    if asked != "auto":
+        return [asked]
+    # The others compute in float32 on the processor. LiteRT runs about as fast as ONNX Runtime and takes seconds to
+    # convert for.
+    if question.topology.device == "gpu" or question.precision != "float32":
+        return ["tensorflow"]
+    return ["onnxruntime", "litert", "tensorflow"]
+
+
+def _bytes_in(directory: pathlib.Path) -> int:
+    return sum(path.stat().st_size for path in directory.glob("*/*") if path.is_file())
+
+
+def _gib(num: int) -> str:
+    return f"{num / _BYTES_PER_GIB:.2f} GiB" if num >= _BYTES_PER_GIB / 100 else f"{num / 2**20:.1f} MiB"

@@ -1,0 +1,139 @@
+"""Features on disk: a directory of arrays, each under a key made of everything that decides its numbers.
+
+    DIRECTORY/<split>-<key>/   header.json   features.float32: [num_rows, ...], little-endian, C order
+
+What changes the dataset, the weights or anything else in the key never finds old features. A directory takes its name
+when it is complete. An array is read whole once, when it is opened, and compared with its checksum; what fails is as
+good as not there. The modification time of a header is when its features were last used.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer import atomic
+from trainer.errors import DataError
+
+SCHEMA_VERSION: Final = 1
+Features = npt.NDArray[np.float32]
+_HEADER, _ARRAY, _LOCK = "header.json", "features.float32", ".lock"
+_DTYPE = np.dtype("<f4")
+_BLOCK_BYTES = 2**22
+
+
+def num_bytes(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * _DTYPE.itemsize
+
+
+class FeatureWriter:
+    """Takes the rows of one array in order."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest, self.num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, rows: Features) -> None:
+        content = np.ascontiguousarray(rows, _DTYPE).data.cast("B")
+        self._file.write(content)
+        self._digest.update(content)
+        self.num_bytes += len(content)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+class FeatureStore:
+    """The arrays below `directory`, which take no more than `budget_bytes`; nothing is made before the first write."""
+
+    def __init__(self, directory: pathlib.Path, *, budget_bytes: int) -> None:
+        self.directory, self._budget_bytes = directory, budget_bytes
+
+    def path(self, split: str, key: Mapping[str, Any]) -> pathlib.Path:
+        digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, split, key], sort_keys=True).encode()).hexdigest()
+        return self.directory / f"{split}-{digest[:24]}"
+
+    def open(self, split: str, key: Mapping[str, Any]) -> Features | None:
+        """Maps the features read-only; None where there are none, or the files are not what was written."""
+        path = self.path(split, key)
+        try:
+            header = json.loads((path / _HEADER).read_text())
+            if header["key"] != dict(key) or _sha256(path / _ARRAY) != header["sha256"]:
+                return None
+            os.utime(path / _HEADER)
+            return np.asarray(np.memmap(path / _ARRAY, _DTYPE, mode="r", shape=tuple(header["shape"])))
+        except (OSError, ValueError, KeyError):
+            return None
+
+    @contextmanager
+    def write(
+        self, split: str, key: Mapping[str, Any], shape: tuple[int, ...], *, is_alone: bool = True
+    ) -> Iterator[FeatureWriter]:
+        """Writes the array of `shape`; features that were not used for longest make room for it.
+
+        Args:
+            is_alone: one writer at a time, which first removes what killed ones have left; else several may write.
+
+        Raises:
+            DataError: the disk is full or not to be written.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with self._locked(is_alone=is_alone), self._write(split, key, shape) as writer:
+                yield writer
+        except OSError as e:
+            raise DataError(
+                f"the features {self.path(split, key)} cannot be written: {e.strerror or e}; name another place with "
+                "--set features.dir=DIRECTORY, or use --set features.cache=off"
+            ) from e
+
+    @contextmanager
+    def _write(self, split: str, key: Mapping[str, Any], shape: tuple[int, ...]) -> Iterator[FeatureWriter]:
+        self._make_room(num_bytes(shape), but_keep=self.path(split, key))
+        with atomic.new_directory(self.path(split, key)) as directory:
+            with (directory / _ARRAY).open("wb") as file:
+                writer = FeatureWriter(file)
+                yield writer
+            assert writer.num_bytes == num_bytes(shape), "every row was written"
+            header = {"schema_version": SCHEMA_VERSION, "key": key, "shape": shape, "sha256": writer.sha256}
+            (directory / _HEADER).write_text(json.dumps(header, indent=2) + "\n")
+
+    @contextmanager
+    def _locked(self, *, is_alone: bool) -> Iterator[None]:
+        # The system lets go of it when its process ends in any way.
+        with (self.directory / _LOCK).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+            if is_alone:
+                atomic.remove_temporaries(self.directory)
+            yield
+
+    def _make_room(self, num_new_bytes: int, *, but_keep: pathlib.Path) -> None:
+        entries = sorted(
+            (path.stat().st_mtime, path.parent)
+            for path in self.directory.glob(f"*/{_HEADER}")
+            if not path.parent.name.startswith(atomic.TEMPORARY_PREFIX) and path.parent != but_keep
+        )
+        sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for _, path in entries}
+        total = sum(sizes.values())
+        for _, path in entries:
+            if total + num_new_bytes <= self._budget_bytes:
+                break
+            # A process that has mapped the file keeps it until it ends.
+            shutil.rmtree(path, ignore_errors=True)
+            total -= sizes[path]
+
+
+def _sha256(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,160 @@
+"""Cutting a classifier in two: a trunk that is a fixed function of an image, and a tail that learns from what it gives.
+
+The cut is the last place where everything that follows depends on one tensor alone, and everything that leads to that
+tensor is neither trained nor random nor dependent on the batch. Both parts are made of the classifier's own layers and
+share its variables.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from trainer.model.batch_norm import changing_statistics
+from trainer.model.classifier import saved_variables
+from trainer.model.dropout import ExampleDropout
+
+
+class Cut(NamedTuple):
+    """The two parts of a classifier.
+
+    Attributes:
+        layer: name of the layer whose output is cached.
+        trunk: images [b, size, size, 3], pixels from 0 to 255, to features [b, ...].
+        tail: features to logits; its trainable variables are the classifier's, in the same order.
+    """
+
+    layer: str
+    trunk: Any
+    tail: Any
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return tuple(int(size) for size in self.trunk.output_shape[1:])
+
+
+class _Place(NamedTuple):
+    """One call of a layer, and its only output."""
+
+    node: Any
+    tensor: Any
+
+
+def cut_classifier(classifier: Any) -> Cut | None:
+    """The deepest cut of a functional model; None where no layer with weights lies before all that is trained."""
+    outer = _last_cut(classifier)
+    after = _following(classifier, outer)
+    network = after.operation if after is not None and isinstance(after.operation, keras.Model) else None
+    inner = _last_cut(network) if network is not None and not _is_for_inference(after) else None
+    if inner is not None and network is not None and after is not None:
+        trunk = _model(classifier.input, keras.Model(network.input, inner.tensor)(after.input_tensors[0]))
+        rest = keras.Input(inner.tensor.shape[1:], dtype=inner.tensor.dtype)
+        tail = _model(rest, _replay(classifier, after, keras.Model(inner.tensor, network.output)(rest)))
+        place: _Place = inner
+    elif outer is not None:
+        place = outer
+        trunk, tail = _model(classifier.input, place.tensor), _model(place.tensor, classifier.output)
+    else:
+        return None
+    if not trunk.weights or not _are_same(tail.trainable_variables, classifier.trainable_variables):
+        return None
+    return Cut(place.node.operation.name, trunk, tail)
+
+
+def digest_of(trunk: Any) -> str:
+    """SHA-256 of what a trunk computes: its layers, how they are connected, and its weights; not of any name."""
+    digest = hashlib.sha256(json.dumps(list(_describe(trunk)), sort_keys=True).encode())
+    for variable in saved_variables(trunk):
+        array = np.ascontiguousarray(variable.numpy())
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def calls_of(model: Any) -> list[Any]:
+    """The calls of layers (Keras's nodes) that a functional model is made of, inputs first."""
+    by_depth = model._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def _model(inputs: Any, outputs: Any) -> Any:
+    return keras.Model(inputs, outputs)
+
+
+def _last_cut(model: Any) -> _Place | None:
+    """The last call whose output alone is used by all later ones, with nothing but fixed calls up to it."""
+    nodes = calls_of(model)
+    last_use = {id(tensor): i for i, node in enumerate(nodes) for tensor in node.input_tensors}
+    found, open_until = None, -1
+    for i, node in enumerate(nodes):
+        if not _is_fixed(node):
+            break
+        is_alone = len(node.outputs) == 1 and open_until <= i
+        open_until = max([open_until, *(last_use.get(id(tensor), i) for tensor in node.outputs)])
+        if is_alone and not node.is_input and node.outputs[0] is not model.output:
+            found = _Place(node, node.outputs[0])
+    return found
+
+
+def _is_fixed(node: Any) -> bool:
+    """Whether a call gives the same for an image whenever and with whatever others it is made."""
+    operation = node.operation
+    if not isinstance(operation, keras.Layer):
+        return True
+    if operation.trainable_variables:
+        return False
+    if isinstance(operation, keras.Model) and _is_for_inference(node):
+        return True
+    layers = list(operation._flatten_layers())
+    if any(isinstance(layer, keras.layers.BatchNormalization) and layer.trainable for layer in layers):
+        return False
+    return not any(_is_random(layer) for layer in layers) and not changing_statistics(operation)
+
+
+def _is_random(layer: Any) -> bool:
+    if isinstance(layer, ExampleDropout):
+        return layer.rate > 0 and layer.trainable
+    return any(isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values())
+
+
+def _is_for_inference(node: Any) -> bool:
+    return node is not None and node.arguments.kwargs.get("training") is False
+
+
+def _following(classifier: Any, place: _Place | None) -> Any | None:
+    """The first call after `place`."""
+    tensor = classifier.input if place is None else place.tensor
+    return next((node for node in calls_of(classifier) if any(x is tensor for x in node.input_tensors)), None)
+
+
+def _replay(classifier: Any, node: Any, replacement: Any) -> Any:
+    """The classifier's output with `replacement` for the output of `node`."""
+    if node.outputs[0] is classifier.output:
+        return replacement
+    rest = keras.Model(node.outputs[0], classifier.output)
+    return rest(replacement)
+
+
+def _are_same(some: list[Any], others: list[Any]) -> bool:
+    return [id(variable) for variable in some] == [id(variable) for variable in others]
+
+
+def _describe(model: Any) -> Iterator[Any]:
+    nodes = calls_of(model)
+    number = {id(tensor): i for i, node in enumerate(nodes) for tensor in node.outputs}
+    for node in nodes:
+        operation = node.operation
+        if isinstance(operation, keras.Model):
+            what: Any = list(_describe(operation))
+        else:
+            config = operation.get_config() if isinstance(operation, keras.Layer) else vars(operation)
+            what = {key: _plain(value) for key, value in config.items() if key not in ("name", "trainable")}
+        yield [type(operation).__name__, [number[id(tensor)] for tensor in node.input_tensors], what]
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda other: type(other).__name__))
