@@ -45,6 +45,8 @@ LAYERS = (
         "trainer.evaluate",
         "trainer.step_times",
         "trainer.loop",
+        "trainer.run_cost",
+        "trainer.comparison",
         "trainer.report",
     ),
     ("trainer.actions",),
