@@ -16,6 +16,7 @@ COMMANDS = {
     "launch",
     "evaluate",
     "report",
+    "compare",
     "export",
     "verify",
     "predict",

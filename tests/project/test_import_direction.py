@@ -47,6 +47,8 @@ LAYERS = (
         "trainer.evaluate",
         "trainer.step_times",
         "trainer.loop",
+        "trainer.run_cost",
+        "trainer.comparison",
         "trainer.report",
     ),
     ("trainer.actions", "trainer.patience", "trainer.staged_step"),

@@ -13,6 +13,7 @@ import typer
 import export.cli
 import serving.cli
 from trainer.cli import bench
+from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
 from trainer.cli.evaluate import evaluate
 from trainer.cli.launch import launch
@@ -45,6 +46,7 @@ for command in (
     launch,
     evaluate,
     report,
+    compare,
     export.cli.export,
     export.cli.verify,
     export.cli.predict,

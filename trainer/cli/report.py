@@ -23,6 +23,9 @@ def report(
         pathlib.Path | None, typer.Option(help="The HTML file to write.", show_default="RUN/report.html")
     ] = None,
     data: Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")] = None,
+    saliency: Annotated[
+        int, typer.Option(min=0, max=24, help="Images with a heat map of where the model looked; 0: none.")
+    ] = 6,
     json_: JsonOption = False,
 ) -> None:
     """Write a report of a run: one HTML file with curves, confusion matrix, images, mistakes and settings.
@@ -42,7 +45,13 @@ def report(
     from trainer.data.storage import parse_path
     from trainer.report.render import write_report
 
-    path = write_report(RunDir(run), split=split.value, out=out, dataset_dir=parse_path(data) if data else None)
+    path = write_report(
+        RunDir(run),
+        split=split.value,
+        out=out,
+        dataset_dir=parse_path(data) if data else None,
+        num_saliency_images=saliency,
+    )
     if json_:
         print_json({"report": str(path)})
     else:

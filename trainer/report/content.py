@@ -2,15 +2,12 @@
 
 import dataclasses
 import datetime
-import json
 import math
 import pathlib
-import statistics
 from typing import Any
 
 from trainer.config import Config
 from trainer.data.storage import DatasetPath, parse_path
-from trainer.errors import DataError, RunError
 from trainer.metric_writers import read_metrics
 from trainer.metrics.evaluation import ClassMetrics, Evaluation, load_arrays
 from trainer.metrics.summary import TOP_K
@@ -25,12 +22,22 @@ from trainer.report.figures import (
     list_classes,
     worst_pairs,
 )
-from trainer.report.pictures import Picture, choose_mistakes, choose_samples, load_pictures
+from trainer.report.gallery import Gallery, load_gallery
+from trainer.report.rows import (
+    ChangedSetting,
+    Group,
+    Row,
+    changed_settings,
+    environment_groups,
+    plan_groups,
+    setting_groups,
+)
+from trainer.report.saliency import NUM_IMAGES as NUM_SALIENCY_IMAGES
+from trainer.report.saliency import Saliency, load_saliency
 from trainer.report.seen import Seen, load_seen
+from trainer.report.unit_charts import ranking_charts, reliability_chart
+from trainer.run_cost import Cost, read_cost, read_object
 from trainer.run_dir import RunDir, RunInfo
-
-NUM_SAMPLES = 24
-NUM_MISTAKES = 12
 
 _XLA = {True: "XLA", False: "no XLA"}
 
@@ -42,28 +49,6 @@ class Figure:
     name: str
     value: str
     detail: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    name: str
-    value: str
-    is_changed: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
-    name: str
-    rows: list[Row]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """Random samples and the surest mistakes; `missing` says in one sentence why there are none."""
-
-    samples: list[Picture]
-    mistakes: list[Picture]
-    missing: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,25 +65,34 @@ class Content:
     pairs: list[ConfusedPair]
     listed_classes: list[ClassMetrics]
     other_classes: list[ClassMetrics]
+    reliability: LineChart
+    ranking: list[LineChart]
     gallery: Gallery
+    saliency: Saliency
     seen: Seen
+    cost: list[Row]
+    changed: list[ChangedSetting]
     settings: list[Group]
     environment: list[Group]
 
 
-def gather(run: RunDir, split: str, dataset_dir: DatasetPath | None = None) -> Content:
+def gather(
+    run: RunDir, split: str, dataset_dir: DatasetPath | None = None, num_saliency_images: int = NUM_SALIENCY_IMAGES
+) -> Content:
     """Reads everything of `run` that the report shows.
 
     Args:
         dataset_dir: where the dataset lies now; None: where the run was trained from. Without it, the report has
             no images and says why.
+        num_saliency_images: images with a heat map; 0: none.
 
     Raises:
         RunError: not a run, the split was not evaluated, or one of the run's files is broken.
     """
     info, config = run.info(), run.config()
     evaluation = Evaluation.load(run.evaluation_dir, split)
-    plan = _read_object(run.plan_file)
+    labels, logits = load_arrays(run.evaluation_dir, evaluation)
+    plan = read_object(run.plan_file)
     entries = read_metrics(run.metrics_file) if run.metrics_file.is_file() else []
     listed_classes, other_classes = list_classes(evaluation)
     dataset_dir = dataset_dir or parse_path(info.dataset_dir)
@@ -113,24 +107,16 @@ def gather(run: RunDir, split: str, dataset_dir: DatasetPath | None = None) -> C
         pairs=worst_pairs(evaluation),
         listed_classes=listed_classes,
         other_classes=other_classes,
-        gallery=_gallery(run, info, config, evaluation, dataset_dir),
+        reliability=reliability_chart(evaluation),
+        ranking=ranking_charts(evaluation, labels, logits),
+        gallery=load_gallery(info, config, evaluation, labels, logits, dataset_dir),
+        saliency=load_saliency(run, config, evaluation, labels, logits, dataset_dir, num_saliency_images),
         seen=load_seen(info, config, dataset_dir),
-        settings=[*_settings(config), *_resolved(plan)],
-        environment=_environment(_read_object(run.environment_file)),
+        cost=_cost(read_cost(run), info, entries),
+        changed=changed_settings(config),
+        settings=[*setting_groups(config), *plan_groups(plan)],
+        environment=environment_groups(read_object(run.environment_file)),
     )
-
-
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in `path`; empty where there is no such file, as in a run copied in part."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as e:
-        raise RunError(f"{path} is not readable JSON ({e}); copy it again from where the run was made") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path} holds a {type(value).__name__}, expected a JSON object; copy the run again")
-    return value
 
 
 def _facts(info: RunInfo, config: Config, plan: dict[str, Any]) -> list[Row]:
@@ -157,7 +143,7 @@ def _headline(
     num_wrong = evaluation.num_examples - round(evaluation.accuracy * evaluation.num_examples)
     figures = [
         Figure(
-            name=f"{evaluation.split} accuracy",
+            name=f"{evaluation.split} {'exact match' if evaluation.task == 'multi_label' else 'accuracy'}",
             value=f"{evaluation.accuracy:.2%}",
             detail=f"95% interval {low:.2%} to {high:.2%}",
         ),
@@ -168,7 +154,8 @@ def _headline(
         ),
         Figure(name="Loss", value=f"{evaluation.loss:.4f}", detail=f"macro F1 {evaluation.macro.f1:.4f}"),
     ]
-    if len(evaluation.class_names) > TOP_K:
+    figures += _areas(evaluation)
+    if evaluation.top5_accuracy is not None and len(evaluation.class_names) > TOP_K:
         figures.append(
             Figure(name="Top-5 accuracy", value=f"{evaluation.top5_accuracy:.2%}", detail="label among the first five")
         )
@@ -182,19 +169,40 @@ def _headline(
         )
     )
     figures.append(Figure(name="Training images", value=f"{info.num_train_examples:,}", detail=_skipped(entries)))
-    return figures + _speed(entries)
-
-
-def _speed(entries: list[dict[str, Any]]) -> list[Figure]:
-    rates = [value for _, value in _points(entries, "train", "images_per_sec") if math.isfinite(value)]
-    times = [entry["time"] for entry in entries if "time" in entry]
-    figures = []
-    if times:
-        duration = format_duration(max(times) - min(times))
-        figures.append(Figure(name="Wall time", value=duration, detail="first to last logged step"))
-    if rates:
-        figures.append(Figure(name="Images per second", value=f"{statistics.median(rates):,.0f}", detail="median"))
     return figures
+
+
+def _areas(evaluation: Evaluation) -> list[Figure]:
+    """Average precision and the area under the ROC curve, with their intervals."""
+    ranking, intervals = evaluation.ranking, evaluation.intervals
+    shown = [
+        ("Average precision" if evaluation.task == "binary" else "mAP", ranking.average_precision, "average_precision"),
+        ("ROC AUC", ranking.roc_auc, "roc_auc"),
+    ]
+    figures = []
+    for name, value, metric in shown:
+        interval = getattr(intervals, metric) if intervals else None
+        detail = f"95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
+        if value is not None:
+            figures.append(Figure(name=name, value=f"{value:.4f}", detail=detail))
+    return figures
+
+
+def _cost(cost: Cost, info: RunInfo, entries: list[dict[str, Any]]) -> list[Row]:
+    """What the run took; what is not known is left out."""
+    if not entries:
+        return []
+    rows = []
+    if cost.training_secs is not None:
+        rows.append(Row(name="Time", value=f"{format_duration(cost.training_secs)}, first to last logged step"))
+    if cost.images_per_sec is not None:
+        rows.append(Row(name="Images per second", value=f"{cost.images_per_sec:,.0f}, median"))
+        fraction = info.num_train_examples / cost.images_per_sec
+        rows.append(Row(name="One pass over the training images", value=format_duration(fraction)))
+    if cost.num_steps is not None:
+        rows.append(Row(name="Steps", value=f"{cost.num_steps:,}"))
+    known = {"Replicas": cost.replicas, "Machine": cost.machine}
+    return rows + [Row(name=name, value=value) for name, value in known.items() if value]
 
 
 def _skipped(entries: list[dict[str, Any]]) -> str:
@@ -212,6 +220,7 @@ def _charts(entries: list[dict[str, Any]]) -> list[LineChart]:
     charts = [
         line_chart("Loss", both("loss"), format_value=lambda v: f"{v:.4f}", low=0, may_be_log=True),
         line_chart("Accuracy", both("accuracy"), format_value=lambda v: f"{v:.2%}", high=1),
+        line_chart("Mean average precision", both("average_precision"), format_value=lambda v: f"{v:.4f}", high=1),
         line_chart("Learning rate", train("learning_rate"), format_value=format_number, low=0),
         line_chart("Images per second", train("images_per_sec"), format_value=lambda v: f"{v:,.0f}", low=0),
     ]
@@ -220,65 +229,6 @@ def _charts(entries: list[dict[str, Any]]) -> list[LineChart]:
 
 def _points(entries: list[dict[str, Any]], split: str, name: str) -> list[tuple[float, float]]:
     return [(e["step"], float(e[name])) for e in entries if e["split"] == split and name in e]
-
-
-def _gallery(run: RunDir, info: RunInfo, config: Config, evaluation: Evaluation, dataset_dir: DatasetPath) -> Gallery:
-    labels, logits = load_arrays(run.evaluation_dir, evaluation)
-    chosen = [choose_samples(len(labels), NUM_SAMPLES), choose_mistakes(labels, logits, NUM_MISTAKES)]
-    try:
-        samples, mistakes = [
-            load_pictures(info, dataset_dir, evaluation.split, indices, labels, logits, config.data.resize)
-            for indices in chosen
-        ]
-    except DataError as e:
-        return Gallery(samples=[], mistakes=[], missing=str(e))
-    return Gallery(samples=samples, mistakes=mistakes, missing=None)
-
-
-def _settings(config: Config) -> list[Group]:
-    """Every setting by section, marked where it differs from the default."""
-    defaults = Config().model_dump(mode="json")
-    return [
-        Group(
-            name=section,
-            rows=[_row(name, value, is_changed=value != defaults[section][name]) for name, value in values.items()],
-        )
-        for section, values in config.model_dump(mode="json").items()
-    ]
-
-
-def _resolved(plan: dict[str, Any]) -> list[Group]:
-    """The single values of the plan, whatever a later version adds to them; lists are for programs."""
-    rows = [_row(k, v) for k, v in plan.items() if k != "schema_version" and not isinstance(v, list | dict)]
-    return [Group(name="plan", rows=rows)] if rows else []
-
-
-def _environment(environment: dict[str, Any]) -> list[Group]:
-    """A group for the single values and one for each object or list of objects."""
-    groups: dict[str, list[Row]] = {"machine": []}
-    for name, value in environment.items():
-        if isinstance(value, dict):
-            groups[name] = [_row(k, v) for k, v in value.items()]
-        elif isinstance(value, list):
-            groups[name] = [_row(str(i), v) for i, v in enumerate(value)]
-        elif name != "schema_version":
-            groups["machine"].append(_row(name, value))
-    return [Group(name=name.replace("_", " "), rows=rows) for name, rows in groups.items() if rows]
-
-
-def _row(name: str, value: Any, *, is_changed: bool = False) -> Row:
-    if name.endswith("_bytes") and isinstance(value, int):
-        return Row(name=name.removesuffix("_bytes"), value=f"{value / 2**30:.1f} GiB")
-    return Row(name=name, value=_to_text(value), is_changed=is_changed)
-
-
-def _to_text(value: Any) -> str:
-    if isinstance(value, dict):
-        rows = [_row(name, part) for name, part in value.items()]
-        return ", ".join(f"{row.name} {row.value}" for row in rows)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _join(*parts: str) -> str:

@@ -37,9 +37,10 @@ class Tick:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """One series. `dots` are (left, bottom); `name` also selects the colour, as the class `line-<name>`."""
+    """One series. `dots` are (left, bottom); `color` is a class of the style sheet, `line-<color>`."""
 
     name: str
+    color: str
     path: str
     dots: list[Point]
     last: str
@@ -47,7 +48,10 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LineChart:
+    """`label` says what is drawn to who cannot see it."""
+
     title: str
+    label: str
     note: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -93,12 +97,14 @@ def line_chart(
     low: float | None = None,
     high: float | None = None,
     may_be_log: bool = False,
+    colors: Mapping[str, str] | None = None,
 ) -> LineChart | None:
     """A chart of `series`: (step, value) by name, ascending in step. None where no value is finite.
 
     Args:
         format_value: of the last values, which the legend names.
         low, high: ends of the vertical axis where they do not follow from the values.
+        colors: of the lines by name; None: the names themselves.
         may_be_log: positive values that span `LOG_SCALE_FROM_RATIO` get a logarithmic axis.
     """
     finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
@@ -116,10 +122,16 @@ def line_chart(
         notes.append(f"{num_hidden} not finite, not drawn")
     return LineChart(
         title=title,
+        label=f"{title} against the step: "
+        + ", ".join(f"{name} ends at {format_value(points[-1][1])}" for name, points in finite.items() if points),
         note=", ".join(notes),
         x_ticks=_labelled([v for v in nice_ticks(0, x_scale.high) if v <= x_scale.high], x_scale),
         y_ticks=_labelled(y_values, y_scale),
-        lines=[_line(name, points, x_scale, y_scale, format_value) for name, points in finite.items() if points],
+        lines=[
+            _line(name, (colors or {}).get(name, name), points, x_scale, y_scale, format_value)
+            for name, points in finite.items()
+            if points
+        ],
     )
 
 
@@ -209,11 +221,12 @@ def _labelled(values: list[float], scale: Scale) -> list[Tick]:
     return [Tick(position=scale.position(v), label=format_number(round(v, 12))) for v in values]
 
 
-def _line(name: str, points: list[Point], x_scale: Scale, y_scale: Scale, format_value: Format) -> Line:
+def _line(name: str, color: str, points: list[Point], x_scale: Scale, y_scale: Scale, format_value: Format) -> Line:
     placed = [(x_scale.position(step), y_scale.position(value)) for step, value in thin_out(points)]
     path = "L".join(f"{x * _SVG_UNITS:.1f} {(1 - y) * _SVG_UNITS:.1f}" for x, y in placed)
     return Line(
         name=name,
+        color=color,
         path=f"M{path}",
         # Few points are measurements each of its own; many are a line.
         dots=placed if len(placed) <= 40 else [],

@@ -15,7 +15,9 @@ from trainer.data.records import Example
 from trainer.data.split_reader import SplitReader
 from trainer.data.storage import DatasetPath
 from trainer.errors import DataError
-from trainer.metrics.scores import Labels, Logits, softmax
+from trainer.metrics.evaluation import Evaluation
+from trainer.metrics.predictions import is_correct, predicted_classes
+from trainer.metrics.scores import Bools, Labels, Logits, example_losses, membership, softmax
 from trainer.run_dir import RunInfo
 
 # Twice what the page shows, for dense screens.
@@ -27,15 +29,18 @@ _JPEG_QUALITY = 82
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One example: `probability` is of the predicted class, `true_probability` of the true one."""
+    """One example: `probability` is of the predicted class, `true_probability` of the true one.
+
+    Where an image has several classes, `true` and `predicted` list them, and there is no one probability.
+    """
 
     uri: str
     is_pixel_art: bool
     filename: str
     true: str
     predicted: str
-    probability: float
-    true_probability: float
+    probability: float | None
+    true_probability: float | None
 
     @property
     def is_correct(self) -> bool:
@@ -48,17 +53,30 @@ def choose_samples(num_examples: int, count: int) -> npt.NDArray[np.int64]:
     return np.sort(chosen).astype(np.int64)
 
 
-def choose_mistakes(labels: Labels, logits: Logits, count: int) -> npt.NDArray[np.int64]:
-    """Up to `count` wrongly classified examples, those first that were the surest."""
-    wrong = np.flatnonzero(np.argmax(logits, axis=1) != labels)
-    confidence = softmax(logits[wrong]).max(axis=1, initial=0)
-    return wrong[np.argsort(-confidence, kind="stable")][:count].astype(np.int64)
+def choose_mistakes(
+    labels: Labels, logits: Logits, count: int, evaluation: Evaluation | None = None
+) -> npt.NDArray[np.int64]:
+    """Up to `count` wrongly classified examples, those first that were the surest; of several labels, by their loss."""
+    if labels.ndim == 2:
+        wrong = np.flatnonzero(~is_correct(labels, predicted_at(logits, evaluation)))
+        rank = example_losses(labels[wrong], logits[wrong], "multi_label")
+    else:
+        wrong = np.flatnonzero(np.argmax(logits, axis=1) != labels)
+        rank = softmax(logits[wrong]).max(axis=1, initial=0)
+    return wrong[np.argsort(-rank, kind="stable")][:count].astype(np.int64)
+
+
+def predicted_at(logits: Logits, evaluation: Evaluation | None) -> Bools:
+    """The classes that are predicted for images of several, at the thresholds of the evaluation."""
+    used = [c.threshold for c in evaluation.classes] if evaluation else []
+    thresholds = np.array([t for t in used if t is not None])
+    return predicted_classes(logits, "multi_label", thresholds if len(thresholds) else None)
 
 
 def load_pictures(
     info: RunInfo,
     dataset_dir: DatasetPath,
-    split: str,
+    evaluation: Evaluation,
     indices: npt.NDArray[np.int64],
     labels: Labels,
     logits: Logits,
@@ -73,35 +91,42 @@ def load_pictures(
     Raises:
         DataError: the dataset is gone, unreadable, or not the one that was evaluated.
     """
-    payloads = _read_payloads(info, dataset_dir, split, indices)
+    split, names = evaluation.split, evaluation.class_names
+    several = predicted_at(logits, evaluation) if labels.ndim == 2 else None
+    true_classes = membership(labels, len(names))
+    payloads = read_payloads(info, dataset_dir, split, indices)
     pictures = []
     for index, payload in zip(indices.tolist(), payloads, strict=True):
         example = Example.from_payload(payload)
-        if example.label != labels[index]:
+        true = np.flatnonzero(true_classes[index]).tolist()
+        if list(example.labels) != true:
             raise DataError(
-                f"example {index} of the split {split!r} in {dataset_dir} has label {example.label}, and "
-                f"{labels[index]} was evaluated: the dataset is another one; evaluate the run again"
+                f"example {index} of the split {split!r} in {dataset_dir} has label "
+                f"{', '.join(map(str, example.labels))}, and {', '.join(map(str, true))} was evaluated: the dataset is "
+                "another one; evaluate the run again"
             )
         uri, is_pixel_art = _embed(example, resize)
         probabilities = softmax(logits[index : index + 1])[0]
-        predicted = int(np.argmax(logits[index]))
+        best = int(np.argmax(logits[index]))
+        predicted = [best] if several is None else np.flatnonzero(several[index]).tolist()
         pictures.append(
             Picture(
                 uri=uri,
                 is_pixel_art=is_pixel_art,
                 filename=example.filename.encode(errors="replace").decode(),
-                true=info.class_names[example.label],
-                predicted=info.class_names[predicted],
-                probability=float(probabilities[predicted]),
-                true_probability=float(probabilities[example.label]),
+                true=", ".join(names[k] for k in true),
+                predicted=", ".join(names[k] for k in predicted) or "nothing",
+                probability=float(probabilities[best]) if several is None else None,
+                true_probability=float(probabilities[true[0]]) if several is None else None,
             )
         )
     return pictures
 
 
-def _read_payloads(
+def read_payloads(
     info: RunInfo, dataset_dir: DatasetPath, split: str, indices: Sequence[int] | npt.NDArray[np.int64]
 ) -> list[bytes]:
+    """The records of examples of the dataset that `info`'s run was trained on. Raises DataError where it is gone."""
     manifest = Manifest.load(dataset_dir)
     if manifest.content_hash() != info.dataset_hash:
         raise DataError(f"{dataset_dir} holds another dataset now than the one that the run was trained on")

@@ -1,17 +1,24 @@
 """The template filled in and written."""
 
 import pathlib
+from collections.abc import Sequence
 
 import jinja2
 
 from trainer import atomic
 from trainer.data.storage import DatasetPath
 from trainer.report import content, figures
+from trainer.report.saliency import NUM_IMAGES
 from trainer.run_dir import RunDir
 
 
 def write_report(
-    run: RunDir, *, split: str = "test", out: pathlib.Path | None = None, dataset_dir: DatasetPath | None = None
+    run: RunDir,
+    *,
+    split: str = "test",
+    out: pathlib.Path | None = None,
+    dataset_dir: DatasetPath | None = None,
+    num_saliency_images: int = NUM_IMAGES,
 ) -> pathlib.Path:
     """Writes the report of `run` as one self-contained HTML file and returns its path.
 
@@ -19,11 +26,12 @@ def write_report(
         split: an evaluated split; its metrics, confusions and images are shown.
         out: the file to write; `RUN/report.html` by default.
         dataset_dir: where the dataset lies now, if it has moved.
+        num_saliency_images: images with a heat map; 0: none.
 
     Raises:
         RunError: not a run, or the split was not evaluated.
     """
-    page = render(content.gather(run, split, dataset_dir))
+    page = render(content.gather(run, split, dataset_dir, num_saliency_images))
     path = out or run.report_file
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, page)
@@ -32,6 +40,12 @@ def write_report(
 
 def render(page: content.Content) -> str:
     """The HTML of a report. Everything that comes from outside, such as a class name, is escaped."""
+    template = make_environment().get_template("report.html.j2")
+    return template.render(page=page, max_numbered_classes=figures.MAX_NUMBERED_CLASSES)
+
+
+def make_environment() -> jinja2.Environment:
+    """Where the templates of this package are, with the filters that they use; all that they print is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
@@ -40,8 +54,25 @@ def render(page: content.Content) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = format_percent
-    template = environment.get_template("report.html.j2")
-    return template.render(page=page, max_numbered_classes=figures.MAX_NUMBERED_CLASSES)
+    environment.filters["figure"] = format_figure
+    environment.filters["p_value"] = format_p_value
+    environment.globals["scale"] = scale_from
+    return environment
+
+
+def scale_from(values: Sequence[float], low: float) -> list[float]:
+    """Shares in [low, 1] as positions in [0, 1]."""
+    return [(value - low) / (1 - low) for value in values]
+
+
+def format_p_value(value: float) -> str:
+    """Two digits, and no more zeros than anyone reads."""
+    return "<0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def format_figure(value: float | None) -> str:
+    """Three decimals, or a dash for what is undefined."""
+    return "\u2013" if value is None else f"{value:.3f}"
 
 
 def format_percent(share: float) -> str:

@@ -1,0 +1,86 @@
+"""`trainer compare`: several runs side by side."""
+
+import pathlib
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from trainer.cli.output import JsonOption, note, print_answer, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from trainer.comparison import ComparedRun, Comparison
+
+
+class Split(StrEnum):
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+def compare(
+    runs: Annotated[list[pathlib.Path], typer.Argument(help="Run directories; each is compared with the first.")],
+    split: Annotated[Split, typer.Option(help="An evaluated split; see trainer evaluate.")] = Split.test,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Also write one HTML file with curves, cost and settings.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Set runs side by side: accuracy, difference to the first with its significance, time.
+
+    The runs must be evaluated on the same examples. The p-value is McNemar's exact test of the accuracies, corrected
+    for the number of comparisons (Holm); intervals of differences are of paired resamples.
+    """
+    from trainer.comparison import compare_runs
+    from trainer.run_dir import RunDir
+
+    opened = [RunDir(run) for run in runs]
+    comparison = compare_runs(opened, split.value)
+    if out is not None:
+        from trainer.report.comparison_page import write_comparison
+
+        write_comparison(comparison, opened, out)
+    if json_:
+        print_json(comparison.model_dump(mode="json"))
+        return
+    print_answer(_table(comparison))
+    if out is not None:
+        note(str(out))
+
+
+def _table(comparison: "Comparison") -> "Table":
+    from rich.table import Table
+
+    name = "exact match" if comparison.task == "multi_label" else "accuracy"
+    title = f"{comparison.split} split, {comparison.num_examples:,} images"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("run", "trained", name, "95% interval", "to the first", "95% interval", "p", "mAP", "time"):
+        table.add_column(heading, justify="left" if heading in ("run", "trained") else "right", overflow="fold")
+    for run in comparison.runs:
+        table.add_row(*_cells(run))
+    return table
+
+
+def _cells(run: "ComparedRun") -> list[str]:
+    from trainer.progress import format_duration
+
+    difference, interval, p_value = "", "", ""
+    if run.difference:
+        accuracy = run.difference.of("accuracy")
+        difference = "" if accuracy.value is None else f"{accuracy.value:+.4f}"
+        interval = f"{accuracy.interval[0]:+.4f} to {accuracy.interval[1]:+.4f}" if accuracy.interval else ""
+        p_value = f"{run.difference.corrected_p_value:.2g}"
+    return [
+        escape(run.name),
+        run.how,
+        f"{run.accuracy:.4f}",
+        f"{run.accuracy_interval[0]:.4f} to {run.accuracy_interval[1]:.4f}",
+        difference,
+        interval,
+        p_value,
+        "" if run.average_precision is None else f"{run.average_precision:.4f}",
+        "" if run.cost.training_secs is None else format_duration(run.cost.training_secs),
+    ]

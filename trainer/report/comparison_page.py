@@ -1,0 +1,98 @@
+"""Runs side by side as one HTML file."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from trainer import atomic
+from trainer.comparison import ComparedRun, Comparison
+from trainer.metric_writers import read_metrics
+from trainer.progress import format_duration
+from trainer.report.figures import LineChart, line_chart
+from trainer.report.render import make_environment
+from trainer.report.rows import to_text
+from trainer.run_dir import RunDir
+
+COLORS = ("train", "validation", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShownRun:
+    """A run with the name and the colour that it has on the page."""
+
+    run: ComparedRun
+    title: str
+    color: str
+    training_time: str
+    speed: str
+
+
+def write_comparison(comparison: Comparison, runs: Sequence[RunDir], out: pathlib.Path) -> None:
+    """Writes the page of `comparison`, which is of `runs` in that order.
+
+    Raises:
+        RunError: a log is broken.
+    """
+    shown = [
+        ShownRun(run=run, title=title, color=color, training_time=_time(run), speed=_speed(run))
+        for run, title, color in zip(comparison.runs, _titles(comparison.runs), COLORS, strict=False)
+    ]
+    template = make_environment().get_template("compare.html.j2")
+    page = template.render(
+        comparison=comparison,
+        runs=shown,
+        charts=_charts(runs, shown),
+        settings=[(s.name, [to_text(value) for value in s.values]) for s in comparison.settings],
+        low=_floor(min(run.accuracy_interval[0] for run in comparison.runs)),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(out, page)
+
+
+def _titles(runs: Sequence[ComparedRun]) -> list[str]:
+    """The names of the runs; where two are the same, their paths."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [run.path for run in runs]
+
+
+def _charts(runs: Sequence[RunDir], shown: Sequence[ShownRun]) -> list[LineChart]:
+    """Curves of all runs in one chart, for what every one has logged."""
+    logs = [read_metrics(run.metrics_file) if run.metrics_file.is_file() else [] for run in runs]
+    colors = {run.title: run.color for run in shown}
+
+    def of(split: str, metric: str) -> dict[str, list[tuple[float, float]]]:
+        return {run.title: _points(log, split, metric) for run, log in zip(shown, logs, strict=True)}
+
+    charts = [
+        line_chart(
+            "Validation accuracy", of("validation", "accuracy"), format_value=lambda v: f"{v:.2%}", high=1,
+            colors=colors,
+        ),
+        line_chart(
+            "Validation loss", of("validation", "loss"), format_value=lambda v: f"{v:.4f}", low=0, may_be_log=True,
+            colors=colors,
+        ),
+        line_chart(
+            "Training loss", of("train", "loss"), format_value=lambda v: f"{v:.4f}", low=0, may_be_log=True,
+            colors=colors,
+        ),
+    ]  # fmt: skip
+    return [chart for chart in charts if chart is not None]
+
+
+def _points(log: list[dict[str, Any]], split: str, metric: str) -> list[tuple[float, float]]:
+    return [(e["step"], float(e[metric])) for e in log if e["split"] == split and metric in e]
+
+
+def _time(run: ComparedRun) -> str:
+    return "\u2013" if run.cost.training_secs is None else format_duration(run.cost.training_secs)
+
+
+def _speed(run: ComparedRun) -> str:
+    return "\u2013" if run.cost.images_per_sec is None else f"{run.cost.images_per_sec:,.0f}"
+
+
+def _floor(value: float) -> float:
+    """Where the axis of accuracies starts: a tenth at or below the lowest, so that near ones can be told apart."""
+    return max(0.0, int(value * 10) / 10)

@@ -1,0 +1,78 @@
+"""Charts whose axes both go from 0 to 1: reliability, ROC, precision against recall."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainer.metrics.calibration import ReliabilityBin
+from trainer.metrics.evaluation import Evaluation
+from trainer.metrics.ranking import Curve, class_scores, precision_recall_curve, roc_curve
+from trainer.metrics.scores import Labels, Logits, membership
+from trainer.report.figures import Line, LineChart, Point, Scale, Tick, thin_out
+
+_UNIT = Scale(low=0, high=1)
+# Of a curve: more would not be seen.
+_MAX_BUCKETS = 100
+_COLORS = ("train", "validation", "third")
+
+
+def reliability_chart(evaluation: Evaluation) -> LineChart:
+    """Accuracy against confidence, a point for each bin that is not empty; on the diagonal where all is well."""
+    calibration = evaluation.calibration
+    lines = [
+        _line("well calibrated", "reference", [(0.0, 0.0), (1.0, 1.0)], ""),
+        _line("as it is", "train", _points(calibration.bins), f"error {calibration.ece:.3f}", has_dots=True),
+    ]
+    if calibration.ece_with_temperature is not None:
+        points = _points(calibration.bins_with_temperature)
+        last = f"error {calibration.ece_with_temperature:.3f}"
+        lines.append(_line("with the temperature", "validation", points, last, has_dots=True))
+    return _chart("Accuracy against confidence", lines)
+
+
+def ranking_charts(evaluation: Evaluation, labels: Labels, logits: Logits) -> list[LineChart]:
+    """ROC and precision-recall curves: of the positive class, or of the best, the median and the worst class."""
+    true, scores = membership(labels, logits.shape[1]), class_scores(logits, evaluation.task)
+    usable = [k for k in range(true.shape[1]) if 0 < true[:, k].sum() < len(true)]
+    if evaluation.task == "binary":
+        usable = usable[1:]
+    if not usable:
+        return []
+    roc = {k: roc_curve(true[:, k], scores[:, k]) for k in usable}
+    precision_recall = {k: precision_recall_curve(true[:, k], scores[:, k]) for k in usable}
+    chance = [_line("chance", "reference", [(0.0, 0.0), (1.0, 1.0)], "")]
+    names = evaluation.class_names
+    return [
+        _chart("True against false positive rate (ROC)", chance + _chosen(roc, names)),
+        _chart("Precision against recall", _chosen(precision_recall, names)),
+    ]
+
+
+def _chosen(curves: dict[int, Curve], names: Sequence[str]) -> list[Line]:
+    ranked = sorted(curves, key=lambda k: -curves[k].area)
+    places = sorted({0, len(ranked) // 2, len(ranked) - 1})
+    return [
+        _line(
+            names[ranked[place]],
+            color,
+            list(zip(curves[ranked[place]].x.tolist(), curves[ranked[place]].y.tolist(), strict=True)),
+            f"{curves[ranked[place]].area:.3f}",
+        )
+        for place, color in zip(places, _COLORS, strict=False)
+    ]
+
+
+def _points(bins: Sequence[ReliabilityBin]) -> list[Point]:
+    return [(b.confidence, b.accuracy) for b in bins if b.count]
+
+
+def _line(name: str, color: str, points: list[Point], last: str, *, has_dots: bool = False) -> Line:
+    shown = thin_out(points, _MAX_BUCKETS)
+    path = "L".join(f"{1000 * x:.1f} {1000 * (1 - y):.1f}" for x, y in shown)
+    return Line(name=name, color=color, path=f"M{path}", dots=shown if has_dots else [], last=last)
+
+
+def _chart(title: str, lines: list[Line]) -> LineChart:
+    ticks = [Tick(position=_UNIT.position(v), label=f"{v:.1f}") for v in np.linspace(0, 1, 6).tolist()]
+    label = f"{title}: " + ", ".join(f"{line.name} {line.last}".strip() for line in lines)
+    return LineChart(title=title, label=label, note="", x_ticks=ticks, y_ticks=ticks, lines=lines)
