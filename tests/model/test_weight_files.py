@@ -1,4 +1,4 @@
-"""Weights of any file of Keras, and of a run, into a backbone: by name, with a report, and never by running the file."""
+"""Weights of any file of Keras, and of a run, into a backbone: by name, with a report, and never by running it."""
 
 import pathlib
 from collections.abc import Callable
