@@ -109,7 +109,8 @@ def run_rival(folder: pathlib.Path, num_epochs: int, *, caches: bool) -> dict[st
     import keras
     import tensorflow as tf
 
-    from trainer.model.classifier import build_classifier, load_pretrained
+    from trainer.model.classifier import build_classifier
+    from trainer.model.weights import load_pretrained
 
     def load(split: str) -> Any:
         return keras.utils.image_dataset_from_directory(
@@ -150,7 +151,8 @@ def compare_features(dataset_dir: str, features_dir: str) -> float:
     from trainer.data.pixel_cache import decode_split
     from trainer.data.storage import parse_path
     from trainer.features.trunk import cut_classifier
-    from trainer.model.classifier import build_classifier, load_pretrained
+    from trainer.model.classifier import build_classifier
+    from trainer.model.weights import load_pretrained
 
     path = parse_path(dataset_dir)
     num_classes = Manifest.load(path).num_classes
