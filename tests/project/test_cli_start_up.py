@@ -21,6 +21,7 @@ COMMANDS = {
     "predict",
     "serve",
     "manifests",
+    "backbones",
     "doctor",
     "bench",
 }

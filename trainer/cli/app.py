@@ -13,6 +13,7 @@ import typer
 import export.cli
 import serving.cli
 from trainer.cli import bench
+from trainer.cli.backbones import backbones
 from trainer.cli.doctor import doctor
 from trainer.cli.evaluate import evaluate
 from trainer.cli.launch import launch
@@ -50,6 +51,7 @@ for command in (
     export.cli.predict,
     serving.cli.serve,
     serving.cli.manifests,
+    backbones,
     doctor,
 ):
     app.command()(command)
