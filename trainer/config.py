@@ -6,6 +6,7 @@ one setting, its value read as YAML. What a run used is written out in full as `
 
 import difflib
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -23,6 +24,7 @@ from trainer.settings.saving import CheckpointConfig, LogConfig
 from trainer.settings.section import Section
 from trainer.settings.training import OptimizerConfig, TrainConfig
 
+RECIPES_DIR = pathlib.Path(__file__).resolve().parents[1] / "recipes"
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -63,23 +65,49 @@ def load_config(
     path: pathlib.Path | None = None,
     overrides: list[str] | None = None,
     *,
+    recipe: str | None = None,
     flags: dict[str, dict[str, Any]] | None = None,
 ) -> Config:
-    """The defaults, changed by the recipe at `path`, by each `section.key=value` of `overrides`, then by `flags`.
+    """The defaults, changed by the `recipe` of that name, by the file at `path`, by each `section.key=value` of
+    `overrides`, then by `flags`.
 
     Raises:
         ConfigError: the file is missing or not a mapping, a key is unknown (the nearest is named), or a value
             is of the wrong type or out of range.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = _read_recipe(find_recipe(recipe)) if recipe is not None else {}
     if path is not None:
-        values = _read_recipe(path)
+        for section, settings in _read_recipe(path).items():
+            if isinstance(values.get(section), dict) and isinstance(settings, dict):
+                values[section].update(settings)
+            else:
+                values[section] = settings
     for override in overrides or []:
         _apply_override(values, override)
     for section, settings in (flags or {}).items():
         if settings:
             values.setdefault(section, {}).update(settings)
     return parse_config(values, origin=str(path) if path else "the configuration")
+
+
+def list_recipes() -> dict[str, str]:
+    """The recipes that come with the trainer: the first sentence of each, by name."""
+    found = {}
+    for path in sorted(RECIPES_DIR.glob("*.yaml")):
+        lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text().splitlines())
+        comment = " ".join(line.removeprefix("# ").strip() for line in lines)
+        found[path.stem] = re.split(r"(?<=[.:;]) ", comment, maxsplit=1)[0].rstrip(".:;")
+    return found
+
+
+def find_recipe(name: str) -> pathlib.Path:
+    """Raises ConfigError where none is called so; the nearest is named."""
+    known = list_recipes()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected auto, or one of {', '.join(known)}"
+        raise ConfigError(f"there is no recipe {name!r}; {hint} A file of your own is given with --config")
+    return RECIPES_DIR / f"{name}.yaml"
 
 
 def parse_config(values: dict[str, Any], *, origin: str) -> Config:

@@ -94,13 +94,16 @@ def _run_elastic_workers(config: DistributeConfig, *, arguments: list[str], run_
     supervisor.run(worker_command(arguments), request.worker_environment)
 
 
-def worker_arguments(arguments: Sequence[str], *, run_dir: pathlib.Path | str, dataset_dir: str) -> list[str]:
+def worker_arguments(
+    arguments: Sequence[str], *, run_dir: pathlib.Path | str, dataset_dir: str, recipe: str | None = None
+) -> list[str]:
     """The arguments of every worker: those of this command after "trainer", and what was decided here once for all."""
     passed_on = list(arguments)
     passed_on.remove("launch")
     # The launcher alone answers; and a dry run shows what the command without --dry-run does.
     passed_on = [argument for argument in passed_on if argument not in ("--json", "--dry-run")]
-    return [*passed_on, f"--run-dir={run_dir}", f"--data={dataset_dir}"]
+    decided = [f"--run-dir={run_dir}", f"--data={dataset_dir}"]
+    return [*passed_on, *decided, *([f"--recipe={recipe}"] if recipe is not None else [])]
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:

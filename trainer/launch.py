@@ -43,6 +43,8 @@ class PlannedRun:
     run: RunDir
     # The workers that this process has to start; where there are none, it trains itself.
     places: Sequence[Place] = ()
+    # The recipe by name, where one was given or chosen, for the workers.
+    recipe: str | None = None
 
     @property
     def first_step(self) -> int:
@@ -66,7 +68,7 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
     if request.is_elastic(config.distribute):
         request.check_batch(config.distribute, config.train.global_batch_size, num_places=len(places))
     topology = _find_topology(config.distribute, places)
-    dataset_dir = _find_dataset(config, note)
+    dataset_dir = find_dataset(config, note)
     plan = make_plan(config, dataset_dir, topology, tf_runtime.list_gpus()[: topology.num_local_replicas])
     if run_dir is None:
         run = (_unfinished_run(plan, config) if resume else None) or _new_run()
@@ -158,7 +160,12 @@ def _make_engine(topology: Topology, config: DistributeConfig) -> Engine:
     return make(topology, fusion_bytes=config.fusion_bytes)
 
 
-def _find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:
+def find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:
+    """The prepared dataset of `data.path`; a raw folder of images is prepared beside itself.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
     if config.data.path is None:
         raise DataError(
             "no dataset was named; give --data DATASET (or a folder with one folder of images per class), or write "

@@ -147,7 +147,9 @@ def test_a_network_that_is_all_there_is_keeps_the_names_of_its_layers() -> None:
     inside = keras.Input((24, 24, 3))
     nested = keras.Model(inside, _features(inside), name="nested")
     around = keras.Sequential([keras.Input((24, 24, 3)), nested, layers.GlobalAveragePooling2D(), layers.Dense(2)])
-    assert [layer.name for layer in without_head(around, origin="mine").layers][1:] == ["first", "norm", "last"]
+    network = without_head(around, origin="mine")
+    assert [layer.name for layer in network.layers][1:] == ["first", "norm", "last"]
+    assert network(np.zeros([1, 24, 24, 3])).shape == (1, 20, 20, 5)
 
 
 def test_a_transformer_is_cut_at_its_pooled_sequence() -> None:

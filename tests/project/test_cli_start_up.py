@@ -22,6 +22,7 @@ COMMANDS = {
     "predict",
     "serve",
     "manifests",
+    "backbones",
     "doctor",
     "bench",
 }

@@ -51,7 +51,7 @@ LAYERS = (
         "trainer.comparison",
         "trainer.report",
     ),
-    ("trainer.actions", "trainer.patience", "trainer.staged_step"),
+    ("trainer.actions", "trainer.patience", "trainer.staged_step", "trainer.recipe_choice"),
     ("trainer.train",),
     ("trainer.job", "trainer.elastic_worker"),
     ("trainer.launch", "trainer.doctor"),

@@ -13,6 +13,7 @@ import typer
 import export.cli
 import serving.cli
 from trainer.cli import bench
+from trainer.cli.backbones import backbones
 from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
 from trainer.cli.evaluate import evaluate
@@ -52,6 +53,7 @@ for command in (
     export.cli.predict,
     serving.cli.serve,
     serving.cli.manifests,
+    backbones,
     doctor,
 ):
     app.command()(command)

@@ -1,5 +1,6 @@
 """`trainer launch`: train, or go on with a run."""
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -11,9 +12,11 @@ import typer
 from trainer.cli.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
+    from trainer.config import Config
     from trainer.launch import PlannedRun
 
 DEFAULT_CONFIG_FILE = pathlib.Path("trainer.yaml")
+AUTO = "auto"
 
 
 class Strategy(StrEnum):
@@ -55,10 +58,18 @@ def launch(
         pathlib.Path | None,
         typer.Option(help="Where the run is kept; the same command goes on with it.", show_default="runs/<time>"),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Settings that come with trainer: frozen, finetune, staged, scratch and others, or auto, which looks "
+            "at the data and says why it chose. --config and --set change them.",
+        ),
+    ] = None,
     config: Annotated[
         pathlib.Path | None,
         typer.Option(
-            help="A recipe: a YAML file that states only what differs from the defaults.", show_default="./trainer.yaml"
+            help="Settings of your own: a YAML file that states only what differs.", show_default="./trainer.yaml"
         ),
     ] = None,
     set_: Annotated[
@@ -125,7 +136,7 @@ def launch(
     """
     from trainer.config import load_config
 
-    recipe = config or (DEFAULT_CONFIG_FILE if DEFAULT_CONFIG_FILE.is_file() else None)
+    file = config or (DEFAULT_CONFIG_FILE if DEFAULT_CONFIG_FILE.is_file() else None)
     flags: dict[str, dict[str, Any]] = {
         "data": {"path": data},
         "distribute": {
@@ -142,16 +153,20 @@ def launch(
             "strict_batch": strict_batch,
         },
     }
-    settings = load_config(recipe, set_ or [], flags=_given(flags))
+    settings = load_config(file, set_ or [], recipe=None if recipe == AUTO else recipe, flags=_given(flags))
 
     from trainer import tf_runtime
 
     tf_runtime.configure(use_gpus=settings.distribute.device != "cpu")
+    if recipe == AUTO:
+        recipe = _choose_recipe(settings)
+        settings = load_config(file, set_ or [], recipe=recipe, flags=_given(flags))
 
     from trainer.distribute.launchers import heartbeat
     from trainer.launch import plan_run
 
     planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note)
+    planned = dataclasses.replace(planned, recipe=recipe)
     summary = {
         "run_dir": str(planned.run.path),
         "first_step": planned.first_step,
@@ -171,6 +186,15 @@ def launch(
         print_json(summary) if json_ else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")
 
 
+def _choose_recipe(settings: "Config") -> str:
+    from trainer.launch import find_dataset
+    from trainer.recipe_choice import choose_recipe
+
+    choice = choose_recipe(settings, find_dataset(settings, note))
+    note(f"recipe {choice.recipe}: {choice.reason}")
+    return choice.recipe
+
+
 def _train(planned: "PlannedRun") -> None:
     """In this process, or in workers that it starts with its own arguments."""
     from trainer import job
@@ -180,7 +204,10 @@ def _train(planned: "PlannedRun") -> None:
         start_run(planned, note)
         return
     arguments = job.worker_arguments(
-        sys.argv[1:], run_dir=planned.run.path.resolve(), dataset_dir=planned.plan.dataset_dir
+        sys.argv[1:],
+        run_dir=planned.run.path.resolve(),
+        dataset_dir=planned.plan.dataset_dir,
+        recipe=planned.recipe,
     )
     job.run_workers(planned.places, planned.config.distribute, arguments=arguments, run_dir=planned.run.path)
 

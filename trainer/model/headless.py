@@ -46,7 +46,7 @@ def _last_features(model: Any) -> Any | None:
         if isinstance(operation, keras.Model) and not isinstance(operation, keras.Sequential):
             inner = _last_features(operation)
             if inner is not None:
-                return keras.Model(operation.inputs, inner, name=operation.name)(_input_of(operation, tensor))
+                return keras.Model(operation.inputs[0], inner, name=operation.name)(_input_of(operation, tensor))
         if len(shape) == 3:  # a sequence: its pooled form is what follows
             pooled = after if after is not None else keras.layers.GlobalAveragePooling1D(name="pool_sequence")(tensor)
             return keras.layers.Reshape((1, 1, pooled.shape[-1]), name="as_image")(pooled)
@@ -73,5 +73,5 @@ def _flattened(model: Any) -> Any:
     networks = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     others = [layer for layer in model.layers if not isinstance(layer, keras.Model | keras.layers.InputLayer)]
     if len(networks) == 1 and not others and len(model.operations) == 2:
-        return _flattened(keras.Model(networks[0].inputs, networks[0].outputs, name=networks[0].name))
+        return _flattened(keras.Model(networks[0].inputs[0], networks[0].outputs[0], name=networks[0].name))
     return model

@@ -70,6 +70,12 @@ def _build(name: str, shape: tuple[int, int, int], *, load_weights: bool) -> Any
             classifier = from_preset()
     except Exception as e:
         raise _refusal(name, e) from e
+    if len(classifier.backbone.output_shape) != 4:
+        # Their layers keep dropout inside, where no mask can be keyed by example, and cannot all be copied.
+        raise ModelError(
+            f"{name} is a transformer ({type(classifier.backbone).__name__}); of keras-hub, networks with features of "
+            "height, width and channels are taken, such as hub:resnet_50_imagenet"
+        )
     network = without_head(classifier, origin=name)
     takes = tuple(network.input_shape[1:])
     if None in takes:

@@ -1,0 +1,72 @@
+"""Measures every backbone of the registry and writes what `trainer backbones` shows: trainer/model/backbones.json.
+
+    python scripts/measure_backbones.py
+
+Networks are built without weights, which takes some minutes for all. Run it after a change to the registry.
+"""
+
+import os
+import pathlib
+import sys
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import keras
+from keras.src.utils import file_utils
+
+from trainer import atomic
+from trainer.model import efficientnet_lite
+from trainer.model.backbones import find_backbone, list_backbones
+from trainer.model.blocks import blocks_of
+from trainer.model.catalogue import FILE, BackboneFacts, Catalogue
+from trainer.model.flops import count_multiply_adds
+
+
+def main() -> None:
+    measured = []
+    for name in list_backbones():
+        facts = measure(name)
+        print(f"{name:24} {facts.num_parameters:>12,} {facts.multiply_adds / 1e9:8.2f} G", flush=True)
+        measured.append(facts)
+    atomic.write_text(FILE, Catalogue(backbones=measured).model_dump_json(indent=1, exclude_none=True) + "\n")
+
+
+def measure(name: str) -> BackboneFacts:
+    spec = find_backbone(name)
+    with keras.StatelessScope():  # shapes alone: no weights are made
+        network = spec.build((spec.image_size_px, spec.image_size_px, 3))
+    variant = efficientnet_lite.VARIANTS.get(name)
+    return BackboneFacts(
+        name=name,
+        image_size_px=spec.image_size_px,
+        num_parameters=network.count_params(),
+        multiply_adds=count_multiply_adds(network),
+        num_blocks=len(blocks_of(network)),
+        weights_file=None if variant else weights_file_of(spec),
+        weights_package=variant.weights_package if variant else None,
+    )
+
+
+class _FileAskedFor(Exception):
+    pass
+
+
+def weights_file_of(spec: Any) -> str:
+    """The name under which Keras keeps the ImageNet weights; it is asked for them and stopped before it downloads."""
+
+    def stop(fname: str, *args: Any, **kwargs: Any) -> None:
+        raise _FileAskedFor(fname)
+
+    try:
+        with mock.patch.object(file_utils, "get_file", stop), keras.StatelessScope():
+            spec.build_imagenet((spec.image_size_px, spec.image_size_px, 3))
+    except _FileAskedFor as asked:
+        return str(asked)
+    raise RuntimeError(f"Keras asked for no file of weights for {spec.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The recipes that come with the trainer: all are valid, and layered under what the user says."""
+
+import pathlib
+
+import pytest
+
+from trainer.config import RECIPES_DIR, list_recipes, load_config
+from trainer.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_recipe_states_only_what_differs_from_the_defaults(name: str) -> None:
+    import yaml
+
+    stated = yaml.safe_load((RECIPES_DIR / f"{name}.yaml").read_text())
+    defaults = load_config().model_dump(mode="json")
+    config = load_config(recipe=name)
+    assert config != load_config()
+    for section, settings in stated.items():
+        for key, value in settings.items():
+            assert value != defaults[section][key], f"{section}.{key} is the default"
+    assert list_recipes()[name], "it begins with a comment that says what it is for"
+
+
+def test_a_file_of_the_users_own_and_flags_change_a_recipe(tmp_path: pathlib.Path) -> None:
+    (mine := tmp_path / "trainer.yaml").write_text("train: {epochs: 3}\ndata: {path: photos}\n")
+    config = load_config(mine, ["optimizer.learning_rate=0.5"], recipe="frozen", flags={"distribute": {"xla": "on"}})
+    assert config.model.trainable == "head"
+    assert (config.train.epochs, config.data.path) == (3.0, "photos")
+    assert (config.optimizer.learning_rate, config.distribute.xla) == (0.5, "on")
+
+
+@pytest.mark.parametrize(("name", "hint"), [("froozen", "did you mean 'frozen'"), ("zzz", "expected auto, or one of")])
+def test_an_unknown_recipe_is_answered_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        load_config(recipe=name)

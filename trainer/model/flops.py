@@ -1,0 +1,46 @@
+"""Multiply-adds of a network for one image, from the shapes of its layers.
+
+What papers on vision count as FLOPs: one for each multiplication of a weight with a value of an image. Additions of
+biases, normalisation, activations and pooling are left out; they are a few percent.
+"""
+
+import math
+from typing import Any
+
+import keras
+
+
+def count_multiply_adds(network: Any) -> int:
+    """Of a functional or sequential Keras model with a fixed input size, for a batch of one.
+
+    Raises ValueError for a network without a graph, or one that takes images of any size.
+    """
+    if isinstance(network, keras.Sequential):
+        network = network._functional
+    nodes_by_depth = getattr(network, "_nodes_by_depth", None)
+    if not nodes_by_depth or None in network.input_shape[1:]:
+        raise ValueError(f"{network.name} has no fixed input size, so that its work cannot be counted")
+    nodes = (node for depth in nodes_by_depth.values() for node in depth)
+    return sum(_of_call(node.operation, node.input_tensors, node.outputs) for node in nodes)
+
+
+def _of_call(layer: Any, inputs: list[Any], outputs: list[Any]) -> int:
+    layers = keras.layers
+    if isinstance(layer, keras.Model):
+        return count_multiply_adds(layer)
+    if isinstance(layer, layers.SeparableConv2D):
+        depthwise, pointwise = (math.prod(kernel.shape) for kernel in (layer.depthwise_kernel, layer.pointwise_kernel))
+        return (depthwise + pointwise) * _num_places(layer, outputs[0])
+    if isinstance(layer, layers.Conv2DTranspose):
+        return math.prod(layer.kernel.shape) * _num_places(layer, inputs[0])
+    if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
+        # A kernel [height, width, input channels of a group, filters] is applied once at each place of the output.
+        return math.prod(layer.kernel.shape) * _num_places(layer, outputs[0])
+    if isinstance(layer, layers.Dense):
+        return int(layer.kernel.shape[0]) * math.prod(outputs[0].shape[1:])
+    return 0
+
+
+def _num_places(layer: Any, tensor: Any) -> int:
+    shape = tensor.shape[1:3] if layer.data_format == "channels_last" else tensor.shape[2:4]
+    return math.prod(shape)
