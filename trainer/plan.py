@@ -110,10 +110,7 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
         UsageError: the batch, the dataset, the backbone or its weights do not go together.
     """
     manifest = Manifest.load(dataset_dir)
-    task = resolve_task(config.train.task, manifest)
-    check_sampling(config.data.sampling, manifest)
-    check_best_metric(config.checkpoint.best_metric, task)
-    num_train = _num_examples(manifest, "train", dataset_dir)
+    task, num_train = _check_task(config, manifest), _num_examples(manifest, "train", dataset_dir)
     check_run_length(config.data.run_length, sampling=config.data.sampling, num_examples=num_train)
     backbone = find_backbone(config.model.backbone, config.model.pixels)
     weights = _weights_of_run(resolve_weights(config.model.weights, backbone))
@@ -176,23 +173,22 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
     )
 
 
-def check_sampling(sampling: str, manifest: Manifest) -> None:
-    """Raises ConfigError for balanced classes of a dataset whose images have several labels."""
-    if sampling == "class_balanced" and manifest.task == "multi_label":
+def _check_task(config: Config, manifest: Manifest) -> ModelTask:
+    """The task, which the sampling and the best metric must go with."""
+    task = resolve_task(config.train.task, manifest)
+    if config.data.sampling == "class_balanced" and manifest.task == "multi_label":
         raise ConfigError(
             f"data.sampling is class_balanced, and images of the dataset {manifest.name} have several labels, so that "
             "no order shows all classes equally often; use --set train.class_weights=balanced"
         )
-
-
-def check_best_metric(metric: str, task: ModelTask) -> None:
-    """Raises ConfigError for a metric that the task does not have."""
+    metric = config.checkpoint.best_metric
     tasks = {"average_precision": ("binary", "multi_label"), "roc_auc": ("binary",)}
     if metric in tasks and task not in tasks[metric]:
         raise ConfigError(
             f"checkpoint.best_metric is {metric}, which is one of {' and '.join(tasks[metric])} models, and this is a "
             f"{task} one; use accuracy, macro_f1 or loss"
         )
+    return task
 
 
 def _weights_of_run(weights: str) -> str:

@@ -30,14 +30,14 @@ def _of_call(layer: Any, inputs: list[Any], outputs: list[Any]) -> int:
         return count_multiply_adds(layer)
     if isinstance(layer, layers.SeparableConv2D):
         depthwise, pointwise = (math.prod(kernel.shape) for kernel in (layer.depthwise_kernel, layer.pointwise_kernel))
-        return (depthwise + pointwise) * _num_places(layer, outputs[0])
+        return int(depthwise + pointwise) * _num_places(layer, outputs[0])
     if isinstance(layer, layers.Conv2DTranspose):
-        return math.prod(layer.kernel.shape) * _num_places(layer, inputs[0])
+        return int(math.prod(layer.kernel.shape)) * _num_places(layer, inputs[0])
     if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
         # A kernel [height, width, input channels of a group, filters] is applied once at each place of the output.
-        return math.prod(layer.kernel.shape) * _num_places(layer, outputs[0])
+        return int(math.prod(layer.kernel.shape)) * _num_places(layer, outputs[0])
     if isinstance(layer, layers.Dense):
-        return int(layer.kernel.shape[0]) * math.prod(outputs[0].shape[1:])
+        return int(layer.kernel.shape[0]) * int(math.prod(outputs[0].shape[1:]))
     return 0
 
 
