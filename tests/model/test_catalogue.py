@@ -111,7 +111,9 @@ def test_weights_that_are_at_hand_are_told_from_those_to_download(
 def test_a_filter_leaves_out_the_rest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(monkeypatch, "MobileNet-V3") == 0
     printed = capsys.readouterr().out
-    assert "mobilenet_v3_large" in printed and "0.22 G" in printed and "3.0 M" in printed
+    assert "mobilenet_v3_large" in printed and "0.21 G" in printed and "3.0 M" in printed
     assert "mobilenet_v2" not in printed
+    assert _run(monkeypatch) == 0
+    assert "…" not in capsys.readouterr().out  # it fits 80 columns
     assert _run(monkeypatch, "alexnet") == 2
     assert "no backbone has 'alexnet' in its name" in capsys.readouterr().err
