@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from trainer.cli.output import JsonOption, print_answer, print_json
@@ -42,7 +43,7 @@ def _plain(name: str) -> str:
 
 
 def _table(found: "list[BackboneFacts]") -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # all columns fit 80 characters
     table.add_column("backbone", no_wrap=True)
     for name in ("parameters", "input", "multiply-adds", "blocks"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -56,7 +57,5 @@ def _table(found: "list[BackboneFacts]") -> Table:
             str(facts.num_blocks),
             facts.weights,
         )
-    table.caption = (
-        "without a head, at that input size; multiply-adds for one image; pretrained weights on this machine"
-    )
+    table.caption = "without a head, for one image of that size; pretrained weights on this machine"
     return table

@@ -29,13 +29,13 @@ def _of_call(layer: Any, inputs: list[Any], outputs: list[Any]) -> int:
     if isinstance(layer, keras.Model):
         return count_multiply_adds(layer)
     if isinstance(layer, layers.SeparableConv2D):
-        depthwise, pointwise = (math.prod(kernel.shape) for kernel in (layer.depthwise_kernel, layer.pointwise_kernel))
-        return int(depthwise + pointwise) * _num_places(layer, outputs[0])
+        depthwise, pointwise = (_size(kernel) for kernel in (layer.depthwise_kernel, layer.pointwise_kernel))
+        return (depthwise + pointwise) * _num_places(layer, outputs[0])
     if isinstance(layer, layers.Conv2DTranspose):
-        return int(math.prod(layer.kernel.shape)) * _num_places(layer, inputs[0])
+        return _size(layer.kernel) * _num_places(layer, inputs[0])
     if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
         # A kernel [height, width, input channels of a group, filters] is applied once at each place of the output.
-        return int(math.prod(layer.kernel.shape)) * _num_places(layer, outputs[0])
+        return _size(layer.kernel) * _num_places(layer, outputs[0])
     if isinstance(layer, layers.Dense):
         return int(layer.kernel.shape[0]) * int(math.prod(outputs[0].shape[1:]))
     return 0
@@ -43,4 +43,8 @@ def _of_call(layer: Any, inputs: list[Any], outputs: list[Any]) -> int:
 
 def _num_places(layer: Any, tensor: Any) -> int:
     shape = tensor.shape[1:3] if layer.data_format == "channels_last" else tensor.shape[2:4]
-    return math.prod(shape)
+    return int(math.prod(shape))
+
+
+def _size(kernel: Any) -> int:
+    return int(math.prod(kernel.shape))
