@@ -56,8 +56,8 @@ def _table(comparison: "Comparison") -> "Table":
 
     name = "exact match" if comparison.task == "multi_label" else "accuracy"
     title = f"{comparison.split} split, {comparison.num_examples:,} images"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("run", "trained", name, "95% interval", "to the first", "95% interval", "p", "mAP", "time"):
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, caption="below: 95% intervals")
+    for heading in ("run", "trained", name, "to the first", "p", "mAP", "time"):
         table.add_column(heading, justify="left" if heading in ("run", "trained") else "right", overflow="fold")
     for run in comparison.runs:
         table.add_row(*_cells(run))
@@ -67,19 +67,19 @@ def _table(comparison: "Comparison") -> "Table":
 def _cells(run: "ComparedRun") -> list[str]:
     from trainer.progress import format_duration
 
-    difference, interval, p_value = "", "", ""
+    low, high = run.accuracy_interval
+    difference, p_value = "", ""
     if run.difference:
         accuracy = run.difference.of("accuracy")
         difference = "" if accuracy.value is None else f"{accuracy.value:+.4f}"
-        interval = f"{accuracy.interval[0]:+.4f} to {accuracy.interval[1]:+.4f}" if accuracy.interval else ""
+        if accuracy.interval:
+            difference += f"\n{accuracy.interval[0]:+.3f} to {accuracy.interval[1]:+.3f}"
         p_value = f"{run.difference.corrected_p_value:.2g}"
     return [
         escape(run.name),
         run.how,
-        f"{run.accuracy:.4f}",
-        f"{run.accuracy_interval[0]:.4f} to {run.accuracy_interval[1]:.4f}",
+        f"{run.accuracy:.4f}\n{low:.3f} to {high:.3f}",
         difference,
-        interval,
         p_value,
         "" if run.average_precision is None else f"{run.average_precision:.4f}",
         "" if run.cost.training_secs is None else format_duration(run.cost.training_secs),

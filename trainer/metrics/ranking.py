@@ -69,11 +69,13 @@ def roc_curve(true: Bools, scores: Floats) -> Curve:
 
 
 def precision_recall_curve(true: Bools, scores: Floats) -> Curve:
-    """Recall against precision, in rising recall, for true [n] with a positive in it."""
+    """Recall against precision, in rising recall up to the first that is 1, for true [n] with a positive in it."""
     from sklearn import metrics
 
     precision, recall, _ = metrics.precision_recall_curve(true, scores)
     area = float(metrics.average_precision_score(true, scores))
+    first_full = np.flatnonzero(recall == 1)[-1]
+    precision, recall = precision[first_full:], recall[first_full:]
     return Curve(x=recall[::-1], y=precision[::-1], area=area)
 
 

@@ -9,7 +9,7 @@ from trainer import atomic
 from trainer.comparison import ComparedRun, Comparison
 from trainer.metric_writers import read_metrics
 from trainer.progress import format_duration
-from trainer.report.figures import LineChart, line_chart
+from trainer.report.figures import LineChart, floor_of, line_chart
 from trainer.report.render import make_environment
 from trainer.report.rows import to_text
 from trainer.run_dir import RunDir
@@ -44,7 +44,7 @@ def write_comparison(comparison: Comparison, runs: Sequence[RunDir], out: pathli
         runs=shown,
         charts=_charts(runs, shown),
         settings=[(s.name, [to_text(value) for value in s.values]) for s in comparison.settings],
-        low=_floor(min(run.accuracy_interval[0] for run in comparison.runs)),
+        low=floor_of([run.accuracy_interval[0] for run in comparison.runs]),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(out, page)
@@ -91,8 +91,3 @@ def _time(run: ComparedRun) -> str:
 
 def _speed(run: ComparedRun) -> str:
     return "\u2013" if run.cost.images_per_sec is None else f"{run.cost.images_per_sec:,.0f}"
-
-
-def _floor(value: float) -> float:
-    """Where the axis of accuracies starts: a tenth at or below the lowest, so that near ones can be told apart."""
-    return max(0.0, int(value * 10) / 10)

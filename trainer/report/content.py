@@ -17,6 +17,7 @@ from trainer.report.figures import (
     ConfusedPair,
     LineChart,
     confusion_cells,
+    floor_of,
     format_number,
     line_chart,
     list_classes,
@@ -70,6 +71,7 @@ class Content:
     gallery: Gallery
     saliency: Saliency
     seen: Seen
+    slices_from: float
     cost: list[Row]
     changed: list[ChangedSetting]
     settings: list[Group]
@@ -112,6 +114,7 @@ def gather(
         gallery=load_gallery(info, config, evaluation, labels, logits, dataset_dir),
         saliency=load_saliency(run, config, evaluation, labels, logits, dataset_dir, num_saliency_images),
         seen=load_seen(info, config, dataset_dir),
+        slices_from=floor_of([s.accuracy_interval[0] for s in evaluation.slices]),
         cost=_cost(read_cost(run), info, entries),
         changed=changed_settings(config),
         settings=[*setting_groups(config), *plan_groups(plan)],
@@ -176,7 +179,11 @@ def _areas(evaluation: Evaluation) -> list[Figure]:
     """Average precision and the area under the ROC curve, with their intervals."""
     ranking, intervals = evaluation.ranking, evaluation.intervals
     shown = [
-        ("Average precision" if evaluation.task == "binary" else "mAP", ranking.average_precision, "average_precision"),
+        (
+            "Average precision" if evaluation.task == "binary" else "Mean average precision",
+            ranking.average_precision,
+            "average_precision",
+        ),
         ("ROC AUC", ranking.roc_auc, "roc_auc"),
     ]
     figures = []

@@ -44,6 +44,8 @@ class Line:
     path: str
     dots: list[Point]
     last: str
+    # Of the dots, across; none: all as the style sheet says.
+    sizes_px: list[float] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,6 +204,11 @@ def list_classes(evaluation: Evaluation) -> tuple[list[ClassMetrics], list[Class
         return evaluation.classes, []
     ranked = sorted(evaluation.classes, key=lambda c: (c.support == 0, c.f1))
     return ranked[:NUM_WORST_CLASSES], ranked[NUM_WORST_CLASSES:]
+
+
+def floor_of(values: Sequence[float]) -> float:
+    """Where an axis of shares starts: a tenth at or below the lowest, so that near ones can be told apart."""
+    return max(0.0, min(int(min(values, default=0.0) * 10) / 10, 0.9))
 
 
 def format_number(value: float) -> str:

@@ -1,7 +1,6 @@
 """Where the model looked: Grad-CAM over a few images of the split."""
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import PIL.Image
@@ -18,8 +17,9 @@ from trainer.report.pictures import choose_mistakes, choose_samples, embed, read
 from trainer.run_dir import RunDir
 
 NUM_IMAGES = 6
-# Of the heat over the image, where it is strongest.
-_OPACITY = 0.65
+# Of the heat over the image, where it is strongest; one colour, so that more of it can only mean more.
+_OPACITY = 0.8
+_COLOR = np.array([255, 84, 16], np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,14 +110,11 @@ def _explain(
     return explained
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, map_name: Literal["inferno"] = "inferno") -> PIL.Image.Image:  # type: ignore[type-arg]
+def overlay(image: np.ndarray, heat: np.ndarray) -> PIL.Image.Image:  # type: ignore[type-arg]
     """`image` [size, size, 3] uint8 in grey, with `heat` [height, width] in [0, 1] over it, enlarged smoothly."""
-    import matplotlib
-
     size = (image.shape[1], image.shape[0])
     enlarged = PIL.Image.fromarray(heat.astype(np.float32)).resize(size, PIL.Image.Resampling.BICUBIC)
     strength = np.clip(np.asarray(enlarged), 0, 1)
-    colors = matplotlib.colormaps[map_name](strength)[:, :, :3] * 255
     grey = np.asarray(PIL.Image.fromarray(image).convert("L").convert("RGB"), np.float32)
     opacity = _OPACITY * strength[:, :, None]
-    return PIL.Image.fromarray(np.round((1 - opacity) * grey + opacity * colors).astype(np.uint8))
+    return PIL.Image.fromarray(np.round((1 - opacity) * grey + opacity * _COLOR).astype(np.uint8))

@@ -1,5 +1,6 @@
 """Charts whose axes both go from 0 to 1: reliability, ROC, precision against recall."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,16 +18,15 @@ _COLORS = ("train", "validation", "third")
 
 
 def reliability_chart(evaluation: Evaluation) -> LineChart:
-    """Accuracy against confidence, a point for each bin that is not empty; on the diagonal where all is well."""
+    """Accuracy against confidence, a dot for each bin, larger for more answers; on the diagonal where all is well."""
     calibration = evaluation.calibration
     lines = [
         _line("well calibrated", "reference", [(0.0, 0.0), (1.0, 1.0)], ""),
-        _line("as it is", "train", _points(calibration.bins), f"error {calibration.ece:.3f}", has_dots=True),
+        _dots("as it is", "train", calibration.bins, f"error {calibration.ece:.3f}"),
     ]
     if calibration.ece_with_temperature is not None:
-        points = _points(calibration.bins_with_temperature)
         last = f"error {calibration.ece_with_temperature:.3f}"
-        lines.append(_line("with the temperature", "validation", points, last, has_dots=True))
+        lines.append(_dots("with the temperature", "validation", calibration.bins_with_temperature, last))
     return _chart("Accuracy against confidence", lines)
 
 
@@ -62,14 +62,24 @@ def _chosen(curves: dict[int, Curve], names: Sequence[str]) -> list[Line]:
     ]
 
 
-def _points(bins: Sequence[ReliabilityBin]) -> list[Point]:
-    return [(b.confidence, b.accuracy) for b in bins if b.count]
+def _dots(name: str, color: str, bins: Sequence[ReliabilityBin], last: str) -> Line:
+    filled = [b for b in bins if b.count]
+    largest = max(b.count for b in filled)
+    return Line(
+        name=name,
+        color=color,
+        path="",
+        dots=[(b.confidence, b.accuracy) for b in filled],
+        # The area, and not the width, is in proportion.
+        sizes_px=[5 + 11 * math.sqrt(b.count / largest) for b in filled],
+        last=last,
+    )
 
 
-def _line(name: str, color: str, points: list[Point], last: str, *, has_dots: bool = False) -> Line:
+def _line(name: str, color: str, points: list[Point], last: str) -> Line:
     shown = thin_out(points, _MAX_BUCKETS)
     path = "L".join(f"{1000 * x:.1f} {1000 * (1 - y):.1f}" for x, y in shown)
-    return Line(name=name, color=color, path=f"M{path}", dots=shown if has_dots else [], last=last)
+    return Line(name=name, color=color, path=f"M{path}", dots=[], last=last)
 
 
 def _chart(title: str, lines: list[Line]) -> LineChart:
