@@ -115,7 +115,7 @@ def plan_features(question: FeatureQuestion) -> FeaturePlan:
             raise ConfigError(f"{asked}, but {obstacle.reason}; {obstacle.fix}, or leave features to auto")
         return FeaturePlan(reason=obstacle.reason)
     assert trunk is not None, "there is no obstacle"
-    if settings.cache == "auto" and question.config.train.epochs <= question.num_views:
+    if settings.cache == "auto" and settings.views is None and question.config.train.epochs <= 1:
         return FeaturePlan(reason="no training image is read twice, so that features would save nothing")
     return _fitting(question, trunk)
 
