@@ -175,6 +175,8 @@ def check_task(manifest: Manifest, dataset_dir: DatasetPath) -> None:
 
 def _count_steps(config: Config, num_train: int) -> tuple[int, int]:
     """The steps of the run, and the positions in them that count."""
+    if config.train.solver == "ridge":
+        return 1, num_train
     batch_size = config.train.global_batch_size
     num_positions = int(config.train.epochs * num_train)
     if num_positions < 1:

@@ -50,6 +50,7 @@ LAYERS = (
     ),
     ("trainer.actions",),
     ("trainer.train",),
+    ("trainer.solve",),
     ("trainer.job", "trainer.elastic_worker"),
     ("trainer.launch", "trainer.doctor"),
     ("trainer.dry_run",),

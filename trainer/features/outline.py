@@ -16,7 +16,12 @@ from trainer.model.classifier import build_classifier
 def find_trunk(**settings: Any) -> TrunkFacts | None:
     """The facts of the trunk of the classifier that `build_classifier` makes of `settings`; None where it has none."""
     cut = cut_classifier(without_values(lambda: build_classifier(**settings)))
-    return None if cut is None else TrunkFacts(cut.layer, cut.feature_shape)
+    return None if cut is None else TrunkFacts(cut.layer, cut.feature_shape, _is_linear(cut.tail))
+
+
+def _is_linear(tail: Any) -> bool:
+    _, *rest = tail.layers
+    return len(rest) == 1 and isinstance(rest[0], keras.layers.Dense) and rest[0].activation is keras.activations.linear
 
 
 def without_values(build: Callable[[], Any]) -> Any:
