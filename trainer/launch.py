@@ -27,6 +27,7 @@ from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress, task_progress
 from trainer.run_dir import RunDir
 from trainer.settings.distribute import DistributeConfig
+from trainer.solve import solve
 from trainer.streams import open_caches, open_features
 from trainer.train import has_ended_early, make_state, train
 
@@ -128,7 +129,8 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         global_batch_size=plan.global_batch_size,
         console=None if is_chief else Console(quiet=True),
     ) as progress:
-        train(plan, config, run, engine, state, store, caches, progress)
+        work = solve if config.train.solver == "ridge" else train
+        work(plan, config, run, engine, state, store, caches, progress)
 
 
 def _find_topology(config: DistributeConfig, places: Sequence[Place]) -> Topology:

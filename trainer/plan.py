@@ -202,6 +202,8 @@ def _weights_of_run(weights: str) -> str:
 
 def _count_steps(config: Config, num_train: int) -> tuple[int, int]:
     """The steps of the run, and the positions in them that count."""
+    if config.train.solver == "ridge":
+        return 1, num_train
     batch_size = config.train.global_batch_size
     num_positions = int(config.train.epochs * num_train)
     if num_positions < 1:

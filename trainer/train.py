@@ -51,12 +51,11 @@ def train(
     first_step, identity = int(state.global_step.numpy()), plan.identity(config)
     training = make_training_stream(plan, config, engine.topology, caches)
     validation = make_validation_stream(plan, config, engine.topology, caches)
-    trained = state
+    trained = on_features(state, caches)
     if caches.tail is not None:
-        # The same variables; what is cached has had its random changes.
-        trained = dataclasses.replace(state, model=caches.tail)
+        # What is cached has had its random changes.
         config = config.model_copy(update={"augment": AugmentConfig()})
-    with _open_writers(run, first_step, more_writers) if store else MetricWriters(more_writers) as writers:
+    with open_writers(run, first_step, more_writers) if store else MetricWriters(more_writers) as writers:
         logging = LogMetrics(
             writers,
             progress,
@@ -108,6 +107,11 @@ def has_ended_early(config: Config, run: RunDir, engine: Engine, *, is_chief: bo
         return False
     metric = config.checkpoint.best_metric
     return engine.any(is_chief and has_lost_patience(run.metrics_file, metric, patience=patience, step=step))
+
+
+def on_features(state: TrainState, caches: Caches) -> TrainState:
+    """The same state, whose model takes what is cached where that are features."""
+    return state if caches.tail is None else dataclasses.replace(state, model=caches.tail)
 
 
 def make_evaluators(
@@ -204,7 +208,7 @@ def _restore(state: TrainState, store: CheckpointStore, step: int) -> None:
     state.num_skipped_steps.assign(info.num_skipped_steps)
 
 
-def _open_writers(run: RunDir, first_step: int, more_writers: Sequence[MetricWriter]) -> MetricWriters:
+def open_writers(run: RunDir, first_step: int, more_writers: Sequence[MetricWriter]) -> MetricWriters:
     log = MetricsLog(run.metrics_file)
     log.truncate_after(first_step)
     return MetricWriters([*more_writers, log, TensorBoardWriter(run.tensorboard_dir)])

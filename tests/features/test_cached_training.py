@@ -75,6 +75,14 @@ def test_features_that_are_not_what_was_written_are_computed_again(
     assert_same_training(run, cached_run, rtol=1e-5)
 
 
+def test_as_many_views_as_epochs_give_the_losses_of_training_on_changed_images(run_again, tmp_path) -> None:
+    changes = ("augment.preset=medium", "features.runtime=tensorflow")
+    kept = run_again(*changes, "features.views=3")
+    assert kept.plan.features.num_views == 3 == kept.plan.num_train_steps * 24 // 120
+    plain = finish_run(pathlib.Path(kept.plan.dataset_dir), tmp_path / "plain", *changes, "features.cache=off")
+    assert_same_training(kept, plain, rtol=1e-5)
+
+
 def test_a_stopped_run_goes_on_with_the_same_weights(
     few_digits: pathlib.Path, cached_run: FinishedRun, tmp_path: pathlib.Path
 ) -> None:

@@ -53,6 +53,7 @@ LAYERS = (
     ),
     ("trainer.actions", "trainer.patience", "trainer.staged_step", "trainer.recipe_choice"),
     ("trainer.train",),
+    ("trainer.solve",),
     ("trainer.job", "trainer.elastic_worker"),
     ("trainer.launch", "trainer.doctor"),
     ("trainer.dry_run",),

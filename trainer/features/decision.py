@@ -59,10 +59,12 @@ class FeaturePlan(pydantic.BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class TrunkFacts:
-    """Of the frozen part: the layer that it ends with, and the shape of what it gives of an image."""
+    """Of the frozen part: the layer that it ends with, the shape of what it gives of an image, what follows."""
 
     layer: str
     shape: tuple[int, ...]
+    # Whether one dense layer is all that follows.
+    is_tail_linear: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,9 @@ def plan_features(question: FeatureQuestion) -> FeaturePlan:
     """
     settings = question.config.features
     _check_views(question)
+    is_ridge = question.config.train.solver == "ridge"
+    if is_ridge:
+        _check_ridge(question.config)
     if settings.cache == "off":
         return FeaturePlan(reason="features.cache is off")
     obstacle = _why_wrong(question)
@@ -109,13 +114,19 @@ def plan_features(question: FeatureQuestion) -> FeaturePlan:
             "no layers with weights lie frozen and free of batch statistics and dropout before all that is trained",
             "use --set model.trainable=head",
         )
+    if trunk is not None and is_ridge and not trunk.is_tail_linear:
+        obstacle = _Obstacle(
+            "more than one dense layer without dropout follows the frozen ones",
+            "use --set model.trainable=head --set model.dropout=0",
+        )
     if obstacle is not None:
-        if settings.cache == "on" or settings.views is not None:
+        if settings.cache == "on" or settings.views is not None or is_ridge:
             asked = "features.cache is on" if settings.cache == "on" else f"features.views is {settings.views}"
+            asked = "train.solver is ridge" if is_ridge else asked
             raise ConfigError(f"{asked}, but {obstacle.reason}; {obstacle.fix}, or leave features to auto")
         return FeaturePlan(reason=obstacle.reason)
     assert trunk is not None, "there is no obstacle"
-    if settings.cache == "auto" and question.config.train.epochs <= question.num_views:
+    if settings.cache == "auto" and settings.views is None and not is_ridge and question.config.train.epochs <= 1:
         return FeaturePlan(reason="no training image is read twice, so that features would save nothing")
     return _fitting(question, trunk)
 
@@ -140,6 +151,18 @@ def _check_views(question: FeatureQuestion) -> None:
         raise ConfigError(
             f"features.views is {settings.views}, but no random change of the images is asked for, and all views would "
             "be the same; leave it out, or use --set augment.preset=light"
+        )
+
+
+def _check_ridge(config: Config) -> None:
+    if config.features.cache == "off":
+        raise ConfigError(
+            "train.solver is ridge, which solves on features, but features.cache is off; leave one of them out"
+        )
+    if config.data.sampling != "uniform":
+        raise ConfigError(
+            f"train.solver is ridge, which takes every image once, but data.sampling is {config.data.sampling}; use "
+            "--set data.sampling=uniform or --set train.solver=gradient"
         )
 
 
@@ -187,9 +210,9 @@ def _fitting(question: FeatureQuestion, trunk: TrunkFacts) -> FeaturePlan:
     elif needed > free:
         obstacle = f"the features take {_gib(needed)}, and the disk of {existing} has {_gib(free)} for them"
     if obstacle is not None:
-        if settings.cache == "on":
+        if settings.cache == "on" or question.config.train.solver == "ridge":
             raise ConfigError(
-                f"features.cache is on, but {obstacle}; raise features.budget_gib, name another place with "
+                f"features are asked for, but {obstacle}; raise features.budget_gib, name another place with "
                 "--set features.dir=DIRECTORY, or leave features to auto"
             )
         return FeaturePlan(reason=obstacle)

@@ -21,7 +21,12 @@ def find_trunk(model_config: str, **settings: Any) -> TrunkFacts | None:
     """
     config = ModelConfig.model_validate_json(model_config)
     cut = cut_classifier(without_values(lambda: build_configured(config, **settings)))
-    return None if cut is None else TrunkFacts(cut.layer, cut.feature_shape)
+    return None if cut is None else TrunkFacts(cut.layer, cut.feature_shape, _is_linear(cut.tail))
+
+
+def _is_linear(tail: Any) -> bool:
+    _, *rest = tail.layers
+    return len(rest) == 1 and isinstance(rest[0], keras.layers.Dense) and rest[0].activation is keras.activations.linear
 
 
 def without_values(build: Callable[[], Any]) -> Any:

@@ -33,6 +33,17 @@ class TrainConfig(Section):
         "several labels an image, the weight of having the class against not having it",
     )
 
+    solver: Literal["gradient", "ridge"] = pydantic.Field(
+        "gradient",
+        description="ridge: the head of a frozen backbone in closed form, in one step; epochs, batches and the "
+        "optimizer then have no part in it",
+    )
+    ridge_strengths: list[Annotated[float, pydantic.Field(gt=0)]] = pydantic.Field(
+        [10.0 ** (-5 + 7 * i / 19) for i in range(20)],
+        min_length=1,
+        description="solver=ridge: relative to the mean eigenvalue of the features' covariance; the best on validation "
+        "is kept",
+    )
     epochs: Annotated[float, pydantic.Field(gt=0)] = 10.0
     global_batch_size: Positive = pydantic.Field(64, description="over all replicas; each takes its slice")
     accumulate_steps: Positive = pydantic.Field(
