@@ -181,6 +181,11 @@ def _check_task(config: Config, manifest: Manifest) -> ModelTask:
             f"data.sampling is class_balanced, and images of the dataset {manifest.name} have several labels, so that "
             "no order shows all classes equally often; use --set train.class_weights=balanced"
         )
+    if config.train.solver == "ridge" and task != "single_label":
+        raise ConfigError(
+            f"train.solver is ridge, which solves for one class an image, and this is a {task} model; use --set "
+            "train.solver=gradient"
+        )
     metric = config.checkpoint.best_metric
     tasks = {"average_precision": ("binary", "multi_label"), "roc_auc": ("binary",)}
     if metric in tasks and task not in tasks[metric]:

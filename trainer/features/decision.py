@@ -164,6 +164,17 @@ def _check_ridge(config: Config) -> None:
             f"train.solver is ridge, which takes every image once, but data.sampling is {config.data.sampling}; use "
             "--set data.sampling=uniform or --set train.solver=gradient"
         )
+    ignored = {
+        "train.loss": (config.train.loss, "cross_entropy"),
+        "train.label_smoothing": (config.train.label_smoothing, 0.0),
+        "train.class_weights": (config.train.class_weights, "none"),
+    }
+    for name, (value, default) in ignored.items():
+        if value != default:
+            raise ConfigError(
+                f"train.solver is ridge, which minimises squared errors, but {name} is {value}; use --set "
+                f"{name}={default} or --set train.solver=gradient"
+            )
 
 
 def _why_wrong(question: FeatureQuestion) -> _Obstacle | None:
