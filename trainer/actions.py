@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.checkpoint import Arrays, Checkpoint, CheckpointInfo, CheckpointStore
-from trainer.errors import TrainingError
+from trainer.errors import NonFiniteGradientError
 from trainer.evaluate import Evaluator
 from trainer.metric_writers import MetricsSplit, MetricWriters
 from trainer.metrics.summary import training_metrics
@@ -38,7 +38,7 @@ class LogMetrics:
         self._writers, self._progress, self._plan = writers, progress, plan
         self._first_step, self._every_steps, self._max_skipped_steps = first_step, every_steps, max_skipped_steps
         self._pending: list[StepMetrics] = []
-        self._num_skipped_in_a_row = 0
+        self._num_skipped_in_a_row = self._last_skipped = 0
         self._started_secs = time.monotonic()
 
     def collect(self, metrics: StepMetrics) -> None:
@@ -49,7 +49,7 @@ class LogMetrics:
         return step % self._every_steps == 0 or step in (self._first_step + 1, self._plan.num_train_steps)
 
     def __call__(self, step: int) -> None:
-        """Raises TrainingError where too many steps in a row had a non-finite gradient."""
+        """Raises NonFiniteGradientError where too many steps in a row had a non-finite gradient."""
         values = {name: np.array([float(v) for v in column]) for name, column in self._columns().items()}
         now = time.monotonic()
         images_per_sec = len(self._pending) * self._plan.global_batch_size / max(now - self._started_secs, 1e-9)
@@ -76,14 +76,16 @@ class LogMetrics:
         return {name: [getattr(m, name) for m in self._pending] for name in StepMetrics._fields}
 
     def _check_skipped(self, step: int, is_skipped: npt.NDArray[np.bool_]) -> None:
-        for skipped in is_skipped:
+        for number, skipped in enumerate(is_skipped, start=step - len(is_skipped) + 1):
             self._num_skipped_in_a_row = self._num_skipped_in_a_row + 1 if skipped else 0
+            self._last_skipped = number if skipped else self._last_skipped
         if is_skipped.any():
             self._progress.note(f"step {step}: {int(is_skipped.sum())} steps skipped for a non-finite gradient")
         if self._num_skipped_in_a_row >= self._max_skipped_steps:
-            raise TrainingError(
+            raise NonFiniteGradientError(
                 f"the last {self._num_skipped_in_a_row} steps up to step {step} were skipped: a gradient was not "
-                "finite; lower optimizer.learning_rate, set optimizer.clip_norm, or use --precision float32"
+                "finite; lower optimizer.learning_rate, set optimizer.clip_norm, or use --precision float32",
+                step=self._last_skipped,
             )
 
 

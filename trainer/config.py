@@ -150,6 +150,10 @@ def _number_from_yaml(value: Any) -> Any:
     # YAML 1.1 reads 1e-3 as a string (it wants 1.0e-3); every user means the number.
     if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
         return float(value)
+    if isinstance(value, dict):
+        return {key: _number_from_yaml(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_number_from_yaml(each) for each in value]
     return value
 
 

@@ -57,6 +57,14 @@ class TrainingError(TrainerError):
     """Training started and could not go on."""
 
 
+class NonFiniteGradientError(TrainingError):
+    """Too many steps in a row were skipped; `step`, from 1, is the last of them."""
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 class ExportError(TrainerError):
     """A model uses something that a format, or the runtime behind it, does not have."""
 

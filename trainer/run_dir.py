@@ -10,6 +10,7 @@ RUN/
   tensorboard/       event files
   checkpoints/       step-00001200/ and so on                                (checkpoint)
   evaluation/        <split>.json and <split>.npz                            (evaluate)
+  bad_batch.npz      where a run gave up for gradients that are not finite   (bad_batch)
   report.html                                                                (report)
 """
 
@@ -60,6 +61,7 @@ class RunDir:
     tensorboard_dir = property(lambda self: self.path / "tensorboard")
     checkpoints_dir = property(lambda self: self.path / "checkpoints")
     evaluation_dir = property(lambda self: self.path / "evaluation")
+    bad_batch_file = property(lambda self: self.path / "bad_batch.npz")
     report_file = property(lambda self: self.path / "report.html")
 
     def exists(self) -> bool:

@@ -1,17 +1,20 @@
 """One training run, from a plan to its last checkpoint."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
 from trainer.actions import EvaluateAndSave, LogMetrics, assign_averages, assign_slots
+from trainer.bad_batch import save_bad_batch
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config
 from trainer.data.batch import Batch
 from trainer.data.pipeline import EvaluationStream, TrainingStream
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
+from trainer.errors import NonFiniteGradientError
 from trainer.evaluate import Evaluator
 from trainer.loop import StopRequest, run_loop
 from trainer.metric_writers import MetricsLog, MetricsSplit, MetricWriter, MetricWriters, TensorBoardWriter
@@ -82,7 +85,7 @@ def train(
             # A launcher ends the whole job when the first worker exits: not before the chief has saved.
             engine.barrier()
 
-        with StopRequest().listen() as stop_request:
+        with StopRequest().listen() as stop_request, _keeping_bad_batch(run, training, is_chief=store is not None):
             run_loop(
                 batches=staged_batches(plan, engine, training, first_step),
                 train_step=_with_heartbeat(step),
@@ -95,6 +98,18 @@ def train(
             )
     # Nobody leaves while another still needs its answers.
     engine.barrier()
+
+
+@contextlib.contextmanager
+def _keeping_bad_batch(run: RunDir, stream: TrainingStream, *, is_chief: bool) -> Iterator[None]:
+    """Where the block ends for gradients that are not finite, the chief saves the last batch that had one."""
+    try:
+        yield
+    except NonFiniteGradientError as e:
+        if not is_chief:
+            raise
+        save_bad_batch(run.bad_batch_file, stream, step=e.step)
+        raise NonFiniteGradientError(f"{e}; the batch of step {e.step} is in {run.bad_batch_file}", step=e.step) from e
 
 
 def has_ended_early(config: Config, run: RunDir, engine: Engine, *, is_chief: bool, step: int) -> bool:

@@ -77,6 +77,8 @@ def test_a_run_in_closed_form_is_one_step_that_evaluates_like_any_other(run_agai
         (["model.dropout=0.0", "model.trainable=all"], "every layer is trained"),
         (["model.dropout=0.0", "augment.preset=light"], "changed at random"),
         (["model.dropout=0.0", "data.sampling=class_balanced"], r"data\.sampling is class_balanced"),
+        (["model.dropout=0.0", "train.label_smoothing=0.1"], r"train\.label_smoothing is 0\.1"),
+        (["model.dropout=0.0", "train.class_weights=balanced"], r"train\.class_weights is balanced"),
         (["model.dropout=0.0", "features.cache=off"], r"features\.cache is off"),
     ],
 )

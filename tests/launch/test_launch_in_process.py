@@ -8,10 +8,12 @@ import pytest
 
 from trainer.cli.app import main
 from trainer.config import load_config
+from trainer.data.manifest import Manifest
 from trainer.data.prepare import PrepareOptions, prepare_dataset
+from trainer.data.split_reader import SplitReader
 from trainer.distribute.tf_strategy import make_engine
 from trainer.distribute.topology import Topology
-from trainer.errors import DataError, StoppedOnRequest, UsageError
+from trainer.errors import DataError, StoppedOnRequest, TrainingError, UsageError
 from trainer.evaluate import evaluate_run
 from trainer.launch import plan_run, start_run
 from trainer.loop import run_loop
@@ -224,6 +226,22 @@ def test_an_unknown_column_names_those_that_there_are(run: RunDir) -> None:
     engine = make_engine(Topology(strategy="single", device="cpu", num_local_replicas=1))
     with pytest.raises(DataError, match="no column 'camera'; they have folder, format, height, width, weight"):
         evaluate_run(run, "test", engine, slice_columns=["camera"])
+
+
+def test_gradients_that_are_not_finite_end_the_run_with_the_batch_saved(
+    digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    # The first step gives weights that all later ones overflow with.
+    overrides = [*SMALL, f"data.path={digits}", "optimizer.learning_rate=1e38", "train.max_skipped_steps=3"]
+    config = load_config(overrides=[*overrides, "train.global_batch_size=100", "log.every_steps=1"])
+    planned = plan_run(config, run_dir=tmp_path / "run", resume=True, note=no_note)
+    with pytest.raises(TrainingError, match=r"3 steps up to step 4 were skipped.* the batch of step 4 is in"):
+        start_run(planned, no_note)
+    saved = np.load(planned.run.bad_batch_file)
+    assert int(saved["step"]) == 4
+    assert saved["images"].shape[0] == len(set(saved["examples"].tolist())) == 100
+    with SplitReader(digits, Manifest.load(digits), "train") as reader:
+        np.testing.assert_array_equal(saved["labels"], reader.labels()[saved["examples"]])
 
 
 def test_a_stop_request_ends_the_loop_after_the_running_step_and_saves_it() -> None:

@@ -51,7 +51,7 @@ LAYERS = (
         "trainer.comparison",
         "trainer.report",
     ),
-    ("trainer.actions", "trainer.patience", "trainer.staged_step", "trainer.recipe_choice"),
+    ("trainer.actions", "trainer.patience", "trainer.staged_step", "trainer.recipe_choice", "trainer.bad_batch"),
     ("trainer.train",),
     ("trainer.solve",),
     ("trainer.job", "trainer.elastic_worker"),
