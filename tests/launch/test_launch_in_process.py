@@ -1,5 +1,6 @@
 """Plans, wrong input and evaluation through the library surface that `trainer launch` itself calls."""
 
+import json
 import pathlib
 import shutil
 
@@ -198,6 +199,25 @@ def test_the_test_split_is_evaluated_with_what_was_tuned_on_validation(run: RunD
     assert again == first.model_copy(update={"slices": []})
     other = evaluate_run(run, "test", engine, weights="raw", note=notes.append)
     assert len(notes) == 2 and other.tuning is not None, "those of other weights are not"
+
+
+def test_the_command_prints_figures_for_a_person_or_all_of_them_for_a_program(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["evaluate", str(run.path), "--device=cpu", "--split=test", "--slice=format"]
+    assert exit_status(monkeypatch, *arguments) == 0
+    text = capsys.readouterr().out
+    evaluation = Evaluation.load(run.evaluation_dir, "test")
+    assert evaluation.tuning is not None and evaluation.intervals is not None
+    low, high = evaluation.accuracy_interval
+    assert f"test: accuracy {evaluation.accuracy:.4f} (95% interval {low:.4f} to {high:.4f})" in text
+    low, high = evaluation.intervals.macro_f1 or (0, 0)
+    assert f"macro F1 {evaluation.macro.f1:.4f} ({low:.4f} to {high:.4f})" in text
+    assert f"calibration error {evaluation.calibration.ece:.4f}; with the temperature" in text
+    assert f"format png: {evaluation.accuracy:.4f}" in text
+    assert exit_status(monkeypatch, *arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == evaluation.model_dump(mode="json")
 
 
 @pytest.mark.parametrize(

@@ -29,3 +29,10 @@ def test_the_threshold_lies_halfway_between_the_neighbours():
     logits = np.log(np.array([[0.1], [0.2], [0.6], [0.8]]) / np.array([[0.9], [0.8], [0.4], [0.2]]))
     thresholds = tune_thresholds(np.array([[0], [0], [1], [1]]), logits.astype(np.float32))
     assert np.allclose(thresholds, 0.4, atol=1e-6)
+
+
+def test_equal_probabilities_are_not_parted():
+    """Were the second example parted from the negatives of its own probability, F1 would seem to be 1."""
+    labels = np.array([[1], [1], [0], [0], [0], [0], [0]])
+    logits = np.array([[2], [0], [0], [0], [0], [0], [0]], np.float32)
+    assert tune_thresholds(labels, logits)[0] > 0.5
