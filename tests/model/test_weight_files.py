@@ -193,7 +193,7 @@ def test_links_to_other_files_are_refused(tmp_path: pathlib.Path) -> None:
     }.items():
         with _old_file(tmp_path / name) as file:
             plant(file)
-        with pytest.raises(ModelError, match="links"):
+        with pytest.raises(ModelError, match="to another place"):
             _loaded(tmp_path / name)
     with _old_file(tmp_path / "external.h5") as file:
         external = [(str(secret), 0, 864)]
