@@ -29,7 +29,8 @@ from trainer.distribute.tf_strategy import make_engine  # noqa: E402
 from trainer.distribute.topology import Topology  # noqa: E402
 from trainer.features.runtimes import make_compute  # noqa: E402
 from trainer.features.trunk import cut_classifier  # noqa: E402
-from trainer.model.classifier import backbone_of, build_classifier, load_pretrained  # noqa: E402
+from trainer.model.classifier import backbone_of, build_classifier  # noqa: E402
+from trainer.model.weights import load_pretrained
 from trainer.steps import TrainStep  # noqa: E402
 from trainer.train_state import TrainState  # noqa: E402
 
