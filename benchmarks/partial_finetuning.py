@@ -30,7 +30,7 @@ from trainer.distribute.topology import Topology  # noqa: E402
 from trainer.features.runtimes import make_compute  # noqa: E402
 from trainer.features.trunk import cut_classifier  # noqa: E402
 from trainer.model.classifier import backbone_of, build_classifier  # noqa: E402
-from trainer.model.weights import load_pretrained
+from trainer.model.weights import load_pretrained  # noqa: E402
 from trainer.steps import TrainStep  # noqa: E402
 from trainer.train_state import TrainState  # noqa: E402
 
