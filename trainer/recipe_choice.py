@@ -80,10 +80,9 @@ def choose_recipe(config: Config, dataset_dir: DatasetPath) -> Choice:
 
 def probe_features(config: Config, manifest: Manifest, dataset_dir: DatasetPath, weights: str) -> Probe:
     """See `choose_recipe`; the sample follows from `train.seed`."""
-    geometry = Geometry(
-        image_size_px=config.model.image_size_px or find_backbone(config.model.backbone, config.model.pixels).image_size_px,
-        resize=config.data.resize,
-    )
+    backbone = find_backbone(config.model.backbone, config.model.pixels)
+    image_size_px = config.model.image_size_px or backbone.image_size_px
+    geometry = Geometry(image_size_px=image_size_px, resize=config.data.resize)
     with SplitReader(dataset_dir, manifest, "train") as reader:
         random = np.random.default_rng(config.train.seed)
         rows = random.permutation(reader.num_examples)[:_SAMPLE_SIZE]
