@@ -63,6 +63,9 @@ def test_the_interval_of_the_accuracy_is_near_wilsons():
     evaluation = summarize(labels, logits, names(2), split="test", global_step=1)
     wilson = wilson_interval(round(evaluation.accuracy * 800), 800)
     assert evaluation.intervals.accuracy == pytest.approx(wilson, abs=0.006)
+    low, high = evaluation.intervals.accuracy
+    # An interval of 90% would be narrower by 16%.
+    assert high - low == pytest.approx(wilson[1] - wilson[0], rel=0.1)
     assert evaluation.intervals.num_resamples == 1000
 
 
