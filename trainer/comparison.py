@@ -139,7 +139,8 @@ def how_trained(weights: str, config: Config) -> How:
     """What a run trained, from which weights (`RunInfo.weights`, as resolved)."""
     if weights == "none":
         return "scratch"
-    return "frozen" if config.model.trainable == "head" else "fine-tuned"
+    is_frozen = config.model.trainable == "head" and not config.train.unfreeze
+    return "frozen" if is_frozen else "fine-tuned"
 
 
 def setting_differences(configs: Sequence[Config]) -> list[SettingDifference]:
