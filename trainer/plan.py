@@ -23,6 +23,7 @@ from trainer.distribute.topology import BatchDivision, Device, Strategy, Topolog
 from trainer.errors import ConfigError, DataError
 from trainer.features.decision import FeaturePlan, FeatureQuestion, TrunkFacts, plan_features
 from trainer.features.outline import find_trunk
+from trainer.model.backbone import Backbone
 from trainer.model.backbones import find_backbone
 from trainer.model.classifier import BatchNorm, ModelTask, resolve_weights
 from trainer.model.schedule import Schedule
@@ -124,6 +125,7 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
     num_evaluations = math.ceil(num_train_steps / checkpoint_every_steps)
     batch_norm, precision = resolve_batch_norm(config, weights), resolve_precision(config, topology, gpus)
     features = _plan_features(config, manifest, dataset_dir, topology, image_size_px, task, batch_norm, precision)
+    class_weights = resolve_class_weights(config, task, manifest)
     cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, features, num_evaluations)
     return Plan(
         dataset_dir=str(dataset_dir.resolve()),
@@ -144,7 +146,7 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
         trainable=config.model.trainable,
         batch_norm=batch_norm,
         task=task,
-        class_weights=resolve_class_weights(config, task, manifest),
+        class_weights=class_weights,
         strategy=topology.strategy,
         device=topology.device,
         num_workers=topology.num_workers,
@@ -159,17 +161,21 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
         num_positions=num_positions,
         peak_learning_rate=schedule.peak,
         warmup_steps=schedule.warmup_steps,
-        stages=plan_stages(
-            config.augment.progressive_sizes_px,
-            config.train,
-            trainable=config.model.trainable,
-            num_train_steps=num_train_steps,
-            image_size_px=image_size_px,
-            min_image_size_px=backbone.min_image_size_px,
-            backbone=backbone.name,
-        ),
+        stages=_plan_stages(config, backbone, num_train_steps=num_train_steps, image_size_px=image_size_px),
         checkpoint_every_steps=checkpoint_every_steps,
         warnings=_warnings(division, num_train, config.data.run_length, schedule),
+    )
+
+
+def _plan_stages(config: Config, backbone: Backbone, *, num_train_steps: int, image_size_px: int) -> list[Stage]:
+    return plan_stages(
+        config.augment.progressive_sizes_px,
+        config.train,
+        trainable=config.model.trainable,
+        num_train_steps=num_train_steps,
+        image_size_px=image_size_px,
+        min_image_size_px=backbone.min_image_size_px,
+        backbone=backbone.name,
     )
 
 

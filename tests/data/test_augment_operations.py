@@ -7,7 +7,7 @@ import tensorflow as tf
 from PIL import ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_digits, load_sample_images
 
-from trainer.data import randaugment
+from trainer.data.augmentation import randaugment
 from trainer.data.augmentation.color_operations import ColorOperation, change_colors, jitter_colors
 from trainer.data.augmentation.warp import FILL, round_matrices, warp_images
 

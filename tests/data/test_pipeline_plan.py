@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from pixel_sets import encode, photographs, write_dataset
 
 from trainer.config import load_config
-from trainer.data.manifest import Manifest
 from trainer.distribute.topology import Topology
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError
 from trainer.plan import Plan, make_plan
 from trainer.streams import make_training_stream, make_validation_stream, open_caches
 
@@ -90,9 +89,3 @@ def test_the_plan_says_where_decoded_images_are_kept_and_both_streams_use_them(d
     off = load_config(overrides=[*SMALL, "data.cache=off"])
     without = open_caches(make_plan(off, dataset, SINGLE, []), off)
     assert without.train is None and without.validation is None
-
-
-def test_a_dataset_of_several_labels_is_refused_in_a_sentence(dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    Manifest.load(dataset).model_copy(update={"task": "multi_label"}).save(tmp_path)
-    with pytest.raises(DataError, match="one label an image"):
-        plan_of(tmp_path)

@@ -19,9 +19,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli.app import app
-from trainer.data import records, splits
+from trainer.data import records
 from trainer.data.beside import prepare_beside
 from trainer.data.manifest import MAX_LISTED, Manifest
+from trainer.data.preparation import splits
 from trainer.data.prepare import MAX_SHARDS, Advances, PrepareOptions, prepare_dataset
 from trainer.data.split_reader import iterate_examples
 from trainer.errors import DataError

@@ -15,6 +15,7 @@ from trainer.distribute.topology import Topology
 from trainer.features.runtimes import MAX_RELATIVE_DIFFERENCE, make_compute, relative_difference
 from trainer.features.trunk import Cut, cut_classifier
 from trainer.model.classifier import backbone_of, build_classifier
+from trainer.model.head import Head
 from trainer.steps import TrainStep
 from trainer.train_state import TrainState
 
@@ -27,7 +28,11 @@ def build_partly_frozen() -> Any:
     """The last block of the backbone is trained, with its batch statistics, and the head, which drops units."""
     keras.utils.set_random_seed(0)
     model = build_classifier(
-        backbone="efficientnet_lite0", num_classes=3, image_size_px=SIZE_PX, batch_norm="per_replica", dropout=0.2
+        backbone="efficientnet_lite0",
+        num_classes=3,
+        image_size_px=SIZE_PX,
+        batch_norm="per_replica",
+        head=Head(dropout=0.2),
     )
     for layer in backbone_of(model).layers:
         layer.trainable = layer.name.startswith(("_blocks_15", "_conv_head", "_bn1"))

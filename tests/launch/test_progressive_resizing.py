@@ -68,7 +68,7 @@ def test_sizes_that_make_no_sense_are_refused(
 
 def test_without_sizes_there_is_one_stage_of_the_models_size(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
     planned = plan(digits, tmp_path, "augment.progressive_sizes_px=null")
-    assert planned.plan.stages == [(0, NUM_STEPS, 44)]
+    assert planned.plan.stages == [(0, NUM_STEPS, 44, "head")]
 
 
 @pytest.mark.parametrize("first_step", [0, 3, 4, 11])

@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from trainer.errors import ModelError
 from trainer.model.blocks import blocks_of
-from trainer.model.classifier import backbone_of, build_classifier, load_pretrained
+from trainer.model.classifier import backbone_of, build_classifier
 from trainer.model.dropout import dropout_keys
 from trainer.model.freezing import learning_rate_factors, set_trainable
 from trainer.model.head import Head
+from trainer.model.weights import load_pretrained
 
 SIZE_PX = 32
 IMAGES = np.random.default_rng(0).integers(0, 256, [4, SIZE_PX, SIZE_PX, 3]).astype(np.float32)

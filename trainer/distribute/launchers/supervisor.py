@@ -196,7 +196,8 @@ def _explain_failure(failed: dict[Worker, Ended]) -> str:
     worker = min(failed, key=lambda worker: _blame(failed[worker]))
     names = worker.name
     if failed[worker].lost is not None:
-        names = ", ".join(other.name for other, end in failed.items() if end.lost == failed[worker].lost)
+        lost = [other for other, end in failed.items() if end.lost == failed[worker].lost]
+        names = ", ".join(other.name for other in sorted(lost, key=lambda other: other.place.worker_index))
     last = "\n".join(f"    {line}" for line in worker.last_lines) or "    (it printed nothing)"
     return (
         f"{names} {failed[worker]}, and the other workers were ended; its last lines, from {worker.log_file}:\n{last}"
