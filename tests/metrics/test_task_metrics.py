@@ -141,8 +141,8 @@ def test_evaluations_of_several_labels_are_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        ("single_label", {"accuracy", "loss"}),
-        ("binary", {"accuracy", "loss", "roc_auc", "average_precision"}),
+        ("single_label", {"accuracy", "loss", "macro_f1"}),
+        ("binary", {"accuracy", "loss", "macro_f1", "roc_auc", "average_precision"}),
         ("multi_label", {"accuracy", "loss", "macro_f1", "average_precision"}),
     ],
 )

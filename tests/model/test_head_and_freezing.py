@@ -43,7 +43,7 @@ def test_the_head_pools_as_asked(pooling: Any, expected: Any) -> None:
     np.testing.assert_allclose(model(features), pooled @ kernel + bias, rtol=1e-5, atol=1e-6)
 
 
-def test_hidden_layers_have_their_sizes_normalisation_and_dropout() -> None:
+def test_hidden_layers_have_their_sizes_and_normalisation() -> None:
     inputs = keras.Input([7])
     model = keras.Model(inputs, Head(hidden_units=[6, 5], hidden_batch_norm=True, dropout=0.5)(inputs, 4))
     assert [layer.name for layer in model.layers[1:]] == [
@@ -51,11 +51,18 @@ def test_hidden_layers_have_their_sizes_normalisation_and_dropout() -> None:
         *("hidden2", "hidden2_bn", "hidden2_relu", "hidden2_dropout", "head"),
     ]
     assert [tuple(v.shape) for v in model.trainable_variables if "kernel" in v.path] == [(7, 6), (6, 5), (5, 4)]
+
+
+def test_dropout_after_a_hidden_layer_is_keyed_by_example() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([7])
+    model = keras.Model(inputs, Head(hidden_units=[64], dropout=0.5)(inputs, 4))
     x = np.ones([8, 7], np.float32)
     with dropout_keys(0, tf.range(8, dtype=tf.int64)):
         first, second = model(x, training=True), model(x, training=True)
     np.testing.assert_array_equal(first, second)
-    assert len(np.unique(np.asarray(first), axis=0)) > 1, "each example has a mask of its own"
+    assert len(np.unique(np.asarray(first), axis=0)) == 8, "each example has a mask of its own"
+    np.testing.assert_array_equal(*np.asarray(model(x, training=False))[:2])
 
 
 def test_one_logit_gives_two_classes_of_which_the_first_is_the_reference() -> None:
