@@ -105,7 +105,7 @@ def find_recipe(name: str) -> pathlib.Path:
     known = list_recipes()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected auto, or one of {', '.join(known)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"expected auto, or one of {', '.join(known)}."
         raise ConfigError(f"there is no recipe {name!r}; {hint} A file of your own is given with --config")
     return RECIPES_DIR / f"{name}.yaml"
 
@@ -169,7 +169,8 @@ def _explain(error: Any, origin: str) -> str:
     name = ".".join(location[:2])
     if error["type"] == "extra_forbidden":
         return f"{origin} has no setting {name!r}; {_nearest(location)}"
-    expected = error["msg"][0].lower() + error["msg"][1:]
+    message = error["msg"].removeprefix("Value error, ")
+    expected = message[0].lower() + message[1:]
     return f"{name} in {origin} is {error['input']!r}: {expected}"
 
 
