@@ -9,7 +9,7 @@ import tensorflow as tf
 from trainer.config import Config
 from trainer.data.manifest import Manifest, Task
 from trainer.errors import ConfigError
-from trainer.model.classifier import ModelTask
+from trainer.settings.training import ModelTask
 
 Tensor = Any
 

@@ -25,11 +25,12 @@ from trainer.features.decision import FeaturePlan, FeatureQuestion, TrunkFacts, 
 from trainer.features.outline import find_trunk
 from trainer.model.backbone import Backbone
 from trainer.model.backbones import find_backbone
-from trainer.model.classifier import BatchNorm, ModelTask, resolve_weights
+from trainer.model.classifier import BatchNorm, resolve_weights
 from trainer.model.schedule import Schedule
 from trainer.objective import resolve_class_weights, resolve_task
 from trainer.resolve import Precision, check_accumulation, resolve_batch_norm, resolve_jit_compile, resolve_precision
 from trainer.run_dir import RunDir, RunInfo
+from trainer.settings.training import ModelTask
 from trainer.stages import Stage, plan_stages
 
 SCHEMA_VERSION: Final = 1

@@ -22,6 +22,7 @@ import pydantic
 from trainer import atomic
 from trainer.config import Config, load_config
 from trainer.errors import RunError
+from trainer.settings.training import ModelTask
 
 SCHEMA_VERSION: Final = 1
 
@@ -43,7 +44,7 @@ class RunInfo(pydantic.BaseModel):
     weights: str
     precision: str
     batch_norm: Literal["frozen", "per_replica", "synchronized"]
-    task: Literal["single_label", "binary", "multi_label"] = "single_label"
+    task: ModelTask = "single_label"
 
 
 class RunDir:

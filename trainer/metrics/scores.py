@@ -1,15 +1,14 @@
 """Labels and logits of a split: the checks that come before any metric, probabilities, and the loss."""
 
 import math
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import DataError, TrainingError
+from trainer.settings.training import ModelTask
 
-# single_label: one class of several. binary: one of two, the second being the positive one. multi_label: any of them.
-Task = Literal["single_label", "binary", "multi_label"]
+Task = ModelTask
 
 Labels = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]

@@ -17,10 +17,9 @@ from trainer.model.freezing import set_trainable
 from trainer.model.head import Head
 from trainer.model.scaling import PixelScaling, ScalePixels
 from trainer.settings.model import ModelConfig
+from trainer.settings.training import ModelTask
 
 BatchNorm = Literal["frozen", "per_replica", "synchronized"]
-# How a model answers: classes that exclude each other, the same with a single logit for two, or classes side by side.
-ModelTask = Literal["single_label", "binary", "multi_label"]
 _LINEAR_HEAD = Head()
 
 

@@ -7,6 +7,10 @@ import pydantic
 from trainer.settings.model import Trainable
 from trainer.settings.section import NonNegative, Positive, Section
 
+# How a model answers. single_label: one class of several. binary: one of two, the second being the positive one, with a
+# single logit. multi_label: any of them.
+ModelTask = Literal["single_label", "binary", "multi_label"]
+
 
 class Unfreezing(Section):
     """From this epoch on, `trainable` is trained; see model.trainable."""
@@ -18,7 +22,7 @@ class Unfreezing(Section):
 class TrainConfig(Section):
     """What is learnt, how long, and on how large a batch."""
 
-    task: Literal["auto", "single_label", "binary", "multi_label"] = pydantic.Field(
+    task: Literal["auto"] | ModelTask = pydantic.Field(
         "auto",
         description="single_label: one class an image, softmax; binary: one of two, with one logit; multi_label: any "
         "number of classes an image, a sigmoid each; auto: as the dataset has them",
