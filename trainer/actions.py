@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +49,10 @@ class LogMetrics:
 
     def __call__(self, step: int) -> None:
         """Raises NonFiniteGradientError where too many steps in a row had a non-finite gradient."""
-        values = {name: np.array([float(v) for v in column]) for name, column in self._columns().items()}
+        values = self._columns()
         now = time.monotonic()
-        images_per_sec = len(self._pending) * self._plan.global_batch_size / max(now - self._started_secs, 1e-9)
+        num_images = len(values["loss"]) * self._plan.global_batch_size
+        images_per_sec = num_images / max(now - self._started_secs, 1e-9)
         self._pending, self._started_secs = [], now
         averages = {
             "loss": float(values["loss"].mean()),
@@ -72,8 +72,12 @@ class LogMetrics:
         """Leaves out of images/s time that was no training: evaluation, saving."""
         self._started_secs += secs
 
-    def _columns(self) -> dict[str, list[Any]]:
-        return {name: [getattr(m, name) for m in self._pending] for name in StepMetrics._fields}
+    def _columns(self) -> dict[str, npt.NDArray[np.float64]]:
+        """The metrics by name, a value for each step."""
+        return {
+            name: np.concatenate([np.atleast_1d(np.asarray(getattr(m, name), np.float64)) for m in self._pending])
+            for name in StepMetrics._fields
+        }
 
     def _check_skipped(self, step: int, is_skipped: npt.NDArray[np.bool_]) -> None:
         for number, skipped in enumerate(is_skipped, start=step - len(is_skipped) + 1):

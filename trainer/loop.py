@@ -1,14 +1,16 @@
-"""The outer loop: it takes batches, runs steps, and calls what is due after each. All effects are in `actions`."""
+"""The outer loop: it makes steps, and calls what is due after them. All effects are in `actions`."""
 
 import signal
+import time
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from trainer.data.batch import Batch
 from trainer.errors import StoppedOnRequest
 from trainer.steps import StepMetrics
+
+_SECS_OF_A_CALL = 1.0
 
 
 class Action(Protocol):
@@ -42,25 +44,32 @@ class StopRequest:
 
 def run_loop(
     *,
-    batches: Iterable[Batch],
-    train_step: Callable[[Batch], StepMetrics],
+    make_steps: Callable[[int], StepMetrics],
     first_step: int,
+    last_step: int,
     on_metrics: Callable[[StepMetrics], None],
     actions: list[Action],
     save: Callable[[int], None],
     should_stop: Callable[[], bool],
     is_over: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Runs a step for each batch, and after it every action that is due, in order, until they are all done or
-    `is_over`. Returns the last step.
+    """Makes steps, and after them every action that is due, in order, up to `last_step` or until it `is_over`. Returns
+    the last step made.
+
+    `make_steps` makes at most as many steps as it is told, in one call; no action is due before the last of them.
 
     Raises:
-        StoppedOnRequest: `should_stop` said so; the state after the step that was running has been saved.
+        StoppedOnRequest: `should_stop` said so; the state after the steps that were running has been saved.
     """
-    step = first_step
-    for batch in batches:
-        on_metrics(train_step(batch))
-        step += 1
+    step, num_at_once = first_step, 1
+    while step < last_step:
+        started_secs = time.monotonic()
+        metrics = make_steps(min(num_at_once, _steps_until_due(step, last_step, actions)))
+        # The first call is traced and compiled: the next one is timed with one step as well.
+        if step > first_step:
+            num_at_once = _steps_at_once(time.monotonic() - started_secs, metrics.num_steps)
+        on_metrics(metrics)
+        step += metrics.num_steps
         for action in actions:
             if action.is_due(step):
                 action(step)
@@ -70,3 +79,15 @@ def run_loop(
             save(step)
             raise StoppedOnRequest(f"stopped after step {step}, and saved; the same command goes on from there")
     return step
+
+
+def _steps_until_due(step: int, last_step: int, actions: list[Action]) -> int:
+    for later in range(step + 1, last_step):
+        if any(action.is_due(later) for action in actions):
+            return later - step
+    return last_step - step
+
+
+def _steps_at_once(secs: float, num_steps: int) -> int:
+    """After a call of `num_steps` took `secs`: as many as keep a request to stop waiting for about a second."""
+    return max(1, int(_SECS_OF_A_CALL * num_steps / max(secs, 1e-6)))

@@ -16,7 +16,10 @@ from trainer.train_state import TrainState
 
 
 class StagedStep:
-    """Callable on the per-replica batches of all steps from `first_step` on, one after the other."""
+    """Callable on the per-replica batches of all steps from `first_step` on, one after the other.
+
+    `several` makes many steps of one stage in one call.
+    """
 
     def __init__(self, plan: Plan, engine: Engine, state: TrainState, config: Config, *, first_step: int) -> None:
         """Raises ModelError where a stage trains what a later one does not."""
@@ -28,11 +31,26 @@ class StagedStep:
         self._trainable: str | None = None
 
     def __call__(self, batch: Batch) -> StepMetrics:
-        stage = next(stage for stage in self._plan.stages if self._next_step < stage.stop_step)
-        if self._step is None or stage.trainable != self._trainable:
-            self._step = self._make_step(stage)
+        metrics = self._step_of_stage()(batch)
         self._next_step += 1
-        return self._step(batch)
+        return metrics
+
+    def several(self, batches: Any, num_steps: int) -> StepMetrics:
+        """At most `num_steps` steps on the next of `batches`, which are of this stage; fewer where it ends."""
+        num_steps = min(num_steps, self.stage.stop_step - self._next_step)
+        metrics = self._step_of_stage().several(batches, num_steps)
+        self._next_step += num_steps
+        return metrics
+
+    @property
+    def stage(self) -> Stage:
+        """That of the next step."""
+        return next(stage for stage in self._plan.stages if self._next_step < stage.stop_step)
+
+    def _step_of_stage(self) -> TrainStep:
+        if self._step is None or self.stage.trainable != self._trainable:
+            self._step = self._make_step(self.stage)
+        return self._step
 
     def _make_step(self, stage: Stage) -> TrainStep:
         self._trainable = stage.trainable

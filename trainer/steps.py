@@ -22,7 +22,7 @@ from trainer.model.averages import update_averages
 from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
 from trainer.model.classifier import find_backbone_in
 from trainer.model.freezing import learning_rate_factors
-from trainer.model.optimizer import Optimizer, clip_by_global_norm
+from trainer.model.optimizer import Optimizer, clipping_factor
 from trainer.model.schedule import Schedule
 from trainer.objective import Objective
 from trainer.train_state import TrainState
@@ -31,7 +31,7 @@ Tensor = Any
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one global step, the same on every replica."""
+    """Scalars of one global step, the same on every replica; or, of several steps, vectors [num_steps]."""
 
     loss: Tensor
     accuracy: Tensor
@@ -39,6 +39,20 @@ class StepMetrics(NamedTuple):
     loss_scale: Tensor
     gradient_norm: Tensor
     learning_rate: Tensor
+
+    @property
+    def num_steps(self) -> int:
+        return 1 if self.loss.shape.rank == 0 else int(self.loss.shape[0])
+
+
+_METRIC_DTYPES = StepMetrics(
+    loss=tf.float32,
+    accuracy=tf.float32,
+    is_skipped=tf.int64,
+    loss_scale=tf.float32,
+    gradient_norm=tf.float32,
+    learning_rate=tf.float32,
+)
 
 
 class _Updated(NamedTuple):
@@ -52,7 +66,10 @@ class _Updated(NamedTuple):
 
 
 class TrainStep:
-    """Callable on a per-replica `Batch`; updates the state and returns `StepMetrics`."""
+    """Callable on a per-replica `Batch`; updates the state and returns `StepMetrics`.
+
+    `several` makes many steps in one compiled loop: no Python runs between them, nor for a batch.
+    """
 
     def __init__(
         self,
@@ -98,15 +115,30 @@ class TrainStep:
         )
         self._apply = tf.function(self._apply_to_tensors, jit_compile=jit_compile, autograph=False)
         self._step = tf.function(self._on_all_replicas, autograph=False)
+        self._several = tf.function(self._loop_on_all_replicas, autograph=False)
         self._compute = tf.function(lambda batch: engine.run(self._compute_on_replica, batch), autograph=False)
         self._reduce_alone = tf.function(lambda local: engine.run(self._reduce, local), autograph=False)
 
     def __call__(self, batch: Batch) -> StepMetrics:
         return StepMetrics(*self._step(batch))
 
-    def _on_all_replicas(self, batch: Batch) -> list[Tensor]:
+    def several(self, batches: Any, num_steps: int) -> StepMetrics:
+        """Makes `num_steps` steps on the next of `batches`, the iterator of a dataset that the engine distributes."""
+        return StepMetrics(*self._several(batches, tf.constant(num_steps)))
+
+    def _on_all_replicas(self, batch: Batch) -> StepMetrics:
         metrics = self._engine.run(self._on_replica, batch)
-        return [self._engine.first(value) for value in metrics]
+        return StepMetrics(*(self._engine.first(value) for value in metrics))
+
+    def _loop_on_all_replicas(self, batches: Any, num_steps: Tensor) -> list[Tensor]:
+        def make_step(i: Tensor, columns: list[Any]) -> tuple[Tensor, list[Any]]:
+            metrics = self._on_all_replicas(next(batches))
+            return i + 1, [column.write(i, value) for column, value in zip(columns, metrics, strict=True)]
+
+        columns = [tf.TensorArray(dtype, size=num_steps, element_shape=[]) for dtype in _METRIC_DTYPES]
+        start = (tf.constant(0), columns)
+        _, columns = tf.while_loop(lambda i, _: i < num_steps, make_step, start, parallel_iterations=1)
+        return [column.stack() for column in columns]
 
     def compute(self, batch: Batch) -> Any:
         """Forward and backward alone: a `Local` of per-replica values. Nothing is changed; for taking its time."""
@@ -124,8 +156,10 @@ class TrainStep:
         # The call above is inlined, and what of it needs no reduced tensor, such as the number of the step, does not
         # wait for any: the assignments themselves have to.
         with tf.control_dependencies(tf.nest.flatten(local)):
-            for variable, value in zip(tf.nest.flatten(variables), tf.nest.flatten(after), strict=True):
-                variable.assign(value)
+            _assign(variables.scalars, after.scalars)
+            # A branch, and no choice of old or new for each tensor: that would copy the whole state once more.
+            old, new = variables._replace(scalars=[]), after._replace(scalars=[])
+            tf.cond(metrics.is_skipped > 0, lambda: None, lambda: _assign(old, new))
         return StepMetrics(*metrics)
 
     def _compute_on_replica(self, batch: Batch) -> Local:
@@ -155,14 +189,18 @@ class TrainStep:
         scale, num_good_steps, step, num_skipped = before.scalars
         weight = tf.maximum(local.sums[2], 1.0)
         correction = config.train.global_batch_size / (weight * scale)
-        gradients = [g * correction for g in local.gradients]
-        # The reduced gradients are the same on every replica, and an inf or nan of any one of them is in the sum.
-        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-        gradients, norm = clip_by_global_norm(gradients, config.optimizer.clip_norm)
+        norm = tf.linalg.global_norm(local.gradients) * correction
+        # The reduced gradients are the same on every replica, and an inf or nan of any one of them is in the norm.
+        is_finite = tf.math.is_finite(norm)
         rate = self._schedule.at(step)
         num_updates = step - num_skipped
         trainable, slots = self._optimizer.update(
-            before.trainable, gradients, before.slots, learning_rate=rate, num_updates=num_updates
+            before.trainable,
+            local.gradients,
+            before.slots,
+            gradient_factor=correction * clipping_factor(norm, config.optimizer.clip_norm),
+            learning_rate=rate,
+            num_updates=num_updates,
         )
         averages: list[Tensor] = []
         if config.train.ema_decay is not None:
@@ -170,12 +208,9 @@ class TrainStep:
             averages = update_averages(before.averages, values, decay=config.train.ema_decay, num_updates=num_updates)
         new_scale, num_good_steps = state.loss_scale.next(scale, num_good_steps, is_finite)
         is_skipped = tf.cast(tf.logical_not(is_finite), tf.int64)
-        after = _Updated(trainable, slots, local.statistics, averages, [])
-        old = before._replace(scalars=[])
-        kept = tf.nest.map_structure(lambda new, old: tf.where(is_finite, new, old), after, old)
         scalars = [new_scale, num_good_steps, step + 1, num_skipped + is_skipped]
         metrics = StepMetrics(local.sums[0] / weight, local.sums[1] / weight, is_skipped, new_scale, norm, rate)
-        return kept._replace(scalars=scalars), metrics
+        return _Updated(trainable, slots, local.statistics, averages, scalars), metrics
 
     def _variables(self) -> _Updated:
         """The variables, as TensorFlow's, that a step reads and assigns."""
@@ -189,6 +224,11 @@ class TrainStep:
             averages=[averages[id(v)] for v in [*self._trained, *self._statistics]] if averages else [],
             scalars=[*state.loss_scale.variables, state.global_step, state.num_skipped_steps],
         )
+
+
+def _assign(variables: Any, values: Any) -> None:
+    for variable, value in zip(tf.nest.flatten(variables), tf.nest.flatten(values), strict=True):
+        variable.assign(value)
 
 
 def _make_optimizer(config: Config, model: Any, trained: list[Any], unfrozen_at: Mapping[int, int] | None) -> Optimizer:

@@ -25,8 +25,11 @@ _ENVIRONMENT = {
     "GCS_READAHEAD_BUFFER_SIZE_BYTES": str(2**20),
 }
 # malloc.h: parameters of mallopt.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BLOCK_BYTES = 32 * 2**20
+# What malloc keeps at the end of each thread's heap. Without it, a heap that has become empty goes back to the system
+# whatever the other thresholds say, and a training step comes to 20,000 page faults.
+_KEPT_HEAP_BYTES = 64 * 2**20
 
 
 def configure(*, use_gpus: bool = True) -> None:
@@ -47,14 +50,16 @@ def configure(*, use_gpus: bool = True) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Lets glibc keep the blocks of records and images that come and go by the thousand.
+    """Lets glibc keep the blocks of records, images and activations that come and go by the thousand.
 
-    Given back to the system each time, they cost a page fault for every 4 KiB, which is half the time of reading.
+    Given back to the system each time, they cost a page fault for every 4 KiB, which is half the time of reading and
+    a sixth of that of a training step.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES)
+        libc.mallopt(_M_TOP_PAD, _KEPT_HEAP_BYTES)
 
 
 def list_gpus() -> list[Any]:
@@ -78,6 +83,10 @@ def split_cpu(num_devices: int) -> list[str]:
         return names
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
+        if num_devices > 1:
+            # An operation that spreads over all cores would wait for those on which another replica computes.
+            num_cores = len(os.sched_getaffinity(0))
+            tf.config.threading.set_intra_op_parallelism_threads(max(1, num_cores // num_devices))
     except RuntimeError:
         num_there = len(tf.config.list_logical_devices("CPU"))
         if num_there < num_devices:

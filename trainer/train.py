@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 
@@ -27,6 +28,7 @@ from trainer.progress import TrainingProgress
 from trainer.run_dir import RunDir
 from trainer.settings.data import AugmentConfig
 from trainer.staged_step import StagedStep
+from trainer.stages import Stage
 from trainer.steps import StepMetrics
 from trainer.streams import Caches, make_training_stream, make_validation_stream
 from trainer.train_state import TrainState
@@ -87,9 +89,9 @@ def train(
 
         with StopRequest().listen() as stop_request, _keeping_bad_batch(run, training, is_chief=store is not None):
             run_loop(
-                batches=staged_batches(plan, engine, training, first_step),
-                train_step=_with_heartbeat(step),
+                make_steps=make_steps(plan, engine, training, step, first_step),
                 first_step=first_step,
+                last_step=plan.num_train_steps,
                 on_metrics=logging.collect,
                 actions=[logging, saving],
                 save=save_and_wait,
@@ -142,14 +144,41 @@ def make_evaluators(
     return {"validation": averages, "validation_raw": raw}
 
 
+def make_steps(
+    plan: Plan, engine: Engine, stream: TrainingStream, step: StagedStep, first_step: int
+) -> Callable[[int], StepMetrics]:
+    """Makes at most so many steps from `first_step` on: several in one call where this process trains alone.
+
+    With others, one: each of them is seen by the guard of its worker, and is a commit of an elastic job.
+    """
+    if engine.topology.num_workers > 1:
+        batches = staged_batches(plan, engine, stream, first_step)
+        one_step = _with_heartbeat(step)
+        return lambda _: one_step(next(batches))
+    iterators: dict[Stage, Any] = {}
+
+    def of_stage(num_steps: int) -> StepMetrics:
+        stage = step.stage
+        if stage not in iterators:
+            iterators.clear()
+            iterators[stage] = iter(_distribute_stage(stage, engine, stream, first_step))
+        return step.several(iterators[stage], num_steps)
+
+    return of_stage
+
+
 def staged_batches(plan: Plan, engine: Engine, stream: TrainingStream, first_step: int) -> Iterator[Batch]:
     """The per-replica batches of all steps from `first_step` on, in each stage of the plan at its image size."""
     for stage in plan.stages:
-        start_step = max(stage.start_step, first_step)
-        if start_step < stage.stop_step:
-            geometry = dataclasses.replace(stream.geometry, image_size_px=stage.image_size_px)
-            dataset = dataclasses.replace(stream, geometry=geometry).dataset(start_step, stage.stop_step)
-            yield from engine.distribute(dataset)
+        if first_step < stage.stop_step:
+            yield from _distribute_stage(stage, engine, stream, first_step)
+
+
+def _distribute_stage(stage: Stage, engine: Engine, stream: TrainingStream, first_step: int) -> Any:
+    """The steps of `stage` from `first_step` on."""
+    geometry = dataclasses.replace(stream.geometry, image_size_px=stage.image_size_px)
+    staged = dataclasses.replace(stream, geometry=geometry)
+    return engine.distribute(staged.dataset(max(stage.start_step, first_step), stage.stop_step))
 
 
 def _with_heartbeat(step: StagedStep) -> Callable[[Batch], StepMetrics]:

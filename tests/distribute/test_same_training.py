@@ -184,12 +184,8 @@ def test_evaluation_after_training_gives_the_same_numbers_on_1_2_and_4_replicas(
 
 FAULTS = {
     "loss": (objective, "softmax_losses", lambda right: lambda *a: 1.01 * right(*a)),
-    "gradient": (
-        steps,
-        "clip_by_global_norm",
-        lambda right: lambda g, c: ([1.01 * x for x in right(g, c)[0]], right(g, c)[1]),
-    ),
-    "clipping": (steps, "clip_by_global_norm", lambda right: lambda g, c: right(g, 1.01 * c)),
+    "gradient": (steps, "clipping_factor", lambda right: lambda norm, clip_norm: 1.01 * right(norm, clip_norm)),
+    "clipping": (steps, "clipping_factor", lambda right: lambda norm, clip_norm: right(norm, 1.01 * clip_norm)),
     "accumulation": (forward_backward, "split_batch", lambda right: _with_a_lighter_first_part(right)),
 }
 

@@ -14,10 +14,9 @@ from trainer.data.prepare import PrepareOptions, prepare_dataset
 from trainer.data.split_reader import SplitReader
 from trainer.distribute.tf_strategy import make_engine
 from trainer.distribute.topology import Topology
-from trainer.errors import DataError, StoppedOnRequest, TrainingError, UsageError
+from trainer.errors import DataError, TrainingError, UsageError
 from trainer.evaluate import evaluate_run
 from trainer.launch import plan_run, start_run
-from trainer.loop import run_loop
 from trainer.metrics.calibration import fit_temperature
 from trainer.metrics.evaluation import Evaluation, load_arrays
 from trainer.run_dir import RunDir
@@ -262,22 +261,6 @@ def test_gradients_that_are_not_finite_end_the_run_with_the_batch_saved(
     assert saved["images"].shape[0] == len(set(saved["examples"].tolist())) == 100
     with SplitReader(digits, Manifest.load(digits), "train") as reader:
         np.testing.assert_array_equal(saved["labels"], reader.labels()[saved["examples"]])
-
-
-def test_a_stop_request_ends_the_loop_after_the_running_step_and_saves_it() -> None:
-    saved: list[int] = []
-    with pytest.raises(StoppedOnRequest) as error:
-        run_loop(
-            batches=iter(range(10)),  # type: ignore[arg-type]
-            train_step=lambda batch: batch,  # type: ignore[arg-type,return-value]
-            first_step=3,
-            on_metrics=lambda _: None,
-            actions=[],
-            save=saved.append,
-            should_stop=lambda: True,
-        )
-    assert saved == [4]
-    assert error.value.exit_status == 75
 
 
 def test_a_raw_folder_is_prepared_once_beside_itself(tmp_path: pathlib.Path) -> None:

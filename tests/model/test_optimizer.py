@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.config import load_config
 from trainer.errors import ConfigError
-from trainer.model.optimizer import Optimizer, clip_by_global_norm
+from trainer.model.optimizer import Optimizer, clipping_factor
 from trainer.model.schedule import Schedule
 from trainer.settings.training import OptimizerConfig
 
@@ -58,12 +58,11 @@ def test_weight_decay_moves_kernels_and_leaves_biases() -> None:
     np.testing.assert_array_equal(bias.numpy(), 1.0)
 
 
-def test_clipping_scales_all_gradients_together_and_reports_the_norm_before() -> None:
-    gradients, norm = clip_by_global_norm([tf.constant([3.0]), tf.constant([4.0])], 1.0)
-    assert float(norm) == pytest.approx(5.0)
-    assert [float(g[0]) for g in gradients] == pytest.approx([0.6, 0.8])
-    gradients, _ = clip_by_global_norm([tf.constant([0.3]), tf.constant([0.4])], 1.0)
-    assert [float(g[0]) for g in gradients] == pytest.approx([0.3, 0.4])
+@pytest.mark.parametrize(
+    ("norm", "clip_norm", "factor"), [(5.0, 1.0, 0.2), (0.5, 1.0, 1.0), (0.0, 1.0, 1.0), (5.0, None, 1.0)]
+)
+def test_clipping_brings_a_norm_above_the_limit_down_to_it(norm: float, clip_norm: float | None, factor: float) -> None:
+    assert float(clipping_factor(tf.constant(norm), clip_norm)) == pytest.approx(factor)
 
 
 def test_the_schedule_warms_up_then_falls_along_a_cosine_to_zero() -> None:

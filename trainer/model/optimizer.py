@@ -73,12 +73,18 @@ class Optimizer:
         *,
         learning_rate: Tensor,
         num_updates: Tensor,
+        gradient_factor: Tensor = 1.0,
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """One update; `num_updates` (int64, from 0) counts those before it. Returns new parameters and slots."""
+        """One update; `num_updates` (int64, from 0) counts those before it. Returns new parameters and slots.
+
+        The scalar `gradient_factor` multiplies the gradients; given here, it joins the other scalars of the rule and
+        saves a pass over all of them.
+        """
         new_parameters, new_slots = [], []
         for i, (parameter, gradient, slot) in enumerate(zip(parameters, gradients, slots, strict=True)):
             num_own_updates = tf.maximum(num_updates - self.starts[i], 0) if self.starts[i] else num_updates
-            step, slot = self._step(i, parameter, gradient, slot, learning_rate * self.factors[i], num_own_updates)
+            rate = learning_rate * self.factors[i]
+            step, slot = self._step(i, parameter, gradient, gradient_factor, slot, rate, num_own_updates)
             new_parameters.append(parameter - step)
             new_slots.append(slot)
         return new_parameters, new_slots
@@ -88,31 +94,29 @@ class Optimizer:
         i: int,
         parameter: Tensor,
         gradient: Tensor,
+        factor: Tensor,
         slot: list[Tensor],
         learning_rate: Tensor,
         num_updates: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
         """What is taken from parameter `i`, and its new slots."""
         decay = self.weight_decay if self.decays[i] else 0.0
-        if self.config.name == "adamw":
-            step, slot = _adam(gradient, slot, learning_rate, num_updates)
+        name = self.config.name
+        if name == "adamw":
+            step, slot = _adam(gradient, factor, slot, learning_rate, num_updates)
             return (step + learning_rate * decay * parameter if decay else step), slot
-        if decay:
-            gradient += decay * parameter
-        if self.config.name == "adam":
-            return _adam(gradient, slot, learning_rate, num_updates)
-        if self.config.name == "lars" and self.decays[i]:
+        if decay or (name == "lars" and self.decays[i]):
+            gradient, factor = factor * gradient + decay * parameter, 1.0
+        if name == "adam":
+            return _adam(gradient, factor, slot, learning_rate, num_updates)
+        if name == "lars" and self.decays[i]:
             learning_rate *= _trust(parameter, gradient, self.config.trust_coefficient)
-        return _sgd(gradient, slot, learning_rate, self.config.momentum)
+        return _sgd(gradient, factor, slot, learning_rate, self.config.momentum)
 
 
-def clip_by_global_norm(gradients: list[Tensor], clip_norm: float | None) -> tuple[list[Tensor], Tensor]:
-    """Scales the gradients so that their global norm is at most `clip_norm`; returns them and the norm before."""
-    norm = tf.linalg.global_norm(gradients)
-    if clip_norm is None:
-        return gradients, norm
-    scale = tf.minimum(1.0, clip_norm / tf.maximum(norm, 1e-12))
-    return [g * scale for g in gradients], norm
+def clipping_factor(norm: Tensor, clip_norm: float | None) -> Tensor:
+    """What gradients of the global norm `norm` are multiplied with, so that it is at most `clip_norm`."""
+    return 1.0 if clip_norm is None else tf.minimum(1.0, clip_norm / tf.maximum(norm, 1e-12))
 
 
 def _trust(parameter: Tensor, decayed_gradient: Tensor, coefficient: float) -> Tensor:
@@ -125,18 +129,20 @@ def _trust(parameter: Tensor, decayed_gradient: Tensor, coefficient: float) -> T
     return tf.where(is_defined, coefficient * weight_norm / tf.maximum(gradient_norm, 1e-12), 1.0)
 
 
-def _sgd(gradient: Tensor, slot: list[Tensor], learning_rate: Tensor, momentum: float) -> tuple[Tensor, list[Tensor]]:
+def _sgd(
+    gradient: Tensor, factor: Tensor, slot: list[Tensor], learning_rate: Tensor, momentum: float
+) -> tuple[Tensor, list[Tensor]]:
     """The learning rate is inside the velocity, as in Keras, so a schedule acts on new gradients only."""
-    velocity = momentum * slot[0] + learning_rate * gradient
+    velocity = momentum * slot[0] + (learning_rate * factor) * gradient
     return velocity, [velocity]
 
 
 def _adam(
-    gradient: Tensor, slot: list[Tensor], learning_rate: Tensor, num_updates: Tensor
+    gradient: Tensor, factor: Tensor, slot: list[Tensor], learning_rate: Tensor, num_updates: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Kingma & Ba 2015 (arXiv:1412.6980), section 2, in the efficient form of its last paragraph."""
     t = tf.cast(num_updates, tf.float32) + 1.0
-    mean = _BETA_1 * slot[0] + (1.0 - _BETA_1) * gradient
-    square = _BETA_2 * slot[1] + (1.0 - _BETA_2) * tf.square(gradient)
+    mean = _BETA_1 * slot[0] + ((1.0 - _BETA_1) * factor) * gradient
+    square = _BETA_2 * slot[1] + ((1.0 - _BETA_2) * factor * factor) * tf.square(gradient)
     correction = learning_rate * tf.sqrt(1.0 - tf.pow(_BETA_2, t)) / (1.0 - tf.pow(_BETA_1, t))
     return correction * mean / (tf.sqrt(square) + _EPSILON), [mean, square]
