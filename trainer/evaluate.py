@@ -1,8 +1,10 @@
 """Exact evaluation: every example of a split once, on any number of replicas."""
 
 import copy
+import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +20,7 @@ from trainer.data.split_reader import SplitReader
 from trainer.data.storage import DatasetPath, parse_path
 from trainer.distribute.engine import Engine
 from trainer.errors import DataError, RunError
+from trainer.loop import steps_at_once
 from trainer.metrics.evaluation import Evaluation, Tuning, save_arrays
 from trainer.metrics.summary import summarize, tune
 from trainer.progress import task_progress
@@ -46,11 +49,16 @@ class Evaluator:
         """`instead`: see `EvaluationStep`."""
         self._engine, self._stream = engine, stream
         self._step = EvaluationStep(engine, model, jit_compile=jit_compile, instead=instead)
+        # An iterator that stands at the beginning of the split. It goes round and is made once: to make one takes
+        # longer than to evaluate a few hundred images whose features are there.
+        self._batches: Iterator[Any] | None = None
 
     def on(self, stream: EvaluationStream) -> "Evaluator":
         """The same model and its traced graph on another split."""
         other = copy.copy(self)
         other._stream = stream
+        other._batches = None
+        other.__dict__.pop("_labels", None)
         return other
 
     @property
@@ -63,15 +71,34 @@ class Evaluator:
 
         `on_step` is called with the number of finished steps.
         """
-        labels, logits = [], []
-        for i, batch in enumerate(self._engine.distribute(self._stream.dataset())):
-            is_real = self._engine.gather(batch.weights).reshape(-1) > 0
-            outputs = self._engine.gather(self._step(batch))
-            found = self._engine.gather(batch.labels)
-            labels.append(found.reshape(-1, *found.shape[2:])[is_real])
-            logits.append(outputs.reshape(-1, outputs.shape[-1])[is_real])
-            on_step(i + 1)
-        return np.concatenate(labels), np.concatenate(logits)
+        batches = self._batches or iter(self._engine.distribute(self._stream.dataset().repeat()))
+        self._batches = None
+        make_steps = self._alone if self._engine.topology.num_workers == 1 else self._with_others
+        logits = np.concatenate([found.reshape(-1, found.shape[-1]) for found in make_steps(batches, on_step)])
+        self._batches = batches
+        # Batches hold the examples in their order; what fills up the last ones is at the end.
+        return self._labels, logits[: len(self._labels)]
+
+    @functools.cached_property
+    def _labels(self) -> npt.NDArray[Any]:
+        reader = self._stream.reader
+        return reader.labels().astype(np.int64) if reader.num_multi_hot is None else reader.multi_hot_labels()
+
+    def _alone(self, batches: Iterator[Any], on_step: Callable[[int], None]) -> Iterator[Logits]:
+        step, num_at_once = 0, 1
+        while step < self.num_steps:
+            started_secs = time.monotonic()
+            num_steps = min(num_at_once, self.num_steps - step)
+            yield self._step.several(batches, num_steps).numpy()
+            if step:
+                num_at_once = steps_at_once(time.monotonic() - started_secs, num_steps)
+            step += num_steps
+            on_step(step)
+
+    def _with_others(self, batches: Iterator[Any], on_step: Callable[[int], None]) -> Iterator[Logits]:
+        for step in range(self.num_steps):
+            yield self._engine.gather(self._step(next(batches)))
+            on_step(step + 1)
 
 
 def evaluate_run(

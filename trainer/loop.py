@@ -67,7 +67,7 @@ def run_loop(
         metrics = make_steps(min(num_at_once, _steps_until_due(step, last_step, actions)))
         # The first call is traced and compiled: the next one is timed with one step as well.
         if step > first_step:
-            num_at_once = _steps_at_once(time.monotonic() - started_secs, metrics.num_steps)
+            num_at_once = steps_at_once(time.monotonic() - started_secs, metrics.num_steps)
         on_metrics(metrics)
         step += metrics.num_steps
         for action in actions:
@@ -88,6 +88,6 @@ def _steps_until_due(step: int, last_step: int, actions: list[Action]) -> int:
     return last_step - step
 
 
-def _steps_at_once(secs: float, num_steps: int) -> int:
-    """After a call of `num_steps` took `secs`: as many as keep a request to stop waiting for about a second."""
+def steps_at_once(secs: float, num_steps: int) -> int:
+    """After a call of `num_steps` took `secs`: as many as keep a request to stop, or progress, waiting for a second."""
     return max(1, int(_SECS_OF_A_CALL * num_steps / max(secs, 1e-6)))

@@ -70,4 +70,4 @@ def _median_secs(run: Callable[[], None], num_times: int) -> float:
 
 def _wait_for(engine: Engine, value: Any) -> None:
     """Until the devices have computed `value`: copying it to the host waits."""
-    tf.convert_to_tensor(engine.first(value)).numpy()
+    tf.convert_to_tensor(engine.local_values(value)[0]).numpy()

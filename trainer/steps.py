@@ -128,7 +128,7 @@ class TrainStep:
 
     def _on_all_replicas(self, batch: Batch) -> StepMetrics:
         metrics = self._engine.run(self._on_replica, batch)
-        return StepMetrics(*(self._engine.first(value) for value in metrics))
+        return StepMetrics(*(self._engine.local_values(value)[0] for value in metrics))
 
     def _loop_on_all_replicas(self, batches: Any, num_steps: Tensor) -> list[Tensor]:
         def make_step(i: Tensor, columns: list[Any]) -> tuple[Tensor, list[Any]]:
@@ -240,7 +240,10 @@ def _make_optimizer(config: Config, model: Any, trained: list[Any], unfrozen_at:
 
 
 class EvaluationStep:
-    """Callable on a per-replica `Batch`; returns the logits as a per-replica value, [b, num_classes] each."""
+    """Callable on a per-replica `Batch`; returns the logits as a per-replica value, [b, num_classes] each.
+
+    `several` makes many steps in one compiled loop.
+    """
 
     def __init__(
         self, engine: Engine, model: Any, *, jit_compile: bool, instead: Mapping[int, Any] | None = None
@@ -250,9 +253,23 @@ class EvaluationStep:
         self._instead = instead or {}
         self._forward = tf.function(self._forward_on_tensors, jit_compile=jit_compile, autograph=False)
         self._step = tf.function(lambda batch: engine.run(self._on_replica, batch), autograph=False)
+        self._several = tf.function(self._loop_on_all_replicas, autograph=False)
 
     def __call__(self, batch: Batch) -> Any:
         return self._step(batch)
+
+    def several(self, batches: Any, num_steps: int) -> Tensor:
+        """The logits [num_steps, num_local_replicas, b, num_classes] of the next of `batches`, an iterator of them."""
+        return self._several(batches, tf.constant(num_steps))
+
+    def _loop_on_all_replicas(self, batches: Any, num_steps: Tensor) -> Tensor:
+        def make_step(i: Tensor, logits: Any) -> tuple[Tensor, Any]:
+            outputs = self._engine.run(self._on_replica, next(batches))
+            return i + 1, logits.write(i, tf.stack(self._engine.local_values(outputs)))
+
+        start = (tf.constant(0), tf.TensorArray(tf.float32, size=num_steps))
+        _, logits = tf.while_loop(lambda i, _: i < num_steps, make_step, start, parallel_iterations=1)
+        return logits.stack()
 
     def _on_replica(self, batch: Batch) -> Tensor:
         trainable = [self._value_of(v) for v in self._model.trainable_variables]

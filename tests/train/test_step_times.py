@@ -25,5 +25,5 @@ def test_computing_and_reducing_alone_change_nothing_and_give_what_a_step_reduce
     reduced = training.step.reduce(local)
     for old, new in zip(before, training.weights(), strict=True):
         np.testing.assert_array_equal(new, old)
-    weighted_loss, _, weight = (float(x) for x in training.engine.first(reduced.sums))
+    weighted_loss, _, weight = (float(x) for x in training.engine.local_values(reduced.sums)[0])
     np.testing.assert_allclose(weighted_loss / weight, float(training.step(batches[0]).loss), rtol=1e-6)

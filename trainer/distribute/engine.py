@@ -33,8 +33,8 @@ class Engine(Protocol):
         Tensors of one dtype travel together, in packs. A tape can differentiate it.
         """
 
-    def first(self, value: Any) -> Tensor:
-        """The first local replica's tensor of a per-replica value."""
+    def local_values(self, value: Any) -> list[Tensor]:
+        """The tensors of this worker's replicas of a per-replica value, in their order."""
 
     def gather(self, value: Any) -> np.ndarray[Any, Any]:
         """The tensors of all replicas of all workers, stacked in their order: [num_replicas, ...]."""

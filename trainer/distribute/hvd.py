@@ -40,8 +40,8 @@ class HorovodEngine:
     def all_reduce_sum(self, tensors: list[Tensor]) -> list[Tensor]:
         return reduce_by_dtype(lambda same: list(self._hvd.grouped_allreduce(same, op=self._hvd.Sum)), tensors)
 
-    def first(self, value: Any) -> Tensor:
-        return value
+    def local_values(self, value: Any) -> list[Tensor]:
+        return [value]
 
     def gather(self, value: Any) -> np.ndarray[Any, Any]:
         gathered: np.ndarray[Any, Any] = self._hvd.allgather(tf.expand_dims(value, 0)).numpy()

@@ -42,7 +42,7 @@ class MultiWorkerEngine(TfStrategyEngine):
         # One vector for each kind of number: a collective for each variable would be traced for each shape.
         for dtype in sorted({variable.dtype for variable in variables}, key=str):
             of_dtype = [variable for variable in variables if variable.dtype == dtype]
-            values = [tf.convert_to_tensor(self.first(variable)) for variable in of_dtype]
+            values = [tf.convert_to_tensor(self.local_values(variable)[0]) for variable in of_dtype]
             flat = tf.concat([tf.reshape(value, [-1]) for value in values], axis=0)
             # Only the chief puts something into the sum, and adding zeros changes no value.
             total = self._sum(flat if self.topology.is_chief else tf.zeros_like(flat))

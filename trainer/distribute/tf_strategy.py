@@ -41,8 +41,8 @@ class TfStrategyEngine:
 
         return reduce_by_dtype(reduce, tensors)
 
-    def first(self, value: Any) -> Tensor:
-        return self._strategy.experimental_local_results(value)[0]
+    def local_values(self, value: Any) -> list[Tensor]:
+        return list(self._strategy.experimental_local_results(value))
 
     def broadcast(self, variables: list[Any]) -> None:
         """One worker: nothing to do."""
@@ -57,7 +57,7 @@ class TfStrategyEngine:
         return [array]
 
     def gather(self, value: Any) -> np.ndarray[Any, Any]:
-        return np.stack([part.numpy() for part in self._strategy.experimental_local_results(value)])
+        return np.stack([part.numpy() for part in self.local_values(value)])
 
 
 _strategies = itertools.count(1)
