@@ -210,6 +210,10 @@ def test_settings_that_were_changed_are_marked(page):
     assert changed == ["dt", "dd"] * 3  # data.path, train.epochs, optimizer.learning_rate
 
 
+def test_a_long_list_of_numbers_is_told_by_its_ends(page):
+    assert "20 values, 1e-05 to 100" in page.text
+
+
 def test_hostile_class_names_are_text(build_run, tmp_path):
     hostile = build_run(tmp_path, HOSTILE_NAMES)
     page = page_of(hostile.run, tmp_path)

@@ -6,6 +6,9 @@ from typing import Any
 
 from trainer.config import Config
 
+# Longer lists of numbers are told by their ends.
+_MAX_LISTED = 8
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
@@ -81,4 +84,6 @@ def to_text(value: Any) -> str:
         return ", ".join(f"{row.name} {row.value}" for row in rows)
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, list) and len(value) > _MAX_LISTED and all(isinstance(part, int | float) for part in value):
+        return f"{len(value)} values, {value[0]:.6g} to {value[-1]:.6g}"
     return value if isinstance(value, str) else json.dumps(value)
