@@ -195,8 +195,11 @@ def predict(
 ) -> None:
     """Predict the classes of images with a run, an export, an artifact file or a server.
 
-    Images that their camera marked as rotated are turned upright first.
+    Images that their camera marked as rotated are turned upright first. An image that cannot be read does not keep the
+    others from their answers: it is listed with the reason, and the exit status is 1.
     """
+    from export.predictions import raise_on_errors
+
     if target.startswith(("http://", "https://")):
         predictions = _predict_on_server(target, images, top)
     else:
@@ -209,10 +212,11 @@ def predict(
         predictions = open_target(pathlib.Path(target), which=which.value).predict_files(images, top)
     if json_:
         print_json({"predictions": [p.model_dump(mode="json") for p in predictions]})
-        return
-    from export.tables import prediction_table
+    else:
+        from export.tables import prediction_table
 
-    print_answer(prediction_table(predictions))
+        print_answer(prediction_table(predictions))
+    raise_on_errors(predictions)
 
 
 def _predict_on_server(url: str, images: list[pathlib.Path], top: int) -> "list[ImagePrediction]":
