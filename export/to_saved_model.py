@@ -6,8 +6,8 @@ answer is in the signature.
 The weights stay variables: the two signatures share them, and neither the 2 GB limit of a graph file nor a second
 copy in the server's memory comes into play. So batch normalisation is not folded here: TensorFlow does that to
 constants alone, and for EfficientNet-Lite0 at 224 px on two cores it gained a tenth (85 images/s against 76). The
-converters of TFLite and ONNX, which are given constants, fold it. Nothing in it asks for XLA, which is off in TensorFlow
-Serving.
+converters of TFLite and ONNX, which are given constants, fold it. Nothing in it asks for XLA, which TensorFlow Serving
+has off.
 """
 
 import hashlib
