@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.output import JsonOption, print_answer, print_json
+from trainer.cli.output import JsonOption, note, print_answer, print_json
 from trainer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 server_predict: "ServerPredict | None" = None
 
 _DEFAULT_PARITY_IMAGES = 2_000
+_NO_OUTPUTS = ""
 _ALL_IMAGES = 0
 
 
 class Which(StrEnum):
     best = "best"
     last = "last"
+
+
+class Weights(StrEnum):
+    auto = "auto"
+    raw = "raw"
+    averages = "averages"
 
 
 RunArgument = Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")]
@@ -36,6 +43,20 @@ FormatsOption = Annotated[
     ),
 ]
 WhichOption = Annotated[Which, typer.Option(help="The checkpoint: best on validation, or last.")]
+WeightsOption = Annotated[
+    Weights, typer.Option(help="raw, or the moving averages; auto: the averages where the run has them.")
+]
+OutputsOption = Annotated[
+    str, typer.Option(help="logits, features or both, separated by commas: more outputs of the SavedModel.")
+]
+CalibrateOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--calibrate/--no-calibrate",
+        help="Divide the logits by the temperature that trainer evaluate fitted.",
+        show_default="where the run was evaluated with these weights",
+    ),
+]
 NameOption = Annotated[
     str | None,
     typer.Option(help="The model's name: in file names, and in the URL it is served at.", show_default="of the run"),
@@ -58,6 +79,9 @@ def export(
     out: OutOption,
     formats: FormatsOption = "all",
     which: WhichOption = Which.best,
+    weights: WeightsOption = Weights.auto,
+    calibrate: CalibrateOption = None,
+    outputs: OutputsOption = _NO_OUTPUTS,
     name: NameOption = None,
     version: VersionOption = 1,
     parity_images: ParityImagesOption = _DEFAULT_PARITY_IMAGES,
@@ -71,13 +95,15 @@ def export(
     with the model of the run. If one of them answers differently, nothing is published and the exit status is 1.
     """
     from export.formats import parse_formats
-    from trainer.checkpoint import find_checkpoint
+    from export.signature import parse_outputs
+    from trainer.checkpoint import find_model_file
     from trainer.run_dir import RunDir
 
     # What is wrong with the command is answered before TensorFlow is started.
     wanted = parse_formats(formats)
+    wanted_outputs = parse_outputs(outputs, has_saved_model=any(f.kind == "saved_model" for f in wanted))
     run_dir = RunDir(run)
-    find_checkpoint(run_dir, which.value)
+    find_model_file(run_dir, which.value, weights.value)
 
     from trainer import tf_runtime
 
@@ -94,12 +120,16 @@ def export(
     publication = publication_of_run(
         run_dir,
         which=which.value,
+        weights=weights.value,
+        calibrate=calibrate,
+        outputs=wanted_outputs,
         formats=wanted,
         model_name=model_name,
         version=version,
         dataset_dir=parse_path(data) if data else None,
         max_parity_images=_limit(parity_images),
     )
+    note(publication.signature.describe_decisions())
     publish(publication, out, overwrite=overwrite, on_report=lambda report: _show_parity(report, json_))
     if not json_:
         print_answer(f"[bold]{out}[/] holds the export\nnext: trainer verify {out}, trainer serve {out}")
@@ -165,8 +195,11 @@ def predict(
 ) -> None:
     """Predict the classes of images with a run, an export, an artifact file or a server.
 
-    Images that their camera marked as rotated are turned upright first.
+    Images that their camera marked as rotated are turned upright first. An image that cannot be read does not keep the
+    others from their answers: it is listed with the reason, and the exit status is 1.
     """
+    from export.predictions import raise_on_errors
+
     if target.startswith(("http://", "https://")):
         predictions = _predict_on_server(target, images, top)
     else:
@@ -179,10 +212,11 @@ def predict(
         predictions = open_target(pathlib.Path(target), which=which.value).predict_files(images, top)
     if json_:
         print_json({"predictions": [p.model_dump(mode="json") for p in predictions]})
-        return
-    from export.tables import prediction_table
+    else:
+        from export.tables import prediction_table
 
-    print_answer(prediction_table(predictions))
+        print_answer(prediction_table(predictions))
+    raise_on_errors(predictions)
 
 
 def _predict_on_server(url: str, images: list[pathlib.Path], top: int) -> "list[ImagePrediction]":

@@ -3,8 +3,10 @@
 TensorFlow ignores the EXIF orientation, so the contract (see `signature`) asks clients to.
 """
 
+import dataclasses
 import io
 import pathlib
+from collections.abc import Sequence
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -16,28 +18,57 @@ _ORIENTATION_TAG = 0x0112
 _UPRIGHT = 1
 
 
-def read_client_image(path: pathlib.Path) -> bytes:
-    """The bytes of an image file as they are, or as an upright PNG (which loses nothing) where EXIF says rotated.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClientImage:
+    """An image file as a client sends it: `content`, or `error`, why it cannot be sent."""
+
+    path: pathlib.Path
+    content: bytes = b""
+    error: str | None = None
+
+
+def read_client_images(paths: Sequence[pathlib.Path]) -> list[ClientImage]:
+    """Reads image files, in order. One that is no image, is broken or is in a format that the model does not read is an
+    error of that image alone.
 
     Raises:
-        UsageError: the file is missing, is no image, is broken, or is in a format that the model does not read.
+        UsageError: a file cannot be read.
     """
+    return [_read(path) for path in paths]
+
+
+def _read(path: pathlib.Path) -> ClientImage:
     try:
-        content = path.read_bytes()
+        return ClientImage(path=path, content=_upright(_read_file(path)))
+    except _NotSentError as e:
+        return ClientImage(path=path, error=str(e))
+
+
+class _NotSentError(Exception):
+    """Why an image is not sent."""
+
+
+def _read_file(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as e:
         raise UsageError(f"the image {path} cannot be read: {e.strerror}") from None
+
+
+def _upright(content: bytes) -> bytes:
+    """The bytes as they are, or as an upright PNG (which loses nothing) where EXIF says rotated."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             if image.format not in _READABLE:
-                raise UsageError(f"{path} is {image.format}; the model reads JPEG, PNG, GIF, BMP and WebP: convert it")
+                raise _NotSentError(f"is {image.format}; the model reads JPEG, PNG, GIF, BMP and WebP: convert it")
             if image.getexif().get(_ORIENTATION_TAG, _UPRIGHT) == _UPRIGHT:
                 return content
             upright = io.BytesIO()
             ImageOps.exif_transpose(image).convert("RGB").save(upright, "PNG")
     except UnidentifiedImageError:
-        raise UsageError(f"{path} is not an image; give JPEG, PNG, GIF, BMP or WebP files") from None
+        raise _NotSentError("is not an image; give JPEG, PNG, GIF, BMP or WebP files") from None
     # Pillow's decoders raise all of these for broken files.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        raise UsageError(f"{path} is a broken image: {e}") from None
+        raise _NotSentError(f"is a broken image: {e}") from None
     return upright.getvalue()

@@ -1,22 +1,26 @@
 """What the parity gate measures and how it judges: arithmetic on probabilities, nothing else."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pydantic
 
+from export.decisions import Bools, Probabilities, are_clear, are_same, decide
 from export.formats import Budget
-
-Probabilities = npt.NDArray[np.float32]
 
 
 class Figures(pydantic.BaseModel):
     """How the answers of an artifact differ from those of the model over `num_images`.
 
-    agreement: fraction of images with the same most probable class.
+    agreement: fraction of images with the same most probable class; of a multi-label model, with all classes decided
+        alike at their thresholds.
     num_clear_disagreements: images with another class although the model's two best probabilities are further apart
-        than twice the budget's difference; null where the budget has none.
+        than twice the budget's difference (multi-label: a class decided otherwise although its probability is further
+        from its threshold than that difference); null where the budget has none.
     max_difference, mean_difference: of a probability, over all images and classes; null where one is not finite.
-    accuracy, reference_accuracy: fraction of images given their true class, by the artifact and by the model.
+    accuracy, reference_accuracy: fraction of images given their true class (multi-label: exactly their true classes),
+        by the artifact and by the model.
     num_not_finite: images for which the artifact or the model answers NaN or infinity.
     """
 
@@ -33,23 +37,30 @@ class Figures(pydantic.BaseModel):
 
 
 def compare_probabilities(
-    expected: Probabilities, answers: Probabilities, class_ids: npt.NDArray[np.int64], budget: Budget
+    expected: Probabilities,
+    answers: Probabilities,
+    class_ids: npt.NDArray[np.int64],
+    budget: Budget,
+    thresholds: Sequence[float] | None = None,
 ) -> Figures:
-    """Compares `answers` with `expected`, both [n, num_classes], n at least 1; `class_ids` [n] are the true classes."""
+    """Compares `answers` with `expected`, both [n, num_classes], n at least 1; `class_ids` [n] are the true classes.
+
+    `thresholds` are those of a multi-label model, whose `class_ids` are multi-hot, [n, num_classes].
+    """
     finite = np.isfinite(answers).all(axis=-1) & np.isfinite(expected).all(axis=-1)
-    predicted, wanted = answers.argmax(axis=-1), expected.argmax(axis=-1)
+    predicted, wanted = decide(answers, thresholds), decide(expected, thresholds)
     # An answer that is not finite is no prediction, whatever argmax makes of it.
-    agrees = (predicted == wanted) & finite
+    agrees = are_same(predicted, wanted) & finite
     differences = np.abs(answers.astype(np.float64) - expected)
     all_finite = bool(finite.all())
     return Figures(
         num_images=len(expected),
         agreement=float(agrees.mean()),
-        num_clear_disagreements=_count_clear_disagreements(expected, agrees, budget),
+        num_clear_disagreements=_count_clear_disagreements(expected, answers, agrees, budget, thresholds),
         max_difference=float(differences.max()) if all_finite else None,
         mean_difference=float(differences.mean()) if all_finite else None,
-        accuracy=float(((predicted == class_ids) & finite).mean()),
-        reference_accuracy=float((wanted == class_ids).mean()),
+        accuracy=float((are_same(predicted, class_ids) & finite).mean()),
+        reference_accuracy=float(are_same(wanted, class_ids).mean()),
         num_not_finite=int((~finite).sum()),
     )
 
@@ -75,9 +86,13 @@ def find_failure(figures: Figures, budget: Budget) -> str | None:
     return None
 
 
-def _count_clear_disagreements(expected: Probabilities, agrees: npt.NDArray[np.bool_], budget: Budget) -> int | None:
+def _count_clear_disagreements(
+    expected: Probabilities,
+    answers: Probabilities,
+    agrees: Bools,
+    budget: Budget,
+    thresholds: Sequence[float] | None,
+) -> int | None:
     if budget.max_difference is None:
         return None
-    best_two = np.sort(expected, axis=-1)[:, -2:]
-    clear = best_two[:, 1] - best_two[:, 0] > 2 * budget.max_difference
-    return int((clear & ~agrees).sum())
+    return int((are_clear(expected, answers, thresholds, budget.max_difference) & ~agrees).sum())

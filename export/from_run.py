@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 
 from export.formats import Format
+from export.inference_model import num_features_of
 from export.model_card import Provenance
 from export.publish import Publication
+from export.run_tuning import is_of_weights, tuning_to_apply
 from export.samples import open_split
-from export.signature import Signature
-from trainer.checkpoint import Which, find_checkpoint, load_classifier
+from export.signature import FEATURES, LOGITS, Signature
+from trainer.checkpoint import AVERAGES_FILE, Weights, Which, find_model_file, load_classifier
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.records import verify_shards
 from trainer.data.storage import DatasetPath, parse_path
-from trainer.errors import DataError, RunError
+from trainer.errors import DataError
 from trainer.metrics.evaluation import Evaluation
 from trainer.run_dir import RunDir, RunInfo
 
@@ -21,6 +23,9 @@ def publication_of_run(
     run: RunDir,
     *,
     which: Which,
+    weights: Weights = "auto",
+    calibrate: bool | None = None,
+    outputs: Sequence[str] = (),
     formats: Sequence[Format],
     model_name: str,
     version: int,
@@ -29,27 +34,36 @@ def publication_of_run(
 ) -> Publication:
     """Loads a checkpoint of `run` and opens its dataset, at `dataset_dir` where that has moved.
 
+    calibrate: see `tuning_to_apply`. outputs: some of OPTIONAL_OUTPUTS.
+
     Raises:
-        RunError: no run, no checkpoint, or a damaged one; or its model gives several labels an image.
+        RunError: no run, no checkpoint, or a damaged one; no averages or no temperature where they are asked for.
         DataError: the dataset is gone, damaged, or not the one that the run was trained on.
     """
     info, config = run.info(), run.config()
-    if info.task == "multi_label":
-        raise RunError(
-            f"{run.path} holds a multi_label model, and an export answers with one label an image so far; use trainer "
-            "evaluate, or train with one label an image"
-        )
     dataset_dir = dataset_dir or parse_path(info.dataset_dir)
     _check_dataset(dataset_dir, info)
     geometry = Geometry(image_size_px=info.image_size_px, resize=config.data.resize)
+    tuning = tuning_to_apply(run, which=which, weights=weights, calibrate=calibrate)
+    model = load_classifier(run, which=which, weights=weights)
+    signature = Signature.of_classifier(
+        model_name=model_name,
+        class_names=info.class_names,
+        geometry=geometry,
+        task=info.task,
+        temperature=tuning.temperature,
+        thresholds=tuning.thresholds,
+        with_logits=LOGITS in outputs,
+        num_features=num_features_of(model) if FEATURES in outputs else None,
+    )
     return Publication(
-        model=load_classifier(run, which=which),
-        signature=Signature.of_classifier(model_name=model_name, class_names=info.class_names, geometry=geometry),
+        model=model,
+        signature=signature,
         version=version,
         formats=formats,
         validation=open_split(dataset_dir, "validation", info.class_names),
         training=open_split(dataset_dir, "train", info.class_names),
-        provenance=_describe_run(run, which),
+        provenance=_describe_run(run, which, weights),
         max_parity_images=max_parity_images,
     )
 
@@ -65,26 +79,27 @@ def _check_dataset(dataset_dir: DatasetPath, info: RunInfo) -> None:
     verify_shards(dataset_dir, manifest, ["validation"])
 
 
-def _describe_run(run: RunDir, which: Which) -> Provenance:
+def _describe_run(run: RunDir, which: Which, weights: Weights) -> Provenance:
     info, config = run.info(), run.config()
-    step = find_checkpoint(run, which)
+    path, step = find_model_file(run, which, weights)
     return Provenance(
         run_name=info.name,
         run_identity=info.identity,
         global_step=step,
         which=which,
+        has_averages=path.name == AVERAGES_FILE,
         backbone=config.model.backbone,
         weights=info.weights,
         precision=info.precision,
         num_train_examples=info.num_train_examples,
         config_yaml=config.to_yaml(),
-        evaluations=_evaluations_of_step(run, step),
+        evaluations=_evaluations_of(run, which, weights),
     )
 
 
-def _evaluations_of_step(run: RunDir, step: int) -> list[Evaluation]:
-    """What `trainer evaluate` wrote of this very step; an evaluation of another one says nothing of this export."""
+def _evaluations_of(run: RunDir, which: Which, weights: Weights) -> list[Evaluation]:
+    """What `trainer evaluate` wrote of these very weights; an evaluation of others says nothing of this export."""
     splits: tuple[SplitName, ...] = ("validation", "test")
     there = [split for split in splits if (run.evaluation_dir / f"{split}.json").is_file()]
     evaluations = [Evaluation.load(run.evaluation_dir, split) for split in there]
-    return [e for e in evaluations if e.global_step == step]
+    return [e for e in evaluations if is_of_weights(run, e, which, weights)]

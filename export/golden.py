@@ -3,7 +3,7 @@
     images           [n, size, size, 3] uint8   at the model's size
     encoded          [total] uint8              the n encoded files, end to end
     encoded_lengths  [n] int64                  bytes of each
-    class_ids        [n] int64                  the true classes
+    class_ids        [n] int64                  the true classes; multi-hot, [n, classes], where there are several
     probabilities    [n, classes] float32       what the model itself answered
     answers/<title>  [n, classes] float32       what each artifact answered, by the title of its comparison
 

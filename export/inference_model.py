@@ -10,21 +10,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from export.signature import CLASS_ID, IMAGE_BYTES, IMAGES, LABEL, PROBABILITIES, SIGNATURE_IMAGE_BYTES, Signature
-from trainer.data.preprocess import load_image
+from export.image_batch import load_batch
+from export.signature import (
+    CLASS_ID,
+    FEATURES,
+    IMAGE_BYTES,
+    IMAGES,
+    LABEL,
+    LOGITS,
+    NO_CLASS,
+    PREDICTED,
+    PROBABILITIES,
+    SIGNATURE_IMAGE_BYTES,
+    STATUS,
+    STATUS_OK,
+    Signature,
+)
+from trainer.errors import ExportError
 from trainer.model.classifier import is_seed
 
 Tensor = Any
+# The last layer of every classifier, see `trainer.model.head`.
+_HEAD = "head"
 
 
 class InferenceModel(tf.Module):
     """A float32 Keras classifier (pixels 0 to 255 in, logits out) with the inputs and outputs of `signature`.
 
     images: tf.function, [batch, size, size, 3] float32 to all outputs.
-    image_bytes: tf.function, [batch] string to all outputs; decodes and resizes as training did.
+    image_bytes: tf.function, [batch] string to all outputs and `status`; decodes and resizes as training did.
     probabilities: tf.function, `images` to the probabilities alone: what TFLite and ONNX are made from, whose
         runtimes have no strings.
 
@@ -33,39 +51,95 @@ class InferenceModel(tf.Module):
     """
 
     def __init__(self, model: Any, signature: Signature) -> None:
+        """Raises ExportError where the signature has `features` and the model has no layer called head."""
         super().__init__(name="inference_model")
         size = signature.image_size_px
-        geometry = signature.geometry
         pixels = tf.TensorSpec([None, size, size, 3], tf.float32, name=IMAGES)
         encoded = tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)
+        has_features = signature.has_output(FEATURES)
+        network = _with_features(model) if has_features else model
 
-        trainable = [_copy(v) for v in model.trainable_variables]
-        non_trainable = [_copy(v) for v in model.non_trainable_variables]
+        trainable = [_copy(v) for v in network.trainable_variables]
+        non_trainable = [_copy(v) for v in network.non_trainable_variables]
 
-        def classify(images: Tensor) -> Tensor:
-            logits, _ = model.stateless_call(trainable, non_trainable, images, training=False)
-            return tf.nn.softmax(logits)
+        def infer(images: Tensor) -> tuple[Tensor, Tensor | None]:
+            answers, _ = network.stateless_call(trainable, non_trainable, images, training=False)
+            return answers if has_features else (answers, None)
 
         def answer(images: Tensor) -> dict[str, Tensor]:
-            probabilities = classify(images)
-            class_id = tf.argmax(probabilities, axis=-1, output_type=tf.int64)
-            labels = tf.gather(tf.constant(signature.class_names), class_id)
-            return {PROBABILITIES: probabilities, CLASS_ID: class_id, LABEL: labels}
+            return _outputs(*infer(images), signature)
 
         def answer_encoded(image_bytes: Tensor) -> dict[str, Tensor]:
-            images = tf.map_fn(
-                lambda one: load_image(one, geometry),
-                image_bytes,
-                fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
-            )
-            return answer(tf.cast(images, tf.float32))
+            images, status = load_batch(image_bytes, signature.geometry)
+            is_image = status == STATUS_OK
+            answers = _blank_where(~is_image, answer(tf.cast(images, tf.float32)))
+            return {**answers, STATUS: status}
+
+        def answer_probabilities(images: Tensor) -> dict[str, Tensor]:
+            logits, _ = infer(images)
+            return {PROBABILITIES: _probabilities(logits, signature)}
 
         # The seeds of dropout take no part in an answer.
-        seeded = [is_seed(v) for v in model.non_trainable_variables]
+        seeded = [is_seed(v) for v in network.non_trainable_variables]
         self.weights = trainable + [c for c, is_one in zip(non_trainable, seeded, strict=True) if not is_one]
         self.images = tf.function(answer, input_signature=[pixels])
         self.image_bytes = tf.function(answer_encoded, input_signature=[encoded])
-        self.probabilities = tf.function(lambda images: {PROBABILITIES: classify(images)}, input_signature=[pixels])
+        self.probabilities = tf.function(answer_probabilities, input_signature=[pixels])
+
+
+def num_features_of(model: Any) -> int:
+    """How many features the last layer of the head gets. Raises ExportError as `InferenceModel` does."""
+    return int(_head_input(model).shape[-1])
+
+
+def _head_input(model: Any) -> Any:
+    try:
+        return model.get_layer(_HEAD).input
+    except ValueError:
+        raise ExportError(
+            f"{model.name} has no layer called {_HEAD}, whose input the features are; leave features out of --outputs"
+        ) from None
+
+
+def _with_features(model: Any) -> Any:
+    return keras.Model(model.input, [model.output, _head_input(model)], name=model.name)
+
+
+def _probabilities(logits: Tensor, signature: Signature) -> Tensor:
+    if signature.temperature is not None:
+        logits = logits / signature.temperature
+    return tf.sigmoid(logits) if signature.task == "multi_label" else tf.nn.softmax(logits)
+
+
+def _outputs(logits: Tensor, features: Tensor | None, signature: Signature) -> dict[str, Tensor]:
+    probabilities = _probabilities(logits, signature)
+    class_id = tf.argmax(probabilities, axis=-1, output_type=tf.int64)
+    outputs = {
+        PROBABILITIES: probabilities,
+        CLASS_ID: class_id,
+        LABEL: tf.gather(tf.constant(signature.class_names), class_id),
+    }
+    if signature.thresholds is not None:
+        outputs[PREDICTED] = probabilities >= tf.constant(signature.thresholds, tf.float32)
+    if signature.has_output(LOGITS):
+        outputs[LOGITS] = logits
+    if features is not None:
+        outputs[FEATURES] = features
+    return outputs
+
+
+def _blank_where(is_bad: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`outputs` with nothing in the rows of `is_bad`, [batch].
+
+    Zeros rather than equal probabilities: nobody can take them for an answer, and JSON has no NaN.
+    """
+    blanks = {CLASS_ID: tf.constant(NO_CLASS, tf.int64), LABEL: tf.constant("")}
+
+    def blank(name: str, values: Tensor) -> Tensor:
+        rows = tf.reshape(is_bad, [-1, *[1] * (len(values.shape) - 1)])
+        return tf.where(rows, blanks.get(name, tf.zeros([], values.dtype)), values)
+
+    return {name: blank(name, values) for name, values in outputs.items()}
 
 
 def _copy(variable: Any) -> Any:

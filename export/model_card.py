@@ -25,6 +25,7 @@ class Provenance:
     run_identity: str
     global_step: int
     which: str
+    has_averages: bool = False
     backbone: str
     weights: str
     precision: str
@@ -34,7 +35,8 @@ class Provenance:
 
     def describe(self) -> str:
         """The reference of a parity report in words."""
-        return f"run {self.run_name}, step {self.global_step} ({self.which} checkpoint), float32"
+        weights = ", averages of its weights" if self.has_averages else ""
+        return f"run {self.run_name}, step {self.global_step} ({self.which} checkpoint{weights}), float32"
 
 
 def render(signature: Signature, report: ParityReport, provenance: Provenance) -> str:

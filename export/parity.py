@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
+from export.consistency import find_contradiction
 from export.figures import Figures, compare_probabilities, find_failure
 from export.formats import FORMATS, Budget, Format
 from export.runtimes import Arrays, Probabilities, Runtime, SavedModelRuntime, open_runtime
 from export.samples import Batch, ImageSource, iterate_batches, spread_indices
-from export.signature import CLASS_ID, IMAGE_BYTES, IMAGES, LABEL, PROBABILITIES, Signature
+from export.signature import IMAGE_BYTES, IMAGES, PROBABILITIES, Signature
 from trainer import atomic
 from trainer.errors import ArtifactError, ParityError
 from trainer.progress import task_progress
@@ -159,7 +160,9 @@ def run_gate(
         split=source.split,
         num_images=len(indices),
         num_images_in_split=source.num_images,
-        comparisons=[s.compare(np.concatenate(expected), np.concatenate(class_ids)) for s in subjects],
+        comparisons=[
+            s.compare(np.concatenate(expected), np.concatenate(class_ids), signature.thresholds) for s in subjects
+        ],
     )
 
 
@@ -186,12 +189,14 @@ class _Subject:
             self.failure = str(e)
         self._secs += time.perf_counter() - start
 
-    def compare(self, expected: Probabilities, class_ids: npt.NDArray[np.int64]) -> Comparison:
+    def compare(
+        self, expected: Probabilities, class_ids: npt.NDArray[np.int64], thresholds: Sequence[float] | None
+    ) -> Comparison:
         figures, failure = None, self.failure
         if failure is None:
             answers = np.concatenate(self._answers)
             if answers.shape == expected.shape:
-                figures = compare_probabilities(expected, answers, class_ids, self._artifact.budget)
+                figures = compare_probabilities(expected, answers, class_ids, self._artifact.budget, thresholds)
                 failure = find_failure(figures, self._artifact.budget)
             else:
                 failure = f"answers of shape {list(answers.shape)} where the model gives {list(expected.shape)}"
@@ -236,22 +241,14 @@ class _WrongOutputError(Exception):
 def _checked(
     predict: Callable[[Any], Arrays], take: Callable[[Batch], Any], signature: Signature
 ) -> Callable[[Batch], Probabilities]:
-    """The probabilities of a SavedModel, after a look at the two outputs that follow from them."""
-    class_names = np.array([name.encode() for name in signature.class_names], object)
+    """The probabilities of a SavedModel, after a look at the outputs that follow from them."""
 
     def run(batch: Batch) -> Probabilities:
         outputs = predict(take(batch))
+        contradiction = find_contradiction(outputs, signature)
+        if contradiction:
+            raise _WrongOutputError(contradiction)
         probabilities: Probabilities = outputs[PROBABILITIES]
-        class_ids = outputs[CLASS_ID]
-        if not np.array_equal(class_ids, probabilities.argmax(axis=-1)):
-            raise _WrongOutputError(f"{CLASS_ID} is not the index of the largest of {PROBABILITIES}")
-        wrong = np.flatnonzero(outputs[LABEL] != class_names[class_ids])
-        if wrong.size:
-            class_id = class_ids[wrong[0]]
-            raise _WrongOutputError(
-                f"{LABEL} of class {class_id} is {outputs[LABEL][wrong[0]].decode()!r} where the signature says "
-                f"{signature.class_names[class_id]!r}"
-            )
         return probabilities
 
     return run

@@ -2,13 +2,16 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
-from export.client_images import read_client_image
+from export.client_images import ClientImage, read_client_images
+from export.decisions import decide
+from export.image_batch import load_batch
 from export.parity import ParityReport
-from export.predictions import ImagePrediction, most_probable
+from export.predictions import ImagePrediction, describe_status, most_probable
+from export.run_tuning import tuning_to_apply
 from export.runtimes import (
     KerasRuntime,
     Probabilities,
@@ -17,62 +20,85 @@ from export.runtimes import (
     is_saved_model,
     open_runtime,
 )
-from export.samples import Pixels, load_images
 from export.signature import FILE_NAME as SIGNATURE_FILE
-from export.signature import PROBABILITIES, Signature
+from export.signature import PROBABILITIES, STATUS, STATUS_OK, Signature
 from trainer.checkpoint import Which, load_classifier
 from trainer.data.geometry import Geometry
-from trainer.errors import ArtifactError, UsageError
+from trainer.errors import ArtifactError
 from trainer.run_dir import RunDir
 
 _BATCH_SIZE = 32
+# A run's model has no name to be served under.
+_UNNAMED = "run"
 
 
 class Target:
-    """Something that predicts: a runtime, the names of its classes, and how an image becomes its input."""
+    """Something that predicts: a runtime, the names of its classes, and how an image becomes its input.
 
-    def __init__(self, runtime: Runtime, class_names: list[str], geometry: Geometry) -> None:
+    thresholds: of a multi-label model; None for others.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        class_names: list[str],
+        geometry: Geometry,
+        thresholds: Sequence[float] | None = None,
+    ) -> None:
         self._runtime = runtime
         self._class_names = class_names
         self._geometry = geometry
+        self._thresholds = thresholds
+
+    @classmethod
+    def of_signature(cls, runtime: Runtime, signature: Signature) -> "Target":
+        return cls(runtime, signature.class_names, signature.geometry, signature.thresholds)
 
     def predict_files(self, paths: Sequence[pathlib.Path], top: int) -> list[ImagePrediction]:
-        """The `top` most probable classes of each image file.
+        """The `top` most probable classes of each image file, or its error.
 
         Raises:
-            UsageError: a file is missing or not an image; it is named, and nothing is predicted.
+            UsageError: a file cannot be read; it is named, and nothing is predicted.
         """
-        encoded = [read_client_image(path) for path in paths]
-        images = np.stack([self._load(path, content) for path, content in zip(paths, encoded, strict=True)])
-        probabilities = np.concatenate(
-            [
-                self._predict(encoded[start : start + _BATCH_SIZE], images[start : start + _BATCH_SIZE])
-                for start in range(0, len(paths), _BATCH_SIZE)
-            ]
-        )
-        if probabilities.shape[1] != len(self._class_names):
+        images = read_client_images(paths)
+        found = {image.path: ImagePrediction(image=str(image.path), classes=[], error=image.error) for image in images}
+        good = [image for image in images if image.error is None]
+        for start in range(0, len(good), _BATCH_SIZE):
+            batch = good[start : start + _BATCH_SIZE]
+            found.update({p.path: self._describe(p, top) for p in self._predict(batch)})
+        return [found[path] for path in paths]
+
+    def _describe(self, prediction: "_Prediction", top: int) -> ImagePrediction:
+        image, probabilities = str(prediction.path), prediction.probabilities
+        if prediction.error is not None:
+            return ImagePrediction(image=image, classes=[], error=prediction.error)
+        if len(probabilities) != len(self._class_names):
             raise ArtifactError(
-                f"the model answers {probabilities.shape[1]} probabilities, but {len(self._class_names)} classes are "
+                f"the model answers {len(probabilities)} probabilities, but {len(self._class_names)} classes are "
                 f"named beside it; use the {SIGNATURE_FILE} that was published with it"
             )
-        return [
-            ImagePrediction(image=str(path), classes=most_probable(row, self._class_names, top))
-            for path, row in zip(paths, probabilities, strict=True)
-        ]
+        predicted = None if self._thresholds is None else decide(probabilities, self._thresholds)
+        return ImagePrediction(image=image, classes=most_probable(probabilities, self._class_names, top, predicted))
 
-    def _load(self, path: pathlib.Path, encoded: bytes) -> Pixels:
-        try:
-            image: Pixels = load_images([encoded], self._geometry)[0]
-        except tf.errors.InvalidArgumentError as e:
-            raise UsageError(f"{path} is an image that TensorFlow does not decode: {e.message}") from None
-        return image
-
-    def _predict(self, encoded: list[bytes], images: Pixels) -> Probabilities:
+    def _predict(self, images: Sequence[ClientImage]) -> "list[_Prediction]":
         # A SavedModel is asked as its clients ask it.
         if isinstance(self._runtime, SavedModelRuntime):
-            probabilities: Probabilities = self._runtime.predict_encoded(encoded)[PROBABILITIES]
-            return probabilities
-        return self._runtime.predict_probabilities(images)
+            outputs = self._runtime.predict_encoded([image.content for image in images])
+            probabilities, statuses = outputs[PROBABILITIES], [status.decode() for status in outputs[STATUS]]
+        else:
+            pixels, found = load_batch(tf.constant([image.content for image in images]), self._geometry)
+            probabilities = self._runtime.predict_probabilities(pixels.numpy())
+            statuses = [status.decode() for status in found.numpy()]
+        return [
+            _Prediction(image.path, row, None if status == STATUS_OK else describe_status(status))
+            for image, row, status in zip(images, probabilities, statuses, strict=True)
+        ]
+
+
+class _Prediction(NamedTuple):
+    path: pathlib.Path
+    probabilities: Probabilities
+    error: str | None
 
 
 def open_target(path: pathlib.Path, *, which: Which = "best") -> Target:
@@ -91,14 +117,20 @@ def open_target(path: pathlib.Path, *, which: Which = "best") -> Target:
     if run.exists():
         info = run.info()
         geometry = Geometry(image_size_px=info.image_size_px, resize=run.config().data.resize)
-        return Target(KerasRuntime(load_classifier(run, which=which)), info.class_names, geometry)
+        tuning = tuning_to_apply(run, which=which, weights="auto", calibrate=None)
+        # As an export of this run answers.
+        signature = Signature.of_classifier(
+            model_name=_UNNAMED, class_names=info.class_names, geometry=geometry, task=info.task, **tuning._asdict()
+        )
+        runtime = KerasRuntime(load_classifier(run, which=which), task=info.task, temperature=tuning.temperature)
+        return Target.of_signature(runtime, signature)
     if (path / SIGNATURE_FILE).is_file():
         signature = Signature.load(path)
         artifact = ParityReport.load(path).artifacts()[0]  # the SavedModel where there is one: formats are in order
-        return Target(open_runtime(path / artifact.path), signature.class_names, signature.geometry)
+        return Target.of_signature(open_runtime(path / artifact.path), signature)
     if path.suffix in (".tflite", ".onnx") or is_saved_model(path):
         signature = _find_signature(path)
-        return Target(open_runtime(path), signature.class_names, signature.geometry)
+        return Target.of_signature(open_runtime(path), signature)
     raise ArtifactError(
         f"{path} is not a run, an export, a .tflite or .onnx file or the directory of a SavedModel version"
     )

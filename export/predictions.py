@@ -2,34 +2,52 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pydantic
 
+from export.signature import STATUS_NOT_AN_IMAGE, STATUS_UNDECODABLE
+from trainer.errors import TrainerError
+
+_STATUS_IN_WORDS = {
+    STATUS_NOT_AN_IMAGE: "is not an image that the model reads",
+    STATUS_UNDECODABLE: "is an image that TensorFlow does not decode: it is broken, or an animated or transparent WebP",
+}
+
 
 class ClassProbability(pydantic.BaseModel):
-    """One class of an answer; `label` is null where a server told the name of the best class alone."""
+    """One class of an answer; `label` is null where a server told the name of the best class alone.
+
+    predicted: of a multi-label model, whether the probability reaches the threshold of the class; null for others.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     class_id: int
     label: str | None
     probability: float
+    predicted: bool | None = None
 
 
 class ImagePrediction(pydantic.BaseModel):
-    """`classes`: the most probable first."""
+    """`classes`: the most probable first, and with them every one that is predicted. Where `error` says why there is no
+    prediction of this image, none.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     image: str
     classes: list[ClassProbability]
+    error: str | None = None
 
 
 class ServedPrediction(Protocol):
-    """What a server answers for one image; `label` and `class_id` are those of the most probable class."""
+    """What a server answers for one image; `label` and `class_id` are those of the most probable class.
+
+    error: why it has no answer, and then the others are empty. predicted: for each class, of a multi-label model.
+    """
 
     @property
     def label(self) -> str: ...
@@ -40,17 +58,40 @@ class ServedPrediction(Protocol):
     @property
     def probabilities(self) -> Sequence[float]: ...
 
+    @property
+    def predicted(self) -> Sequence[bool] | None: ...
+
+    @property
+    def error(self) -> str | None: ...
+
 
 # From the address of a server and image files to one answer a file.
 ServerPredict = Callable[[str, Sequence[pathlib.Path]], Sequence[ServedPrediction]]
 
 
+def describe_status(status: str) -> str:
+    """A `status` that is not ok, as the end of a sentence about the image."""
+    return _STATUS_IN_WORDS.get(status, f"has the status {status!r}")
+
+
 def most_probable(
-    probabilities: npt.NDArray[np.floating], names: Sequence[str | None], top: int
+    probabilities: npt.NDArray[np.floating],
+    names: Sequence[str | None],
+    top: int,
+    predicted: npt.NDArray[Any] | Sequence[bool] | None = None,
 ) -> list[ClassProbability]:
-    """The `top` classes of one answer [num_classes], the most probable first, equal ones by class."""
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    return [ClassProbability(class_id=int(i), label=names[i], probability=float(probabilities[i])) for i in order]
+    """The `top` classes of one answer [num_classes] and all that are `predicted`; equally probable ones by class."""
+    order = np.argsort(-probabilities, kind="stable")
+    chosen = [i for place, i in enumerate(order) if place < top or (predicted is not None and predicted[i])]
+    return [
+        ClassProbability(
+            class_id=int(i),
+            label=names[i],
+            probability=float(probabilities[i]),
+            predicted=None if predicted is None else bool(predicted[i]),
+        )
+        for i in chosen
+    ]
 
 
 def predict_on_server(
@@ -59,8 +100,19 @@ def predict_on_server(
     """Asks the server at `url`."""
     predictions = []
     for path, served in zip(paths, server_predict(url, paths), strict=True):
+        if served.error is not None:
+            predictions.append(ImagePrediction(image=str(path), classes=[], error=served.error))
+            continue
         names: list[str | None] = [None] * len(served.probabilities)
         names[served.class_id] = served.label
-        classes = most_probable(np.asarray(served.probabilities), names, top)
+        classes = most_probable(np.asarray(served.probabilities), names, top, served.predicted)
         predictions.append(ImagePrediction(image=str(path), classes=classes))
     return predictions
+
+
+def raise_on_errors(predictions: Sequence[ImagePrediction]) -> None:
+    """Raises TrainerError where an image has no prediction; the first is named."""
+    failed = [p for p in predictions if p.error is not None]
+    if failed:
+        others = f"; {len(failed)} of {len(predictions)} images have no prediction" if len(predictions) > 1 else ""
+        raise TrainerError(f"{failed[0].image} {failed[0].error}{others}")

@@ -92,7 +92,7 @@ def publish(
     signature = publication.signature
     with atomic.new_directory(export_dir) as directory:
         artifacts = _write_artifacts(publication, directory)
-        reference = KerasRuntime(publication.model)
+        reference = KerasRuntime(publication.model, task=signature.task, temperature=signature.temperature)
         report = run_gate(
             reference=reference,
             reference_name=publication.provenance.describe(),

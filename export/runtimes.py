@@ -25,6 +25,7 @@ from export.signature import (
     TFLITE_SIGNATURE,
 )
 from trainer.errors import ArtifactError
+from trainer.settings.training import ModelTask
 from trainer.tf_runtime import stderr_held_back
 
 Images = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -45,15 +46,18 @@ class Runtime(Protocol):
 
 
 class KerasRuntime:
-    """A Keras classifier that answers logits."""
+    """A Keras classifier that answers logits; `task` and `temperature` are those of a `Signature`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, task: ModelTask = "single_label", temperature: float | None = None) -> None:
         import tensorflow as tf
 
+        activation = tf.sigmoid if task == "multi_label" else tf.nn.softmax
         self.name = f"Keras on TensorFlow {tf.__version__}"
         self.image_size_px = int(model.input_shape[1])
         pixels = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)
-        self._predict = tf.function(lambda images: tf.nn.softmax(model(images, training=False)), [pixels])
+        self._predict = tf.function(
+            lambda images: activation(model(images, training=False) / (temperature or 1.0)), [pixels]
+        )
 
     def predict_probabilities(self, images: Images) -> Probabilities:
         probabilities: Probabilities = self._predict(images.astype(np.float32)).numpy()

@@ -32,7 +32,10 @@ class ImageSource(Protocol):
     num_images: int
 
     def read(self, indices: npt.NDArray[np.int64]) -> tuple[list[bytes], ClassIds]:
-        """The encoded images and their classes at `indices`, each in [0, num_images)."""
+        """The encoded images and their classes, [n] or multi-hot [n, num_classes], at `indices`.
+
+        Each index is in [0, num_images).
+        """
 
 
 class DatasetSplit:
@@ -48,7 +51,13 @@ class DatasetSplit:
 
     def read(self, indices: npt.NDArray[np.int64]) -> tuple[list[bytes], ClassIds]:
         examples = [Example.from_payload(payload) for payload in self._reader.read(indices)]
-        return [e.encoded for e in examples], np.array([e.label for e in examples], np.int64)
+        num_classes = self._reader.num_multi_hot
+        if num_classes is None:
+            return [e.encoded for e in examples], np.array([e.label for e in examples], np.int64)
+        multi_hot = np.zeros((len(examples), num_classes), np.int64)
+        for row, example in zip(multi_hot, examples, strict=True):
+            row[list(example.labels)] = 1
+        return [e.encoded for e in examples], multi_hot
 
 
 def open_split(dataset_dir: DatasetPath, split: SplitName, class_names: list[str]) -> DatasetSplit:
@@ -72,7 +81,8 @@ def open_split(dataset_dir: DatasetPath, split: SplitName, class_names: list[str
 
 
 class Batch(NamedTuple):
-    """encoded: n files as bytes; images: [n, size, size, 3] uint8, the same at the model's size; class_ids: [n]."""
+    """encoded: n files as bytes; images: [n, size, size, 3] uint8, the same at the model's size; class_ids: [n], or
+    multi-hot [n, num_classes] where an image has several labels."""
 
     encoded: list[bytes]
     images: Pixels

@@ -41,16 +41,19 @@ def golden_table(results: Sequence[GoldenResult], num_images: int) -> Renderable
 
 
 def prediction_table(predictions: Sequence[ImagePrediction]) -> RenderableType:
-    """One row a class, grouped by image."""
+    """One row a class, grouped by image; of a multi-label model those that are predicted are marked."""
     table = Table(box=None, pad_edge=False)
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for prediction in predictions:
         image = escape(prediction.image)
+        if prediction.error is not None:
+            table.add_row(image, f"[bold red]{escape(prediction.error)}[/]", "-", "")
         for chosen in prediction.classes:
             label = chosen.label if chosen.label is not None else f"(class {chosen.class_id})"
-            table.add_row(image, escape(label), f"{chosen.probability:.4f}")
+            table.add_row(image, escape(label), f"{chosen.probability:.4f}", "predicted" if chosen.predicted else "")
             image = ""
     return table
 

@@ -1,10 +1,13 @@
 """A SavedModel version for TensorFlow Serving: two named signatures and warm-up requests.
 
-`serving_default` takes `image_bytes` (encoded images of any size), `images` takes pixels at the model's size; both
-answer `probabilities`, `class_id` and `label`.
+`serving_default` takes `image_bytes` (encoded images of any size), `images` takes pixels at the model's size; what both
+answer is in the signature.
 
 The weights stay variables: the two signatures share them, and neither the 2 GB limit of a graph file nor a second
-copy in the server's memory comes into play. Nothing in it asks for XLA, which is off in TensorFlow Serving.
+copy in the server's memory comes into play. So batch normalisation is not folded here: TensorFlow does that to
+constants alone, and for EfficientNet-Lite0 at 224 px on two cores it gained a tenth (85 images/s against 76). The
+converters of TFLite and ONNX, which are given constants, fold it. Nothing in it asks for XLA, which TensorFlow Serving
+has off.
 """
 
 import hashlib

@@ -12,8 +12,18 @@ from typing import Any
 import httpx
 import numpy as np
 
-from export.client_images import read_client_image
-from export.signature import CLASS_ID, LABEL, PROBABILITIES, SIGNATURE_IMAGES
+from export.client_images import read_client_images
+from export.predictions import describe_status
+from export.signature import (
+    CLASS_ID,
+    LABEL,
+    NO_CLASS,
+    PREDICTED,
+    PROBABILITIES,
+    SIGNATURE_IMAGES,
+    STATUS,
+    STATUS_OK,
+)
 from trainer.errors import ArtifactError, TrainerError, UsageError
 
 DEFAULT_TIMEOUT_SECS = 60.0
@@ -23,11 +33,34 @@ _MAX_BATCH_BYTES = 8 * 1024 * 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the model says of one image; `probabilities` are in the order of the classes and add up to 1."""
+    """What the model says of one image; `probabilities` are in the order of the classes.
+
+    error: why it says nothing of it, as the end of a sentence about the image; then `label` is empty, `class_id` -1.
+    predicted: of a multi-label model, whether each class is.
+    """
 
     label: str
     class_id: int
     probabilities: list[float]
+    predicted: list[bool] | None = None
+    error: str | None = None
+
+    @classmethod
+    def of_error(cls, error: str) -> "Prediction":
+        return cls(label="", class_id=NO_CLASS, probabilities=[], error=error)
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> "Prediction":
+        """Raises KeyError where an output is missing."""
+        # Pixels have no status, and a model that was exported by another tool may have none.
+        status = row.get(STATUS, STATUS_OK)
+        return cls(
+            label=row[LABEL],
+            class_id=row[CLASS_ID],
+            probabilities=row[PROBABILITIES],
+            predicted=row.get(PREDICTED),
+            error=None if status == STATUS_OK else describe_status(status),
+        )
 
 
 class Client:
@@ -49,7 +82,7 @@ class Client:
         self._http = httpx.Client(timeout=timeout_secs)
 
     def predict_image_bytes(self, images: Sequence[bytes]) -> list[Prediction]:
-        """Classifies encoded images (JPEG, PNG, ..., upright) of any size."""
+        """Classifies encoded images (JPEG, PNG, ..., upright) of any size; one that is none gets an `error`."""
         return self._predict({"instances": [{"b64": base64.b64encode(image).decode()} for image in images]})
 
     def predict_images(self, images: np.ndarray[Any, Any]) -> list[Prediction]:
@@ -78,11 +111,8 @@ class Client:
     def _predict(self, request: dict[str, Any]) -> list[Prediction]:
         answer = self._request("POST", f"{self._path}:predict", json.dumps(request).encode())
         try:
-            return [
-                Prediction(label=row[LABEL], class_id=row[CLASS_ID], probabilities=row[PROBABILITIES])
-                for row in answer["predictions"]
-            ]
-        except (KeyError, TypeError):
+            return [Prediction.of_row(row) for row in answer["predictions"]]
+        except (KeyError, TypeError, AttributeError):
             raise ArtifactError(
                 f"the model {self.model_name!r} at {self.base_url} is not a classifier of this kind: it answered "
                 f"{json.dumps(answer)[:200]}; expected {PROBABILITIES}, {CLASS_ID} and {LABEL} for each image"
@@ -95,16 +125,21 @@ class Client:
 def predict_images_of_files(url: str, paths: Sequence[pathlib.Path], model_name: str | None = None) -> list[Prediction]:
     """Classifies image files on a server, in order; rotated (EXIF) images are turned upright first.
 
+    A file that is no image is not sent, and one that the server cannot decode does not fail the others: see
+    `Prediction.error`.
+
     url: "http://host:port", or with the model in it, "http://host:port/v1/models/NAME". model_name: None takes it
     from the URL, or asks `trainer serve` (TensorFlow Serving does not tell the names of its models).
 
-    Raises what `Client` does, and UsageError for a file that is missing or is no image.
+    Raises what `Client` does, and UsageError for a file that cannot be read.
     """
     base_url, name_in_url = split_url(url)
-    images = [read_client_image(path) for path in paths]
+    images = read_client_images(paths)
     name = model_name or name_in_url or _only_model(base_url)
+    sent = [image.content for image in images if image.error is None]
     with Client(base_url, name) as client:
-        return [prediction for batch in _batches(images) for prediction in client.predict_image_bytes(batch)]
+        answers = iter([prediction for batch in _batches(sent) for prediction in client.predict_image_bytes(batch)])
+    return [next(answers) if image.error is None else Prediction.of_error(image.error) for image in images]
 
 
 def split_url(url: str) -> tuple[str, str | None]:

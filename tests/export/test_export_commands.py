@@ -134,6 +134,20 @@ def test_a_run_and_its_export_predict_the_same(run: RunDir, export_dir: pathlib.
     assert "probability" in invoke("predict", export_dir / "onnx/digits.onnx", *images, "--top", 2)
 
 
+def test_an_image_that_cannot_be_read_is_told_beside_the_others_and_fails_the_command(
+    export_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "good.png").write_bytes(read_digits("test").read(np.arange(1))[0][0])
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    images = [str(tmp_path / "bad.png"), str(tmp_path / "good.png")]
+    result = CliRunner().invoke(app, ["predict", str(export_dir), *images, "--json"])
+    bad, good = json.loads(result.stdout)["predictions"]
+    assert bad["classes"] == [] and "is not an image" in bad["error"]
+    assert len(good["classes"]) == 5 and good["error"] is None
+    assert isinstance(result.exception, TrainerError) and result.exception.exit_status == 1
+    assert "is not an image" in CliRunner().invoke(app, ["predict", str(export_dir), *images]).stdout
+
+
 def test_an_address_is_asked_through_the_server_client(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setattr(export.cli, "server_predict", None)
     with pytest.raises(UsageError, match="is the address of a server"):

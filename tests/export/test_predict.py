@@ -9,13 +9,14 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import Exported
-from digits_classifier import CLASS_NAMES, ListedImages
+from digits_classifier import CLASS_NAMES, GEOMETRY, ListedImages
 
-from export.client_images import read_client_image
+from export.client_images import read_client_images
 from export.formats import FORMATS
 from export.predict import open_target
-from export.predictions import predict_on_server
-from trainer.errors import ArtifactError, UsageError
+from export.predictions import most_probable, predict_on_server, raise_on_errors
+from export.signature import Signature
+from trainer.errors import ArtifactError, TrainerError, UsageError
 
 NUM_IMAGES = 12
 
@@ -76,7 +77,8 @@ def test_a_rotated_photograph_is_turned_upright(
 
 
 def test_an_upright_file_is_passed_on_byte_for_byte(image_files: list[pathlib.Path]) -> None:
-    assert read_client_image(image_files[0]) == image_files[0].read_bytes()
+    (sent,) = read_client_images(image_files[:1])
+    assert sent.content == image_files[0].read_bytes()
 
 
 def test_a_missing_image_is_named(exported: Exported, image_files: list[pathlib.Path]) -> None:
@@ -89,6 +91,14 @@ def test_a_missing_image_is_named(exported: Exported, image_files: list[pathlib.
 
 def _truncated(content: bytes) -> bytes:
     return content[: len(content) // 2]
+
+
+def _as_transparent_webp(content: bytes) -> bytes:
+    converted = io.BytesIO()
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        image.putalpha(100)
+        image.save(converted, "WEBP")
+    return converted.getvalue()
 
 
 def _as_tiff(content: bytes) -> bytes:
@@ -105,15 +115,30 @@ def _as_tiff(content: bytes) -> bytes:
         (lambda _: b"hello, this is text", "is not an image"),
         (_truncated, "is a broken image"),
         (_as_tiff, "is TIFF; the model reads JPEG, PNG, GIF, BMP and WebP"),
+        # What Pillow reads and TensorFlow does not is told by the model.
+        (_as_transparent_webp, "is an image that TensorFlow does not decode"),
     ],
 )
-def test_what_is_no_readable_image_is_named(
-    exported: Exported, image_files: list[pathlib.Path], tmp_path: pathlib.Path, change: Any, complaint: str
+@pytest.mark.parametrize("target", ["saved_model/digits/3", "onnx/digits.onnx"])
+def test_what_is_no_readable_image_is_an_error_of_that_image_alone(
+    exported: Exported,
+    image_files: list[pathlib.Path],
+    tmp_path: pathlib.Path,
+    change: Any,
+    complaint: str,
+    target: str,
 ) -> None:
     path = tmp_path / "given.png"
     path.write_bytes(change(image_files[0].read_bytes()))
-    with pytest.raises(UsageError, match=f"given.png {complaint}"):
-        open_target(exported.directory / "onnx/digits.onnx").predict_files([path], top=1)
+    opened = open_target(exported.directory / target)
+    first, bad, second = opened.predict_files([image_files[0], path, image_files[1]], top=1)
+    assert bad.image == str(path) and bad.classes == [] and bad.error is not None and complaint in bad.error
+    assert [first, second] == opened.predict_files(image_files[:2], top=1)
+    assert first.error is None
+    with pytest.raises(TrainerError, match=rf"given.png {complaint}.*; 1 of 3 images have no prediction") as caught:
+        raise_on_errors([first, bad, second])
+    assert caught.value.exit_status == 1
+    raise_on_errors([first, second])
 
 
 def test_a_lone_file_is_told_what_it_lacks(exported: Exported, tmp_path: pathlib.Path) -> None:
@@ -130,8 +155,8 @@ def test_a_file_beside_a_signature_of_another_model_is_refused(
     exported: Exported, image_files: list[pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     shutil.copy(exported.directory / "onnx/digits.onnx", tmp_path)
-    signature = (exported.directory / "signature.json").read_text()
-    (tmp_path / "signature.json").write_text(signature.replace('"zero",', "", 1))
+    signature = Signature.of_classifier(model_name="digits", class_names=CLASS_NAMES[1:], geometry=GEOMETRY)
+    signature.save(tmp_path)
     with pytest.raises(ArtifactError, match="10 probabilities, but 9 classes"):
         open_target(tmp_path / "digits.onnx").predict_files(image_files[:1], top=1)
 
@@ -151,9 +176,15 @@ def test_a_server_names_the_best_class_alone() -> None:
     class Served:
         label, class_id = "seven", 1
         probabilities = (0.2, 0.7, 0.1)
+        predicted = error = None
 
     (prediction,) = predict_on_server(lambda url, paths: [Served()], "http://host:1", [pathlib.Path("a.png")], top=2)
     assert [(c.class_id, c.label, c.probability) for c in prediction.classes] == [(1, "seven", 0.7), (0, None, 0.2)]
+
+
+def test_every_predicted_class_is_listed_also_beyond_the_top() -> None:
+    found = most_probable(np.array([0.4, 0.9, 0.5]), ["a", "b", "c"], top=1, predicted=[True, True, False])
+    assert [(c.label, c.predicted) for c in found] == [("b", True), ("a", True)]
 
 
 def test_the_formats_of_this_test_are_all_there_are() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from trainer.data.geometry import Geometry
+
 CLASS_NAMES = ["dark", "medium", "bright"]
 SIZE = 8
 
@@ -21,6 +23,8 @@ def jpeg(brightness: int, *, width: int = 20, height: int = 12) -> bytes:
 def save_brightness_model(path: pathlib.Path) -> None:
     import tensorflow as tf  # after tf_runtime.configure()
 
+    from export.image_batch import load_batch
+
     def classify(images: Any) -> dict[str, Any]:
         level = tf.reduce_mean(images, axis=[1, 2, 3]) / 255.0
         closeness = -tf.abs(level[:, None] - tf.constant([0.0, 0.5, 1.0]))
@@ -28,7 +32,7 @@ def save_brightness_model(path: pathlib.Path) -> None:
         class_id = tf.argmax(probabilities, axis=-1)
         return {"probabilities": probabilities, "class_id": class_id, "label": tf.gather(module.labels, class_id)}
 
-    def decode(encoded: Any) -> Any:
+    def decode_unguarded(encoded: Any) -> Any:
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         image.set_shape([None, None, 3])
         return tf.image.resize(image, [SIZE, SIZE])
@@ -38,11 +42,16 @@ def save_brightness_model(path: pathlib.Path) -> None:
 
     @tf.function(input_signature=[spec([None], tf.string, "image_bytes")])
     def from_bytes(image_bytes: Any) -> dict[str, Any]:
-        return classify(tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32))
+        images, status = load_batch(image_bytes, Geometry(image_size_px=SIZE, resize="squash"))
+        return {**classify(tf.cast(images, tf.float32)), "status": status}
 
     @tf.function(input_signature=[spec([None, SIZE, SIZE, 3], tf.float32, "images")])
     def from_pixels(images: Any) -> dict[str, Any]:
         return classify(images)
+
+    @tf.function(input_signature=[spec([None], tf.string, "image_bytes")])
+    def unguarded(image_bytes: Any) -> dict[str, Any]:
+        return classify(tf.map_fn(decode_unguarded, image_bytes, fn_output_signature=tf.float32))
 
     # What a classifier does not have, but the protocol does: one output, two inputs, bytes out, and time to spend.
     @tf.function(input_signature=[spec([None, 2], tf.float32, "a"), spec([None], tf.int64, "b")])
@@ -71,6 +80,7 @@ def save_brightness_model(path: pathlib.Path) -> None:
     signatures = {
         "serving_default": from_bytes,
         "images": from_pixels,
+        "unguarded": unguarded,
         "ratio": ratio,
         "reverse": reverse,
         "count": count,

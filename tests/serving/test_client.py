@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from brightness_export import grey_pixels, jpeg
 
-from export.client_images import read_client_image
+from export.client_images import read_client_images
 from serving.client import Client, predict_images_of_files, split_url
 from trainer.errors import ArtifactError, UsageError
 
@@ -53,7 +53,8 @@ def test_a_rotated_image_is_turned_upright_before_it_is_sent(server_url: str, tm
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     image.save(tmp_path / "rotated.jpg", exif=exif)
-    with PIL.Image.open(io.BytesIO(read_client_image(tmp_path / "rotated.jpg"))) as turned:
+    (sent,) = read_client_images([tmp_path / "rotated.jpg"])
+    with PIL.Image.open(io.BytesIO(sent.content)) as turned:
         assert turned.size == (4, 6)
     assert predict_images_of_files(server_url, [tmp_path / "rotated.jpg"])[0].label == "bright"
 
@@ -70,9 +71,9 @@ def test_a_server_that_does_not_answer_is_an_artifact_error(tmp_path: pathlib.Pa
 def test_what_the_server_refuses_is_told_with_its_reason(server_url: str) -> None:
     with (
         Client(server_url, "brightness") as client,
-        pytest.raises(UsageError, match="answered 400: Unknown image file format"),
+        pytest.raises(UsageError, match="answered 400: input 'images' of signature 'images' has shape"),
     ):
-        client.predict_image_bytes([b"no image"])
+        client.predict_images(grey_pixels(0)[:, 1:])
     with Client(server_url, "nope") as client, pytest.raises(ArtifactError, match="answered 404: Servable not found"):
         client.predict_image_bytes([jpeg(1)])
 
@@ -96,8 +97,22 @@ def test_an_address_that_is_none_is_wrong_usage(url: str) -> None:
         split_url(url)
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path: pathlib.Path, server_url: str) -> None:
+def test_a_file_that_is_no_image_is_an_error_of_its_own(tmp_path: pathlib.Path, server_url: str) -> None:
     (tmp_path / "text.jpg").write_text("no image")
-    for name in ("text.jpg", "absent.jpg"):
-        with pytest.raises(UsageError, match=name):
-            predict_images_of_files(server_url, [tmp_path / name])
+    (tmp_path / "dark.jpg").write_bytes(jpeg(0))
+    # Pillow reads it and so it is sent, but TensorFlow reads no transparent WebP.
+    PIL.Image.new("RGBA", (8, 8), (1, 2, 3, 100)).save(tmp_path / "clear.webp")
+    paths = [tmp_path / name for name in ("text.jpg", "dark.jpg", "clear.webp", "dark.jpg")]
+    predictions = predict_images_of_files(server_url, paths)
+    assert [p.label for p in predictions if p.error is None] == ["dark", "dark"]
+    assert predictions[0].error is not None and "is not an image" in predictions[0].error
+    assert predictions[2].error is not None and "does not decode" in predictions[2].error
+    with pytest.raises(UsageError, match=r"absent.jpg cannot be read"):
+        predict_images_of_files(server_url, [tmp_path / "absent.jpg"])
+
+
+def test_a_bad_image_among_bytes_has_an_error_and_no_label(server_url: str) -> None:
+    with Client(server_url, "brightness") as client:
+        dark, bad = client.predict_image_bytes([jpeg(0), b"no image"])
+    assert (dark.label, dark.error) == ("dark", None)
+    assert bad.error == "is not an image that the model reads"

@@ -52,6 +52,12 @@ def test_rows_may_name_their_input(http: httpx.Client) -> None:
     assert plain["predictions"][0]["label"] == "medium"
 
 
+def test_a_bad_image_is_told_in_its_row_and_the_others_are_answered(http: httpx.Client) -> None:
+    rows = predict(http, {"instances": [b64(jpeg(0)), b64(b"not an image"), b64(jpeg(255)[:200]), b64(jpeg(255))]})
+    assert [row["status"] for row in rows["predictions"]] == ["ok", "not_an_image", "undecodable", "ok"]
+    assert [rows["predictions"][i]["label"] for i in (0, 3)] == ["dark", "bright"]
+
+
 def test_columns(http: httpx.Client) -> None:
     images = [b64(jpeg(level)) for level in (0, 128, 255)]
     answer = predict(http, {"inputs": {"image_bytes": images}})
@@ -92,13 +98,13 @@ def test_a_version_can_be_named(http: httpx.Client) -> None:
         (
             b'{"signature_name": "nope", "instances": [1]}',
             'Serving signature name: "nope" not found in signature def (there are: count, images, ratio, reverse, '
-            "serving_default)",
+            "serving_default, unguarded)",
         ),
         (
             b'{"signature_name": "images", "instances": [[[1, 2, 3]]]}',
             f"input 'images' of signature 'images' has shape [1, 1, 3], expected [-1, {SIZE}, {SIZE}, 3]",
         ),
-        (b'{"instances": [{"b64": "bm90IGFuIGltYWdl"}]}', "Unknown image file format"),
+        (b'{"signature_name": "unguarded", "instances": [{"b64": "bm90IGFuIGltYWdl"}]}', "Unknown image file format"),
     ],
 )
 def test_bad_requests_are_400_and_say_why(http: httpx.Client, body: bytes, told: str) -> None:

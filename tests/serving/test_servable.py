@@ -57,7 +57,7 @@ def test_a_signature_runs_on_arrays(model: Model) -> None:
 
 def test_the_graphs_refusal_is_told_without_its_nodes(model: Model) -> None:
     with pytest.raises(RequestError) as caught:
-        model.servable().run(None, {"image_bytes": np.array([b"no image"], object)})
+        model.servable().run("unguarded", {"image_bytes": np.array([b"no image"], object)})
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.message.startswith("Unknown image file format.")
 
