@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pydantic
 
 from export.formats import Budget
+from trainer.metrics.predictions import wilson_interval
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -15,8 +16,11 @@ class Figures(pydantic.BaseModel):
     agreement: fraction of images with the same most probable class.
     num_clear_disagreements: images with another class although the model's two best probabilities are further apart
         than twice the budget's difference; null where the budget has none.
+    num_set_aside: images with another class where those two are no further apart: the decision is not judged there,
+        only how many there are; null where the budget has no difference.
     max_difference, mean_difference: of a probability, over all images and classes; null where one is not finite.
     accuracy, reference_accuracy: fraction of images given their true class, by the artifact and by the model.
+    accuracy_interval: of 95%, for images like these (Wilson).
     num_not_finite: images for which the artifact or the model answers NaN or infinity.
     """
 
@@ -25,9 +29,11 @@ class Figures(pydantic.BaseModel):
     num_images: int
     agreement: float
     num_clear_disagreements: int | None
+    num_set_aside: int | None
     max_difference: float | None
     mean_difference: float | None
     accuracy: float
+    accuracy_interval: tuple[float, float]
     reference_accuracy: float
     num_not_finite: int
 
@@ -42,13 +48,17 @@ def compare_probabilities(
     agrees = (predicted == wanted) & finite
     differences = np.abs(answers.astype(np.float64) - expected)
     all_finite = bool(finite.all())
+    clear, set_aside = _count_disagreements(expected, agrees, budget)
+    num_correct = int(((predicted == class_ids) & finite).sum())
     return Figures(
         num_images=len(expected),
         agreement=float(agrees.mean()),
-        num_clear_disagreements=_count_clear_disagreements(expected, agrees, budget),
+        num_clear_disagreements=clear,
+        num_set_aside=set_aside,
         max_difference=float(differences.max()) if all_finite else None,
         mean_difference=float(differences.mean()) if all_finite else None,
-        accuracy=float(((predicted == class_ids) & finite).mean()),
+        accuracy=num_correct / len(expected),
+        accuracy_interval=wilson_interval(num_correct, len(expected)),
         reference_accuracy=float((wanted == class_ids).mean()),
         num_not_finite=int((~finite).sum()),
     )
@@ -65,6 +75,9 @@ def find_failure(figures: Figures, budget: Budget) -> str | None:
         )
     if figures.num_clear_disagreements:
         return f"{figures.num_clear_disagreements} of {figures.num_images} images get another class by a clear margin"
+    failure = _find_many_set_aside(figures, budget)
+    if failure:
+        return failure
     drop = figures.reference_accuracy - figures.accuracy
     # Both are whole numbers of images over num_images; the slack is for their rounding, far below one image.
     if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop + 1e-9:
@@ -75,9 +88,25 @@ def find_failure(figures: Figures, budget: Budget) -> str | None:
     return None
 
 
-def _count_clear_disagreements(expected: Probabilities, agrees: npt.NDArray[np.bool_], budget: Budget) -> int | None:
-    if budget.max_difference is None:
+def _find_many_set_aside(figures: Figures, budget: Budget) -> str | None:
+    if figures.num_set_aside is None or budget.max_share_set_aside is None:
         return None
+    # One may always be: of fewer than 1,000 images a single one is more than the share.
+    allowed = max(1, int(budget.max_share_set_aside * figures.num_images))
+    if figures.num_set_aside <= allowed:
+        return None
+    return (
+        f"{figures.num_set_aside} of {figures.num_images} images get another class by a margin too thin to judge, "
+        f"where {allowed} may be set aside"
+    )
+
+
+def _count_disagreements(
+    expected: Probabilities, agrees: npt.NDArray[np.bool_], budget: Budget
+) -> tuple[int | None, int | None]:
+    """Those by a clear margin, and the others."""
+    if budget.max_difference is None:
+        return None, None
     best_two = np.sort(expected, axis=-1)[:, -2:]
     clear = best_two[:, 1] - best_two[:, 0] > 2 * budget.max_difference
-    return int((clear & ~agrees).sum())
+    return int((clear & ~agrees).sum()), int((~clear & ~agrees).sum())

@@ -7,6 +7,7 @@ from export.model_card import Provenance
 from export.publish import Publication
 from export.samples import open_split
 from export.signature import Signature
+from export.to_onnx import DEFAULT_OPSET
 from trainer.checkpoint import Which, find_checkpoint, load_classifier
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
@@ -26,6 +27,7 @@ def publication_of_run(
     version: int,
     max_parity_images: int | None,
     dataset_dir: DatasetPath | None = None,
+    onnx_opset: int = DEFAULT_OPSET,
 ) -> Publication:
     """Loads a checkpoint of `run` and opens its dataset, at `dataset_dir` where that has moved.
 
@@ -51,6 +53,7 @@ def publication_of_run(
         training=open_split(dataset_dir, "train", info.class_names),
         provenance=_describe_run(run, which),
         max_parity_images=max_parity_images,
+        onnx_opset=onnx_opset,
     )
 
 

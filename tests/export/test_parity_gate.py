@@ -12,31 +12,28 @@ import tensorflow as tf
 from conftest import Exported
 from digits_classifier import CLASS_NAMES, SIGNATURE, SIZE_PX, ListedImages, build_model, copy_of, read_digits
 
-from export.formats import FORMATS, ONNX, SAVED_MODEL, TFLITE_FLOAT32, TFLITE_INT8, Format
+from export.conversion import Conversion
+from export.formats import FORMATS, ONNX, ONNX_FLOAT16, ONNX_INT8, SAVED_MODEL, TFLITE_FLOAT32, TFLITE_INT8, Format
 from export.inference_model import InferenceModel
 from export.parity import Artifact, ParityReport, run_gate
 from export.publish import Publication, publish
 from export.runtimes import KerasRuntime
 from export.samples import load_images, read_batch
 from export.signature import IMAGES, PROBABILITIES, Signature
-from export.to_onnx import convert_to_onnx
 from export.to_saved_model import write_saved_model
-from export.to_tflite import convert_to_tflite
 from trainer.errors import ArtifactError, ExportError, ParityError
 
 
 def write_artifact(model: Any, signature: Signature, wanted: Format, path: pathlib.Path) -> None:
     """Makes one artifact of `model` in the place of another, without any comparison."""
     inference = InferenceModel(model, signature)
-    calibration = read_batch(read_digits("train"), np.arange(64), signature.geometry)
     if wanted.kind == "saved_model":
         shutil.rmtree(path)
-        write_saved_model(inference, signature, path, calibration)
-    elif wanted.kind == "onnx":
-        path.write_bytes(convert_to_onnx(inference))
+        warmup = read_batch(read_digits("train"), np.arange(4), signature.geometry)
+        write_saved_model(inference, signature, path, warmup)
     else:
-        ((_, content),) = convert_to_tflite(inference, signature, [wanted], calibration.images)
-        path.write_bytes(content)
+        with Conversion(inference, signature, read_digits("train")) as conversion:
+            path.write_bytes(conversion.convert(wanted))
 
 
 def compare(directory: pathlib.Path, model: Any, validation: ListedImages, *formats: Format) -> ParityReport:
@@ -71,7 +68,7 @@ def scale_the_pixels(model: Any) -> None:
 
 
 # One of each kind where the damage is in the network itself, and so in what each converter is given.
-ONE_OF_EACH_KIND = (SAVED_MODEL, TFLITE_INT8, ONNX)
+ONE_OF_EACH_KIND = (SAVED_MODEL, TFLITE_INT8, ONNX_FLOAT16, ONNX_INT8)
 
 
 @pytest.mark.parametrize(

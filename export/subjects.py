@@ -1,0 +1,108 @@
+"""What the parity gate asks: one input of one artifact, its answers so far, and what went wrong with it."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from export.figures import Figures, compare_probabilities, find_failure
+from export.formats import Budget
+from export.runtimes import Arrays, Probabilities, SavedModelRuntime, open_runtime
+from export.samples import Batch, ClassIds
+from export.signature import CLASS_ID, IMAGE_BYTES, IMAGES, LABEL, PROBABILITIES, Signature
+from trainer.errors import ArtifactError
+
+InputName = Literal["images", "image_bytes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """See `parity.Comparison`."""
+
+    figures: Figures | None
+    failure: str | None
+    ms_per_image: float | None
+
+
+class Subject:
+    """`answer` to every batch, then `compare`. An artifact that fails once is asked no more."""
+
+    def __init__(self, input_name: InputName, runtime_name: str) -> None:
+        self.input: InputName = input_name
+        self.runtime_name = runtime_name
+        self._answers: list[Probabilities] = []
+        self._secs = 0.0
+        self.failure: str | None = None
+        self.run: Callable[[Batch], Probabilities] | None = None
+
+    def answer(self, batch: Batch) -> None:
+        if self.run is None or self.failure:
+            return
+        start = time.perf_counter()
+        try:
+            self._answers.append(self.run(batch))
+        except (ArtifactError, _WrongOutputError) as e:
+            self.failure = str(e)
+        self._secs += time.perf_counter() - start
+
+    def compare(self, expected: Probabilities, class_ids: ClassIds, budget: Budget) -> Outcome:
+        if self.failure:
+            return Outcome(None, self.failure, None)
+        answers = np.concatenate(self._answers)
+        if answers.shape != expected.shape:
+            failure = f"answers of shape {list(answers.shape)} where the model gives {list(expected.shape)}"
+            return Outcome(None, failure, None)
+        figures = compare_probabilities(expected, answers, class_ids, budget)
+        return Outcome(figures, find_failure(figures, budget), 1e3 * self._secs / len(expected))
+
+
+def open_subjects(path: pathlib.Path, signature: Signature) -> Iterator[Subject]:
+    """One for each input of the artifact at `path`; a failed one where it does not load."""
+    try:
+        runtime = open_runtime(path)
+    except ArtifactError as e:
+        subject = Subject(IMAGES, "none")
+        subject.failure = str(e)
+        yield subject
+        return
+    subject = Subject(IMAGES, runtime.name)
+    if isinstance(runtime, SavedModelRuntime):
+        subject.run = _checked(runtime.predict_images, lambda batch: batch.images, signature)
+        yield subject
+        subject = Subject(IMAGE_BYTES, runtime.name)
+        subject.run = _checked(runtime.predict_encoded, lambda batch: batch.encoded, signature)
+    else:
+        predict = runtime.predict_probabilities
+        subject.run = lambda batch: predict(batch.images)
+    yield subject
+
+
+class _WrongOutputError(Exception):
+    """A SavedModel's outputs contradict each other."""
+
+
+def _checked(
+    predict: Callable[[Any], Arrays], take: Callable[[Batch], Any], signature: Signature
+) -> Callable[[Batch], Probabilities]:
+    """The probabilities of a SavedModel, after a look at the two outputs that follow from them."""
+    class_names = np.array([name.encode() for name in signature.class_names], object)
+
+    def run(batch: Batch) -> Probabilities:
+        outputs = predict(take(batch))
+        probabilities: Probabilities = outputs[PROBABILITIES]
+        class_ids = outputs[CLASS_ID]
+        if not np.array_equal(class_ids, probabilities.argmax(axis=-1)):
+            raise _WrongOutputError(f"{CLASS_ID} is not the index of the largest of {PROBABILITIES}")
+        wrong = np.flatnonzero(outputs[LABEL] != class_names[class_ids])
+        if wrong.size:
+            class_id = class_ids[wrong[0]]
+            raise _WrongOutputError(
+                f"{LABEL} of class {class_id} is {outputs[LABEL][wrong[0]].decode()!r} where the signature says "
+                f"{signature.class_names[class_id]!r}"
+            )
+        return probabilities
+
+    return run
