@@ -12,6 +12,7 @@ from export.onnx_precision import to_dynamic, to_float16, to_int8
 from export.quantisation import Quantisation
 from export.samples import ImageSource, Pixels, read_batch, spread_indices
 from export.signature import Signature
+from export.tflite_metadata import with_metadata
 from export.to_onnx import DEFAULT_OPSET, convert_to_onnx
 from export.to_tflite import convert_to_tflite
 
@@ -25,12 +26,17 @@ class Conversion:
         signature: Signature,
         training: ImageSource,
         *,
+        version: int = 1,
         onnx_opset: int = DEFAULT_OPSET,
     ) -> None:
-        """`training`: the images that integer formats are calibrated on, evenly spread over the split."""
+        """`training`: the images that integer formats are calibrated on, evenly spread over the split.
+
+        `version` is written into the metadata of TFLite files.
+        """
         self._inference = inference
         self._signature = signature
         self._training = training
+        self._version = version
         self._onnx_opset = onnx_opset
         self._stack = ExitStack()
 
@@ -47,7 +53,8 @@ class Conversion:
         calibration = self._calibration(quantisation.num_images if wanted.calibrated else 0)
         share = quantisation.share_in_float
         if wanted.kind == "tflite":
-            return convert_to_tflite(self._frozen, wanted, calibration, share)
+            content = convert_to_tflite(self._frozen, wanted, calibration, share)
+            return with_metadata(content, self._signature, self._version)
         if wanted == ONNX:
             return self._onnx
         if wanted == ONNX_FLOAT16:

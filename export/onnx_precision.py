@@ -4,6 +4,7 @@ All of them take and give float32 like the float32 file, so that one client serv
 first node. The same bytes come out for the same bytes in.
 """
 
+import collections
 import copy
 import logging
 import pathlib
@@ -112,12 +113,36 @@ def _sensitive_nodes(quantised: pathlib.Path, images: Pixels, share: float) -> l
     with _quiet():
         modify_model_output_intermediate_tensors(quantised, augmented)
         matching = create_activation_matching(collect_activations(str(augmented), _Reader(images)))
+    nodes = onnx.load(quantised).graph.node
+    makers = {output: node.name for node in nodes for output in node.output}
     decibels = {
-        tensor: float(np.mean([signal_to_noise(*pair) for pair in zip(m["pre_qdq"], m["post_qdq"], strict=True)]))
+        makers[tensor]: float(np.mean([_decibels(*pair) for pair in zip(m["pre_qdq"], m["post_qdq"], strict=True)]))
         for tensor, m in matching.items()
+        if tensor in makers
     }
-    makers = {output: node.name for node in onnx.load(quantised).graph.node for output in node.output}
-    return most_sensitive({makers[tensor]: value for tensor, value in decibels.items() if tensor in makers}, share)
+    return most_sensitive(decibels, share, _readers(nodes))
+
+
+def _decibels(exact: Any, quantised: Any) -> float:
+    # [batch, channels, height, width], or the channels last.
+    return signal_to_noise(exact, quantised, channel_axis=1 if exact.ndim == 4 else -1)
+
+
+def _readers(nodes: Any) -> dict[str, set[str]]:
+    """By the name of a node, the names of those that its output goes to, past the pair that quantises it."""
+    by_input: dict[str, list[Any]] = collections.defaultdict(list)
+    for node in nodes:
+        for tensor in node.input:
+            by_input[tensor].append(node)
+
+    def follow(node: Any) -> Iterator[str]:
+        for reader in (r for tensor in node.output for r in by_input[tensor]):
+            if reader.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                yield from follow(reader)
+            else:
+                yield str(reader.name)
+
+    return {node.name: set(follow(node)) for node in nodes}
 
 
 class _Reader(CalibrationDataReader):

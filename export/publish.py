@@ -131,7 +131,9 @@ def _make_and_compare(
         source=publication.validation,
         max_images=publication.max_parity_images,
     )
-    with Conversion(inference, signature, publication.training, onnx_opset=publication.onnx_opset) as conversion:
+    with Conversion(
+        inference, signature, publication.training, version=version, onnx_opset=publication.onnx_opset
+    ) as conversion:
         artifacts = _write_artifacts(publication, directory, inference, conversion)
         return climb_ladders(
             gate(export_dir=directory, artifacts=artifacts),

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from export.figures import Figures, compare_probabilities, find_failure
 from export.formats import Budget
 from export.runtimes import Arrays, Probabilities, SavedModelRuntime, open_runtime
 from export.samples import Batch, ClassIds
-from export.signature import CLASS_ID, IMAGE_BYTES, IMAGES, LABEL, PROBABILITIES, Signature
+from export.signature import CLASS_ID, IMAGE_BYTES, IMAGES, LABEL, LABELS_FILE, PROBABILITIES, Signature
 from trainer.errors import ArtifactError
 
 InputName = Literal["images", "image_bytes"]
@@ -75,6 +76,8 @@ def open_subjects(path: pathlib.Path, signature: Signature) -> Iterator[Subject]
         subject = Subject(IMAGE_BYTES, runtime.name)
         subject.run = _checked(runtime.predict_encoded, lambda batch: batch.encoded, signature)
     else:
+        if path.suffix == ".tflite":
+            subject.failure = _find_other_labels(path, signature)
         predict = runtime.predict_probabilities
         subject.run = lambda batch: predict(batch.images)
     yield subject
@@ -82,6 +85,18 @@ def open_subjects(path: pathlib.Path, signature: Signature) -> Iterator[Subject]
 
 class _WrongOutputError(Exception):
     """A SavedModel's outputs contradict each other."""
+
+
+def _find_other_labels(path: pathlib.Path, signature: Signature) -> str | None:
+    """What is wrong with the labels inside a TFLite file, which MediaPipe names the classes by."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            labels = archive.read(LABELS_FILE)
+    except (zipfile.BadZipFile, KeyError):
+        return f"it has no {LABELS_FILE} inside"
+    if labels == signature.labels_text().encode():
+        return None
+    return f"the {LABELS_FILE} inside does not list the classes of the signature in their order"
 
 
 def _checked(

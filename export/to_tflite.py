@@ -5,6 +5,7 @@ the signature `serving_default`. The int8 file takes the pixels as they are, uin
 scale 1/256 that the file states; the others take and give float32.
 """
 
+import collections
 import csv
 import io
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python.convert_phase import ConverterError
 from tensorflow.lite.python.util import modify_model_io_type
+from tensorflow.lite.tools import flatbuffer_utils
 
 from export.formats import TFLITE_DYNAMIC, TFLITE_FLOAT16, TFLITE_INT8, TFLITE_INT8X16, Format
 from export.quantisation import NUM_RANKING_IMAGES, most_sensitive, signal_to_noise
@@ -85,19 +87,32 @@ def _convert_in_part(saved_model: pathlib.Path, calibration: Pixels, share: floa
         )
 
     def decibels(exact: Any, quantised: Any, scale: float, zero_point: int) -> float:
-        return signal_to_noise(exact, (quantised.astype(np.float32) - zero_point) * scale)
+        return signal_to_noise(exact, (quantised.astype(np.float32) - zero_point) * scale, channel_axis=-1)
 
     ranking = debug(layer_direct_compare_metrics={"decibels": decibels})
-    ranking.run()
+    with np.errstate(all="ignore"):  # in the metrics of its own
+        ranking.run()
     table = io.StringIO()
     ranking.layer_statistics_dump(table)
     table.seek(0)
     # Neither the first operator nor the last: the file is to take and to give uint8 like any other int8 file.
-    layers = list(csv.DictReader(table))[1:-1]
-    kept = most_sensitive({row["tensor_name"]: float(row["decibels"]) for row in layers}, share)
+    layers = {row["tensor_name"]: float(row["decibels"]) for row in list(csv.DictReader(table))[1:-1]}
+    readers = _readers(ranking.get_nondebug_quantized_model())
+    kept = [name for name in most_sensitive(layers, share, readers) if name in layers]
     content = debug(denylisted_nodes=kept).get_nondebug_quantized_model()
     modified: bytes = bytes(modify_model_io_type(content, tf.uint8, tf.uint8))
     return modified
+
+
+def _readers(content: bytes) -> dict[str, set[str]]:
+    """By the name of an operator's output, the names of the outputs of those that it goes to."""
+    (graph,) = flatbuffer_utils.convert_bytearray_to_object(bytearray(content)).subgraphs
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    readers: dict[str, set[str]] = collections.defaultdict(set)
+    for operator in graph.operators:
+        for read in operator.inputs:
+            readers[names[read]] |= {names[written] for written in operator.outputs}
+    return readers
 
 
 @contextmanager
