@@ -90,25 +90,26 @@ def test_an_artifact_of_a_damaged_model_is_red_in_every_format(
         report.raise_on_failure()
 
 
-def treble_a_tflite_scale(path: pathlib.Path) -> None:
-    """The scales of the weights of the last layer but one."""
+# What the scale of each class in the weights of the head is multiplied by.
+WRONG_SCALES = np.geomspace(0.2, 5, len(CLASS_NAMES)).astype(np.float32)
+
+
+def damage_a_tflite_scale(path: pathlib.Path) -> None:
     from tensorflow.lite.tools import flatbuffer_utils
 
-    content = path.read_bytes()
-    file = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    (graph,) = file.subgraphs
-    weights = [t for t in graph.tensors if t.type == 9 and len(t.shape) == 4 and len(t.quantization.scale) > 1]
-    weights[-1].quantization.scale = [3 * s for s in weights[-1].quantization.scale]
+    file = flatbuffer_utils.convert_bytearray_to_object(bytearray(path.read_bytes()))
+    (weights,) = (t for t in file.subgraphs[0].tensors if t.name == b"head_1/MatMul")
+    weights.quantization.scale = (WRONG_SCALES * weights.quantization.scale).tolist()
     path.write_bytes(bytes(flatbuffer_utils.convert_object_to_bytearray(file)))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("labels.txt", SIGNATURE.labels_text())
 
 
-def treble_an_onnx_scale(path: pathlib.Path) -> None:
-    """The scales of the weights of a convolution."""
+def damage_an_onnx_scale(path: pathlib.Path) -> None:
     file = onnx.load(str(path))
-    scales = [i for i in file.graph.initializer if i.name.endswith("_scale") and list(i.dims) == [24]]
-    scales[0].CopyFrom(onnx.numpy_helper.from_array(3 * onnx.numpy_helper.to_array(scales[0]), scales[0].name))
+    (scale,) = (i for i in file.graph.initializer if i.name == "head_1/MatMul/constant_1_scale")
+    damaged = WRONG_SCALES * onnx.numpy_helper.to_array(scale)
+    scale.CopyFrom(onnx.numpy_helper.from_array(damaged, scale.name))
     path.write_bytes(file.SerializeToString())
 
 
@@ -117,7 +118,7 @@ def test_a_wrong_quantisation_scale_is_red(
     copy_of_export: pathlib.Path, model: Any, validation: ListedImages, wanted: Format
 ) -> None:
     path = copy_of_export / Artifact.of(wanted, SIGNATURE, 3).path
-    treble_a_tflite_scale(path) if wanted.kind == "tflite" else treble_an_onnx_scale(path)
+    damage_a_tflite_scale(path) if wanted.kind == "tflite" else damage_an_onnx_scale(path)
     (comparison,) = compare(copy_of_export, model, validation, wanted).comparisons
     assert comparison.figures is not None
     assert comparison.failure is not None and "points lower than the model's" in comparison.failure
