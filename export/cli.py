@@ -82,12 +82,14 @@ def export(
     with the model of the run. If one of them answers differently, nothing is published and the exit status is 1; but
     where an int8 file loses too much, other settings are tried first, and what was chosen is said.
     """
-    from export.formats import parse_formats
+    from export.formats import check_num_images, check_onnx_opset, parse_formats
     from trainer.checkpoint import find_checkpoint
     from trainer.run_dir import RunDir
 
     # What is wrong with the command is answered before TensorFlow is started.
     wanted = parse_formats(formats)
+    check_num_images(_limit(parity_images))
+    check_onnx_opset(onnx_opset)
     run_dir = RunDir(run)
     find_checkpoint(run_dir, which.value)
 

@@ -6,14 +6,14 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from export.formats import ONNX, ONNX_DYNAMIC, ONNX_FLOAT16, ONNX_INT8X16, Format
+from export.formats import DEFAULT_ONNX_OPSET, ONNX, ONNX_DYNAMIC, ONNX_FLOAT16, ONNX_INT8X16, Format
 from export.inference_model import InferenceModel, frozen_saved_model
 from export.onnx_precision import to_dynamic, to_float16, to_int8
 from export.quantisation import Quantisation
 from export.samples import ImageSource, Pixels, read_batch, spread_indices
 from export.signature import Signature
 from export.tflite_metadata import with_metadata
-from export.to_onnx import DEFAULT_OPSET, convert_to_onnx
+from export.to_onnx import convert_to_onnx
 from export.to_tflite import convert_to_tflite
 
 
@@ -27,7 +27,7 @@ class Conversion:
         training: ImageSource,
         *,
         version: int = 1,
-        onnx_opset: int = DEFAULT_OPSET,
+        onnx_opset: int = DEFAULT_ONNX_OPSET,
     ) -> None:
         """`training`: the images that integer formats are calibrated on, evenly spread over the split.
 

@@ -12,6 +12,12 @@ import pydantic
 
 from trainer.errors import UsageError
 
+# What a publication is judged on at least, where the split has them.
+MIN_NUM_IMAGES = 500
+# The operator sets that tf2onnx 1.17 writes and is tested with: https://github.com/onnx/tensorflow-onnx
+ONNX_OPSETS = range(14, 19)
+DEFAULT_ONNX_OPSET = ONNX_OPSETS[-1]
+
 Kind = Literal["saved_model", "tflite", "onnx"]
 
 
@@ -113,3 +119,21 @@ def parse_formats(text: str) -> list[Format]:
         hint = f"did you mean {near[0]!r}?" if near else f"expected all, or some of {', '.join(FORMATS)}"
         raise UsageError(f"there is no export format {name!r}; {hint}")
     return [f for f in FORMATS.values() if f.name in names or ("all" in names and not f.by_choice)]
+
+
+def check_num_images(max_images: int | None) -> None:
+    """Raises UsageError where a publication would be judged on fewer images than it must be (None: on all)."""
+    if max_images is not None and max_images < MIN_NUM_IMAGES:
+        raise UsageError(
+            f"--parity-images {max_images} is too few to publish on; expected {MIN_NUM_IMAGES} or more, or 0 for all "
+            "of the validation split"
+        )
+
+
+def check_onnx_opset(opset: int) -> None:
+    """Raises UsageError where tf2onnx does not write `opset`."""
+    if opset not in ONNX_OPSETS:
+        raise UsageError(
+            f"--onnx-opset {opset} is not an operator set that tf2onnx writes; expected {ONNX_OPSETS[0]} to "
+            f"{ONNX_OPSETS[-1]}"
+        )

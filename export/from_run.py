@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from export.formats import Format
+from export.formats import DEFAULT_ONNX_OPSET, Format
 from export.model_card import Provenance
 from export.publish import Publication
 from export.samples import open_split
 from export.signature import Signature
-from export.to_onnx import DEFAULT_OPSET
 from trainer.checkpoint import Which, find_checkpoint, load_classifier
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
@@ -27,7 +26,7 @@ def publication_of_run(
     version: int,
     max_parity_images: int | None,
     dataset_dir: DatasetPath | None = None,
-    onnx_opset: int = DEFAULT_OPSET,
+    onnx_opset: int = DEFAULT_ONNX_OPSET,
 ) -> Publication:
     """Loads a checkpoint of `run` and opens its dataset, at `dataset_dir` where that has moved.
 

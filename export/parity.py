@@ -12,20 +12,18 @@ import numpy as np
 import pydantic
 
 from export.figures import Figures
-from export.formats import FORMATS, Budget, Format
+from export.formats import FORMATS, MIN_NUM_IMAGES, Budget, Format
 from export.runtimes import Runtime
 from export.samples import ImageSource, iterate_batches, spread_indices
 from export.signature import IMAGE_BYTES, Signature
 from export.subjects import InputName, Outcome, Subject, open_subjects
 from trainer import atomic
-from trainer.errors import ArtifactError, ParityError, UsageError
+from trainer.errors import ArtifactError, ParityError
 from trainer.progress import task_progress
 
 FILE_NAME = "parity.json"
 SCHEMA_VERSION: Final = 2
 DEFAULT_NUM_IMAGES = 2_000
-# What a publication is judged on at least, where the split has them.
-MIN_NUM_IMAGES = 500
 _BATCH_SIZE = 32
 
 
@@ -190,15 +188,6 @@ class ParityReport(_Model):
             if artifact.format not in FORMATS or inside.is_absolute() or ".." in inside.parts:
                 raise ArtifactError(f"{path} names an artifact that no export has: {artifact.format}, {artifact.path}")
         return report
-
-
-def check_num_images(max_images: int | None) -> None:
-    """Raises UsageError where a publication would be judged on fewer images than it must be (None: on all)."""
-    if max_images is not None and max_images < MIN_NUM_IMAGES:
-        raise UsageError(
-            f"--parity-images {max_images} is too few to publish on; expected {MIN_NUM_IMAGES} or more, or 0 for all "
-            "of the validation split"
-        )
 
 
 def run_gate(

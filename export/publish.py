@@ -10,19 +10,18 @@ from typing import Any
 from export import model_card
 from export.checksums import Checksums
 from export.conversion import Conversion
-from export.formats import SAVED_MODEL, Format
+from export.formats import DEFAULT_ONNX_OPSET, SAVED_MODEL, Format, check_num_images, check_onnx_opset
 from export.golden import NUM_IMAGES as NUM_GOLDEN_IMAGES
 from export.golden import Golden
 from export.inference_model import InferenceModel
 from export.ladder import climb_ladders
 from export.model_card import Provenance
-from export.parity import DEFAULT_NUM_IMAGES, Artifact, ParityReport, check_num_images, run_gate
+from export.parity import DEFAULT_NUM_IMAGES, Artifact, ParityReport, run_gate
 from export.replay import answer_golden
 from export.runtimes import KerasRuntime, RememberedRuntime, Runtime
 from export.samples import Batch, ImageSource, read_batch, spread_indices
 from export.signature import FILE_NAME as SIGNATURE_FILE
 from export.signature import MODEL_NAME_PATTERN, Signature
-from export.to_onnx import DEFAULT_OPSET, check_opset
 from export.to_saved_model import NUM_WARMUP_IMAGES, write_saved_model
 from trainer import atomic
 from trainer.cli.output import note
@@ -48,7 +47,7 @@ class Publication:
     training: ImageSource
     provenance: Provenance
     max_parity_images: int | None = DEFAULT_NUM_IMAGES
-    onnx_opset: int = DEFAULT_OPSET
+    onnx_opset: int = DEFAULT_ONNX_OPSET
 
 
 def check_target(export_dir: pathlib.Path, *, overwrite: bool) -> None:
@@ -94,7 +93,7 @@ def publish(
     """
     check_target(export_dir, overwrite=overwrite)
     check_num_images(publication.max_parity_images)
-    check_opset(publication.onnx_opset)
+    check_onnx_opset(publication.onnx_opset)
     signature = publication.signature
     with atomic.new_directory(export_dir) as directory:
         reference = RememberedRuntime(KerasRuntime(publication.model))

@@ -12,34 +12,24 @@ import onnx.checker
 import onnx.shape_inference
 import tf2onnx
 
+from export.formats import DEFAULT_ONNX_OPSET, check_onnx_opset
 from export.inference_model import InferenceModel
 from export.signature import PROBABILITIES
-from trainer.errors import ExportError, UsageError
+from trainer.errors import ExportError
 
-# The operator sets that tf2onnx 1.17 writes and is tested with: https://github.com/onnx/tensorflow-onnx
-OPSETS = range(14, 19)
-DEFAULT_OPSET = OPSETS[-1]
 _BATCH = "batch"
 # tf2onnx ends the names that it makes up with the number of a counter that lives as long as the process.
 _COUNTER = re.compile(r"__(\d+)")
 
 
-def check_opset(opset: int) -> None:
-    """Raises UsageError where tf2onnx does not write `opset`."""
-    if opset not in OPSETS:
-        raise UsageError(
-            f"--onnx-opset {opset} is not an operator set that tf2onnx writes; expected {OPSETS[0]} to {OPSETS[-1]}"
-        )
-
-
-def convert_to_onnx(inference: InferenceModel, opset: int = DEFAULT_OPSET) -> bytes:
+def convert_to_onnx(inference: InferenceModel, opset: int = DEFAULT_ONNX_OPSET) -> bytes:
     """The content of the file: shape-inferred, checked, and the same bytes for the same model in any process.
 
     Raises:
         UsageError: tf2onnx does not write `opset`.
         ExportError: the model has an operation that ONNX has not, or the file is not valid ONNX.
     """
-    check_opset(opset)
+    check_onnx_opset(opset)
     function = inference.probabilities
     try:
         model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=opset)
