@@ -38,7 +38,12 @@ def image_files(validation: ListedImages, tmp_path_factory: pytest.TempPathFacto
         "tflite/digits-float16.tflite",
         "tflite/digits-dynamic.tflite",
         "tflite/digits-int8.tflite",
+        "tflite/digits-int8x16.tflite",
         "onnx/digits.onnx",
+        "onnx/digits-float16.onnx",
+        "onnx/digits-dynamic.onnx",
+        "onnx/digits-int8.onnx",
+        "onnx/digits-int8x16.onnx",
     ],
 )
 def test_an_export_and_each_of_its_artifacts_predict_alike(
@@ -157,4 +162,4 @@ def test_a_server_names_the_best_class_alone() -> None:
 
 
 def test_the_formats_of_this_test_are_all_there_are() -> None:
-    assert len(FORMATS) == 6
+    assert len(FORMATS) == 11
