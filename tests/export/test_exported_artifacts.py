@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 import tensorflow as tf
 from conftest import Exported
@@ -166,6 +167,13 @@ def test_the_weights_of_an_onnx_file_have_the_promised_bits(exported: Exported) 
         p: weights_of(exported.directory / f"onnx/digits{p}.onnx") for p in ("", "-float16", "-dynamic", "-int8")
     }
     assert weights == {"": {types.FLOAT}, "-float16": {types.FLOAT16}, "-dynamic": {types.INT8}, "-int8": {types.INT8}}
+
+
+@pytest.mark.parametrize("precision", ["-dynamic", "-int8"])
+def test_int8_weights_of_an_onnx_file_have_7_bits_and_saturate_nowhere(exported: Exported, precision: str) -> None:
+    initializers = onnx.load(str(exported.directory / f"onnx/digits{precision}.onnx")).graph.initializer
+    weights = [onnx.numpy_helper.to_array(i) for i in initializers if i.data_type == onnx.TensorProto.INT8 and i.dims]
+    assert max(np.abs(w.astype(int)).max() for w in weights) == 64
 
 
 def scales_of(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
