@@ -19,6 +19,7 @@ server_predict: "ServerPredict | None" = None
 
 _DEFAULT_PARITY_IMAGES = 2_000
 _NO_OUTPUTS = ""
+_DEFAULT_ONNX_OPSET = 18
 _ALL_IMAGES = 0
 
 
@@ -39,7 +40,8 @@ FormatsOption = Annotated[
     str,
     typer.Option(
         help="all, or some of saved_model, tflite-float32, tflite-float16, tflite-dynamic, tflite-int8, onnx, "
-        "separated by commas."
+        "onnx-float16, onnx-int8, and by choice (not in all) tflite-int8x16, onnx-int8x16, onnx-dynamic, separated "
+        "by commas."
     ),
 ]
 WhichOption = Annotated[Which, typer.Option(help="The checkpoint: best on validation, or last.")]
@@ -68,6 +70,13 @@ ParityImagesOption = Annotated[
     int,
     typer.Option(min=0, help="How many validation images, evenly spread, every artifact is compared on; 0: all."),
 ]
+OnnxOpsetOption = Annotated[
+    int, typer.Option(help="The operator set of the ONNX files, 14 to 18; onnx-int8x16 is always of 21.")
+]
+AllowFailedOption = Annotated[
+    bool,
+    typer.Option("--allow-failed", help="Publish artifacts over their budget too, each marked as such wherever named."),
+]
 DataOption = Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the export at --out, once the new one has passed the gate.")
@@ -86,15 +95,18 @@ def export(
     version: VersionOption = 1,
     parity_images: ParityImagesOption = _DEFAULT_PARITY_IMAGES,
     data: DataOption = None,
+    onnx_opset: OnnxOpsetOption = _DEFAULT_ONNX_OPSET,
     overwrite: OverwriteOption = False,
+    allow_failed: AllowFailedOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Export a run to SavedModel, TFLite and ONNX, every artifact verified against the model.
 
     Each artifact is run in its own runtime (TensorFlow, LiteRT, ONNX Runtime) on the validation images and compared
-    with the model of the run. If one of them answers differently, nothing is published and the exit status is 1.
+    with the model of the run. If one of them answers differently, nothing is published and the exit status is 1; but
+    where an int8 file loses too much, other settings are tried first, and what was chosen is said.
     """
-    from export.formats import parse_formats
+    from export.formats import check_num_images, check_onnx_opset, parse_formats
     from export.signature import parse_outputs
     from trainer.checkpoint import find_model_file
     from trainer.run_dir import RunDir
@@ -102,6 +114,8 @@ def export(
     # What is wrong with the command is answered before TensorFlow is started.
     wanted = parse_formats(formats)
     wanted_outputs = parse_outputs(outputs, has_saved_model=any(f.kind == "saved_model" for f in wanted))
+    check_num_images(_limit(parity_images))
+    check_onnx_opset(onnx_opset)
     run_dir = RunDir(run)
     find_model_file(run_dir, which.value, weights.value)
 
@@ -128,9 +142,16 @@ def export(
         version=version,
         dataset_dir=parse_path(data) if data else None,
         max_parity_images=_limit(parity_images),
+        onnx_opset=onnx_opset,
+    )
+    publish(
+        publication,
+        out,
+        overwrite=overwrite,
+        allow_failed=allow_failed,
+        on_report=lambda report: _show_parity(report, json_),
     )
     note(publication.signature.describe_decisions())
-    publish(publication, out, overwrite=overwrite, on_report=lambda report: _show_parity(report, json_))
     if not json_:
         print_answer(f"[bold]{out}[/] holds the export\nnext: trainer verify {out}, trainer serve {out}")
 

@@ -8,6 +8,7 @@ import pydantic
 
 from export.decisions import Bools, Probabilities, are_clear, are_same, decide
 from export.formats import Budget
+from trainer.metrics.predictions import wilson_interval
 
 
 class Figures(pydantic.BaseModel):
@@ -18,9 +19,12 @@ class Figures(pydantic.BaseModel):
     num_clear_disagreements: images with another class although the model's two best probabilities are further apart
         than twice the budget's difference (multi-label: a class decided otherwise although its probability is further
         from its threshold than that difference); null where the budget has none.
+    num_set_aside: images with another answer by less: the decision is not judged there, only how many there are; null
+        where the budget has no difference.
     max_difference, mean_difference: of a probability, over all images and classes; null where one is not finite.
     accuracy, reference_accuracy: fraction of images given their true class (multi-label: exactly their true classes),
         by the artifact and by the model.
+    accuracy_interval: of 95%, for images like these (Wilson).
     num_not_finite: images for which the artifact or the model answers NaN or infinity.
     """
 
@@ -29,9 +33,11 @@ class Figures(pydantic.BaseModel):
     num_images: int
     agreement: float
     num_clear_disagreements: int | None
+    num_set_aside: int | None
     max_difference: float | None
     mean_difference: float | None
     accuracy: float
+    accuracy_interval: tuple[float, float]
     reference_accuracy: float
     num_not_finite: int
 
@@ -53,13 +59,17 @@ def compare_probabilities(
     agrees = are_same(predicted, wanted) & finite
     differences = np.abs(answers.astype(np.float64) - expected)
     all_finite = bool(finite.all())
+    clear, set_aside = _count_disagreements(expected, answers, agrees, budget, thresholds)
+    num_correct = int((are_same(predicted, class_ids) & finite).sum())
     return Figures(
         num_images=len(expected),
         agreement=float(agrees.mean()),
-        num_clear_disagreements=_count_clear_disagreements(expected, answers, agrees, budget, thresholds),
+        num_clear_disagreements=clear,
+        num_set_aside=set_aside,
         max_difference=float(differences.max()) if all_finite else None,
         mean_difference=float(differences.mean()) if all_finite else None,
-        accuracy=float((are_same(predicted, class_ids) & finite).mean()),
+        accuracy=num_correct / len(expected),
+        accuracy_interval=wilson_interval(num_correct, len(expected)),
         reference_accuracy=float(are_same(wanted, class_ids).mean()),
         num_not_finite=int((~finite).sum()),
     )
@@ -76,6 +86,9 @@ def find_failure(figures: Figures, budget: Budget) -> str | None:
         )
     if figures.num_clear_disagreements:
         return f"{figures.num_clear_disagreements} of {figures.num_images} images get another class by a clear margin"
+    failure = _find_many_set_aside(figures, budget)
+    if failure:
+        return failure
     drop = figures.reference_accuracy - figures.accuracy
     # Both are whole numbers of images over num_images; the slack is for their rounding, far below one image.
     if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop + 1e-9:
@@ -86,13 +99,28 @@ def find_failure(figures: Figures, budget: Budget) -> str | None:
     return None
 
 
-def _count_clear_disagreements(
+def _find_many_set_aside(figures: Figures, budget: Budget) -> str | None:
+    if figures.num_set_aside is None or budget.max_share_set_aside is None:
+        return None
+    # One may always be: of fewer than 1,000 images a single one is more than the share.
+    allowed = max(1, int(budget.max_share_set_aside * figures.num_images))
+    if figures.num_set_aside <= allowed:
+        return None
+    return (
+        f"{figures.num_set_aside} of {figures.num_images} images get another class by a margin too thin to judge, "
+        f"where {allowed} may be set aside"
+    )
+
+
+def _count_disagreements(
     expected: Probabilities,
     answers: Probabilities,
     agrees: Bools,
     budget: Budget,
     thresholds: Sequence[float] | None,
-) -> int | None:
+) -> tuple[int | None, int | None]:
+    """Those by a clear margin, and the others."""
     if budget.max_difference is None:
-        return None
-    return int((are_clear(expected, answers, thresholds, budget.max_difference) & ~agrees).sum())
+        return None, None
+    clear = are_clear(expected, answers, thresholds, budget.max_difference)
+    return int((clear & ~agrees).sum()), int((~clear & ~agrees).sum())

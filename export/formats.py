@@ -12,6 +12,12 @@ import pydantic
 
 from trainer.errors import UsageError
 
+# What a publication is judged on at least, where the split has them.
+MIN_NUM_IMAGES = 500
+# The operator sets that tf2onnx 1.17 writes and is tested with: https://github.com/onnx/tensorflow-onnx
+ONNX_OPSETS = range(14, 19)
+DEFAULT_ONNX_OPSET = ONNX_OPSETS[-1]
+
 Kind = Literal["saved_model", "tflite", "onnx"]
 
 
@@ -20,6 +26,7 @@ class Budget(pydantic.BaseModel):
 
     max_difference: of any one probability from the model's. Where the model's two best probabilities are further
         apart than twice this, the best class must be the same.
+    max_share_set_aside: of the images, may get another class where those two are no further apart; null: any.
     max_accuracy_drop: fraction of the images, such as 0.01 for one point.
     max_replay_difference: of any one probability from what the same file answered when it was published; it
         leaves room for the arithmetic of another processor.
@@ -28,11 +35,12 @@ class Budget(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     max_difference: float | None = None
+    max_share_set_aside: float | None = None
     max_accuracy_drop: float | None = None
     max_replay_difference: float
 
 
-_FLOAT32 = Budget(max_difference=1e-4, max_replay_difference=1e-4)
+_FLOAT32 = Budget(max_difference=1e-4, max_share_set_aside=1e-3, max_replay_difference=1e-4)
 _FLOAT16 = Budget(max_difference=1e-2, max_replay_difference=1e-2)
 # A probability may well move by tenths in a sound integer model; what counts is the decision.
 _INTEGER = Budget(max_accuracy_drop=0.01, max_replay_difference=5e-2)
@@ -40,11 +48,17 @@ _INTEGER = Budget(max_accuracy_drop=0.01, max_replay_difference=5e-2)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
-    """One kind of artifact, by the name that `--formats` and every table use."""
+    """One kind of artifact, by the name that `--formats` and every table use.
+
+    by_choice: made where it is named, or where it stands in for an int8 file over budget; not part of `all`.
+    calibrated: its ranges come from training images.
+    """
 
     name: str
     kind: Kind
     budget: Budget
+    by_choice: bool = False
+    calibrated: bool = False
 
     def path(self, *, model_name: str, version: int) -> pathlib.PurePosixPath:
         """Where the artifact lies in an export; a directory for SavedModel, a file otherwise."""
@@ -52,35 +66,74 @@ class Format:
             return pathlib.PurePosixPath("saved_model", model_name, str(version))
         if self.kind == "tflite":
             return pathlib.PurePosixPath("tflite", f"{model_name}-{self.name.removeprefix('tflite-')}.tflite")
-        return pathlib.PurePosixPath("onnx", f"{model_name}.onnx")
+        return pathlib.PurePosixPath("onnx", f"{model_name}{self.name.removeprefix('onnx')}.onnx")
 
 
 SAVED_MODEL = Format(name="saved_model", kind="saved_model", budget=_FLOAT32)
 TFLITE_FLOAT32 = Format(name="tflite-float32", kind="tflite", budget=_FLOAT32)
 TFLITE_FLOAT16 = Format(name="tflite-float16", kind="tflite", budget=_FLOAT16)
+# Weights of 8 bits, activations of float32 in memory.
 TFLITE_DYNAMIC = Format(name="tflite-dynamic", kind="tflite", budget=_INTEGER)
-TFLITE_INT8 = Format(name="tflite-int8", kind="tflite", budget=_INTEGER)
+TFLITE_INT8 = Format(name="tflite-int8", kind="tflite", budget=_INTEGER, calibrated=True)
+# Weights of 8 bits, activations of 16.
+TFLITE_INT8X16 = Format(name="tflite-int8x16", kind="tflite", budget=_INTEGER, by_choice=True, calibrated=True)
 ONNX = Format(name="onnx", kind="onnx", budget=_FLOAT32)
+ONNX_FLOAT16 = Format(name="onnx-float16", kind="onnx", budget=_FLOAT16)
+ONNX_DYNAMIC = Format(name="onnx-dynamic", kind="onnx", budget=_INTEGER, by_choice=True)
+ONNX_INT8 = Format(name="onnx-int8", kind="onnx", budget=_INTEGER, calibrated=True)
+ONNX_INT8X16 = Format(name="onnx-int8x16", kind="onnx", budget=_INTEGER, by_choice=True, calibrated=True)
 
 FORMATS: dict[str, Format] = {
-    f.name: f for f in (SAVED_MODEL, TFLITE_FLOAT32, TFLITE_FLOAT16, TFLITE_DYNAMIC, TFLITE_INT8, ONNX)
+    f.name: f
+    for f in (
+        SAVED_MODEL,
+        TFLITE_FLOAT32,
+        TFLITE_FLOAT16,
+        TFLITE_DYNAMIC,
+        TFLITE_INT8,
+        TFLITE_INT8X16,
+        ONNX,
+        ONNX_FLOAT16,
+        ONNX_DYNAMIC,
+        ONNX_INT8,
+        ONNX_INT8X16,
+    )
 }
+# What `all` means.
+DEFAULT_FORMATS = tuple(f for f in FORMATS.values() if not f.by_choice)
 # Those that answer like the model itself, and may stand for it where the run is gone.
 FLOAT32_FORMATS = tuple(f.name for f in FORMATS.values() if f.budget == _FLOAT32)
 
 
 def parse_formats(text: str) -> list[Format]:
-    """The formats of a comma-separated list, in the order of `FORMATS`; `all` is every one.
+    """The formats of a comma-separated list, in the order of `FORMATS`; `all` is every one but those by choice.
 
     Raises:
         UsageError: a name is unknown (the nearest is named), or the list is empty.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = {name.strip() for name in text.split(",") if name.strip()}
     if not names:
         raise UsageError(f"--formats is empty; expected all, or some of {', '.join(FORMATS)}")
-    for name in names:
-        if name != "all" and name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected all, or some of {', '.join(FORMATS)}"
-            raise UsageError(f"there is no export format {name!r}; {hint}")
-    return list(FORMATS.values()) if "all" in names else [f for f in FORMATS.values() if f.name in names]
+    for name in sorted(names - {"all", *FORMATS}):
+        near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected all, or some of {', '.join(FORMATS)}"
+        raise UsageError(f"there is no export format {name!r}; {hint}")
+    return [f for f in FORMATS.values() if f.name in names or ("all" in names and not f.by_choice)]
+
+
+def check_num_images(max_images: int | None) -> None:
+    """Raises UsageError where a publication would be judged on fewer images than it must be (None: on all)."""
+    if max_images is not None and max_images < MIN_NUM_IMAGES:
+        raise UsageError(
+            f"--parity-images {max_images} is too few to publish on; expected {MIN_NUM_IMAGES} or more, or 0 for all "
+            "of the validation split"
+        )
+
+
+def check_onnx_opset(opset: int) -> None:
+    """Raises UsageError where tf2onnx does not write `opset`."""
+    if opset not in ONNX_OPSETS:
+        raise UsageError(
+            f"--onnx-opset {opset} is not an operator set that tf2onnx writes; expected {ONNX_OPSETS[0]} to "
+            f"{ONNX_OPSETS[-1]}"
+        )

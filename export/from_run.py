@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from export.formats import Format
+from export.formats import DEFAULT_ONNX_OPSET, Format
 from export.inference_model import num_features_of
 from export.model_card import Provenance
 from export.publish import Publication
@@ -31,6 +31,7 @@ def publication_of_run(
     version: int,
     max_parity_images: int | None,
     dataset_dir: DatasetPath | None = None,
+    onnx_opset: int = DEFAULT_ONNX_OPSET,
 ) -> Publication:
     """Loads a checkpoint of `run` and opens its dataset, at `dataset_dir` where that has moved.
 
@@ -65,6 +66,7 @@ def publication_of_run(
         training=open_split(dataset_dir, "train", info.class_names),
         provenance=_describe_run(run, which, weights),
         max_parity_images=max_parity_images,
+        onnx_opset=onnx_opset,
     )
 
 

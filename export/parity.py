@@ -5,30 +5,26 @@ to the screen and into `--json`.
 """
 
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pydantic
 
-from export.consistency import find_contradiction
-from export.figures import Figures, compare_probabilities, find_failure
-from export.formats import FORMATS, Budget, Format
-from export.runtimes import Arrays, Probabilities, Runtime, SavedModelRuntime, open_runtime
-from export.samples import Batch, ImageSource, iterate_batches, spread_indices
-from export.signature import IMAGE_BYTES, IMAGES, PROBABILITIES, Signature
+from export.figures import Figures
+from export.formats import FORMATS, MIN_NUM_IMAGES, Budget, Format
+from export.runtimes import Runtime
+from export.samples import ImageSource, iterate_batches, spread_indices
+from export.signature import IMAGE_BYTES, Signature
+from export.subjects import InputName, Outcome, Subject, open_subjects
 from trainer import atomic
 from trainer.errors import ArtifactError, ParityError
 from trainer.progress import task_progress
 
 FILE_NAME = "parity.json"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 DEFAULT_NUM_IMAGES = 2_000
 _BATCH_SIZE = 32
-
-InputName = Literal["images", "image_bytes"]
 
 
 class _Model(pydantic.BaseModel):
@@ -55,7 +51,8 @@ class Comparison(_Model):
     """One artifact, through one of its inputs, against the reference. `failure` is null where it is within budget.
 
     `figures` is null where the artifact did not run. `ms_per_image` is the mean over the run and not written to the
-    file: TFLite takes one image at a time, the others batches of 32.
+    file: TFLite takes one image at a time, the others batches of 32. `allowed`: over budget, and published all the
+    same (`--allow-failed`).
     """
 
     format: str
@@ -66,17 +63,55 @@ class Comparison(_Model):
     budget: Budget
     figures: Figures | None
     failure: str | None
+    allowed: bool = False
     ms_per_image: float | None = pydantic.Field(None, exclude=True)
 
     @property
     def title(self) -> str:
         return f"{self.format} ({self.input})" if self.input == IMAGE_BYTES else self.format
 
+    @property
+    def is_over_budget(self) -> bool:
+        """It answers every image with numbers, but not near enough to the model's. What is worse is never allowed."""
+        return self.failure is not None and self.figures is not None and self.figures.num_not_finite == 0
+
+
+class Rung(_Model):
+    """One attempt to get an int8 format within its budget: `what` was changed, made as `format`, and how it did."""
+
+    format: str
+    what: str
+    num_bytes: int | None
+    accuracy: float | None
+    failure: str | None
+
+
+class Ladder(_Model):
+    """What was tried for a format that was over its budget, in order, the first attempt included.
+
+    `chosen` is the format of the attempt that is published for it, the last of `rungs`; null: none was within budget.
+    """
+
+    format: str
+    chosen: str | None
+    rungs: list[Rung]
+
+    def describe(self) -> list[str]:
+        """One sentence an attempt, and one on what came of them."""
+        tried = [
+            f"{r.format}, {r.what}: {r.failure or f'within budget, accuracy {r.accuracy:.4f}'}" for r in self.rungs
+        ]
+        if self.chosen is None:
+            return [*tried, f"{self.format}: no attempt is within budget"]
+        if self.chosen == self.format:
+            return [*tried, f"{self.format} is published with {self.rungs[-1].what}"]
+        return [*tried, f"{self.chosen} ({self.rungs[-1].what}) is published in the place of {self.format}"]
+
 
 class ParityReport(_Model):
     """`parity.json`: what was compared with what, on which images, and how it came out."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     signature_hash: str
     reference: str
     dataset_name: str
@@ -85,20 +120,48 @@ class ParityReport(_Model):
     num_images: int
     num_images_in_split: int
     comparisons: list[Comparison]
+    ladders: list[Ladder] = []
 
     def raise_on_failure(self) -> None:
         """Raises ParityError naming the first artifact over its budget, the figure and the budget."""
-        failed = [c for c in self.comparisons if c.failure]
+        failed = self._failed()
         if failed:
             others = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
             raise ParityError(f"{failed[0].title}, {failed[0].path}: {failed[0].failure}{others}")
+
+    def _failed(self) -> list[Comparison]:
+        return [c for c in self.comparisons if c.failure and not c.allowed]
+
+    def allow_over_budget(self, paths: Collection[str] | None = None) -> "ParityReport":
+        """The same, but artifacts at `paths` (None: all) that are merely over budget are allowed, and marked so."""
+        marked = [
+            c.model_copy(update={"allowed": c.is_over_budget and (paths is None or c.path in paths)})
+            for c in self.comparisons
+        ]
+        return self.model_copy(update={"comparisons": marked})
+
+    def allowed_paths(self) -> set[str]:
+        return {c.path for c in self.comparisons if c.allowed}
+
+    def remarks(self) -> list[str]:
+        """What a reader of the figures must know, in sentences."""
+        remarks = [f"OVER BUDGET, published on request: {c.title}: {c.failure}" for c in self.comparisons if c.allowed]
+        if self.num_images < MIN_NUM_IMAGES:
+            which = "all that the split has" if self.num_images == self.num_images_in_split else "by choice"
+            remarks.append(
+                f"ONLY {self.num_images} IMAGES were compared, {which}: fewer than {MIN_NUM_IMAGES} say little"
+            )
+        for c in self.comparisons:
+            if c.figures and c.figures.num_set_aside:
+                remarks.append(f"{c.title}: {c.figures.num_set_aside} images set aside, another class by a thin margin")
+        return remarks + [sentence for ladder in self.ladders for sentence in ladder.describe()]
 
     def answer(self) -> dict[str, Any]:
         """What `--json` prints: the file's content, the times, and whether all passed."""
         answer = self.model_dump(mode="json")
         for row, comparison in zip(answer["comparisons"], self.comparisons, strict=True):
             row["ms_per_image"] = comparison.ms_per_image
-        return {**answer, "passed": not any(c.failure for c in self.comparisons)}
+        return {**answer, "passed": not self._failed()}
 
     def artifacts(self) -> list[Artifact]:
         """Every artifact once."""
@@ -142,16 +205,17 @@ def run_gate(
     Nothing is raised for an artifact that is over its budget or does not run: the report says so, see
     `ParityReport.raise_on_failure`.
     """
-    subjects = [s for a in artifacts for s in _open_subjects(a, export_dir, signature)]
+    subjects = [(a, s) for a in artifacts for s in open_subjects(export_dir / a.path, signature)]
     indices = spread_indices(source.num_images, max_images)
-    expected, class_ids = [], []
+    answers, labels = [], []
     with task_progress("comparing images", len(indices)) as progress:
         for batch in iterate_batches(source, indices, signature.geometry, _BATCH_SIZE):
-            expected.append(reference.predict_probabilities(batch.images))
-            class_ids.append(batch.class_ids)
-            for subject in subjects:
+            answers.append(reference.predict_probabilities(batch.images))
+            labels.append(batch.class_ids)
+            for _, subject in subjects:
                 subject.answer(batch)
             progress.advance(len(batch.class_ids))
+    expected, class_ids = np.concatenate(answers), np.concatenate(labels)
     return ParityReport(
         signature_hash=signature.content_hash(),
         reference=reference_name,
@@ -161,97 +225,26 @@ def run_gate(
         num_images=len(indices),
         num_images_in_split=source.num_images,
         comparisons=[
-            s.compare(np.concatenate(expected), np.concatenate(class_ids), signature.thresholds) for s in subjects
+            _describe(
+                a, s, s.compare(expected, class_ids, a.budget, signature.thresholds), size_on_disk(export_dir / a.path)
+            )
+            for a, s in subjects
         ],
     )
 
 
-class _Subject:
-    """One input of one artifact, what it has answered so far, and what went wrong with it."""
-
-    def __init__(self, artifact: Artifact, path: pathlib.Path, input_name: InputName, runtime_name: str) -> None:
-        self._artifact = artifact
-        self._num_bytes = size_on_disk(path)
-        self._input = input_name
-        self._runtime_name = runtime_name
-        self._answers: list[Probabilities] = []
-        self._secs = 0.0
-        self.failure: str | None = None
-        self.run: Callable[[Batch], Probabilities] | None = None
-
-    def answer(self, batch: Batch) -> None:
-        if self.run is None or self.failure:
-            return
-        start = time.perf_counter()
-        try:
-            self._answers.append(self.run(batch))
-        except (ArtifactError, _WrongOutputError) as e:
-            self.failure = str(e)
-        self._secs += time.perf_counter() - start
-
-    def compare(
-        self, expected: Probabilities, class_ids: npt.NDArray[np.int64], thresholds: Sequence[float] | None
-    ) -> Comparison:
-        figures, failure = None, self.failure
-        if failure is None:
-            answers = np.concatenate(self._answers)
-            if answers.shape == expected.shape:
-                figures = compare_probabilities(expected, answers, class_ids, self._artifact.budget, thresholds)
-                failure = find_failure(figures, self._artifact.budget)
-            else:
-                failure = f"answers of shape {list(answers.shape)} where the model gives {list(expected.shape)}"
-        return Comparison(
-            format=self._artifact.format,
-            path=self._artifact.path,
-            input=self._input,
-            runtime=self._runtime_name,
-            num_bytes=self._num_bytes,
-            budget=self._artifact.budget,
-            figures=figures,
-            failure=failure,
-            ms_per_image=1e3 * self._secs / len(expected) if figures else None,
-        )
-
-
-def _open_subjects(artifact: Artifact, export_dir: pathlib.Path, signature: Signature) -> Iterator[_Subject]:
-    path = export_dir / artifact.path
-    try:
-        runtime = open_runtime(path)
-    except ArtifactError as e:
-        subject = _Subject(artifact, path, IMAGES, "none")
-        subject.failure = str(e)
-        yield subject
-        return
-    subject = _Subject(artifact, path, IMAGES, runtime.name)
-    if isinstance(runtime, SavedModelRuntime):
-        subject.run = _checked(runtime.predict_images, lambda batch: batch.images, signature)
-        yield subject
-        subject = _Subject(artifact, path, IMAGE_BYTES, runtime.name)
-        subject.run = _checked(runtime.predict_encoded, lambda batch: batch.encoded, signature)
-    else:
-        predict = runtime.predict_probabilities
-        subject.run = lambda batch: predict(batch.images)
-    yield subject
-
-
-class _WrongOutputError(Exception):
-    """A SavedModel's outputs contradict each other."""
-
-
-def _checked(
-    predict: Callable[[Any], Arrays], take: Callable[[Batch], Any], signature: Signature
-) -> Callable[[Batch], Probabilities]:
-    """The probabilities of a SavedModel, after a look at the outputs that follow from them."""
-
-    def run(batch: Batch) -> Probabilities:
-        outputs = predict(take(batch))
-        contradiction = find_contradiction(outputs, signature)
-        if contradiction:
-            raise _WrongOutputError(contradiction)
-        probabilities: Probabilities = outputs[PROBABILITIES]
-        return probabilities
-
-    return run
+def _describe(artifact: Artifact, subject: Subject, outcome: Outcome, num_bytes: int) -> Comparison:
+    return Comparison(
+        format=artifact.format,
+        path=artifact.path,
+        input=subject.input,
+        runtime=subject.runtime_name,
+        num_bytes=num_bytes,
+        budget=artifact.budget,
+        figures=outcome.figures,
+        failure=outcome.failure,
+        ms_per_image=outcome.ms_per_image,
+    )
 
 
 def size_on_disk(path: pathlib.Path) -> int:

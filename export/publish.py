@@ -1,6 +1,7 @@
 """Makes every artifact of an export, runs the parity gate over them, and only then lets the directory appear."""
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -8,26 +9,23 @@ from typing import Any
 
 from export import model_card
 from export.checksums import Checksums
-from export.formats import SAVED_MODEL, TFLITE_INT8, Format
+from export.conversion import Conversion
+from export.formats import DEFAULT_ONNX_OPSET, SAVED_MODEL, Format, check_num_images, check_onnx_opset
 from export.golden import NUM_IMAGES as NUM_GOLDEN_IMAGES
 from export.golden import Golden
 from export.inference_model import InferenceModel
+from export.ladder import climb_ladders
 from export.model_card import Provenance
 from export.parity import DEFAULT_NUM_IMAGES, Artifact, ParityReport, run_gate
 from export.replay import answer_golden
-from export.runtimes import KerasRuntime
+from export.runtimes import KerasRuntime, RememberedRuntime, Runtime
 from export.samples import Batch, ImageSource, read_batch, spread_indices
 from export.signature import FILE_NAME as SIGNATURE_FILE
 from export.signature import MODEL_NAME_PATTERN, Signature
-from export.to_onnx import convert_to_onnx
 from export.to_saved_model import NUM_WARMUP_IMAGES, write_saved_model
-from export.to_tflite import convert_to_tflite
 from trainer import atomic
 from trainer.cli.output import note
 from trainer.errors import ArtifactError, UsageError
-
-# Enough for the range of every tensor to settle; more cost time and change little.
-NUM_CALIBRATION_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +34,9 @@ class Publication:
 
     model: a float32 Keras classifier: pixels 0 to 255 at the signature's size in, logits out.
     validation: the images that every artifact is compared on.
-    training: the images that the int8 file is calibrated on.
+    training: the images that integer formats are calibrated on.
     max_parity_images: how many of `validation`, evenly spread; None: all.
+    onnx_opset: the operator set of the ONNX files.
     """
 
     model: Any
@@ -48,6 +47,7 @@ class Publication:
     training: ImageSource
     provenance: Provenance
     max_parity_images: int | None = DEFAULT_NUM_IMAGES
+    onnx_opset: int = DEFAULT_ONNX_OPSET
 
 
 def check_target(export_dir: pathlib.Path, *, overwrite: bool) -> None:
@@ -77,31 +77,31 @@ def publish(
     export_dir: pathlib.Path,
     *,
     overwrite: bool = False,
+    allow_failed: bool = False,
     on_report: Callable[[ParityReport], None] = lambda _: None,
 ) -> ParityReport:
     """Writes the export to `export_dir`, whole and within its budgets or not at all.
 
-    `on_report` is shown the report of the gate before it is judged.
+    `on_report` is shown the report of the gate before it is judged. With `allow_failed`, artifacts that are merely
+    over budget are published too, and marked in the report, the model card and the table.
 
     Raises:
+        UsageError: too few images to judge on, or an operator set that ONNX files cannot have.
         ArtifactError: something else is in the way.
         ExportError: a format cannot represent the model.
         ParityError: an artifact does not answer like the model; nothing was published.
     """
     check_target(export_dir, overwrite=overwrite)
+    check_num_images(publication.max_parity_images)
+    check_onnx_opset(publication.onnx_opset)
     signature = publication.signature
     with atomic.new_directory(export_dir) as directory:
-        artifacts = _write_artifacts(publication, directory)
-        reference = KerasRuntime(publication.model, task=signature.task, temperature=signature.temperature)
-        report = run_gate(
-            reference=reference,
-            reference_name=publication.provenance.describe(),
-            signature=signature,
-            export_dir=directory,
-            artifacts=artifacts,
-            source=publication.validation,
-            max_images=publication.max_parity_images,
+        reference = RememberedRuntime(
+            KerasRuntime(publication.model, task=signature.task, temperature=signature.temperature)
         )
+        report = _make_and_compare(publication, directory, reference, keep_over_budget=allow_failed)
+        if allow_failed:
+            report = report.allow_over_budget()
         on_report(report)
         report.raise_on_failure()
         golden_images = _read(publication.validation, NUM_GOLDEN_IMAGES, signature)
@@ -118,28 +118,52 @@ def publish(
     return report
 
 
-def _write_artifacts(publication: Publication, directory: pathlib.Path) -> list[Artifact]:
-    signature = publication.signature
+def _make_and_compare(
+    publication: Publication, directory: pathlib.Path, reference: Runtime, *, keep_over_budget: bool
+) -> ParityReport:
+    """Writes every artifact, and the ladder's where an int8 file is over its budget, and compares them."""
+    signature, version = publication.signature, publication.version
     inference = InferenceModel(publication.model, signature)
-    artifacts = [Artifact.of(wanted, signature, publication.version) for wanted in publication.formats]
-    paths = {a.format: directory / a.path for a in artifacts}
-    for path in paths.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if SAVED_MODEL.name in paths:
-        note("writing the SavedModel")
-        warmup = _read(publication.validation, NUM_WARMUP_IMAGES, signature)
-        write_saved_model(inference, signature, paths[SAVED_MODEL.name], warmup)
-    tflite = [f for f in publication.formats if f.kind == "tflite"]
-    if tflite:
-        note(f"converting to {', '.join(f.name for f in tflite)}")
-        num_calibration = NUM_CALIBRATION_IMAGES if TFLITE_INT8 in tflite else 0
-        calibration = _read(publication.training, num_calibration, signature).images
-        for wanted, content in convert_to_tflite(inference, signature, tflite, calibration):
-            paths[wanted.name].write_bytes(content)
+    gate = functools.partial(
+        run_gate,
+        reference=reference,
+        reference_name=publication.provenance.describe(),
+        signature=signature,
+        source=publication.validation,
+        max_images=publication.max_parity_images,
+    )
+    with Conversion(
+        inference, signature, publication.training, version=version, onnx_opset=publication.onnx_opset
+    ) as conversion:
+        artifacts = _write_artifacts(publication, directory, inference, conversion)
+        return climb_ladders(
+            gate(export_dir=directory, artifacts=artifacts),
+            conversion=conversion,
+            gate=gate,
+            signature=signature,
+            version=version,
+            export_dir=directory,
+            keep_over_budget=keep_over_budget,
+            say=note,
+        )
+
+
+def _write_artifacts(
+    publication: Publication, directory: pathlib.Path, inference: InferenceModel, conversion: Conversion
+) -> list[Artifact]:
+    signature = publication.signature
+    artifacts = []
     for wanted in publication.formats:
-        if wanted.kind == "onnx":
-            note("converting to onnx")
-            paths[wanted.name].write_bytes(convert_to_onnx(inference))
+        artifact = Artifact.of(wanted, signature, publication.version)
+        path = directory / artifact.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        note(f"making {wanted.name}")
+        if wanted == SAVED_MODEL:
+            warmup = _read(publication.validation, NUM_WARMUP_IMAGES, signature)
+            write_saved_model(inference, signature, path, warmup)
+        else:
+            path.write_bytes(conversion.convert(wanted))
+        artifacts.append(artifact)
     return artifacts
 
 

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from export.figures import Figures
 from export.model_card import format_bytes
 from export.parity import Comparison, ParityReport
 from export.predictions import ImagePrediction
 from export.replay import GoldenResult
+from trainer.metrics.predictions import wilson_interval
 
-_PASSED, _FAILED = "[green]passed[/]", "[bold red]FAILED[/]"
+_PASSED, _FAILED, _ALLOWED = "[green]passed[/]", "[bold red]FAILED[/]", "[bold yellow]OVER BUDGET[/]"
 
 
 def parity_table(report: ParityReport) -> RenderableType:
@@ -19,12 +22,12 @@ def parity_table(report: ParityReport) -> RenderableType:
     table = _new_table("artifact", "size", "agree", "max diff", "accuracy", "ms/image")
     for comparison in report.comparisons:
         table.add_row(*_cells(comparison))
-    accuracy = next((f", accuracy {c.figures.reference_accuracy:.4f}" for c in report.comparisons if c.figures), "")
+    accuracy = next((_accuracy(c.figures) for c in report.comparisons if c.figures), "")
     heading = (
         f"{report.num_images:,} of {report.num_images_in_split:,} {report.split} images of {report.dataset_name} "
         f"against {report.reference}{accuracy}"
     )
-    return Group(escape(heading), table)
+    return Group(escape(heading), table, *(Text(remark) for remark in report.remarks()))
 
 
 def golden_table(results: Sequence[GoldenResult], num_images: int) -> RenderableType:
@@ -68,7 +71,7 @@ def _new_table(first: str, *others: str) -> Table:
 
 
 def _cells(comparison: Comparison) -> list[str]:
-    verdict = _FAILED if comparison.failure else _PASSED
+    verdict = _ALLOWED if comparison.allowed else _FAILED if comparison.failure else _PASSED
     size, figures = format_bytes(comparison.num_bytes), comparison.figures
     if figures is None:
         return [comparison.title, size, "-", "-", "-", "-", verdict]
@@ -81,6 +84,12 @@ def _cells(comparison: Comparison) -> list[str]:
         "-" if comparison.ms_per_image is None else f"{comparison.ms_per_image:.1f}",
         verdict,
     ]
+
+
+def _accuracy(figures: Figures) -> str:
+    num_correct = round(figures.reference_accuracy * figures.num_images)
+    low, high = wilson_interval(num_correct, figures.num_images)
+    return f", accuracy {figures.reference_accuracy:.4f} (95%: {low:.4f} to {high:.4f})"
 
 
 def _difference(value: float | None) -> str:

@@ -1,4 +1,7 @@
-"""An ONNX file with a free batch dimension: `images` [batch, size, size, 3] to `probabilities` [batch, classes]."""
+"""An ONNX file with a free batch dimension: `images` [batch, size, size, 3] to `probabilities` [batch, classes].
+
+The files of fewer bits are made from its bytes, see `onnx_precision`.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,26 +12,27 @@ import onnx.checker
 import onnx.shape_inference
 import tf2onnx
 
+from export.formats import DEFAULT_ONNX_OPSET, check_onnx_opset
 from export.inference_model import InferenceModel
 from export.signature import PROBABILITIES
 from trainer.errors import ExportError
 
-# The newest operator set that tf2onnx 1.17 writes.
-OPSET = 18
 _BATCH = "batch"
 # tf2onnx ends the names that it makes up with the number of a counter that lives as long as the process.
 _COUNTER = re.compile(r"__(\d+)")
 
 
-def convert_to_onnx(inference: InferenceModel) -> bytes:
+def convert_to_onnx(inference: InferenceModel, opset: int = DEFAULT_ONNX_OPSET) -> bytes:
     """The content of the file: shape-inferred, checked, and the same bytes for the same model in any process.
 
     Raises:
+        UsageError: tf2onnx does not write `opset`.
         ExportError: the model has an operation that ONNX has not, or the file is not valid ONNX.
     """
+    check_onnx_opset(opset)
     function = inference.probabilities
     try:
-        model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
+        model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=opset)
         _name_batch_dimension(model.graph)
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         _make_reproducible(model)

@@ -1,96 +1,127 @@
-"""TFLite files: float32, float16, dynamic-range and full-integer weights, made of built-in operators alone.
+"""TFLite files: float32, float16, dynamic-range and integer ones, made of built-in operators alone.
 
 Every file takes one image at a time, `images` [1, size, size, 3], and answers `probabilities` [1, classes] under
 the signature `serving_default`. The int8 file takes the pixels as they are, uint8, and answers uint8 with the
 scale 1/256 that the file states; the others take and give float32.
 """
 
+import collections
+import csv
+import io
 import pathlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python.convert_phase import ConverterError
+from tensorflow.lite.python.util import modify_model_io_type
+from tensorflow.lite.tools import flatbuffer_utils
 
-from export.formats import TFLITE_DYNAMIC, TFLITE_FLOAT16, TFLITE_FLOAT32, TFLITE_INT8, Format
-from export.inference_model import InferenceModel, frozen_saved_model
+from export.formats import TFLITE_DYNAMIC, TFLITE_FLOAT16, TFLITE_INT8, TFLITE_INT8X16, Format
+from export.quantisation import NUM_RANKING_IMAGES, most_sensitive, signal_to_noise
 from export.samples import Pixels
-from export.signature import IMAGES, TFLITE_SIGNATURE, Signature
+from export.signature import IMAGES, TFLITE_SIGNATURE
 from trainer.errors import ExportError
 from trainer.tf_runtime import stderr_held_back
 
 
 def convert_to_tflite(
-    inference: InferenceModel, signature: Signature, formats: Sequence[Format], calibration: Pixels
-) -> Iterator[tuple[Format, bytes]]:
-    """Yields the content of one file per format.
+    saved_model: pathlib.Path, wanted: Format, calibration: Pixels, share_in_float: float = 0.0
+) -> bytes:
+    """The content of one file, from a SavedModel without variables as `frozen_saved_model` makes it.
 
-    calibration: [n, size, size, 3], training images from which the int8 file takes the range of every tensor;
-        read only where int8 is asked for.
+    calibration: [n, size, size, 3], training images from which an integer file takes the range of every tensor; not
+        looked at for the others.
+    share_in_float: see `Quantisation`; int8 alone.
 
     Raises:
-        ExportError: the model needs an operator that a format has not; it is named.
+        ExportError: the model needs an operator that the format has not; it is named.
     """
-    with frozen_saved_model(inference, signature) as directory:
-        for wanted in formats:
-            yield wanted, convert_frozen(directory, wanted, calibration)
+    failure = None
+    try:
+        with _quiet():
+            if share_in_float and wanted == TFLITE_INT8:
+                return _convert_in_part(saved_model, calibration, share_in_float)
+            content: bytes = _converter(saved_model, wanted, calibration).convert()
+            return content
+    except ConverterError as e:
+        failure = e
+    raise ExportError(_explain(failure, wanted)) from failure
 
 
-def convert_frozen(saved_model: pathlib.Path, wanted: Format, calibration: Pixels) -> bytes:
-    """One format, from a SavedModel without variables as `frozen_saved_model` makes it."""
+def _converter(saved_model: pathlib.Path, wanted: Format, calibration: Pixels) -> Any:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[TFLITE_SIGNATURE])
     # Without TensorFlow's own operators (Flex), which phones and ai-edge-litert do not have.
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    _SETTINGS[wanted.name](converter, calibration)
-    return _run(converter, wanted)
+    if wanted in (TFLITE_FLOAT16, TFLITE_DYNAMIC, TFLITE_INT8, TFLITE_INT8X16):
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if wanted == TFLITE_FLOAT16:
+        converter.target_spec.supported_types = [tf.float16]
+    if wanted.calibrated:
+        converter.representative_dataset = lambda: (
+            {IMAGES: image[np.newaxis].astype(np.float32)} for image in span_full_range(calibration)
+        )
+    if wanted == TFLITE_INT8:
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = tf.uint8
+        converter.inference_output_type = tf.uint8
+    if wanted == TFLITE_INT8X16:
+        # An operator without a kernel of 16 bits is an error: nothing is left in float32 unsaid.
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        ]
+    return converter
 
 
-def _run(converter: Any, wanted: Format) -> bytes:
-    failure = None
-    # What the converter prints tells a user nothing; what goes wrong is all in its error.
+def _convert_in_part(saved_model: pathlib.Path, calibration: Pixels, share: float) -> bytes:
+    """Full-integer int8 but for the layers whose output quantisation harms most."""
+
+    def debug(**options: Any) -> Any:
+        return tf.lite.experimental.QuantizationDebugger(
+            converter=_converter(saved_model, TFLITE_INT8, calibration),
+            debug_dataset=lambda: ([i[np.newaxis].astype(np.float32)] for i in calibration[:NUM_RANKING_IMAGES]),
+            debug_options=tf.lite.experimental.QuantizationDebugOptions(**options),
+        )
+
+    def decibels(exact: Any, quantised: Any, scale: float, zero_point: int) -> float:
+        return signal_to_noise(exact, (quantised.astype(np.float32) - zero_point) * scale, channel_axis=-1)
+
+    ranking = debug(layer_direct_compare_metrics={"decibels": decibels})
+    with np.errstate(all="ignore"):  # in the metrics of its own
+        ranking.run()
+    table = io.StringIO()
+    ranking.layer_statistics_dump(table)
+    table.seek(0)
+    # Neither the first operator nor the last: the file is to take and to give uint8 like any other int8 file.
+    layers = {row["tensor_name"]: float(row["decibels"]) for row in list(csv.DictReader(table))[1:-1]}
+    readers = _readers(ranking.get_nondebug_quantized_model())
+    kept = [name for name in most_sensitive(layers, share, readers) if name in layers]
+    content = debug(denylisted_nodes=kept).get_nondebug_quantized_model()
+    modified: bytes = bytes(modify_model_io_type(content, tf.uint8, tf.uint8))
+    return modified
+
+
+def _readers(content: bytes) -> dict[str, set[str]]:
+    """By the name of an operator's output, the names of the outputs of those that it goes to."""
+    (graph,) = flatbuffer_utils.convert_bytearray_to_object(bytearray(content)).subgraphs
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    readers: dict[str, set[str]] = collections.defaultdict(set)
+    for operator in graph.operators:
+        for read in operator.inputs:
+            readers[names[read]] |= {names[written] for written in operator.outputs}
+    return readers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the converter prints tells a user nothing; what goes wrong is all in its error."""
     with stderr_held_back(), warnings.catch_warnings():
         # Its calibrator still uses the interpreter that TensorFlow itself tells us not to use.
         warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
-        try:
-            content: bytes = converter.convert()
-        except ConverterError as e:
-            failure = e
-    if failure:
-        raise ExportError(_explain(failure, wanted)) from failure
-    return content
-
-
-def _set_float32(converter: Any, _: Pixels) -> None:
-    pass  # what the converter does unasked
-
-
-def _set_float16(converter: Any, _: Pixels) -> None:
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_types = [tf.float16]
-
-
-def _set_dynamic(converter: Any, _: Pixels) -> None:
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-
-
-def _set_int8(converter: Any, calibration: Pixels) -> None:
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = tf.uint8
-    converter.inference_output_type = tf.uint8
-    converter.representative_dataset = lambda: (
-        {IMAGES: image[np.newaxis].astype(np.float32)} for image in span_full_range(calibration)
-    )
-
-
-_SETTINGS = {
-    TFLITE_FLOAT32.name: _set_float32,
-    TFLITE_FLOAT16.name: _set_float16,
-    TFLITE_DYNAMIC.name: _set_dynamic,
-    TFLITE_INT8.name: _set_int8,
-}
+        yield
 
 
 def span_full_range(calibration: Pixels) -> Pixels:

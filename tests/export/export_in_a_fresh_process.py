@@ -36,7 +36,7 @@ publication = Publication(
     formats=list(FORMATS.values()),
     validation=read_digits("validation"),
     training=read_digits("train"),
-    max_parity_images=32,
+    max_parity_images=None,
     provenance=provenance,
 )
 publish(publication, pathlib.Path(sys.argv[2]))

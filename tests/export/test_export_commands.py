@@ -83,8 +83,14 @@ def run(dataset_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def export_dir(run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("command") / "export"
-    output = invoke("export", run.path, "--out", directory, "--formats", FORMATS, "--parity-images", 20, "--version", 7)
-    for row in ("saved_model (image_bytes)", "tflite-float32", "onnx", "20 of 300 validation images"):
+    output = invoke("export", run.path, "--out", directory, "--formats", FORMATS, "--parity-images", 0, "--version", 7)
+    for row in (
+        "saved_model (image_bytes)",
+        "tflite-float32",
+        "onnx",
+        "300 of 300 validation images",
+        "ONLY 300 IMAGES",
+    ):
         assert row in output
     assert output.count("passed") == 4 and "FAILED" not in output
     return directory
@@ -193,6 +199,10 @@ def test_bad_input_is_refused_before_anything_is_made(
         "--formats",
         "tflite-int4",
     )
+    refuse(
+        UsageError, "--parity-images 499 is too few.*500 or more, or 0", run.path, "--out", out, "--parity-images", 499
+    )
+    refuse(UsageError, "--onnx-opset 19 is not.*14 to 18", run.path, "--out", out, "--onnx-opset", 19)
     refuse(UsageError, "the model name '../up' is not", run.path, "--out", out, "--name", "../up")
     refuse(ArtifactError, "holds an export already", run.path, "--out", export_dir)
     refuse(DataError, "no manifest.json", run.path, "--out", out, "--data", tmp_path)

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 import tensorflow as tf
 from conftest import Exported
 from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedImages, read_digits
 
-from export.formats import FORMATS, TFLITE_INT8
+from export.conversion import Conversion
+from export.formats import FORMATS, ONNX, ONNX_FLOAT16, ONNX_INT8, TFLITE_INT8
 from export.golden import Golden
-from export.inference_model import InferenceModel
+from export.inference_model import InferenceModel, frozen_saved_model
+from export.publish import Publication
 from export.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
 from export.samples import load_images, read_batch
 from export.to_saved_model import replay_warmup_requests
@@ -55,7 +58,12 @@ def test_the_files_are_those_of_the_contract(exported: Exported) -> None:
         "tflite/digits-float16.tflite",
         "tflite/digits-dynamic.tflite",
         "tflite/digits-int8.tflite",
+        "tflite/digits-int8x16.tflite",
         "onnx/digits.onnx",
+        "onnx/digits-float16.onnx",
+        "onnx/digits-dynamic.onnx",
+        "onnx/digits-int8.onnx",
+        "onnx/digits-int8x16.onnx",
         "signature.json",
         "labels.txt",
         "golden.npz",
@@ -105,7 +113,7 @@ def test_the_warm_up_requests_cover_both_signatures_and_are_answered(exported: E
     assert replay_warmup_requests(version) == len(specs) == 4
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", "dynamic", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "float16", "dynamic", "int8", "int8x16"])
 def test_a_tflite_file_has_one_named_signature_and_built_in_operators_alone(exported: Exported, kind: str) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
@@ -124,8 +132,8 @@ def test_the_int8_file_takes_raw_pixels_however_dark_the_calibration_images_are(
 
     source = read_digits("train")
     dark = read_batch(source, np.arange(8), GEOMETRY).images // 4 + 9
-    converted = convert_to_tflite(InferenceModel(model, SIGNATURE), SIGNATURE, [TFLITE_INT8], dark)
-    ((_, content),) = converted
+    with frozen_saved_model(InferenceModel(model, SIGNATURE), SIGNATURE) as directory:
+        content = convert_to_tflite(directory, TFLITE_INT8, dark)
     interpreter = Interpreter(model_content=content)
     scale, zero_point = interpreter.get_input_details()[0]["quantization"]
     assert (scale, zero_point) == (pytest.approx(1.0, abs=1e-6), 0)
@@ -137,17 +145,77 @@ def test_smaller_formats_are_smaller(exported: Exported) -> None:
     assert num_bytes["tflite-int8"] < 0.6 * num_bytes["tflite-float32"]
 
 
-def test_the_onnx_file_has_named_tensors_and_a_free_batch(exported: Exported) -> None:
-    model = onnx.load(str(exported.directory / "onnx/digits.onnx"))
+@pytest.mark.parametrize("precision", ["", "-float16", "-dynamic", "-int8", "-int8x16"])
+def test_an_onnx_file_has_named_float32_tensors_and_a_free_batch(exported: Exported, precision: str) -> None:
+    model = onnx.load(str(exported.directory / f"onnx/digits{precision}.onnx"))
     onnx.checker.check_model(model, full_check=True)
     shapes = {
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output)
     }
     assert shapes == {"images": ["batch", SIZE_PX, SIZE_PX, 3], "probabilities": ["batch", 10]}
+    types = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+    assert types == {onnx.TensorProto.FLOAT}
     inferred = {value.name for value in model.graph.value_info}
     produced = {name for node in model.graph.node for name in node.output} - {"probabilities"}
     assert produced <= inferred
+
+
+def weights_of(path: pathlib.Path) -> set[int]:
+    """The types of the constants of an ONNX file that are large enough to be weights."""
+    return {i.data_type for i in onnx.load(str(path)).graph.initializer if np.prod(i.dims) >= 100}
+
+
+def test_the_weights_of_an_onnx_file_have_the_promised_bits(exported: Exported) -> None:
+    types = onnx.TensorProto
+    weights = {
+        p: weights_of(exported.directory / f"onnx/digits{p}.onnx") for p in ("", "-float16", "-dynamic", "-int8")
+    }
+    assert weights == {"": {types.FLOAT}, "-float16": {types.FLOAT16}, "-dynamic": {types.INT8}, "-int8": {types.INT8}}
+
+
+@pytest.mark.parametrize("precision", ["-dynamic", "-int8"])
+def test_int8_weights_of_an_onnx_file_have_7_bits_and_saturate_nowhere(exported: Exported, precision: str) -> None:
+    initializers = onnx.load(str(exported.directory / f"onnx/digits{precision}.onnx")).graph.initializer
+    weights = [onnx.numpy_helper.to_array(i) for i in initializers if i.data_type == onnx.TensorProto.INT8 and i.dims]
+    assert max(np.abs(w.astype(int)).max() for w in weights) == 64
+
+
+def scales_of(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    model = onnx.load(str(path))
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    weights = {n.input[0]: shapes[n.input[1]] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    return {name: shape for name, shape in weights.items() if name in shapes and len(shapes[name]) == 4}
+
+
+def test_the_int8_onnx_file_has_a_scale_for_each_channel(exported: Exported) -> None:
+    scales = scales_of(exported.directory / "onnx/digits-int8.onnx")
+    assert sorted(scales.values()) == [(12,), (24,)]
+
+
+def test_the_ranges_of_the_int8_onnx_file_come_from_the_training_images(
+    exported: Exported, publication: Publication, model: Any
+) -> None:
+    dark = ListedImages("train", *read_digits("train").read(np.zeros(1, np.int64)))
+    with Conversion(InferenceModel(model, SIGNATURE), SIGNATURE, dark) as conversion:
+        of_one_image = conversion.convert(ONNX_INT8)
+    with Conversion(InferenceModel(model, SIGNATURE), SIGNATURE, publication.training) as conversion:
+        of_all = conversion.convert(ONNX_INT8)
+    assert of_all == (exported.directory / "onnx/digits-int8.onnx").read_bytes()
+    assert of_one_image != of_all
+
+
+@pytest.mark.parametrize("opset", [14, 16])
+def test_onnx_files_have_the_operator_set_that_was_asked_for(model: Any, opset: int, tmp_path: pathlib.Path) -> None:
+    inference, source = InferenceModel(model, SIGNATURE), read_digits("train")
+    images = read_batch(source, np.arange(4), GEOMETRY).images
+    expected = KerasRuntime(model).predict_probabilities(images)
+    with Conversion(inference, SIGNATURE, source, onnx_opset=opset) as conversion:
+        for wanted, tolerance in ((ONNX, 1e-5), (ONNX_FLOAT16, 1e-2), (ONNX_INT8, 0.1)):
+            path = tmp_path / "model.onnx"
+            path.write_bytes(conversion.convert(wanted))
+            assert {o.version for o in onnx.load(str(path)).opset_import if not o.domain} == {opset}
+            np.testing.assert_allclose(OnnxRuntime(path).predict_probabilities(images), expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from export.figures import compare_probabilities, find_failure
 from export.formats import Budget
 
-FLOAT = Budget(max_difference=1e-4, max_replay_difference=1e-4)
+FLOAT = Budget(max_difference=1e-4, max_share_set_aside=1e-3, max_replay_difference=1e-4)
 INTEGER = Budget(max_accuracy_drop=0.01, max_replay_difference=0.05)
 
 
@@ -76,5 +76,24 @@ def test_an_integer_format_may_lose_one_point_of_accuracy_and_no_more(num_lost: 
 def test_another_class_counts_as_clear_only_beyond_twice_the_budget() -> None:
     expected = np.float32([[0.50009, 0.49991], [0.50015, 0.49985]])
     figures = compare_probabilities(expected, expected[:, ::-1], np.zeros(2, np.int64), FLOAT)
-    assert figures.num_clear_disagreements == 1
+    assert (figures.num_clear_disagreements, figures.num_set_aside) == (1, 1)
     assert figures.agreement == 0
+
+
+@pytest.mark.parametrize(("num_images", "num_other", "fails"), [(600, 1, False), (600, 2, True), (3000, 4, True)])
+def test_a_thousandth_of_the_images_is_set_aside_at_most(num_images: int, num_other: int, fails: bool) -> None:
+    expected = np.tile(np.float32([0.50002, 0.49998]), (num_images, 1))
+    answer = expected.copy()
+    answer[:num_other] = answer[:num_other, ::-1]
+    figures = compare_probabilities(expected, answer, np.zeros(num_images, np.int64), FLOAT)
+    assert (figures.num_set_aside, figures.num_clear_disagreements) == (num_other, 0)
+    failure = find_failure(figures, FLOAT)
+    assert (failure is not None) == fails
+    if failure:
+        assert "by a margin too thin to judge" in failure and "may be set aside" in failure
+
+
+def test_accuracy_comes_with_its_interval() -> None:
+    expected = np.tile(np.float32([0.9, 0.1]), (200, 1))
+    figures = compare_probabilities(expected, expected, np.zeros(200, np.int64), INTEGER)
+    assert figures.accuracy_interval == (pytest.approx(0.9812, abs=1e-4), 1.0)

@@ -3,15 +3,19 @@
 import dataclasses
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 import tensorflow as tf
 from conftest import Exported
 from digits_classifier import CLASS_NAMES, SIGNATURE, SIZE_PX, ListedImages, build_model, copy_of, read_digits
 
+from export.conversion import Conversion
 from export.formats import FORMATS, ONNX, SAVED_MODEL, TFLITE_FLOAT32, TFLITE_INT8, Format
 from export.inference_model import InferenceModel
 from export.parity import Artifact, ParityReport, run_gate
@@ -19,24 +23,20 @@ from export.publish import Publication, publish
 from export.runtimes import KerasRuntime
 from export.samples import load_images, read_batch
 from export.signature import IMAGES, PROBABILITIES, Signature
-from export.to_onnx import convert_to_onnx
 from export.to_saved_model import write_saved_model
-from export.to_tflite import convert_to_tflite
 from trainer.errors import ArtifactError, ExportError, ParityError
 
 
 def write_artifact(model: Any, signature: Signature, wanted: Format, path: pathlib.Path) -> None:
     """Makes one artifact of `model` in the place of another, without any comparison."""
     inference = InferenceModel(model, signature)
-    calibration = read_batch(read_digits("train"), np.arange(64), signature.geometry)
     if wanted.kind == "saved_model":
         shutil.rmtree(path)
-        write_saved_model(inference, signature, path, calibration)
-    elif wanted.kind == "onnx":
-        path.write_bytes(convert_to_onnx(inference))
+        warmup = read_batch(read_digits("train"), np.arange(4), signature.geometry)
+        write_saved_model(inference, signature, path, warmup)
     else:
-        ((_, content),) = convert_to_tflite(inference, signature, [wanted], calibration.images)
-        path.write_bytes(content)
+        with Conversion(inference, signature, read_digits("train")) as conversion:
+            path.write_bytes(conversion.convert(wanted))
 
 
 def compare(directory: pathlib.Path, model: Any, validation: ListedImages, *formats: Format) -> ParityReport:
@@ -70,35 +70,76 @@ def scale_the_pixels(model: Any) -> None:
     model.get_layer("scale").scale = 1 / 255
 
 
-# One of each kind where the damage is in the network itself, and so in what each converter is given.
-ONE_OF_EACH_KIND = (SAVED_MODEL, TFLITE_INT8, ONNX)
-
-
-@pytest.mark.parametrize(
-    ("damage", "formats"),
-    [
-        (perturb_a_layer, tuple(FORMATS.values())),
-        (swap_two_classes, ONE_OF_EACH_KIND),
-        (shift_the_pixels, ONE_OF_EACH_KIND),
-        (scale_the_pixels, ONE_OF_EACH_KIND),
-    ],
-)
+@pytest.mark.parametrize("damage", [perturb_a_layer, swap_two_classes, shift_the_pixels, scale_the_pixels])
 def test_an_artifact_of_a_damaged_model_is_red_in_every_format(
-    damage: Callable[[Any], None],
-    formats: tuple[Format, ...],
-    copy_of_export: pathlib.Path,
-    model: Any,
-    validation: ListedImages,
+    damage: Callable[[Any], None], copy_of_export: pathlib.Path, model: Any, validation: ListedImages
 ) -> None:
     damaged = copy_of(model)
     damage(damaged)
-    for wanted in formats:
-        artifact = Artifact.of(wanted, SIGNATURE, 3)
-        write_artifact(damaged, SIGNATURE, wanted, copy_of_export / artifact.path)
-    report = compare(copy_of_export, model, validation, *formats)
+    with Conversion(InferenceModel(damaged, SIGNATURE), SIGNATURE, read_digits("train")) as conversion:
+        for wanted in FORMATS.values():
+            path = copy_of_export / Artifact.of(wanted, SIGNATURE, 3).path
+            if wanted == SAVED_MODEL:
+                write_artifact(damaged, SIGNATURE, wanted, path)
+            else:
+                path.write_bytes(conversion.convert(wanted))
+    report = compare(copy_of_export, model, validation, *FORMATS.values())
     assert [c.title for c in report.comparisons if not c.failure] == []
-    with pytest.raises(ParityError, match=rf"saved_model, saved_model/digits/3: .*\({len(formats)} more failed\)"):
+    assert all(c.figures for c in report.comparisons), "each of them runs: it is the answers that differ"
+    with pytest.raises(ParityError, match=rf"saved_model, saved_model/digits/3: .*\({len(FORMATS)} more failed\)"):
         report.raise_on_failure()
+
+
+# What the scale of each class in the weights of the head is multiplied by.
+WRONG_SCALES = np.geomspace(0.2, 5, len(CLASS_NAMES)).astype(np.float32)
+
+
+def damage_a_tflite_scale(path: pathlib.Path) -> None:
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    file = flatbuffer_utils.convert_bytearray_to_object(bytearray(path.read_bytes()))
+    (weights,) = (t for t in file.subgraphs[0].tensors if t.name == b"head_1/MatMul")
+    weights.quantization.scale = (WRONG_SCALES * weights.quantization.scale).tolist()
+    path.write_bytes(bytes(flatbuffer_utils.convert_object_to_bytearray(file)))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("labels.txt", SIGNATURE.labels_text())
+
+
+def damage_an_onnx_scale(path: pathlib.Path) -> None:
+    file = onnx.load(str(path))
+    (scale,) = (i for i in file.graph.initializer if i.name == "head_1/MatMul/constant_1_scale")
+    damaged = WRONG_SCALES * onnx.numpy_helper.to_array(scale)
+    scale.CopyFrom(onnx.numpy_helper.from_array(damaged, scale.name))
+    path.write_bytes(file.SerializeToString())
+
+
+@pytest.mark.parametrize("wanted", [f for f in FORMATS.values() if f.name.endswith(("int8", "int8x16", "dynamic"))])
+def test_a_wrong_quantisation_scale_is_red(
+    copy_of_export: pathlib.Path, model: Any, validation: ListedImages, wanted: Format
+) -> None:
+    path = copy_of_export / Artifact.of(wanted, SIGNATURE, 3).path
+    damage_a_tflite_scale(path) if wanted.kind == "tflite" else damage_an_onnx_scale(path)
+    (comparison,) = compare(copy_of_export, model, validation, wanted).comparisons
+    assert comparison.figures is not None
+    assert comparison.failure is not None and "points lower than the model's" in comparison.failure
+
+
+@pytest.mark.parametrize("wanted", [f for f in FORMATS.values() if f.kind == "tflite"])
+def test_labels_in_another_order_inside_a_tflite_file_are_red(
+    copy_of_export: pathlib.Path, model: Any, validation: ListedImages, wanted: Format
+) -> None:
+    path = copy_of_export / Artifact.of(wanted, SIGNATURE, 3).path
+    content = path.read_bytes()
+    text, other = (x.labels_text().encode() for x in (SIGNATURE, reordered(SIGNATURE)))
+    assert content.count(text) == 1 and len(text) == len(other)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("labels.txt", other)
+    (comparison,) = compare(copy_of_export, model, validation, wanted).comparisons
+    assert comparison.failure == "the labels.txt inside does not list the classes of the signature in their order"
+
+
+def reordered(signature: Signature) -> Signature:
+    return signature.model_copy(update={"class_names": CLASS_NAMES[::-1]})
 
 
 def test_a_small_change_of_weights_is_red_where_float32_was_promised(
@@ -115,8 +156,7 @@ def test_a_small_change_of_weights_is_red_where_float32_was_promised(
 def test_labels_in_another_order_are_red_though_the_probabilities_are_right(
     copy_of_export: pathlib.Path, model: Any, validation: ListedImages
 ) -> None:
-    reordered = SIGNATURE.model_copy(update={"class_names": CLASS_NAMES[::-1]})
-    write_artifact(model, reordered, SAVED_MODEL, copy_of_export / "saved_model/digits/3")
+    write_artifact(model, reordered(SIGNATURE), SAVED_MODEL, copy_of_export / "saved_model/digits/3")
     for comparison in compare(copy_of_export, model, validation, SAVED_MODEL).comparisons:
         assert comparison.failure is not None and "where the signature says" in comparison.failure
 
@@ -173,32 +213,6 @@ def test_a_model_that_answers_nan_is_not_published(publication: Publication, tmp
         publish(with_model(publication, broken, ONNX), tmp_path / "export")
     assert caught.value.exit_status == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def insensitive_to_rounding_it_is_not(model: Any) -> Any:
-    """The same function, but with a huge constant beside the features: one int8 scale cannot hold both."""
-    import keras
-
-    features = model.get_layer("dropout").output
-    constant = keras.layers.Rescaling(0.0, 1e5)(features)
-    logits = keras.layers.Dense(len(CLASS_NAMES), name="wide_head")(keras.layers.Concatenate()([features, constant]))
-    wide = keras.Model(model.inputs, logits)
-    kernel, bias = model.get_layer("head").get_weights()
-    wide.get_layer("wide_head").set_weights([np.concatenate([kernel, np.zeros_like(kernel)]), bias])
-    return wide
-
-
-def test_a_model_that_does_not_survive_int8_is_published_only_without_it(
-    publication: Publication, model: Any, tmp_path: pathlib.Path
-) -> None:
-    fragile = insensitive_to_rounding_it_is_not(model)
-    seen: list[ParityReport] = []
-    with pytest.raises(ParityError, match=r"tflite-int8, tflite/digits-int8.tflite: accuracy is .* points lower"):
-        publish(with_model(publication, fragile, TFLITE_INT8, ONNX), tmp_path / "export", on_report=seen.append)
-    assert list(tmp_path.iterdir()) == []
-    assert [bool(c.failure) for c in seen[0].comparisons] == [True, False]
-    publish(with_model(publication, fragile, ONNX), tmp_path / "export")
-    assert (tmp_path / "export/onnx/digits.onnx").is_file()
 
 
 def test_an_operator_that_tflite_lacks_is_named(publication: Publication, tmp_path: pathlib.Path) -> None:

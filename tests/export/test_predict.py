@@ -39,7 +39,12 @@ def image_files(validation: ListedImages, tmp_path_factory: pytest.TempPathFacto
         "tflite/digits-float16.tflite",
         "tflite/digits-dynamic.tflite",
         "tflite/digits-int8.tflite",
+        "tflite/digits-int8x16.tflite",
         "onnx/digits.onnx",
+        "onnx/digits-float16.onnx",
+        "onnx/digits-dynamic.onnx",
+        "onnx/digits-int8.onnx",
+        "onnx/digits-int8x16.onnx",
     ],
 )
 def test_an_export_and_each_of_its_artifacts_predict_alike(
@@ -188,4 +193,4 @@ def test_every_predicted_class_is_listed_also_beyond_the_top() -> None:
 
 
 def test_the_formats_of_this_test_are_all_there_are() -> None:
-    assert len(FORMATS) == 6
+    assert len(FORMATS) == 11

@@ -21,6 +21,7 @@ FILES = [
     "saved_model/digits/3/assets.extra/tf_serving_warmup_requests",
     "tflite/digits-int8.tflite",
     "onnx/digits.onnx",
+    "onnx/digits-int8.onnx",
     "golden.npz",
     "labels.txt",
     "signature.json",
@@ -30,7 +31,7 @@ FILES = [
 def test_an_untouched_export_is_verified_by_checksums_and_golden_images(exported: Exported) -> None:
     verification = verify_export(exported.directory)
     verification.raise_on_failure()
-    assert verification.num_files == 15 and verification.num_golden_images == 16
+    assert verification.num_files == 20 and verification.num_golden_images == 16
     assert [r.title for r in verification.golden] == [c.title for c in exported.report.comparisons]
     assert verification.answer()["passed"] is True
 

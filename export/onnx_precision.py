@@ -1,0 +1,167 @@
+"""The float32 ONNX file in fewer bits: float16, int8 with scales from calibration, int8 with scales found at run time.
+
+All of them take and give float32 like the float32 file, so that one client serves them all; the conversion is their
+first node. The same bytes come out for the same bytes in.
+"""
+
+import collections
+import copy
+import logging
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.shape_inference
+import onnx.version_converter
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.qdq_loss_debug import (
+    collect_activations,
+    create_activation_matching,
+    modify_model_output_intermediate_tensors,
+)
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from export.quantisation import NUM_RANKING_IMAGES, most_sensitive, signal_to_noise
+from export.samples import Pixels
+from export.signature import IMAGES
+from export.to_tflite import span_full_range
+
+_BATCH_SIZE = 32
+# The first that has QuantizeLinear to 16 bits.
+_INT16_OPSET = 21
+# On processors with AVX2 and without VNNI, products of 8 by 8 bits saturate in pairs: a file with weights of 8 bits
+# answers differently there. With 7 bits it answers the same everywhere.
+# https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+_REDUCE_RANGE = True
+
+
+def to_float16(content: bytes) -> bytes:
+    """Weights and arithmetic of 16 bits, where the runtime has it (ONNX Runtime on the CPU computes in float32)."""
+    with warnings.catch_warnings():
+        # A weight beyond the range of float16 is clipped with a warning; the gate judges what comes of it.
+        warnings.filterwarnings("ignore", message="the float32 number")
+        model = convert_float_to_float16(onnx.load_from_string(content), keep_io_types=True)
+    # It appends the conversion of the input at the end of the list.
+    OnnxModel(model).topological_sort(is_deterministic=True)
+    return _finished(model)
+
+
+def to_int8(content: bytes, calibration: Pixels, *, activation_bits: int = 8, share_in_float: float = 0.0) -> bytes:
+    """QDQ: weights of 8 bits with a scale for each channel, activations of `activation_bits` (8 or 16).
+
+    calibration: [n, size, size, 3], training images from which every tensor's range is taken.
+    share_in_float: see `Quantisation`.
+    """
+    float_model = onnx.load_from_string(content)
+    if activation_bits == 16:
+        float_model = onnx.version_converter.convert_version(float_model, _INT16_OPSET)
+    # The quantiser asks for shape inference and folded constants, which `to_onnx` has seen to.
+    add_pre_process_metadata(float_model)
+    images = span_full_range(calibration)
+    with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
+        path = pathlib.Path(directory, "int8.onnx")
+
+        def quantise(excluded: list[str]) -> onnx.ModelProto:
+            with _quiet():
+                quantize_static(
+                    # It changes the model that it is given.
+                    copy.deepcopy(float_model),
+                    path,
+                    _Reader(images),
+                    per_channel=True,
+                    reduce_range=_REDUCE_RANGE,
+                    activation_type=QuantType.QInt16 if activation_bits == 16 else QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    nodes_to_exclude=excluded,
+                )
+            return onnx.load(path)
+
+        model = quantise([])
+        if share_in_float:
+            model = quantise(_sensitive_nodes(path, images[:NUM_RANKING_IMAGES], share_in_float))
+    return _finished(model)
+
+
+def to_dynamic(content: bytes) -> bytes:
+    """Weights of 8 bits; activations are quantised by the range that they have at run time, without calibration."""
+    float_model = onnx.load_from_string(content)
+    add_pre_process_metadata(float_model)
+    with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory, _quiet():
+        path = pathlib.Path(directory, "dynamic.onnx")
+        quantize_dynamic(float_model, path, per_channel=True, reduce_range=_REDUCE_RANGE)
+        return _finished(onnx.load(path))
+
+
+def _finished(model: onnx.ModelProto) -> bytes:
+    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _sensitive_nodes(quantised: pathlib.Path, images: Pixels, share: float) -> list[str]:
+    """Names of the nodes whose output loses most when it is quantised."""
+    augmented = quantised.with_name("augmented.onnx")
+    with _quiet():
+        modify_model_output_intermediate_tensors(quantised, augmented)
+        matching = create_activation_matching(collect_activations(str(augmented), _Reader(images)))
+    nodes = onnx.load(quantised).graph.node
+    makers = {output: node.name for node in nodes for output in node.output}
+    decibels = {
+        makers[tensor]: float(np.mean([_decibels(*pair) for pair in zip(m["pre_qdq"], m["post_qdq"], strict=True)]))
+        for tensor, m in matching.items()
+        if tensor in makers
+    }
+    return most_sensitive(decibels, share, _readers(nodes))
+
+
+def _decibels(exact: Any, quantised: Any) -> float:
+    # [batch, channels, height, width], or the channels last.
+    return signal_to_noise(exact, quantised, channel_axis=1 if exact.ndim == 4 else -1)
+
+
+def _readers(nodes: Any) -> dict[str, set[str]]:
+    """By the name of a node, the names of those that its output goes to, past the pair that quantises it."""
+    by_input: dict[str, list[Any]] = collections.defaultdict(list)
+    for node in nodes:
+        for tensor in node.input:
+            by_input[tensor].append(node)
+
+    def follow(node: Any) -> Iterator[str]:
+        for reader in (r for tensor in node.output for r in by_input[tensor]):
+            if reader.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                yield from follow(reader)
+            else:
+                yield str(reader.name)
+
+    return {node.name: set(follow(node)) for node in nodes}
+
+
+class _Reader(CalibrationDataReader):
+    """`images` in batches, as the quantiser reads them."""
+
+    def __init__(self, images: Pixels) -> None:
+        starts = range(0, len(images), _BATCH_SIZE)
+        self._batches: Iterator[Any] = ({IMAGES: images[i : i + _BATCH_SIZE].astype(np.float32)} for i in starts)
+
+    def get_next(self) -> Any:
+        return next(self._batches, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the quantiser logs, on the root logger, is advice to its own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

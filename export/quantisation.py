@@ -1,0 +1,54 @@
+"""How the integer formats are made: how many images they are calibrated on, and which layers they leave in float32."""
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+# Enough for the range of every tensor to settle; more cost time and seldom change much.
+NUM_CALIBRATION_IMAGES = 256
+# Sensitivity is a ranking: a handful of images puts the layers into the same order as many.
+NUM_RANKING_IMAGES = 16
+_DECIBELS = (-20.0, 60.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """Weights have a scale for each channel throughout.
+
+    num_images: training images from which every tensor's range is taken (fewer where the split has fewer).
+    share_in_float: of the layers, those whose output quantisation harms most, that stay in float32, together with
+        the layers that read them; in [0, 1).
+    """
+
+    num_images: int = NUM_CALIBRATION_IMAGES
+    share_in_float: float = 0.0
+
+
+def signal_to_noise(exact: npt.NDArray[np.float32], quantised: npt.NDArray[np.float32], channel_axis: int) -> float:
+    """Mean over the channels of a tensor of signal to quantisation noise in decibels, each within _DECIBELS.
+
+    By channel, since small channels beside a large one are what a scale for the whole tensor destroys, and a sum over
+    all would not show it. Channels of zeros say nothing.
+    """
+    axes = tuple(i for i in range(exact.ndim) if i != channel_axis % exact.ndim)
+    with np.errstate(all="ignore"):
+        signal = np.square(exact, dtype=np.float64).sum(axes)
+        noise = np.square(exact.astype(np.float64) - quantised).sum(axes)
+        decibels = 10 * np.log10(signal / noise)
+    # What is not finite in one of the two could not be worse.
+    decibels = np.where(np.isfinite(signal) & np.isfinite(noise), decibels, _DECIBELS[0])
+    heard = decibels[signal != 0]
+    return float(np.clip(heard, *_DECIBELS).mean()) if heard.size else _DECIBELS[1]
+
+
+def most_sensitive(decibels: Mapping[str, float], share: float, readers: Mapping[str, Collection[str]]) -> list[str]:
+    """The layers with the lowest signal to noise, at least one (equal ones by name), and those that read them.
+
+    readers: by layer, the layers that its output goes to; a tensor stays in float32 where both its ends do.
+    """
+    ranked = sorted(decibels, key=lambda name: (decibels[name], name))
+    worst = ranked[: max(1, math.ceil(share * len(ranked)))]
+    return sorted({*worst, *(reader for name in worst for reader in readers.get(name, ()))})

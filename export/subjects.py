@@ -1,0 +1,118 @@
+"""What the parity gate asks: one input of one artifact, its answers so far, and what went wrong with it."""
+
+import dataclasses
+import pathlib
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from export.consistency import find_contradiction
+from export.figures import Figures, compare_probabilities, find_failure
+from export.formats import Budget
+from export.runtimes import Arrays, Probabilities, SavedModelRuntime, open_runtime
+from export.samples import Batch, ClassIds
+from export.signature import IMAGE_BYTES, IMAGES, LABELS_FILE, PROBABILITIES, Signature
+from trainer.errors import ArtifactError
+
+InputName = Literal["images", "image_bytes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """See `parity.Comparison`."""
+
+    figures: Figures | None
+    failure: str | None
+    ms_per_image: float | None
+
+
+class Subject:
+    """`answer` to every batch, then `compare`. An artifact that fails once is asked no more."""
+
+    def __init__(self, input_name: InputName, runtime_name: str) -> None:
+        self.input: InputName = input_name
+        self.runtime_name = runtime_name
+        self._answers: list[Probabilities] = []
+        self._secs = 0.0
+        self.failure: str | None = None
+        self.run: Callable[[Batch], Probabilities] | None = None
+
+    def answer(self, batch: Batch) -> None:
+        if self.run is None or self.failure:
+            return
+        start = time.perf_counter()
+        try:
+            self._answers.append(self.run(batch))
+        except (ArtifactError, _WrongOutputError) as e:
+            self.failure = str(e)
+        self._secs += time.perf_counter() - start
+
+    def compare(
+        self, expected: Probabilities, class_ids: ClassIds, budget: Budget, thresholds: Sequence[float] | None
+    ) -> Outcome:
+        if self.failure:
+            return Outcome(None, self.failure, None)
+        answers = np.concatenate(self._answers)
+        if answers.shape != expected.shape:
+            failure = f"answers of shape {list(answers.shape)} where the model gives {list(expected.shape)}"
+            return Outcome(None, failure, None)
+        figures = compare_probabilities(expected, answers, class_ids, budget, thresholds)
+        return Outcome(figures, find_failure(figures, budget), 1e3 * self._secs / len(expected))
+
+
+def open_subjects(path: pathlib.Path, signature: Signature) -> Iterator[Subject]:
+    """One for each input of the artifact at `path`; a failed one where it does not load."""
+    try:
+        runtime = open_runtime(path)
+    except ArtifactError as e:
+        subject = Subject(IMAGES, "none")
+        subject.failure = str(e)
+        yield subject
+        return
+    subject = Subject(IMAGES, runtime.name)
+    if isinstance(runtime, SavedModelRuntime):
+        subject.run = _checked(runtime.predict_images, lambda batch: batch.images, signature)
+        yield subject
+        subject = Subject(IMAGE_BYTES, runtime.name)
+        subject.run = _checked(runtime.predict_encoded, lambda batch: batch.encoded, signature)
+    else:
+        if path.suffix == ".tflite":
+            subject.failure = _find_other_labels(path, signature)
+        predict = runtime.predict_probabilities
+        subject.run = lambda batch: predict(batch.images)
+    yield subject
+
+
+class _WrongOutputError(Exception):
+    """A SavedModel's outputs contradict each other."""
+
+
+def _find_other_labels(path: pathlib.Path, signature: Signature) -> str | None:
+    """What is wrong with the labels inside a TFLite file, which MediaPipe names the classes by."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            labels = archive.read(LABELS_FILE)
+    except (zipfile.BadZipFile, KeyError):
+        return f"it has no {LABELS_FILE} inside"
+    if labels == signature.labels_text().encode():
+        return None
+    return f"the {LABELS_FILE} inside does not list the classes of the signature in their order"
+
+
+def _checked(
+    predict: Callable[[Any], Arrays], take: Callable[[Batch], Any], signature: Signature
+) -> Callable[[Batch], Probabilities]:
+    """The probabilities of a SavedModel, after a look at the outputs that follow from them."""
+
+    def run(batch: Batch) -> Probabilities:
+        outputs = predict(take(batch))
+        contradiction = find_contradiction(outputs, signature)
+        if contradiction:
+            raise _WrongOutputError(contradiction)
+        probabilities: Probabilities = outputs[PROBABILITIES]
+        return probabilities
+
+    return run
