@@ -23,7 +23,7 @@ STARTS = "trainer.__main__"
 LAYERS = (
     ("trainer.errors", "trainer.cli.output"),
     ("trainer.settings",),
-    ("trainer.atomic", "trainer.config", "trainer.environment", "trainer.tf_runtime"),
+    ("trainer.atomic", "trainer.bounded_read", "trainer.config", "trainer.environment", "trainer.tf_runtime"),
     ("trainer.run_dir", "trainer.distribute.topology", "trainer.stages"),
     ("trainer.data",),
     ("trainer.model",),
