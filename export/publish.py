@@ -14,6 +14,7 @@ from export.golden import Golden
 from export.inference_model import InferenceModel
 from export.model_card import Provenance
 from export.parity import DEFAULT_NUM_IMAGES, Artifact, ParityReport, run_gate
+from export.provenance import ExportProvenance
 from export.replay import answer_golden
 from export.runtimes import KerasRuntime
 from export.samples import Batch, ImageSource, read_batch, spread_indices
@@ -114,6 +115,7 @@ def publish(
         report.save(directory)
         card = model_card.render(signature, report, publication.provenance)
         (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
+        ExportProvenance.of(publication.provenance, signature, report, publication.version).save(directory)
         Checksums.of(directory).save(directory)
     return report
 

@@ -61,9 +61,8 @@ LAYERS = (
 )
 # Everything below the commands answers with values and exceptions; only what takes minutes says how far it is.
 CONSOLE = "trainer.cli.output"
-PRINTS = ("trainer.progress", "export.publish", "trainer.cli", "export.cli", "serving.cli")
-COMMANDS = ("trainer.cli.output",)
-COMMANDS = ("trainer.cli", "export.cli", "serving.cli")
+PRINTS = ("trainer.progress", "export.publish", "trainer.cli", "export.cli", "export.cli_versions", "serving.cli")
+COMMANDS = ("trainer.cli", "export.cli", "export.cli_versions", "serving.cli")
 
 
 class Import(NamedTuple):

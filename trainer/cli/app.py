@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 import export.cli
+import export.cli_versions
 import serving.cli
 from trainer.cli import bench
 from trainer.cli.backbones import backbones
@@ -51,6 +52,8 @@ for command in (
     export.cli.export,
     export.cli.verify,
     export.cli.predict,
+    export.cli_versions.publish,
+    export.cli_versions.rollback,
     serving.cli.serve,
     serving.cli.manifests,
     backbones,
