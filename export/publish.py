@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from export import model_card
+from export import model_card, readme
 from export.checksums import Checksums
 from export.formats import SAVED_MODEL, TFLITE_INT8, Format
 from export.golden import NUM_IMAGES as NUM_GOLDEN_IMAGES
@@ -115,6 +115,7 @@ def publish(
         report.save(directory)
         card = model_card.render(signature, report, publication.provenance)
         (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
+        (directory / readme.FILE_NAME).write_text(readme.render(signature, report), encoding="utf-8")
         ExportProvenance.of(publication.provenance, signature, report, publication.version).save(directory)
         Checksums.of(directory).save(directory)
     return report

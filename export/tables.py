@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from export.model_card import format_bytes
+from export.markdown import format_bytes
 from export.parity import Comparison, ParityReport
 from export.predictions import ImagePrediction
 from export.replay import GoldenResult

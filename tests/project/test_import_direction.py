@@ -61,8 +61,16 @@ LAYERS = (
 )
 # Everything below the commands answers with values and exceptions; only what takes minutes says how far it is.
 CONSOLE = "trainer.cli.output"
-PRINTS = ("trainer.progress", "export.publish", "trainer.cli", "export.cli", "export.cli_versions", "serving.cli")
-COMMANDS = ("trainer.cli", "export.cli", "export.cli_versions", "serving.cli")
+PRINTS = (
+    "trainer.progress",
+    "export.publish",
+    "trainer.cli",
+    "export.cli",
+    "export.cli_bench",
+    "export.cli_versions",
+    "serving.cli",
+)
+COMMANDS = ("trainer.cli", "export.cli", "export.cli_bench", "export.cli_versions", "serving.cli")
 
 
 class Import(NamedTuple):

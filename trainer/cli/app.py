@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 import export.cli
+import export.cli_bench
 import export.cli_versions
 import serving.cli
 from trainer.cli import bench
@@ -60,6 +61,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
+bench.app.command("export")(export.cli_bench.bench_export)
 app.add_typer(bench.app, name="bench")
 
 
