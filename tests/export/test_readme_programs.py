@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from digits_classifier import CLASS_NAMES
 
@@ -55,7 +56,7 @@ def agrees(output: str, expected: tuple[str, float], tolerance: float) -> bool:
 
 def test_there_is_a_program_for_every_runtime(place: pathlib.Path) -> None:
     names = set(readme.programs_of((place / readme.FILE_NAME).read_text()))
-    assert names >= {"saved_model.py", "predict.sh", "pixels.py", "run_tflite.py", "run_onnx.py"}
+    assert names >= {"saved_model.py", "predict.sh", "pixels.py", "run_tflite.py", "run_onnx.py", "run_onnx.cc"}
     text = (place / readme.FILE_NAME).read_text()
     for file in re.findall(r'"((?:saved_model|tflite|onnx)/[^"]+)"', text):
         assert (place / file).exists(), file
@@ -76,6 +77,21 @@ def test_every_tflite_file_answers(place: pathlib.Path, expected: tuple[str, flo
 
 def test_onnx_answers(place: pathlib.Path, expected: tuple[str, float]) -> None:
     assert agrees(run(place, sys.executable, "run_onnx.py", "image.png"), expected, 0.02)
+
+
+def test_onnx_answers_in_cpp(place: pathlib.Path, expected: tuple[str, float]) -> None:
+    """The Python package brings the library and not its headers: ONNXRUNTIME_INCLUDE says where these are."""
+    headers = os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime")
+    compiler = shutil.which("c++")
+    if compiler is None or not (pathlib.Path(headers) / "onnxruntime_cxx_api.h").is_file():
+        pytest.skip("no C++ compiler, or no headers of ONNX Runtime: set ONNXRUNTIME_INCLUDE")
+    library = next((pathlib.Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (place / name).symlink_to(library)
+    linked = ["-L.", "-lonnxruntime", "-Wl,-rpath,."]
+    run(place, compiler, "-std=c++17", f"-I{headers}", "run_onnx.cc", "-o", "run_onnx", *linked)
+    run(place, sys.executable, "pixels.py", "image.png", "image.raw")
+    assert agrees(run(place, "./run_onnx", "image.raw"), expected, 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +133,7 @@ def test_what_was_not_exported_is_not_explained(exported: Any) -> None:
         update={"comparisons": [c for c in exported.report.comparisons if c.format == "onnx"]}
     )
     programs = readme.programs_of(readme.render(Signature.load(exported.directory), report))
-    assert set(programs) == {"pixels.py", "run_onnx.py"}
+    assert set(programs) == {"pixels.py", "run_onnx.py", "run_onnx.cc"}
 
 
 def test_the_card_points_to_the_readme(exported: Any) -> None:
