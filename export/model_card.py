@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 from export.latency import LatencyReport
+from export.licence import describe_licence
 from export.markdown import render_markdown
 from export.parity import ParityReport
 from export.signature import Signature
@@ -42,7 +43,13 @@ class Provenance:
 def render(signature: Signature, report: ParityReport, provenance: Provenance) -> str:
     """The text of the card, Markdown."""
     return render_markdown(
-        _TEMPLATE_FILE, signature=signature, report=report, provenance=provenance, latency=_as_section(_NOT_MEASURED)
+        _TEMPLATE_FILE,
+        signature=signature,
+        report=report,
+        provenance=provenance,
+        latency=_as_section(_NOT_MEASURED),
+        # A weight file is named by its path, which is of one machine.
+        licence=describe_licence(provenance.backbone, provenance.weights.rpartition("/")[2]),
     )
 
 

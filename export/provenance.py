@@ -90,7 +90,7 @@ class ExportProvenance(_Model):
                 global_step=provenance.global_step,
                 checkpoint=provenance.which,
                 backbone=provenance.backbone,
-                weights=provenance.weights,
+                weights=provenance.weights.rpartition("/")[2],  # a file, without where it lies
                 precision=provenance.precision,
                 config_sha256=hashlib.sha256(provenance.config_yaml.encode()).hexdigest(),
                 num_train_examples=provenance.num_train_examples,
