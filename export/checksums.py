@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import pydantic
@@ -22,9 +23,10 @@ class Checksums(pydantic.BaseModel):
     files: dict[str, str]
 
     @classmethod
-    def of(cls, export_dir: pathlib.Path) -> "Checksums":
-        """Reads every file below `export_dir`."""
-        return cls(files={name: _sha256_of(export_dir / name) for name in _list_files(export_dir)})
+    def of(cls, export_dir: pathlib.Path, *, only: Sequence[str] | None = None) -> "Checksums":
+        """Reads every file below `export_dir`, or `only` these."""
+        names = _list_files(export_dir) if only is None else only
+        return cls(files={name: _sha256_of(export_dir / name) for name in names})
 
     def save(self, export_dir: pathlib.Path) -> None:
         atomic.write_text(export_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")

@@ -4,17 +4,20 @@ Everything in it follows from the run and the gate: no dates, no paths of a mach
 """
 
 import dataclasses
-import importlib.resources
+import statistics
 from collections.abc import Sequence
 
-import jinja2
-
+from export.latency import LatencyReport
+from export.licence import describe_licence
+from export.markdown import render_markdown
 from export.parity import ParityReport
 from export.signature import Signature
 from trainer.metrics.evaluation import Evaluation
 
 FILE_NAME = "MODEL_CARD.md"
 _TEMPLATE_FILE = "model_card.md.j2"
+_LATENCY_STARTS, _LATENCY_ENDS = "<!-- latency -->", "<!-- end of latency -->"
+_NOT_MEASURED = "Not measured yet; `trainer bench export EXPORT --record` does, and writes it here."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,26 +44,33 @@ class Provenance:
 
 def render(signature: Signature, report: ParityReport, provenance: Provenance) -> str:
     """The text of the card, Markdown."""
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  Markdown, not HTML; table cells go through `cell`
+    return render_markdown(
+        _TEMPLATE_FILE,
+        signature=signature,
+        report=report,
+        provenance=provenance,
+        latency=_as_section(_NOT_MEASURED),
+        # A weight file is named by its path, which is of one machine.
+        licence=describe_licence(provenance.backbone, provenance.weights.rpartition("/")[2]),
     )
-    environment.filters["cell"] = _escape_cell
-    environment.filters["size"] = format_bytes
-    template = environment.from_string(
-        importlib.resources.files("export").joinpath(_TEMPLATE_FILE).read_text(encoding="utf-8")
-    )
-    paths = {artifact.format: artifact.path for artifact in report.artifacts()}
-    return template.render(signature=signature, report=report, provenance=provenance, paths=paths)
 
 
-def format_bytes(num_bytes: int) -> str:
-    """Such as "13.9 MB" (10^6 bytes)."""
-    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
+def with_latency(card: str, latency: LatencyReport) -> str:
+    """The card with what was measured of the artifacts in the place of what was said of their latency before."""
+    start, end = card.index(_LATENCY_STARTS), card.index(_LATENCY_ENDS) + len(_LATENCY_ENDS)
+    return card[:start] + _as_section(_latency_table(latency)) + card[end:]
 
 
-def _escape_cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+def _as_section(text: str) -> str:
+    return f"{_LATENCY_STARTS}\n{text}\n{_LATENCY_ENDS}"
+
+
+def _latency_table(latency: LatencyReport) -> str:
+    rows = [
+        f"| {row.title} | {row.num_threads} | {row.median_ms:.2f} | {min(row.ms):.2f} to {max(row.ms):.2f} | "
+        + (f"{statistics.median(row.relative):.2f} |" if row.relative else "- |")
+        for row in latency.rows
+    ]
+    head = "| artifact | threads | ms an image | range | of the model's time |\n| --- | --- | --- | --- | --- |\n"
+    words = f"One image at a time, median and range of {latency.num_rounds} rounds, on {latency.cpu}:\n\n"
+    return words + head + "\n".join(rows)

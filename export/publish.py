@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from export import model_card
+from export import model_card, readme
 from export.checksums import Checksums
 from export.conversion import Conversion
 from export.formats import DEFAULT_ONNX_OPSET, SAVED_MODEL, Format, check_num_images, check_onnx_opset
@@ -17,6 +17,7 @@ from export.inference_model import InferenceModel
 from export.ladder import climb_ladders
 from export.model_card import Provenance
 from export.parity import DEFAULT_NUM_IMAGES, Artifact, ParityReport, run_gate
+from export.provenance import ExportProvenance
 from export.replay import answer_golden
 from export.runtimes import KerasRuntime, RememberedRuntime, Runtime
 from export.samples import Batch, ImageSource, read_batch, spread_indices
@@ -114,6 +115,8 @@ def publish(
         report.save(directory)
         card = model_card.render(signature, report, publication.provenance)
         (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
+        (directory / readme.FILE_NAME).write_text(readme.render(signature, report), encoding="utf-8")
+        ExportProvenance.of(publication.provenance, signature, report, publication.version).save(directory)
         Checksums.of(directory).save(directory)
     return report
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from export.figures import Figures
-from export.model_card import format_bytes
+from export.markdown import format_bytes
 from export.parity import Comparison, ParityReport
 from export.predictions import ImagePrediction
 from export.replay import GoldenResult

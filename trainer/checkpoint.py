@@ -17,9 +17,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import pydantic
+import safetensors
 import safetensors.numpy
 
 from trainer import atomic
+from trainer.bounded_read import check_regular, read_small
 from trainer.errors import RunError
 from trainer.run_dir import RunDir
 from trainer.settings.saving import CheckpointConfig
@@ -120,6 +122,9 @@ class CheckpointStore:
         validated = [
             (step, info.validation) for step in self.steps() if (info := _read_info(self.path(step))).validation
         ]
+        for step, metrics in validated:
+            if not {self._best_metric, "loss"} <= metrics.keys():
+                raise RunError(f"{self.path(step) / _INFO_FILE} holds no {self._best_metric} of the validation split")
         sign = -1.0 if self._best_metric in LOWER_IS_BETTER else 1.0
         value = {step: (sign * metrics[self._best_metric], -metrics["loss"]) for step, metrics in validated}
         return max(value, key=lambda step: value[step], default=None)
@@ -184,30 +189,49 @@ def load_classifier(run: RunDir, *, which: Which = "best", weights: Weights = "a
         RunError: as `load_model_arrays`.
     """
     # The one place here that needs Keras; listing and reading checkpoints does not.
-    from trainer.model.classifier import assign_arrays, build_configured, saved_variables
+    from trainer.model.backbones import find_backbone
+    from trainer.model.classifier import assign_arrays, build_configured, match_arrays, saved_variables
+    from trainer.model.without_memory import variables_without_memory
 
     info, config = run.info(), run.config()
     step, arrays = load_model_arrays(run, which, weights)
-    model = build_configured(
-        config.model, task=info.task, num_classes=len(info.class_names), image_size_px=info.image_size_px
-    )
-    assign_arrays(saved_variables(model), arrays, origin=f"the checkpoint of step {step}")
+    origin = f"the checkpoint of step {step}"
+
+    def build() -> Any:
+        return build_configured(
+            config.model, task=info.task, num_classes=len(info.class_names), image_size_px=info.image_size_px
+        )
+
+    find_backbone(config.model.backbone, config.model.pixels)  # a saved model is opened once, with its values
+    with variables_without_memory():
+        # Settings from elsewhere may ask for a model that fills any memory.
+        match_arrays(saved_variables(build()), arrays, origin=origin)
+    model = build()
+    assign_arrays(saved_variables(model), arrays, origin=origin)
     return model
 
 
 def _read_info(directory: pathlib.Path) -> CheckpointInfo:
     try:
-        return CheckpointInfo.model_validate_json((directory / _INFO_FILE).read_bytes())
+        return CheckpointInfo.model_validate_json(read_small(directory / _INFO_FILE))
     except (FileNotFoundError, pydantic.ValidationError) as e:
         raise RunError(f"{directory} is not a whole checkpoint ({type(e).__name__}); remove it and go on") from None
 
 
 def _read_arrays(directory: pathlib.Path, file_name: str, info: CheckpointInfo) -> Arrays:
-    content = (directory / file_name).read_bytes()
-    if hashlib.sha256(content).hexdigest() != info.sha256[file_name]:
+    path = directory / file_name
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != info.sha256[file_name]:
+            raise RunError(
+                f"{path} is damaged (its SHA-256 is not the one in {_INFO_FILE}); "
+                f"remove {directory} to go on from the checkpoint before it"
+            )
+        arrays: Arrays = safetensors.numpy.load_file(path)
+    except (FileNotFoundError, KeyError, ValueError, safetensors.SafetensorError) as e:
         raise RunError(
-            f"{directory / file_name} is damaged (its SHA-256 is not the one in {_INFO_FILE}); "
-            f"remove {directory} to go on from the checkpoint before it"
-        )
-    arrays: Arrays = safetensors.numpy.load(content)
+            f"{path} is no file of weights of this checkpoint ({' '.join(str(e).split())[:200]}); remove {directory}"
+        ) from None
     return arrays

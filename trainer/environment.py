@@ -66,7 +66,7 @@ def collect(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "os": platform.platform(),
         "host": platform.node(),
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_model(),
             "num_physical_cores": psutil.cpu_count(logical=False),
             "num_logical_cores": psutil.cpu_count(),
             "num_usable_cores": _num_usable_cores(),
@@ -101,7 +101,8 @@ def _git_state() -> dict[str, Any]:
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
-def _cpu_model() -> str | None:
+def cpu_model() -> str | None:
+    """Of this machine, as its kernel names it."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.is_file() and (found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)):
         return found[1].strip()

@@ -18,8 +18,10 @@ import pathlib
 from typing import Final, Literal
 
 import pydantic
+import yaml
 
 from trainer import atomic
+from trainer.bounded_read import read_small
 from trainer.config import Config, load_config
 from trainer.errors import RunError
 from trainer.settings.training import ModelTask
@@ -77,7 +79,7 @@ class RunDir:
     def info(self) -> RunInfo:
         """Raises RunError where `path` is no run directory."""
         try:
-            return RunInfo.model_validate_json(self.info_file.read_bytes())
+            return RunInfo.model_validate_json(read_small(self.info_file))
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"{self.path} is not a run directory (it holds no {self.info_file.name}); "
@@ -89,5 +91,18 @@ class RunDir:
             ) from None
 
     def config(self) -> Config:
+        """Raises RunError where `path` is no run directory, ConfigError for settings that are none."""
         self.info()
+        if self.config_file.exists():
+            self._check_config_file()
         return load_config(self.config_file)
+
+    def _check_config_file(self) -> None:
+        """A run writes its settings out; aliases of YAML would only serve to make a few lines grow without bound."""
+        text = read_small(self.config_file).decode(errors="replace")
+        try:
+            tokens = list(yaml.scan(text))
+        except yaml.YAMLError:
+            return  # which `load_config` explains
+        if any(isinstance(token, yaml.AliasToken) for token in tokens):
+            raise RunError(f"{self.config_file} uses an alias of YAML, which no run writes; write the value out")

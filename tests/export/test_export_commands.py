@@ -234,3 +234,16 @@ def test_another_dataset_and_a_damaged_one_are_refused(
 def test_a_directory_that_is_no_export_is_not_verified(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ArtifactError, match=r"is not a finished export.*trainer export RUN --out"):
         invoke("verify", tmp_path)
+
+
+def test_latencies_are_measured_beside_the_model_of_the_run(run: RunDir, export_dir: pathlib.Path) -> None:
+    import export.cli_bench
+
+    bench = typer.Typer()
+    bench.command()(export.cli_bench.bench_export)
+    arguments = [str(export_dir), "--run", str(run.path), "--threads", "1", "--rounds", "2"]
+    answer = json.loads(CliRunner().invoke(bench, [*arguments, "--json"], catch_exceptions=False).stdout)
+    titles = ["model of the run", "saved_model", "saved_model (image_bytes)", "tflite-float32", "onnx"]
+    assert [row["title"] for row in answer["rows"]] == titles
+    assert all(len(row["relative"]) == 2 and min(row["relative"]) > 0 for row in answer["rows"])
+    assert answer["rows"][0]["relative"] == [1, 1]

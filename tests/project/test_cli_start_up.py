@@ -20,6 +20,8 @@ COMMANDS = {
     "export",
     "verify",
     "predict",
+    "publish",
+    "rollback",
     "serve",
     "manifests",
     "backbones",

@@ -23,7 +23,7 @@ STARTS = "trainer.__main__"
 LAYERS = (
     ("trainer.errors", "trainer.cli.output"),
     ("trainer.settings",),
-    ("trainer.atomic", "trainer.config", "trainer.environment", "trainer.tf_runtime"),
+    ("trainer.atomic", "trainer.bounded_read", "trainer.config", "trainer.environment", "trainer.tf_runtime"),
     ("trainer.run_dir", "trainer.distribute.topology", "trainer.stages"),
     ("trainer.data",),
     ("trainer.model",),
@@ -61,9 +61,16 @@ LAYERS = (
 )
 # Everything below the commands answers with values and exceptions; only what takes minutes says how far it is.
 CONSOLE = "trainer.cli.output"
-PRINTS = ("trainer.progress", "export.publish", "trainer.cli", "export.cli", "serving.cli")
-COMMANDS = ("trainer.cli.output",)
-COMMANDS = ("trainer.cli", "export.cli", "serving.cli")
+PRINTS = (
+    "trainer.progress",
+    "export.publish",
+    "trainer.cli",
+    "export.cli",
+    "export.cli_bench",
+    "export.cli_versions",
+    "serving.cli",
+)
+COMMANDS = ("trainer.cli", "export.cli", "export.cli_bench", "export.cli_versions", "serving.cli")
 
 
 class Import(NamedTuple):

@@ -11,6 +11,8 @@ from typing import Any
 import typer
 
 import export.cli
+import export.cli_bench
+import export.cli_versions
 import serving.cli
 from trainer.cli import bench
 from trainer.cli.backbones import backbones
@@ -51,12 +53,15 @@ for command in (
     export.cli.export,
     export.cli.verify,
     export.cli.predict,
+    export.cli_versions.publish,
+    export.cli_versions.rollback,
     serving.cli.serve,
     serving.cli.manifests,
     backbones,
     doctor,
 ):
     app.command()(command)
+bench.app.command("export")(export.cli_bench.bench_export)
 app.add_typer(bench.app, name="bench")
 
 

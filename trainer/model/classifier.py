@@ -136,8 +136,21 @@ def assign_arrays(variables: list[Any], arrays: dict[str, np.ndarray[Any, Any]],
     """Sets `variables` from what `named_arrays` returned for the same architecture; extra arrays are left alone.
 
     Raises:
+        ModelError: as `match_arrays`.
+    """
+    for variable, array in match_arrays(variables, arrays, origin=origin):
+        variable.assign(array)
+
+
+def match_arrays(
+    variables: list[Any], arrays: dict[str, np.ndarray[Any, Any]], *, origin: str
+) -> list[tuple[Any, np.ndarray[Any, Any]]]:
+    """Each of `variables` with its array.
+
+    Raises:
         ModelError: an array is missing or of another shape.
     """
+    matched = []
     by_position = {name.partition(":")[0]: (name, array) for name, array in arrays.items()}
     for i, variable in enumerate(variables):
         name, array = by_position.get(f"{i:05d}", ("", None))
@@ -150,7 +163,8 @@ def assign_arrays(variables: list[Any], arrays: dict[str, np.ndarray[Any, Any]],
                 f"{origin} does not fit the model: {name.partition(':')[2]} has shape {list(array.shape)}, "
                 f"and the model's {variable.path} wants {list(variable.shape)}"
             )
-        variable.assign(array)
+        matched.append((variable, array))
+    return matched
 
 
 @contextlib.contextmanager

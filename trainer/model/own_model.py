@@ -5,9 +5,8 @@ A file from elsewhere is data: it may name layers of Keras and nothing else, so 
 
 import contextlib
 import functools
-import json
+import math
 import pathlib
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,15 +15,13 @@ import keras
 from trainer.errors import ModelError
 from trainer.model.backbone import Backbone
 from trainer.model.headless import without_head
+from trainer.model.saved_archive import open_archive, open_weights, read_config
+from trainer.model.saved_config import check_config, check_sizes
 from trainer.model.scaling import BY_NAME
-from trainer.model.weight_files import open_hdf5, weights_in_archive
+from trainer.model.weight_files import UNREADABLE, open_hdf5
 
 _SUFFIX = ".keras"
 _DEFAULT_IMAGE_SIZE_PX = 224
-_MAX_CONFIG_BYTES = 64 << 20
-# What runs code, or reads other files.
-_REFUSED_CLASSES = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "function", "__lambda__"}
-_REFUSED_MODULES = ("keras.utils", "keras.saving", "keras.src.utils", "keras.src.saving", "keras.config")
 
 
 def is_own_model(name: str) -> bool:
@@ -70,47 +67,17 @@ def _open(path: pathlib.Path) -> Any:
 def _load(path: pathlib.Path, _mtime_ns: int, _num_bytes: int) -> Any:
     """Kept, because planning and building ask for the same file."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
-                raise ModelError(f"the config.json in {path} is larger than {_MAX_CONFIG_BYTES:,} bytes; it is refused")
-            _check_config(json.loads(archive.read("config.json")), path)
-            with contextlib.ExitStack() as stack:
-                open_hdf5(stack.enter_context(weights_in_archive(archive, path)), path, stack)
+        with open_archive(path) as archive, open_weights(archive) as weights, contextlib.ExitStack() as stack:
+            config = read_config(archive)
+            check_config(config, path)
+            arrays = open_hdf5(weights, path, stack)
         with _float32():
+            config = {**config, "compile_config": None}
+            check_sizes(config, path, num_stored=sum(math.prod(array.shape) for array in arrays))
             model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as e:
+    except UNREADABLE as e:
         raise ModelError(f"{path} is not a readable model saved by Keras 3: {' '.join(str(e).split())[:300]}") from None
     return without_head(model, origin=str(path))
-
-
-def _check_config(config: Any, path: pathlib.Path) -> None:
-    for entry in _objects(config):
-        class_name, module = str(entry.get("class_name")), entry.get("module")
-        is_keras = module is None or str(module).split(".")[0] == "keras"
-        registered = str(entry.get("registered_name") or "")
-        if class_name in _REFUSED_CLASSES or not is_keras or str(module).startswith(_REFUSED_MODULES):
-            raise ModelError(
-                f"{path} asks for {class_name} of {module or 'no module'}, which is code and not a layer of Keras; "
-                "save the model without it, with layers of Keras in its place"
-            )
-        if module is None and ">" in registered:
-            raise ModelError(
-                f"{path} asks for {registered}, a class of someone's own; save the model with layers of Keras in its "
-                "place"
-            )
-
-
-def _objects(config: Any) -> Iterator[dict[str, Any]]:
-    """All serialised objects in a configuration, however deep."""
-    waiting = [config]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if "class_name" in value:
-                yield value
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
 
 
 def _rebuild(network: Any, shape: tuple[int, int, int], name: str) -> Any:

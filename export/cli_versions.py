@@ -1,0 +1,59 @@
+"""`trainer publish` and `trainer rollback`: the versions of an exported model, one of them current."""
+
+import pathlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.cli.output import JsonOption, print_answer, print_json
+
+if TYPE_CHECKING:
+    from export.versions import Switch
+
+RootArgument = Annotated[
+    pathlib.Path,
+    typer.Argument(help="The publication root: ROOT/1, ROOT/2 and so on, and the link ROOT/current to one of them."),
+]
+
+
+def publish(
+    export: Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")],
+    root: RootArgument,
+    json_: JsonOption = False,
+) -> None:
+    """Publish an export beside the versions before it, and make it the current one.
+
+    Its checksums are compared and its gate must have passed. Readers of [bold]ROOT/current[/] see the old version or
+    the new one, whole, also after a kill. Its number is the [bold]--version[/] that it was exported with.
+    """
+    from export.versions import publish_version
+
+    _answer(root, publish_version(export, root), json_)
+
+
+def rollback(
+    root: RootArgument,
+    to: Annotated[
+        int | None, typer.Option(min=1, help="The version to make current.", show_default="the one below the current")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make an earlier version of a publication root current again, once its checksums are right.
+
+    No version is removed: [bold]--to[/] takes the later one back.
+    """
+    from export.versions import roll_back
+
+    _answer(root, roll_back(root, to), json_)
+
+
+def _answer(root: pathlib.Path, switch: "Switch", json_: bool) -> None:
+    from export.versions import CURRENT, find_versions
+
+    if json_:
+        print_json(
+            {"schema_version": 1, "current": switch.now, "before": switch.before, "versions": find_versions(root)}
+        )
+        return
+    before = "" if switch.before in (None, switch.now) else f", version {switch.before} before"
+    print_answer(f"[bold]{root / CURRENT}[/] is version {switch.now}{before}")

@@ -1,0 +1,123 @@
+"""`EXPORT/provenance.json`: of what run, data and settings an export was made, and with which packages.
+
+Everything follows from the run and the options of the export: no times, hosts or paths, the same bytes every time.
+"""
+
+import hashlib
+import importlib.metadata
+import pathlib
+from typing import TYPE_CHECKING, Final, Literal
+
+import pydantic
+
+import trainer
+from trainer import atomic
+from trainer.errors import ArtifactError
+
+if TYPE_CHECKING:  # what reads the file needs no TensorFlow
+    from export.model_card import Provenance
+    from export.parity import ParityReport
+    from export.signature import Signature
+
+FILE_NAME = "provenance.json"
+SCHEMA_VERSION: Final = 1
+# What has a hand in the bytes of an artifact.
+_PACKAGES = ("ai-edge-litert", "h5py", "keras", "numpy", "onnx", "onnxruntime", "pillow", "tensorflow", "tf2onnx")
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class OfRun(_Model):
+    """The run; `config_sha256` is of its settings as YAML, defaults written out."""
+
+    name: str
+    identity: str
+    global_step: int
+    checkpoint: str
+    backbone: str
+    weights: str
+    precision: str
+    config_sha256: str
+    num_train_examples: int
+
+
+class OfDataset(_Model):
+    """The dataset whose `split` judged the export; for a run it is the one that was trained on."""
+
+    name: str
+    content_sha256: str
+    split: str
+    num_images_compared: int
+
+
+class ExportProvenance(_Model):
+    """`provenance.json`. `version` is the SavedModel's; `command` has RUN and EXPORT in the place of paths."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model_name: str
+    version: int = pydantic.Field(ge=1)
+    signature_sha256: str
+    command: list[str]
+    run: OfRun
+    dataset: OfDataset
+    trainer_version: str
+    packages: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, provenance: "Provenance", signature: "Signature", report: "ParityReport", version: int
+    ) -> "ExportProvenance":
+        """Of an export that has passed its gate."""
+        formats = dict.fromkeys(artifact.format for artifact in report.artifacts())
+        options = {
+            "--out": "EXPORT",
+            "--formats": ",".join(formats),
+            "--which": provenance.which,
+            "--name": signature.model_name,
+            "--version": str(version),
+            "--parity-images": str(report.num_images),
+        }
+        return cls(
+            model_name=signature.model_name,
+            version=version,
+            signature_sha256=signature.content_hash(),
+            command=["trainer", "export", "RUN", *(word for option in options.items() for word in option)],
+            run=OfRun(
+                name=provenance.run_name,
+                identity=provenance.run_identity,
+                global_step=provenance.global_step,
+                checkpoint=provenance.which,
+                backbone=provenance.backbone,
+                weights=provenance.weights.rpartition("/")[2],  # a file, without where it lies
+                precision=provenance.precision,
+                config_sha256=hashlib.sha256(provenance.config_yaml.encode()).hexdigest(),
+                num_train_examples=provenance.num_train_examples,
+            ),
+            dataset=OfDataset(
+                name=report.dataset_name,
+                content_sha256=report.dataset_hash,
+                split=report.split,
+                num_images_compared=report.num_images,
+            ),
+            trainer_version=trainer.__version__,
+            packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+        )
+
+    def save(self, export_dir: pathlib.Path) -> None:
+        atomic.write_text(export_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, export_dir: pathlib.Path) -> "ExportProvenance":
+        """Raises ArtifactError where `export_dir` says nothing, or nothing readable, of where it comes from."""
+        path = export_dir / FILE_NAME
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(
+                f"{export_dir} is not a finished export (it holds no {FILE_NAME}); "
+                f"make one with: trainer export RUN --out {export_dir}"
+            ) from None
+        except pydantic.ValidationError as e:
+            raise ArtifactError(f"{path} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None
