@@ -1,7 +1,6 @@
 """Exact evaluation: every example of a split once, on any number of replicas."""
 
 import copy
-import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,18 +46,21 @@ class Evaluator:
         instead: Mapping[int, Any] | None = None,
     ) -> None:
         """`instead`: see `EvaluationStep`."""
-        self._engine, self._stream = engine, stream
+        self._engine = engine
         self._step = EvaluationStep(engine, model, jit_compile=jit_compile, instead=instead)
+        self._set_stream(stream)
+
+    def _set_stream(self, stream: EvaluationStream) -> None:
+        self._stream = stream
         # An iterator that stands at the beginning of the split. It goes round and is made once: to make one takes
         # longer than to evaluate a few hundred images whose features are there.
         self._batches: Iterator[Any] | None = None
+        self._labels: npt.NDArray[Any] | None = None
 
     def on(self, stream: EvaluationStream) -> "Evaluator":
         """The same model and its traced graph on another split."""
         other = copy.copy(self)
-        other._stream = stream
-        other._batches = None
-        other.__dict__.pop("_labels", None)
+        other._set_stream(stream)
         return other
 
     @property
@@ -77,12 +79,9 @@ class Evaluator:
         logits = np.concatenate([found.reshape(-1, found.shape[-1]) for found in make_steps(batches, on_step)])
         self._batches = batches
         # Batches hold the examples in their order; what fills up the last ones is at the end.
+        if self._labels is None:
+            self._labels = _read_labels(self._stream.reader)
         return self._labels, logits[: len(self._labels)]
-
-    @functools.cached_property
-    def _labels(self) -> npt.NDArray[Any]:
-        reader = self._stream.reader
-        return reader.labels().astype(np.int64) if reader.num_multi_hot is None else reader.multi_hot_labels()
 
     def _alone(self, batches: Iterator[Any], on_step: Callable[[int], None]) -> Iterator[Logits]:
         step, num_at_once = 0, 1
@@ -99,6 +98,10 @@ class Evaluator:
         for step in range(self.num_steps):
             yield self._engine.gather(self._step(next(batches)))
             on_step(step + 1)
+
+
+def _read_labels(reader: SplitReader) -> npt.NDArray[Any]:
+    return reader.labels().astype(np.int64) if reader.num_multi_hot is None else reader.multi_hot_labels()
 
 
 def evaluate_run(
