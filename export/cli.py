@@ -40,8 +40,8 @@ FormatsOption = Annotated[
     str,
     typer.Option(
         help="all, or some of saved_model, tflite-float32, tflite-float16, tflite-dynamic, tflite-int8, onnx, "
-        "onnx-float16, onnx-int8, and by choice (not in all) tflite-int8x16, onnx-int8x16, onnx-dynamic, separated "
-        "by commas."
+        "onnx-float16, onnx-int8, and by choice (not in all) saved_model-bfloat16, tflite-int8x16, onnx-int8x16, "
+        "onnx-dynamic, separated by commas."
     ),
 ]
 WhichOption = Annotated[Which, typer.Option(help="The checkpoint: best on validation, or last.")]

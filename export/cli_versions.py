@@ -19,6 +19,10 @@ RootArgument = Annotated[
 def publish(
     export: Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")],
     root: RootArgument,
+    allow_failed: Annotated[
+        bool,
+        typer.Option("--allow-failed", help="Publish also what was exported with --allow-failed, marked over budget."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Publish an export beside the versions before it, and make it the current one.
@@ -28,7 +32,7 @@ def publish(
     """
     from export.versions import publish_version
 
-    _answer(root, publish_version(export, root), json_)
+    _answer(root, publish_version(export, root, allow_failed=allow_failed), json_)
 
 
 def rollback(

@@ -44,6 +44,8 @@ _FLOAT32 = Budget(max_difference=1e-4, max_share_set_aside=1e-3, max_replay_diff
 _FLOAT16 = Budget(max_difference=1e-2, max_replay_difference=1e-2)
 # A probability may well move by tenths in a sound integer model; what counts is the decision.
 _INTEGER = Budget(max_accuracy_drop=0.01, max_replay_difference=5e-2)
+# Numbers of three digits, and processors that have it add up in their own order.
+_BFLOAT16 = Budget(max_accuracy_drop=0.01, max_replay_difference=5e-2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,13 +65,15 @@ class Format:
     def path(self, *, model_name: str, version: int) -> pathlib.PurePosixPath:
         """Where the artifact lies in an export; a directory for SavedModel, a file otherwise."""
         if self.kind == "saved_model":
-            return pathlib.PurePosixPath("saved_model", model_name, str(version))
+            return pathlib.PurePosixPath(self.name, model_name, str(version))
         if self.kind == "tflite":
             return pathlib.PurePosixPath("tflite", f"{model_name}-{self.name.removeprefix('tflite-')}.tflite")
         return pathlib.PurePosixPath("onnx", f"{model_name}{self.name.removeprefix('onnx')}.onnx")
 
 
 SAVED_MODEL = Format(name="saved_model", kind="saved_model", budget=_FLOAT32)
+# Weights in half the bytes, arithmetic as in training with mixed_bfloat16.
+SAVED_MODEL_BFLOAT16 = Format(name="saved_model-bfloat16", kind="saved_model", budget=_BFLOAT16, by_choice=True)
 TFLITE_FLOAT32 = Format(name="tflite-float32", kind="tflite", budget=_FLOAT32)
 TFLITE_FLOAT16 = Format(name="tflite-float16", kind="tflite", budget=_FLOAT16)
 # Weights of 8 bits, activations of float32 in memory.
@@ -87,6 +91,7 @@ FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
         SAVED_MODEL,
+        SAVED_MODEL_BFLOAT16,
         TFLITE_FLOAT32,
         TFLITE_FLOAT16,
         TFLITE_DYNAMIC,
@@ -101,6 +106,7 @@ FORMATS: dict[str, Format] = {
 }
 # What `all` means.
 DEFAULT_FORMATS = tuple(f for f in FORMATS.values() if not f.by_choice)
+SAVED_MODELS = tuple(f for f in FORMATS.values() if f.kind == "saved_model")
 # Those that answer like the model itself, and may stand for it where the run is gone.
 FLOAT32_FORMATS = tuple(f.name for f in FORMATS.values() if f.budget == _FLOAT32)
 

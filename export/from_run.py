@@ -1,5 +1,6 @@
 """A run directory as something to publish: its model in float32, its dataset, and where it comes from."""
 
+import functools
 from collections.abc import Sequence
 
 from export.formats import DEFAULT_ONNX_OPSET, Format
@@ -46,7 +47,8 @@ def publication_of_run(
     _check_dataset(dataset_dir, info)
     geometry = Geometry(image_size_px=info.image_size_px, resize=config.data.resize)
     tuning = tuning_to_apply(run, which=which, weights=weights, calibrate=calibrate)
-    model = load_classifier(run, which=which, weights=weights)
+    load = functools.partial(load_classifier, run, which=which, weights=weights)
+    model = load()
     signature = Signature.of_classifier(
         model_name=model_name,
         class_names=info.class_names,
@@ -67,6 +69,7 @@ def publication_of_run(
         provenance=_describe_run(run, which, weights),
         max_parity_images=max_parity_images,
         onnx_opset=onnx_opset,
+        build_bfloat16=functools.partial(load, dtype_policy="mixed_bfloat16"),
     )
 
 

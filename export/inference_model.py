@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -39,7 +39,7 @@ _HEAD = "head"
 
 
 class InferenceModel(tf.Module):
-    """A float32 Keras classifier (pixels 0 to 255 in, logits out) with the inputs and outputs of `signature`.
+    """A Keras classifier (pixels 0 to 255 in, float32 logits out) with the inputs and outputs of `signature`.
 
     images: tf.function, [batch, size, size, 3] float32 to all outputs.
     image_bytes: tf.function, [batch] string to all outputs and `status`; decodes and resizes as training did.
@@ -50,8 +50,14 @@ class InferenceModel(tf.Module):
     the Keras model: what is saved depends on the network and its weights alone.
     """
 
-    def __init__(self, model: Any, signature: Signature) -> None:
-        """Raises ExportError where the signature has `features` and the model has no layer called head."""
+    def __init__(
+        self, model: Any, signature: Signature, *, keeps_weights_in: Literal["float32", "bfloat16"] = "float32"
+    ) -> None:
+        """Raises ExportError where the signature has `features` and the model has no layer called head.
+
+        keeps_weights_in: bfloat16 rounds kernels. Vectors (biases, batch statistics) are a thousandth of the bytes and
+            stay as they are.
+        """
         super().__init__(name="inference_model")
         size = signature.image_size_px
         pixels = tf.TensorSpec([None, size, size, 3], tf.float32, name=IMAGES)
@@ -59,8 +65,8 @@ class InferenceModel(tf.Module):
         has_features = signature.has_output(FEATURES)
         network = _with_features(model) if has_features else model
 
-        trainable = [_copy(v) for v in network.trainable_variables]
-        non_trainable = [_copy(v) for v in network.non_trainable_variables]
+        trainable = [_copy(v, keeps_weights_in) for v in network.trainable_variables]
+        non_trainable = [_copy(v, keeps_weights_in) for v in network.non_trainable_variables]
 
         def infer(images: Tensor) -> tuple[Tensor, Tensor | None]:
             answers, _ = network.stateless_call(trainable, non_trainable, images, training=False)
@@ -124,7 +130,7 @@ def _outputs(logits: Tensor, features: Tensor | None, signature: Signature) -> d
     if signature.has_output(LOGITS):
         outputs[LOGITS] = logits
     if features is not None:
-        outputs[FEATURES] = features
+        outputs[FEATURES] = tf.cast(features, tf.float32)  # of a network in bfloat16
     return outputs
 
 
@@ -142,10 +148,13 @@ def _blank_where(is_bad: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor
     return {name: blank(name, values) for name, values in outputs.items()}
 
 
-def _copy(variable: Any) -> Any:
+def _copy(variable: Any, kernel_dtype: str) -> Any:
     # A root scope must not start with an underscore, which layers are free to; hence the one of our own.
     name = "weights/" + re.sub(r"[^A-Za-z0-9_./>-]", "_", str(variable.path))
-    return tf.Variable(variable.value, trainable=False, name=name)
+    is_kernel = len(variable.shape) > 1
+    return tf.Variable(
+        tf.cast(variable.value, kernel_dtype) if is_kernel else variable.value, trainable=False, name=name
+    )
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def _subjects(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> list[Su
     from export.golden import Golden
     from export.parity import ParityReport, size_on_disk
     from export.runtimes import KerasRuntime, SavedModelRuntime, open_runtime
-    from export.signature import IMAGE_BYTES
+    from export.signature import IMAGE_BYTES, Signature
 
     batch = Golden.load(export_dir).batch
     images, encoded = batch.images[:1], batch.encoded[:1]
@@ -177,10 +177,15 @@ def _subjects(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> list[Su
         from trainer.checkpoint import find_model_file, load_classifier
         from trainer.run_dir import RunDir
 
-        run, which = RunDir(run_dir), ExportProvenance.load(export_dir).run.checkpoint
-        checkpoint: Literal["best", "last"] = "last" if which == "last" else "best"
-        model = KerasRuntime(load_classifier(run, which=checkpoint))
-        size = find_model_file(run, checkpoint)[0].stat().st_size
+        run, of_run = RunDir(run_dir), ExportProvenance.load(export_dir).run
+        checkpoint, weights = of_run.checkpoint, of_run.exported_weights
+        signature = Signature.load(export_dir)
+        model = KerasRuntime(
+            load_classifier(run, which=checkpoint, weights=weights),
+            task=signature.task,
+            temperature=signature.temperature,
+        )
+        size = find_model_file(run, checkpoint, weights)[0].stat().st_size
         found.append((MODEL, None, model.name, size, lambda: model.predict_probabilities(images)))
     report = ParityReport.load(export_dir)
     for artifact in report.artifacts():

@@ -12,6 +12,7 @@ from export.licence import describe_licence
 from export.markdown import render_markdown
 from export.parity import ParityReport
 from export.signature import Signature
+from trainer.checkpoint import Which
 from trainer.metrics.evaluation import Evaluation
 
 FILE_NAME = "MODEL_CARD.md"
@@ -27,7 +28,7 @@ class Provenance:
     run_name: str
     run_identity: str
     global_step: int
-    which: str
+    which: Which
     has_averages: bool = False
     backbone: str
     weights: str
@@ -35,6 +36,11 @@ class Provenance:
     num_train_examples: int
     config_yaml: str
     evaluations: Sequence[Evaluation] = ()
+
+    @property
+    def weights_name(self) -> str:
+        """What training began with; a file without where it lay, which says something of one machine alone."""
+        return self.weights.rpartition("/")[2]
 
     def describe(self) -> str:
         """The reference of a parity report in words."""
@@ -50,8 +56,7 @@ def render(signature: Signature, report: ParityReport, provenance: Provenance) -
         report=report,
         provenance=provenance,
         latency=_as_section(_NOT_MEASURED),
-        # A weight file is named by its path, which is of one machine.
-        licence=describe_licence(provenance.backbone, provenance.weights.rpartition("/")[2]),
+        licence=describe_licence(provenance.backbone, provenance.weights_name),
     )
 
 

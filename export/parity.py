@@ -140,6 +140,10 @@ class ParityReport(_Model):
         ]
         return self.model_copy(update={"comparisons": marked})
 
+    def allow_nothing(self) -> "ParityReport":
+        """The same, but what was allowed is judged like the rest."""
+        return self.allow_over_budget(())
+
     def allowed_paths(self) -> set[str]:
         return {c.path for c in self.comparisons if c.allowed}
 

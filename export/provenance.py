@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, Literal
 import pydantic
 
 import trainer
+from export.signature import OPTIONAL_OUTPUTS
 from trainer import atomic
 from trainer.errors import ArtifactError
 
 if TYPE_CHECKING:  # what reads the file needs no TensorFlow
-    from export.model_card import Provenance
     from export.parity import ParityReport
-    from export.signature import Signature
+    from export.publish import Publication
 
 FILE_NAME = "provenance.json"
 SCHEMA_VERSION: Final = 1
@@ -30,12 +30,16 @@ class _Model(pydantic.BaseModel):
 
 
 class OfRun(_Model):
-    """The run; `config_sha256` is of its settings as YAML, defaults written out."""
+    """The run; `config_sha256` is of its settings as YAML, defaults written out.
+
+    checkpoint, exported_weights: which of the run's weights are in the export. weights: what training began with.
+    """
 
     name: str
     identity: str
     global_step: int
-    checkpoint: str
+    checkpoint: Literal["best", "last"]
+    exported_weights: Literal["raw", "averages"]
     backbone: str
     weights: str
     precision: str
@@ -66,31 +70,22 @@ class ExportProvenance(_Model):
     packages: dict[str, str]
 
     @classmethod
-    def of(
-        cls, provenance: "Provenance", signature: "Signature", report: "ParityReport", version: int
-    ) -> "ExportProvenance":
+    def of(cls, publication: "Publication", report: "ParityReport", *, allow_failed: bool) -> "ExportProvenance":
         """Of an export that has passed its gate."""
-        formats = dict.fromkeys(artifact.format for artifact in report.artifacts())
-        options = {
-            "--out": "EXPORT",
-            "--formats": ",".join(formats),
-            "--which": provenance.which,
-            "--name": signature.model_name,
-            "--version": str(version),
-            "--parity-images": str(report.num_images),
-        }
+        provenance, signature = publication.provenance, publication.signature
         return cls(
             model_name=signature.model_name,
-            version=version,
+            version=publication.version,
             signature_sha256=signature.content_hash(),
-            command=["trainer", "export", "RUN", *(word for option in options.items() for word in option)],
+            command=["trainer", "export", "RUN", *_options_of(publication, allow_failed)],
             run=OfRun(
                 name=provenance.run_name,
                 identity=provenance.run_identity,
                 global_step=provenance.global_step,
                 checkpoint=provenance.which,
+                exported_weights="averages" if provenance.has_averages else "raw",
                 backbone=provenance.backbone,
-                weights=provenance.weights.rpartition("/")[2],  # a file, without where it lies
+                weights=provenance.weights_name,
                 precision=provenance.precision,
                 config_sha256=hashlib.sha256(provenance.config_yaml.encode()).hexdigest(),
                 num_train_examples=provenance.num_train_examples,
@@ -121,3 +116,23 @@ class ExportProvenance(_Model):
             ) from None
         except pydantic.ValidationError as e:
             raise ArtifactError(f"{path} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None
+
+
+def _options_of(publication: "Publication", allow_failed: bool) -> list[str]:
+    """What gives the same export again, whatever has become the default meanwhile."""
+    signature = publication.signature
+    outputs = [name for name in OPTIONAL_OUTPUTS if signature.has_output(name)]
+    options = {
+        "--out": "EXPORT",
+        "--formats": ",".join(wanted.name for wanted in publication.formats),
+        "--which": publication.provenance.which,
+        "--weights": "averages" if publication.provenance.has_averages else "raw",
+        **({"--outputs": ",".join(outputs)} if outputs else {}),
+        "--name": signature.model_name,
+        "--version": str(publication.version),
+        "--parity-images": str(publication.max_parity_images or 0),
+        "--onnx-opset": str(publication.onnx_opset),
+    }
+    words = [word for option in options.items() for word in option]
+    words.append("--no-calibrate" if signature.temperature is None else "--calibrate")
+    return [*words, "--allow-failed"] if allow_failed else words

@@ -10,7 +10,7 @@ from typing import Any
 from export import model_card, readme
 from export.checksums import Checksums
 from export.conversion import Conversion
-from export.formats import DEFAULT_ONNX_OPSET, SAVED_MODEL, Format, check_num_images, check_onnx_opset
+from export.formats import DEFAULT_ONNX_OPSET, SAVED_MODEL_BFLOAT16, Format, check_num_images, check_onnx_opset
 from export.golden import NUM_IMAGES as NUM_GOLDEN_IMAGES
 from export.golden import Golden
 from export.inference_model import InferenceModel
@@ -26,7 +26,7 @@ from export.signature import MODEL_NAME_PATTERN, Signature
 from export.to_saved_model import NUM_WARMUP_IMAGES, write_saved_model
 from trainer import atomic
 from trainer.cli.output import note
-from trainer.errors import ArtifactError, UsageError
+from trainer.errors import ArtifactError, ExportError, UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Publication:
     training: the images that integer formats are calibrated on.
     max_parity_images: how many of `validation`, evenly spread; None: all.
     onnx_opset: the operator set of the ONNX files.
+    build_bfloat16: makes the model again, with arithmetic in bfloat16; for the format saved_model-bfloat16 alone.
     """
 
     model: Any
@@ -49,6 +50,7 @@ class Publication:
     provenance: Provenance
     max_parity_images: int | None = DEFAULT_NUM_IMAGES
     onnx_opset: int = DEFAULT_ONNX_OPSET
+    build_bfloat16: Callable[[], Any] | None = None
 
 
 def check_target(export_dir: pathlib.Path, *, overwrite: bool) -> None:
@@ -116,7 +118,7 @@ def publish(
         card = model_card.render(signature, report, publication.provenance)
         (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
         (directory / readme.FILE_NAME).write_text(readme.render(signature, report), encoding="utf-8")
-        ExportProvenance.of(publication.provenance, signature, report, publication.version).save(directory)
+        ExportProvenance.of(publication, report, allow_failed=allow_failed).save(directory)
         Checksums.of(directory).save(directory)
     return report
 
@@ -161,13 +163,20 @@ def _write_artifacts(
         path = directory / artifact.path
         path.parent.mkdir(parents=True, exist_ok=True)
         note(f"making {wanted.name}")
-        if wanted == SAVED_MODEL:
+        if wanted.kind == "saved_model":
             warmup = _read(publication.validation, NUM_WARMUP_IMAGES, signature)
-            write_saved_model(inference, signature, path, warmup)
+            own = _in_bfloat16(publication) if wanted == SAVED_MODEL_BFLOAT16 else inference
+            write_saved_model(own, signature, path, warmup)
         else:
             path.write_bytes(conversion.convert(wanted))
         artifacts.append(artifact)
     return artifacts
+
+
+def _in_bfloat16(publication: Publication) -> InferenceModel:
+    if publication.build_bfloat16 is None:
+        raise ExportError(f"this model cannot be built in bfloat16; leave {SAVED_MODEL_BFLOAT16.name} out of --formats")
+    return InferenceModel(publication.build_bfloat16(), publication.signature, keeps_weights_in="bfloat16")
 
 
 def _read(source: ImageSource, num_images: int, signature: Signature) -> Batch:

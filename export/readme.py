@@ -5,6 +5,7 @@ The first line of each program names its file; `programs_of` takes them out agai
 
 import re
 
+from export.formats import SAVED_MODELS
 from export.markdown import render_markdown
 from export.parity import ParityReport
 from export.signature import (
@@ -26,11 +27,12 @@ def render(signature: Signature, report: ParityReport) -> str:
     """The text, Markdown."""
     paths = {artifact.format: artifact.path for artifact in report.artifacts()}
     tflite = {name: path for name, path in paths.items() if path.endswith(".tflite")}
+    saved_model = next((paths[wanted.name] for wanted in SAVED_MODELS if wanted.name in paths), None)
     onnx = next((path for path in paths.values() if path.endswith(".onnx")), None)
     return render_markdown(
         _TEMPLATE_FILE,
         signature=signature,
-        paths=paths,
+        saved_model=saved_model,
         tflite=tflite,
         onnx=onnx,
         pixels=bool(tflite or onnx),

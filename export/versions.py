@@ -49,20 +49,23 @@ def current_version(root: pathlib.Path) -> int | None:
     return int(name) if name.isascii() and name.isdigit() else None
 
 
-def publish_version(export_dir: pathlib.Path, root: pathlib.Path) -> Switch:
+def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_failed: bool = False) -> Switch:
     """Copies an export into `root` under its version and makes it current. Publishing the same export twice is once.
+
+    allow_failed: also where an artifact is over its budget and marked as such.
 
     Raises:
         ArtifactError: `export_dir` is no finished export, is of another model than `root`, or has the number of another
             export there.
-        ParityError: a file of it was changed, or it was over a budget; nothing is published.
+        ParityError: a file of it was changed, or an artifact is over its budget; nothing is published.
         UsageError: `root` is no place for versions.
     """
     from export.parity import ParityReport  # needs TensorFlow, which the way back does without
 
     checksums = Checksums.load(export_dir)
     provenance = ExportProvenance.load(export_dir)
-    ParityReport.load(export_dir).raise_on_failure()
+    report = ParityReport.load(export_dir)
+    (report if allow_failed else report.allow_nothing()).raise_on_failure()
     _check_root(root)
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root):

@@ -6,6 +6,7 @@ TensorFlow.
 
 import pathlib
 
+from export.formats import SAVED_MODELS
 from export.signature import Signature
 from trainer.errors import ArtifactError
 
@@ -13,8 +14,9 @@ GRAPH_FILE = "saved_model.pb"
 
 
 def base_path_of(export_dir: pathlib.Path, signature: Signature) -> pathlib.Path:
-    """The base path of an export with this signature."""
-    return export_dir / "saved_model" / signature.model_name
+    """The base path of an export with this signature: in float32 where it holds that."""
+    places = [export_dir / wanted.name / signature.model_name for wanted in SAVED_MODELS]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:

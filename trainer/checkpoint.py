@@ -182,8 +182,12 @@ def find_model_file(run: RunDir, which: Which = "best", weights: Weights = "auto
     return directory / (AVERAGES_FILE if has_averages and weights != "raw" else MODEL_FILE), step
 
 
-def load_classifier(run: RunDir, *, which: Which = "best", weights: Weights = "auto") -> Any:
-    """Rebuilds the classifier of `run` in float32, for inference, with the weights of a checkpoint.
+def load_classifier(
+    run: RunDir, *, which: Which = "best", weights: Weights = "auto", dtype_policy: str = "float32"
+) -> Any:
+    """Rebuilds the classifier of `run` for inference with the weights of a checkpoint.
+
+    dtype_policy: of Keras, whatever the run was trained in.
 
     Raises:
         RunError: as `load_model_arrays`.
@@ -199,7 +203,11 @@ def load_classifier(run: RunDir, *, which: Which = "best", weights: Weights = "a
 
     def build() -> Any:
         return build_configured(
-            config.model, task=info.task, num_classes=len(info.class_names), image_size_px=info.image_size_px
+            config.model,
+            task=info.task,
+            num_classes=len(info.class_names),
+            image_size_px=info.image_size_px,
+            dtype_policy=dtype_policy,
         )
 
     find_backbone(config.model.backbone, config.model.pixels)  # a saved model is opened once, with its values

@@ -12,7 +12,7 @@ from trainer import tf_runtime
 
 tf_runtime.configure(use_gpus=False)
 
-from digits_classifier import SIGNATURE, ListedImages, read_digits, train_model  # noqa: E402
+from digits_classifier import SIGNATURE, ListedImages, copy_of, read_digits, train_model  # noqa: E402
 
 from export.formats import FORMATS  # noqa: E402
 from export.model_card import Provenance  # noqa: E402
@@ -57,6 +57,7 @@ def publication(model: Any, validation: ListedImages) -> Publication:
             config_yaml="train:\n  epochs: 6\n",
         ),
         max_parity_images=None,
+        build_bfloat16=lambda: copy_of(model, "mixed_bfloat16"),
     )
 
 

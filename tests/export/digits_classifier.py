@@ -85,7 +85,7 @@ def build_model() -> Any:
         x = layers.BatchNormalization(momentum=0.9, name=f"bn{i}")(x)
         x = layers.ReLU(6.0, name=f"relu{i}")(x)
     x = layers.Dropout(0.1, name="dropout")(layers.Flatten(name="flatten")(x))
-    return keras.Model(images, layers.Dense(len(CLASS_NAMES), name="head")(x), name="digits")
+    return keras.Model(images, layers.Dense(len(CLASS_NAMES), name="head", dtype="float32")(x), name="digits")
 
 
 def train_model() -> Any:
@@ -102,9 +102,15 @@ def train_model() -> Any:
     return model
 
 
-def copy_of(model: Any) -> Any:
-    """A model of its own with the same weights, to be damaged."""
-    copied = build_model()
+def copy_of(model: Any, dtype_policy: str = "float32") -> Any:
+    """A model of its own with the same weights, to be damaged or to compute in another precision."""
+    import keras
+
+    keras.config.set_dtype_policy(dtype_policy)
+    try:
+        copied = build_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
     copied.set_weights(model.get_weights())
     return copied
 

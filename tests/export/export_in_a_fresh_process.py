@@ -9,7 +9,7 @@ from trainer import tf_runtime
 
 tf_runtime.configure(use_gpus=False)
 
-from digits_classifier import SIGNATURE, build_model, read_digits  # noqa: E402
+from digits_classifier import SIGNATURE, build_model, copy_of, read_digits  # noqa: E402
 
 from export.formats import FORMATS  # noqa: E402
 from export.model_card import Provenance  # noqa: E402
@@ -38,5 +38,6 @@ publication = Publication(
     training=read_digits("train"),
     max_parity_images=None,
     provenance=provenance,
+    build_bfloat16=lambda: copy_of(model, "mixed_bfloat16"),
 )
 publish(publication, pathlib.Path(sys.argv[2]))

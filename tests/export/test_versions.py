@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import export.cli_versions
 from export.checksums import Checksums
+from export.formats import FORMATS
 from export.provenance import ExportProvenance
 from export.versions import CURRENT, current_version, find_versions, publish_version, roll_back
 from trainer.errors import ArtifactError, ParityError, UsageError
@@ -119,8 +120,16 @@ def test_an_export_over_budget_is_not_published(
     (failed / "parity.json").write_text(json.dumps(report))
     Checksums.of(failed).save(failed)
     with pytest.raises(ParityError, match="it differs"):
+        publish_version(failed, root, allow_failed=True)
+    report["comparisons"][0]["allowed"] = True
+    (failed / "parity.json").write_text(json.dumps(report))
+    Checksums.of(failed).save(failed)
+    with pytest.raises(ParityError, match="it differs"):
         publish_version(failed, root)
     assert find_versions(root) == [3]
+    # Twice on request: when it was exported, and now.
+    invoke("publish", failed, root, "--allow-failed")
+    assert find_versions(root) == [3, 4]
 
 
 KILLED = {
@@ -206,5 +215,8 @@ def test_an_export_says_where_it_comes_from(third: pathlib.Path) -> None:
     assert (provenance.version, provenance.run.name, provenance.run.global_step) == (3, "digits-run", 228)
     assert provenance.dataset.num_images_compared == 300
     assert "tensorflow" in provenance.packages
-    assert provenance.command[:3] == ["trainer", "export", "RUN"]
+    assert " ".join(provenance.command) == (
+        f"trainer export RUN --out EXPORT --formats {','.join(FORMATS)} --which best --weights raw --name digits "
+        "--version 3 --parity-images 0 --onnx-opset 18 --no-calibrate"
+    )
     assert str(third.parent) not in (third / "provenance.json").read_text()
