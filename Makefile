@@ -30,6 +30,7 @@ demo: $(installed) ## from nothing to a trained, exported, verified and served m
 	scripts/demo
 
 test: $(test_needs) ## every test, lint and types included
+	@scripts/system-packages mediapipe
 	$(bin)/pytest -n 2 --dist loadfile $(test_selection)
 
 lint: $(installed) ## ruff and mypy, quickly

@@ -1,5 +1,7 @@
 """MediaPipe reads the labels of a TFLite file, feeds it images, and names the class, without a word from us."""
 
+import ctypes
+import importlib
 import pathlib
 import zipfile
 from typing import Any
@@ -18,11 +20,24 @@ from export.tflite_metadata import with_metadata
 from export.to_tflite import convert_to_tflite
 
 PRECISIONS = ["float32", "float16", "dynamic", "int8"]
+# That its package does not bring.
+LIBRARIES = ("libEGL.so.1", "libGLESv2.so.2", "libGL.so.1", "libglib-2.0.so.0")
+
+
+@pytest.fixture(scope="module")
+def mediapipe() -> Any:
+    for library in LIBRARIES:
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            pytest.skip(f"MediaPipe needs {library}; install it with: scripts/system-packages mediapipe")
+    return importlib.import_module("mediapipe")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_mediapipe_classifies_with_the_file_alone(exported: Exported, validation: ListedImages, precision: str) -> None:
-    mediapipe = pytest.importorskip("mediapipe", reason="in the extra dev")
+def test_mediapipe_classifies_with_the_file_alone(
+    mediapipe: Any, exported: Exported, validation: ListedImages, precision: str
+) -> None:
     from mediapipe.tasks.python import BaseOptions, vision
 
     path = exported.directory / f"tflite/digits-{precision}.tflite"
@@ -39,8 +54,8 @@ def test_mediapipe_classifies_with_the_file_alone(exported: Exported, validation
 
 
 @pytest.mark.parametrize("precision", [*PRECISIONS, "int8x16"])
+@pytest.mark.usefixtures("mediapipe")
 def test_the_metadata_says_labels_normalisation_and_version(exported: Exported, precision: str) -> None:
-    pytest.importorskip("mediapipe", reason="in the extra dev")
     from mediapipe.tasks.metadata import metadata_schema_py_generated as schema
 
     content = bytearray((exported.directory / f"tflite/digits-{precision}.tflite").read_bytes())
