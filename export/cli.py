@@ -8,6 +8,7 @@ import typer
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
 from trainer.errors import UsageError
+from trainer.trust import TrustOption
 
 if TYPE_CHECKING:
     from export.parity import ParityReport
@@ -98,6 +99,7 @@ def export(
     onnx_opset: OnnxOpsetOption = _DEFAULT_ONNX_OPSET,
     overwrite: OverwriteOption = False,
     allow_failed: AllowFailedOption = False,
+    trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Export a run to SavedModel, TFLite and ONNX, every artifact verified against the model.
@@ -212,6 +214,7 @@ def predict(
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 5,
     which: WhichOption = Which.best,
+    trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Predict the classes of images with a run, an export, an artifact file or a server.

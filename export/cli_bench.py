@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.cli.output import JsonOption, print_answer, print_json
+from trainer.trust import TrustOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +28,7 @@ def bench_export(
     record: Annotated[
         bool, typer.Option("--record", help="Write the figures into the export: latency.json and its model card.")
     ] = False,
+    trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Size and latency of every artifact of an export in its own runtime, one image at a time.

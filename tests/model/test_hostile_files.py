@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 from hostile_files import AS_BACKBONE, AS_WEIGHTS, CANARY, honest_model, keras_file
 
@@ -19,6 +20,7 @@ from trainer.model.backbones import find_backbone
 from trainer.model.classifier import build_classifier
 from trainer.model.scaling import ZERO_TO_255
 from trainer.model.weights import load_pretrained
+from trainer.trust import set_trust
 
 Builder = Callable[[pathlib.Path], pathlib.Path]
 # Far more than a refusal takes, and a fraction of what each bomb would.
@@ -93,3 +95,29 @@ def test_layers_of_keras_in_every_place_are_taken(tmp_path: pathlib.Path) -> Non
     model.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)), "mse", ["accuracy"])
     model.save(tmp_path / "every.keras")
     assert find_backbone(str(tmp_path / "every.keras"), "0-255").image_size_px == 24
+
+
+@pytest.fixture
+def trusting() -> Iterator[None]:
+    set_trust(True)
+    yield
+    set_trust(False)
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+def test_code_runs_where_the_user_says_so(tmp_path: pathlib.Path) -> None:
+    pixels = keras.Input((24, 24, 3))
+    halved = keras.layers.Lambda(lambda x: x / 2, output_shape=(24, 24, 3))(pixels)
+    network = keras.Model(pixels, keras.layers.Conv2D(4, 3, name="only")(halved))
+    network.save(tmp_path / "own.keras")
+    classifier = build_classifier(backbone=str(tmp_path / "own.keras"), num_classes=3, image_size_px=24, pixels="0-255")
+    load_pretrained(classifier, str(tmp_path / "own.keras"), "bundled", pixels="0-255")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 24, 24, 3)).astype(np.float32)
+    expected = network(images).numpy().mean(axis=(1, 2))
+    features = keras.Model(classifier.input, classifier.get_layer("head").input)(images).numpy()
+    np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-4)
+    # What one command was told says nothing to the next, though the file is the same.
+    set_trust(False)
+    with pytest.raises(ModelError, match=r"asks for Lambda of keras\.layers.*run its code with --trust"):
+        find_backbone(str(tmp_path / "own.keras"), "0-255")

@@ -21,7 +21,7 @@ STARTS = "trainer.__main__"
 
 # Inside trainer: a layer may import itself and those before it. A new module finds its place here.
 LAYERS = (
-    ("trainer.errors", "trainer.cli.output"),
+    ("trainer.errors", "trainer.cli.output", "trainer.trust"),
     ("trainer.settings",),
     ("trainer.atomic", "trainer.bounded_read", "trainer.config", "trainer.environment", "trainer.tf_runtime"),
     ("trainer.run_dir", "trainer.distribute.topology", "trainer.stages"),

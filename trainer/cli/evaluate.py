@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
+from trainer.trust import TrustOption
 
 if TYPE_CHECKING:
     from trainer.metrics.evaluation import Evaluation, Interval
@@ -50,6 +51,7 @@ def evaluate(
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs.", show_default="all")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="With --device cpu: how many.", show_default="1")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images for each replica at a time.")] = 32,
+    trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Evaluate a run on every example of a split exactly once, on any number of replicas.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
+from trainer.trust import TrustOption
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -125,6 +126,7 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print all that would be done, and by which processes; train nothing.")
     ] = False,
+    trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Train a classifier on every GPU there is, or go on where a run was stopped.

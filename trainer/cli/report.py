@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from trainer.cli.output import JsonOption, print_answer, print_json
+from trainer.trust import TrustOption
 
 
 class Split(StrEnum):
@@ -26,6 +27,7 @@ def report(
     saliency: Annotated[
         int, typer.Option(min=0, max=24, help="Images with a heat map of where the model looked; 0: none.")
     ] = 6,
+    trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Write a report of a run: one HTML file with curves, confusion matrix, images, mistakes and settings.

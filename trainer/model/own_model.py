@@ -1,6 +1,7 @@
 """A saved Keras model of the user's own as a backbone: `model.backbone: path/to/model.keras`.
 
-A file from elsewhere is data: it may name layers of Keras and nothing else, so that opening it runs no code of its own.
+A file from elsewhere is data: it may name layers of Keras and nothing else, so that opening it runs no code of its own,
+unless the user says --trust.
 """
 
 import contextlib
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras.src.saving import serialization_lib
 
+from trainer import trust
 from trainer.errors import ModelError
 from trainer.model.backbone import Backbone
 from trainer.model.headless import without_head
@@ -60,21 +63,22 @@ def _open(path: pathlib.Path) -> Any:
     if not path.is_file():
         raise ModelError(f"model.backbone names the file {path}, which does not exist; see trainer backbones for names")
     stat = path.stat()
-    return _load(path.resolve(), stat.st_mtime_ns, stat.st_size)
+    return _load(path.resolve(), stat.st_mtime_ns, stat.st_size, trust.is_given())
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: pathlib.Path, _mtime_ns: int, _num_bytes: int) -> Any:
+def _load(path: pathlib.Path, _mtime_ns: int, _num_bytes: int, _is_trusted: bool) -> Any:
     """Kept, because planning and building ask for the same file."""
     try:
         with open_archive(path) as archive, open_weights(archive) as weights, contextlib.ExitStack() as stack:
             config = read_config(archive)
-            check_config(config, path)
+            if not trust.is_given():
+                check_config(config, path)
             arrays = open_hdf5(weights, path, stack)
-        with _float32():
+        with _float32(), _safe_mode():
             config = {**config, "compile_config": None}
             check_sizes(config, path, num_stored=sum(math.prod(array.shape) for array in arrays))
-            model = keras.models.load_model(path, compile=False, safe_mode=True)
+            model = keras.models.load_model(path, compile=False, safe_mode=not trust.is_given())
     except UNREADABLE as e:
         raise ModelError(f"{path} is not a readable model saved by Keras 3: {' '.join(str(e).split())[:300]}") from None
     return without_head(model, origin=str(path))
@@ -94,7 +98,8 @@ def _rebuild(network: Any, shape: tuple[int, int, int], name: str) -> Any:
 
     try:
         inputs = keras.Input(shape)
-        model = keras.models.clone_model(network, input_tensors=inputs, clone_function=clone, recursive=True)
+        with _safe_mode():
+            model = keras.models.clone_model(network, input_tensors=inputs, clone_function=clone, recursive=True)
         changed = model.count_params() != network.count_params()
     except ValueError:
         changed = True
@@ -120,6 +125,11 @@ def _check_randomness(model: Any, name: str) -> None:
                 f"{name} holds {layer.name}, a {type(layer).__name__}, whose random numbers would differ from replica "
                 "to replica; save the model without it, or with Dropout"
             )
+
+
+def _safe_mode() -> contextlib.AbstractContextManager[Any]:
+    """Keras's own, which comes after the check of the configuration, and without which a Lambda can be built."""
+    return serialization_lib.SafeModeScope(not trust.is_given())
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ _COMPUTE = (
 _MAX_NUM_ACTIVATIONS = 1 << 30
 # Beside what is stored: seeds, and what a layer makes from its settings.
 _NUM_UNSTORED = 1 << 20
-REPLACE_LAYERS = "save the model without it, with layers of Keras in its place"
+REPLACE_LAYERS = "save the model without it, or if you know its author run its code with --trust"
 SAVE_WEIGHTS_ALONE = "save the weights alone, with model.save_weights('model.weights.h5')"
 
 
@@ -76,8 +76,8 @@ def check_no_code(config: Any, path: pathlib.Path) -> None:
 
 
 def check_sizes(config: Any, path: pathlib.Path, *, num_stored: int) -> None:
-    """Builds the model of a checked `config` without memory for its weights, and raises ModelError where it has far
-    more numbers than the `num_stored` of the file, or makes more than any memory holds of one image."""
+    """Builds the model of a checked (or trusted) `config` without memory for its weights, and raises ModelError where
+    it has far more numbers than the `num_stored` of the file, or makes more than any memory holds of one image."""
     with variables_without_memory():
         # Deserialising changes what it is given.
         model = keras.saving.deserialize_keras_object(json.loads(json.dumps(config)), safe_mode=True)
