@@ -1,6 +1,7 @@
 """What every client does to an image file before it sends it: nothing, but for turning a rotated one upright.
 
-TensorFlow ignores the EXIF orientation, so the contract (see `signature`) asks clients to.
+TensorFlow ignores the EXIF orientation, so the contract (see `signature`) asks clients to. Who calls a TFLite or ONNX
+file also decodes and resizes; how that is done without TensorFlow is here, and in the README of every export.
 """
 
 import dataclasses
@@ -8,8 +9,11 @@ import io
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trainer.data.geometry import Geometry
 from trainer.errors import UsageError
 
 # What `preprocess.decode_image` reads.
@@ -35,6 +39,25 @@ def read_client_images(paths: Sequence[pathlib.Path]) -> list[ClientImage]:
         UsageError: a file cannot be read.
     """
     return [_read(path) for path in paths]
+
+
+def load_client_pixels(encoded: Sequence[bytes], geometry: Geometry) -> npt.NDArray[np.uint8]:
+    """[n, size, size, 3], RGB, by Pillow: the resize of the training but for rounding."""
+    return np.stack([_load_pixels(content, geometry) for content in encoded])
+
+
+def _load_pixels(content: bytes, geometry: Geometry) -> npt.NDArray[np.uint8]:
+    size = geometry.image_size_px
+    with Image.open(io.BytesIO(content)) as opened:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    if geometry.resize == "crop":
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _read(path: pathlib.Path) -> ClientImage:

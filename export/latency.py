@@ -191,7 +191,7 @@ def _subjects(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> list[Su
     for artifact in report.artifacts():
         path = export_dir / artifact.path
         runtime = open_runtime(path)
-        for comparison in (c for c in report.comparisons if c.path == artifact.path):
+        for comparison in report.inputs_of(artifact):
 
             def call(runtime: object = runtime, takes_bytes: bool = comparison.input == IMAGE_BYTES) -> object:
                 if takes_bytes:

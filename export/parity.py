@@ -12,11 +12,11 @@ import numpy as np
 import pydantic
 
 from export.figures import Figures
-from export.formats import FORMATS, MIN_NUM_IMAGES, Budget, Format
+from export.formats import FLOAT32_FORMATS, FORMATS, MIN_NUM_IMAGES, Budget, Format
 from export.runtimes import Runtime
 from export.samples import ImageSource, iterate_batches, spread_indices
 from export.signature import IMAGE_BYTES, Signature
-from export.subjects import InputName, Outcome, Subject, open_subjects
+from export.subjects import CLIENT_PIXELS, InputName, Outcome, Subject, open_subjects
 from trainer import atomic
 from trainer.errors import ArtifactError, ParityError
 from trainer.progress import task_progress
@@ -50,6 +50,7 @@ class Artifact(_Model):
 class Comparison(_Model):
     """One artifact, through one of its inputs, against the reference. `failure` is null where it is within budget.
 
+    input: client_pixels are those that a client decoded and resized with Pillow, see `client_images`.
     `figures` is null where the artifact did not run. `ms_per_image` is the mean over the run and not written to the
     file: TFLite takes one image at a time, the others batches of 32. `allowed`: over budget, and published all the
     same (`--allow-failed`).
@@ -68,7 +69,7 @@ class Comparison(_Model):
 
     @property
     def title(self) -> str:
-        return f"{self.format} ({self.input})" if self.input == IMAGE_BYTES else self.format
+        return f"{self.format} ({self.input})" if self.input in (IMAGE_BYTES, CLIENT_PIXELS) else self.format
 
     @property
     def is_over_budget(self) -> bool:
@@ -172,6 +173,10 @@ class ParityReport(_Model):
         found = {c.path: Artifact(format=c.format, path=c.path) for c in self.comparisons}
         return list(found.values())
 
+    def inputs_of(self, artifact: Artifact) -> list[Comparison]:
+        """The comparison of each input of `artifact`, without that of a client's pixels."""
+        return [c for c in self.comparisons if c.path == artifact.path and c.input != CLIENT_PIXELS]
+
     def save(self, directory: pathlib.Path) -> None:
         atomic.write_text(directory / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
@@ -209,7 +214,13 @@ def run_gate(
     Nothing is raised for an artifact that is over its budget or does not run: the report says so, see
     `ParityReport.raise_on_failure`.
     """
-    subjects = [(a, s) for a in artifacts for s in open_subjects(export_dir / a.path, signature)]
+    # One artifact that answers like the model itself is enough to tell what a client's own decoding does.
+    for_client = next((a for a in artifacts if a.format in FLOAT32_FORMATS), None)
+    subjects = [
+        (a, s)
+        for a in artifacts
+        for s in open_subjects(export_dir / a.path, signature, a.budget, has_client=a is for_client)
+    ]
     indices = spread_indices(source.num_images, max_images)
     answers, labels = [], []
     with task_progress("comparing images", len(indices)) as progress:
@@ -229,9 +240,7 @@ def run_gate(
         num_images=len(indices),
         num_images_in_split=source.num_images,
         comparisons=[
-            _describe(
-                a, s, s.compare(expected, class_ids, a.budget, signature.thresholds), size_on_disk(export_dir / a.path)
-            )
+            _describe(a, s, s.compare(expected, class_ids, signature.thresholds), size_on_disk(export_dir / a.path))
             for a, s in subjects
         ],
     )
@@ -244,7 +253,7 @@ def _describe(artifact: Artifact, subject: Subject, outcome: Outcome, num_bytes:
         input=subject.input,
         runtime=subject.runtime_name,
         num_bytes=num_bytes,
-        budget=artifact.budget,
+        budget=subject.budget,
         figures=outcome.figures,
         failure=outcome.failure,
         ms_per_image=outcome.ms_per_image,

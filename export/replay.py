@@ -106,7 +106,7 @@ def answer_golden(export_dir: pathlib.Path, report: ParityReport, batch: Batch) 
     answers: dict[str, Probabilities] = {}
     for artifact in report.artifacts():
         runtime = open_runtime(export_dir / artifact.path)
-        for comparison in (c for c in report.comparisons if c.path == artifact.path):
+        for comparison in report.inputs_of(artifact):
             answers[comparison.title] = _answer(runtime, comparison.input, batch)
     return answers
 
@@ -115,7 +115,7 @@ def replay_golden(export_dir: pathlib.Path, report: ParityReport, golden: Golden
     """Asks every artifact for the golden images again; an artifact that does not run is a failed result."""
     results: list[GoldenResult] = []
     for artifact in report.artifacts():
-        comparisons = [c for c in report.comparisons if c.path == artifact.path]
+        comparisons = report.inputs_of(artifact)
         try:
             runtime = open_runtime(export_dir / artifact.path)
             answers = [_answer(runtime, c.input, golden.batch) for c in comparisons]

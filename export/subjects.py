@@ -5,19 +5,22 @@ import pathlib
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
+from export.client_images import load_client_pixels
 from export.consistency import find_contradiction
 from export.figures import Figures, compare_probabilities, find_failure
-from export.formats import Budget
-from export.runtimes import Arrays, Probabilities, SavedModelRuntime, open_runtime
+from export.formats import CLIENT_BUDGET, Budget
+from export.runtimes import Arrays, Probabilities, Runtime, SavedModelRuntime, open_runtime
 from export.samples import Batch, ClassIds
 from export.signature import IMAGE_BYTES, IMAGES, LABELS_FILE, PROBABILITIES, Signature
 from trainer.errors import ArtifactError
 
-InputName = Literal["images", "image_bytes"]
+InputName = Literal["images", "image_bytes", "client_pixels"]
+# Not an input of its own: what `images` is given by a client that decodes and resizes by itself.
+CLIENT_PIXELS: Final = "client_pixels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Outcome:
 class Subject:
     """`answer` to every batch, then `compare`. An artifact that fails once is asked no more."""
 
-    def __init__(self, input_name: InputName, runtime_name: str) -> None:
+    def __init__(self, input_name: InputName, runtime_name: str, budget: Budget) -> None:
         self.input: InputName = input_name
+        self.budget = budget
         self.runtime_name = runtime_name
         self._answers: list[Probabilities] = []
         self._secs = 0.0
@@ -50,33 +54,34 @@ class Subject:
             self.failure = str(e)
         self._secs += time.perf_counter() - start
 
-    def compare(
-        self, expected: Probabilities, class_ids: ClassIds, budget: Budget, thresholds: Sequence[float] | None
-    ) -> Outcome:
+    def compare(self, expected: Probabilities, class_ids: ClassIds, thresholds: Sequence[float] | None) -> Outcome:
         if self.failure:
             return Outcome(None, self.failure, None)
         answers = np.concatenate(self._answers)
         if answers.shape != expected.shape:
             failure = f"answers of shape {list(answers.shape)} where the model gives {list(expected.shape)}"
             return Outcome(None, failure, None)
-        figures = compare_probabilities(expected, answers, class_ids, budget, thresholds)
-        return Outcome(figures, find_failure(figures, budget), 1e3 * self._secs / len(expected))
+        figures = compare_probabilities(expected, answers, class_ids, self.budget, thresholds)
+        return Outcome(figures, find_failure(figures, self.budget), 1e3 * self._secs / len(expected))
 
 
-def open_subjects(path: pathlib.Path, signature: Signature) -> Iterator[Subject]:
-    """One for each input of the artifact at `path`; a failed one where it does not load."""
+def open_subjects(path: pathlib.Path, signature: Signature, budget: Budget, *, has_client: bool) -> Iterator[Subject]:
+    """One for each input of the artifact at `path`; a failed one where it does not load.
+
+    has_client: one more, for pixels that a client decoded and resized, where it loads.
+    """
     try:
         runtime = open_runtime(path)
     except ArtifactError as e:
-        subject = Subject(IMAGES, "none")
+        subject = Subject(IMAGES, "none", budget)
         subject.failure = str(e)
         yield subject
         return
-    subject = Subject(IMAGES, runtime.name)
+    subject = Subject(IMAGES, runtime.name, budget)
     if isinstance(runtime, SavedModelRuntime):
         subject.run = _checked(runtime.predict_images, lambda batch: batch.images, signature)
         yield subject
-        subject = Subject(IMAGE_BYTES, runtime.name)
+        subject = Subject(IMAGE_BYTES, runtime.name, budget)
         subject.run = _checked(runtime.predict_encoded, lambda batch: batch.encoded, signature)
     else:
         if path.suffix == ".tflite":
@@ -84,6 +89,14 @@ def open_subjects(path: pathlib.Path, signature: Signature) -> Iterator[Subject]
         predict = runtime.predict_probabilities
         subject.run = lambda batch: predict(batch.images)
     yield subject
+    if has_client:
+        yield _client(runtime, signature)
+
+
+def _client(runtime: Runtime, signature: Signature) -> Subject:
+    subject = Subject(CLIENT_PIXELS, runtime.name, CLIENT_BUDGET)
+    subject.run = lambda batch: runtime.predict_probabilities(load_client_pixels(batch.encoded, signature.geometry))
+    return subject
 
 
 class _WrongOutputError(Exception):

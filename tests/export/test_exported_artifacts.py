@@ -32,6 +32,7 @@ def test_every_format_was_compared_on_the_whole_split_and_passed(exported: Expor
     assert [c.title for c in exported.report.comparisons] == [
         "saved_model",
         "saved_model (image_bytes)",
+        "saved_model (client_pixels)",
         "saved_model-bfloat16",
         "saved_model-bfloat16 (image_bytes)",
         *(name for name in FORMATS if not name.startswith("saved_model")),

@@ -15,10 +15,11 @@ import tensorflow as tf
 from conftest import Exported
 from digits_classifier import CLASS_NAMES, SIGNATURE, SIZE_PX, ListedImages, build_model, copy_of, read_digits
 
+from export.client_images import load_client_pixels
 from export.conversion import Conversion
 from export.formats import FORMATS, ONNX, SAVED_MODEL, TFLITE_FLOAT32, TFLITE_INT8, Format
 from export.inference_model import InferenceModel
-from export.parity import Artifact, ParityReport, run_gate
+from export.parity import Artifact, Comparison, ParityReport, run_gate
 from export.publish import Publication, publish
 from export.runtimes import KerasRuntime
 from export.samples import load_images, read_batch
@@ -40,7 +41,8 @@ def write_artifact(model: Any, signature: Signature, wanted: Format, path: pathl
 
 
 def compare(directory: pathlib.Path, model: Any, validation: ListedImages, *formats: Format) -> ParityReport:
-    return run_gate(
+    """The report, without the row for the pixels of a client."""
+    report = run_gate(
         reference=KerasRuntime(model),
         reference_name="the model",
         signature=SIGNATURE,
@@ -49,6 +51,7 @@ def compare(directory: pathlib.Path, model: Any, validation: ListedImages, *form
         source=validation,
         max_images=150,
     )
+    return report.model_copy(update={"comparisons": [c for c in report.comparisons if c.input != "client_pixels"]})
 
 
 def perturb_a_layer(model: Any) -> None:
@@ -272,3 +275,30 @@ def test_encoded_images_are_decoded_as_in_training(validation: ListedImages) -> 
     encoded, _ = validation.read(np.arange(2))
     expected = np.stack([load_image(tf.constant(e), GEOMETRY).numpy() for e in encoded])
     np.testing.assert_array_equal(load_images(encoded, GEOMETRY), expected)
+
+
+def test_pixels_that_a_client_resized_otherwise_are_red(
+    exported: Exported, model: Any, validation: ListedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def squash(encoded: Any, geometry: Any) -> Any:
+        return load_client_pixels(encoded, dataclasses.replace(geometry, resize="squash"))
+
+    def of_client() -> Comparison:
+        report = run_gate(
+            reference=KerasRuntime(model),
+            reference_name="the model",
+            signature=SIGNATURE,
+            export_dir=exported.directory,
+            artifacts=[Artifact.of(ONNX, SIGNATURE, 3)],
+            source=validation,
+        )
+        (found,) = (c for c in report.comparisons if c.input == "client_pixels")
+        return found
+
+    right = of_client()
+    assert right.title == "onnx (client_pixels)" and right.failure is None
+    assert right.figures is not None and right.figures.max_difference is not None
+    assert 0 < right.figures.max_difference < 0.05, "Pillow rounds otherwise than TensorFlow"
+    monkeypatch.setattr("export.subjects.load_client_pixels", squash)
+    failure = of_client().failure
+    assert failure is not None and "points lower than the model's" in failure

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from digits_classifier import CLASS_NAMES
+from digits_classifier import CLASS_NAMES, GEOMETRY
 
 from export import model_card, readme
+from export.client_images import load_client_pixels
 from export.golden import Golden
 from export.parity import ParityReport
 from export.signature import Signature
@@ -73,6 +74,12 @@ def test_every_tflite_file_answers(place: pathlib.Path, expected: tuple[str, flo
     assert len(files) >= 4
     for file in files:
         assert agrees(run(place, sys.executable, "run_tflite.py", "image.png", file), expected, 0.1), file
+
+
+def test_the_pixels_of_the_readme_are_those_that_the_gate_has_compared(place: pathlib.Path) -> None:
+    run(place, sys.executable, "pixels.py", "image.png", "image.raw")
+    (expected,) = load_client_pixels([(place / "image.png").read_bytes()], GEOMETRY)
+    np.testing.assert_array_equal(np.fromfile(place / "image.raw", np.uint8), expected.reshape(-1))
 
 
 def test_onnx_answers(place: pathlib.Path, expected: tuple[str, float]) -> None:
