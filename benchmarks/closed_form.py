@@ -19,7 +19,7 @@ from transfer_study import trainer, write_listing
 BACKBONE, SIZE_PX = "efficientnet_lite0", 224
 TRAINING_SHARE = 0.04  # of 60,000, a tenth of it for validation
 MAX_SHARE_OF_TIME, MAX_ACCURACY_DROP = 0.05, 0.005
-_FEATURES = re.compile(r"features of (?:train|validation) .* in ([\d.]+) s")
+_FEATURES = re.compile(r"features of (?:train|validation) .* in (?:(\d+):)?([\d.]+)")
 _RIDGE = re.compile(r"ridge regression of (\d+) strengths in ([\d.]+) s")
 
 
@@ -43,7 +43,7 @@ def main() -> int:
         said = launch("linear-probe", place / "dataset", place / "closed")
         launch("frozen", place / "dataset", place / "trained")
         closed, trained = (trainer("evaluate", str(place / run), "--device=cpu") for run in ("closed", "trained"))
-    features_secs = sum(float(secs) for secs in _FEATURES.findall(said))
+    features_secs = sum(60 * int(minutes or 0) + float(secs) for minutes, secs in _FEATURES.findall(said))
     ((num_strengths, solution_secs),) = _RIDGE.findall(said)
     share = float(solution_secs) / features_secs
     drop = trained["accuracy"] - closed["accuracy"]
