@@ -2,12 +2,16 @@
 
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from feature_runs import FinishedRun, finish_run
+from PIL import Image
 
 from trainer.config import load_config
+from trainer.data.beside import prepare_beside
 from trainer.distribute.tf_strategy import make_engine
 from trainer.distribute.topology import Topology
 from trainer.evaluate import evaluate_run
@@ -101,3 +105,29 @@ def test_asking_for_views_is_another_run_and_asking_for_a_runtime_is_not() -> No
         for settings in ([], ["features.runtime=litert"], ["features.cache=off"], ["features.views=2"])
     }
     assert len(identities) == 2
+
+
+def test_the_features_of_a_folder_with_a_changed_image_are_computed_anew(tmp_path: pathlib.Path) -> None:
+    digits = sklearn.datasets.load_digits()
+    folder = tmp_path / "photos"
+    for i in range(24):
+        path = folder / str(digits.target[i] % 2) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[i] * 15).astype(np.uint8)).resize((40, 40)).save(path)
+
+    def keep_features(run: str) -> tuple[FinishedRun, np.ndarray[Any, Any]]:
+        dataset_dir = prepare_beside(folder, note=lambda _: None)
+        settings = ("features.runtime=tensorflow", f"features.dir={tmp_path / 'store'}", "train.global_batch_size=8")
+        finished = finish_run(dataset_dir, tmp_path / run, *settings)
+        kept = [np.fromfile(file, np.float32) for file in (tmp_path / "store").glob("train-*/features.float32")]
+        return finished, np.stack(kept)
+
+    first, before = keep_features("first")
+    assert len(before) == 1
+    changed = sorted(folder.glob("*/*.png"))[3]
+    Image.open(changed).transpose(Image.Transpose.ROTATE_90).save(changed)
+    second, after = keep_features("second")
+    assert second.plan.dataset_hash != first.plan.dataset_hash
+    assert len(after) == 2, "those of the first dataset are still there, beside those of the second"
+    assert not np.array_equal(*after)
+    assert second.metrics("loss")[-1] != first.metrics("loss")[-1]
