@@ -25,13 +25,15 @@ BACKBONE = "efficientnet_lite0"
 VALIDATION_SHARE = 0.1
 # Epochs by the share of the training images: few images need more of them.
 EPOCHS = {
-    "scratch": {0.01: 60, 0.2: 8},
+    "scratch": {0.01: 40, 0.2: 6},
     "linear-probe": {0.01: 1, 0.2: 1},
     "frozen": {0.01: 30, 0.2: 10},
-    "staged": {0.01: 12, 0.2: 4},
-    "finetune-top": {0.01: 20, 0.2: 4},
-    "finetune": {0.01: 20, 0.2: 4},
+    "staged": {0.01: 12, 0.2: 3},
+    "finetune-top": {0.01: 20, 0.2: 3},
+    "finetune": {0.01: 20, 0.2: 2},
 }
+# Of few images a large batch makes few steps, and batch statistics that have not settled answer at random.
+BATCH_SIZE = {0.01: 16, 0.2: 64}
 
 
 class Outcome(NamedTuple):
@@ -68,8 +70,14 @@ def trainer(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def run_recipe(recipe: str, dataset: pathlib.Path, run: pathlib.Path, *, epochs: float, size_px: int) -> Outcome:
-    settings = [f"model.backbone={BACKBONE}", f"model.image_size_px={size_px}", f"train.epochs={epochs}"]
+def run_recipe(recipe: str, share: float, dataset: pathlib.Path, run: pathlib.Path, size_px: int) -> Outcome:
+    epochs = EPOCHS[recipe][share]
+    settings = [
+        f"model.backbone={BACKBONE}",
+        f"model.image_size_px={size_px}",
+        f"train.epochs={epochs}",
+        f"train.global_batch_size={BATCH_SIZE[share]}",
+    ]
     if recipe == "staged":
         thirds = [{"epoch": epochs * i / 4, "trainable": part} for i, part in ((1, "top:2"), (2, "top:5"), (3, "all"))]
         settings.append(f"train.unfreeze={json.dumps(thirds)}")
@@ -108,9 +116,7 @@ def study(share: float, place: pathlib.Path, args: argparse.Namespace) -> dict[s
     trainer("prepare", str(write_listing(images, share, args.test_images)), f"--out={place / 'dataset'}")
     outcomes = {}
     for recipe in args.recipes:
-        outcome = run_recipe(
-            recipe, place / "dataset", place / recipe, epochs=EPOCHS[recipe][share], size_px=args.size_px
-        )
+        outcome = run_recipe(recipe, share, place / "dataset", place / recipe, args.size_px)
         outcomes[recipe] = outcome
         low, high = outcome.interval
         print(

@@ -35,6 +35,7 @@ def image_files(validation: ListedImages, tmp_path_factory: pytest.TempPathFacto
     [
         ".",
         "saved_model/digits/3",
+        "saved_model-bfloat16/digits/3",
         "tflite/digits-float32.tflite",
         "tflite/digits-float16.tflite",
         "tflite/digits-dynamic.tflite",
@@ -193,4 +194,4 @@ def test_every_predicted_class_is_listed_also_beyond_the_top() -> None:
 
 
 def test_the_formats_of_this_test_are_all_there_are() -> None:
-    assert len(FORMATS) == 11
+    assert len(FORMATS) == 12
