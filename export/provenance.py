@@ -6,18 +6,19 @@ Everything follows from the run and the options of the export: no times, hosts o
 import hashlib
 import importlib.metadata
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 import pydantic
 
 import trainer
-from export.signature import OPTIONAL_OUTPUTS
 from trainer import atomic
 from trainer.errors import ArtifactError
 
 if TYPE_CHECKING:  # what reads the file needs no TensorFlow
+    from export.model_card import Provenance
     from export.parity import ParityReport
-    from export.publish import Publication
+    from export.signature import Signature
 
 FILE_NAME = "provenance.json"
 SCHEMA_VERSION: Final = 1
@@ -70,14 +71,21 @@ class ExportProvenance(_Model):
     packages: dict[str, str]
 
     @classmethod
-    def of(cls, publication: "Publication", report: "ParityReport", *, allow_failed: bool) -> "ExportProvenance":
-        """Of an export that has passed its gate."""
-        provenance, signature = publication.provenance, publication.signature
+    def of(
+        cls,
+        provenance: "Provenance",
+        signature: "Signature",
+        report: "ParityReport",
+        *,
+        version: int,
+        options: Sequence[str],
+    ) -> "ExportProvenance":
+        """Of an export that has passed its gate; `options` are those of the command, with the defaults written out."""
         return cls(
             model_name=signature.model_name,
-            version=publication.version,
+            version=version,
             signature_sha256=signature.content_hash(),
-            command=["trainer", "export", "RUN", *_options_of(publication, allow_failed)],
+            command=["trainer", "export", "RUN", *options],
             run=OfRun(
                 name=provenance.run_name,
                 identity=provenance.run_identity,
@@ -116,23 +124,3 @@ class ExportProvenance(_Model):
             ) from None
         except pydantic.ValidationError as e:
             raise ArtifactError(f"{path} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None
-
-
-def _options_of(publication: "Publication", allow_failed: bool) -> list[str]:
-    """What gives the same export again, whatever has become the default meanwhile."""
-    signature = publication.signature
-    outputs = [name for name in OPTIONAL_OUTPUTS if signature.has_output(name)]
-    options = {
-        "--out": "EXPORT",
-        "--formats": ",".join(wanted.name for wanted in publication.formats),
-        "--which": publication.provenance.which,
-        "--weights": "averages" if publication.provenance.has_averages else "raw",
-        **({"--outputs": ",".join(outputs)} if outputs else {}),
-        "--name": signature.model_name,
-        "--version": str(publication.version),
-        "--parity-images": str(publication.max_parity_images or 0),
-        "--onnx-opset": str(publication.onnx_opset),
-    }
-    words = [word for option in options.items() for word in option]
-    words.append("--no-calibrate" if signature.temperature is None else "--calibrate")
-    return [*words, "--allow-failed"] if allow_failed else words

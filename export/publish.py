@@ -22,7 +22,7 @@ from export.replay import answer_golden
 from export.runtimes import KerasRuntime, RememberedRuntime, Runtime
 from export.samples import Batch, ImageSource, read_batch, spread_indices
 from export.signature import FILE_NAME as SIGNATURE_FILE
-from export.signature import MODEL_NAME_PATTERN, Signature
+from export.signature import MODEL_NAME_PATTERN, OPTIONAL_OUTPUTS, Signature
 from export.to_saved_model import NUM_WARMUP_IMAGES, write_saved_model
 from trainer import atomic
 from trainer.cli.output import note
@@ -118,7 +118,13 @@ def publish(
         card = model_card.render(signature, report, publication.provenance)
         (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
         (directory / readme.FILE_NAME).write_text(readme.render(signature, report), encoding="utf-8")
-        ExportProvenance.of(publication, report, allow_failed=allow_failed).save(directory)
+        ExportProvenance.of(
+            publication.provenance,
+            signature,
+            report,
+            version=publication.version,
+            options=_options_of(publication, allow_failed),
+        ).save(directory)
         Checksums.of(directory).save(directory)
     return report
 
@@ -181,3 +187,23 @@ def _in_bfloat16(publication: Publication) -> InferenceModel:
 
 def _read(source: ImageSource, num_images: int, signature: Signature) -> Batch:
     return read_batch(source, spread_indices(source.num_images, num_images), signature.geometry)
+
+
+def _options_of(publication: Publication, allow_failed: bool) -> list[str]:
+    """What gives the same export again, whatever has become the default meanwhile."""
+    signature = publication.signature
+    outputs = [name for name in OPTIONAL_OUTPUTS if signature.has_output(name)]
+    options = {
+        "--out": "EXPORT",
+        "--formats": ",".join(wanted.name for wanted in publication.formats),
+        "--which": publication.provenance.which,
+        "--weights": "averages" if publication.provenance.has_averages else "raw",
+        **({"--outputs": ",".join(outputs)} if outputs else {}),
+        "--name": signature.model_name,
+        "--version": str(publication.version),
+        "--parity-images": str(publication.max_parity_images or 0),
+        "--onnx-opset": str(publication.onnx_opset),
+    }
+    words = [word for option in options.items() for word in option]
+    words.append("--no-calibrate" if signature.temperature is None else "--calibrate")
+    return [*words, "--allow-failed"] if allow_failed else words

@@ -127,9 +127,11 @@ def _check_randomness(model: Any, name: str) -> None:
             )
 
 
-def _safe_mode() -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _safe_mode() -> Iterator[None]:
     """Keras's own, which comes after the check of the configuration, and without which a Lambda can be built."""
-    return serialization_lib.SafeModeScope(not trust.is_given())
+    with serialization_lib.SafeModeScope(not trust.is_given()):
+        yield
 
 
 @contextlib.contextmanager
