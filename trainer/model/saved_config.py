@@ -39,7 +39,9 @@ _COMPUTE = (
 _MAX_NUM_ACTIVATIONS = 1 << 30
 # Beside what is stored: seeds, and what a layer makes from its settings.
 _NUM_UNSTORED = 1 << 20
-REPLACE_LAYERS = "save the model without it, or if you know its author run its code with --trust"
+REPLACE_LAYERS = (
+    "save the model with layers of Keras in its place; or, if you know its author, run its code with --trust"
+)
 SAVE_WEIGHTS_ALONE = "save the weights alone, with model.save_weights('model.weights.h5')"
 
 
