@@ -17,13 +17,14 @@ from typing import Final, Literal
 
 import pydantic
 
-from trainer import atomic
+from trainer import atomic, trust
 from trainer.environment import cpu_model
 from trainer.errors import ArtifactError, ExportError, RunError, UsageError
 
 FILE_NAME = "latency.json"
 SCHEMA_VERSION: Final = 1
 MODEL = "model of the run"
+_TRUST = "--trust"
 _WARM_UP_CALLS = 3
 _TURN_SECS = 0.1
 _MAX_TURN_CALLS = 200
@@ -91,6 +92,8 @@ def measure_latency(
     rows: list[Latency] = []
     for number in num_threads:
         arguments = [str(export_dir), str(run_dir or ""), str(number), str(num_rounds)]
+        if trust.is_given():
+            arguments.append(_TRUST)
         ended = subprocess.run(  # noqa: S603  this very program
             [sys.executable, "-m", "export.latency", *arguments],
             capture_output=True,
@@ -213,10 +216,11 @@ def _warm_up(call: Callable[[], object]) -> int:
 
 
 def main() -> None:
-    """python -m export.latency EXPORT RUN NUM_THREADS NUM_ROUNDS: one line of JSON; RUN may be empty."""
+    """python -m export.latency EXPORT RUN NUM_THREADS NUM_ROUNDS [--trust]: one line of JSON; RUN may be empty."""
     from trainer.errors import TrainerError
 
-    export_dir, run_dir, num_threads, num_rounds = sys.argv[1:]
+    export_dir, run_dir, num_threads, num_rounds, *options = sys.argv[1:]
+    trust.set_trust(options == [_TRUST])
     try:
         rows = _measure_in_this_process(
             pathlib.Path(export_dir), pathlib.Path(run_dir) if run_dir else None, int(num_threads), int(num_rounds)

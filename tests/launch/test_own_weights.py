@@ -1,11 +1,13 @@
 """Runs that start from what the user has: a saved model as the backbone, and the weights of another run."""
 
 import pathlib
+import subprocess
 
 import keras
 import numpy as np
 import pytest
 import safetensors.numpy
+from launching import command
 
 from trainer.checkpoint import find_model_file, load_classifier
 from trainer.config import load_config
@@ -86,3 +88,25 @@ def test_a_saved_model_without_a_word_on_its_pixels_is_refused_before_the_start(
 ) -> None:
     with pytest.raises(ModelError, match=r"model\.pixels is not set"):
         _plan(tmp_path / "run", digits, own_model, "model.pixels=null")
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+def test_a_backbone_with_code_of_its_own_is_trained_by_a_command_that_trusts_it(
+    digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    pixels = keras.Input((16, 16, 3))
+    doubled = keras.layers.Lambda(lambda x: x * 2, output_shape=(16, 16, 3))(pixels)
+    keras.Model(pixels, keras.layers.Conv2D(4, 3)(doubled)).save(tmp_path / "mine.keras")
+    backbone = (f"--set=model.backbone={tmp_path / 'mine.keras'}", "--set=model.pixels=0-1", "--set=train.epochs=0.1")
+
+    def launch(*options: str) -> subprocess.CompletedProcess[str]:
+        own = (f"--data={digits}", f"--run-dir={tmp_path / 'run'}", "--device=cpu", *backbone, *options)
+        return subprocess.run(command("launch", *own), capture_output=True, text=True, timeout=300)
+
+    refused = launch()
+    assert refused.returncode == 2 and "run its code with --trust" in " ".join(refused.stderr.split())
+    trusted = launch("--trust")
+    assert trusted.returncode == 0, trusted.stderr
+    assert (tmp_path / "run/checkpoints").is_dir()
+    # The run does not say it for those that come after.
+    assert launch().returncode == 2

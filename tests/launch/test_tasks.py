@@ -13,7 +13,7 @@ from trainer.config import load_config
 from trainer.data.prepare import PrepareOptions, prepare_dataset
 from trainer.distribute.tf_strategy import make_engine
 from trainer.distribute.topology import Topology
-from trainer.errors import ConfigError, RunError
+from trainer.errors import ConfigError
 from trainer.evaluate import evaluate_run
 from trainer.launch import plan_run, start_run
 from trainer.metrics.evaluation import Evaluation
@@ -105,9 +105,12 @@ def test_cached_and_decoded_images_have_the_same_several_labels(traits: pathlib.
     assert logs[0] == logs[1]
 
 
-def test_an_export_of_several_labels_is_refused_with_the_reason(of_several: RunDir) -> None:
-    with pytest.raises(RunError, match="multi_label model, and an export answers with one label"):
-        publication_of_run(of_several, which="best", formats=(), model_name="m", version=1, max_parity_images=None)
+def test_an_export_says_of_each_of_several_labels_whether_it_is_there(of_several: RunDir) -> None:
+    publication = publication_of_run(
+        of_several, which="best", formats=(), model_name="m", version=1, max_parity_images=None
+    )
+    assert publication.signature.task == "multi_label" and publication.signature.has_output("predicted")
+    assert publication.signature.class_names == sorted(TRAITS)
 
 
 def test_a_rare_class_is_found_with_balanced_weights_and_ranked_well_by_one_logit(

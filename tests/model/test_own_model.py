@@ -207,7 +207,7 @@ def test_code_in_a_file_is_refused_before_it_is_opened(
 ) -> None:
     monkeypatch.setattr(keras.models, "load_model", lambda *a, **k: pytest.fail("the file was opened"))
     path = _edited(saved, tmp_path, lambda layer: layer.update(entry))
-    with pytest.raises(ModelError, match="layers of Keras in its place; or, if you know its author, .* --trust"):
+    with pytest.raises(ModelError, match=r"layers of Keras in its place; or, if you know its author, .* --trust"):
         find_backbone(str(path), "0-1")
 
 
