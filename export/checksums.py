@@ -7,8 +7,9 @@ from typing import Final, Literal
 
 import pydantic
 
+from export.export_file import read_export_file
 from trainer import atomic
-from trainer.errors import ArtifactError, ParityError
+from trainer.errors import ParityError
 
 FILE_NAME = "checksums.json"
 SCHEMA_VERSION: Final = 1
@@ -34,16 +35,7 @@ class Checksums(pydantic.BaseModel):
     @classmethod
     def load(cls, export_dir: pathlib.Path) -> "Checksums":
         """Raises ArtifactError where `export_dir` is no finished export."""
-        path = export_dir / FILE_NAME
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise ArtifactError(
-                f"{export_dir} is not a finished export (it holds no {FILE_NAME}); "
-                f"make one with: trainer export RUN --out {export_dir}"
-            ) from None
-        except pydantic.ValidationError as e:
-            raise ArtifactError(f"{path} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None
+        return read_export_file(cls, export_dir, FILE_NAME, schema_version=SCHEMA_VERSION)
 
     def verify(self, export_dir: pathlib.Path) -> None:
         """Compares every file with its checksum.

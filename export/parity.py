@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pydantic
 
+from export.export_file import read_export_file
 from export.figures import Figures
 from export.formats import FLOAT32_FORMATS, FORMATS, MIN_NUM_IMAGES, Budget, Format
 from export.runtimes import Runtime
@@ -183,19 +184,13 @@ class ParityReport(_Model):
     @classmethod
     def load(cls, directory: pathlib.Path) -> "ParityReport":
         """Raises ArtifactError where `directory` has no readable parity.json."""
-        path = directory / FILE_NAME
-        try:
-            report = cls.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise ArtifactError(
-                f"{directory} is not a finished export (it holds no {FILE_NAME}); export again"
-            ) from None
-        except pydantic.ValidationError as e:
-            raise ArtifactError(f"{path} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None
+        report = read_export_file(cls, directory, FILE_NAME, schema_version=SCHEMA_VERSION)
         for artifact in report.artifacts():
             inside = pathlib.PurePosixPath(artifact.path)
             if artifact.format not in FORMATS or inside.is_absolute() or ".." in inside.parts:
-                raise ArtifactError(f"{path} names an artifact that no export has: {artifact.format}, {artifact.path}")
+                raise ArtifactError(
+                    f"{directory / FILE_NAME} names an artifact that no export has: {artifact.format}, {artifact.path}"
+                )
         return report
 
 

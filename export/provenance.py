@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import pydantic
 
 import trainer
+from export.export_file import read_export_file
 from trainer import atomic
-from trainer.errors import ArtifactError
 
 if TYPE_CHECKING:  # what reads the file needs no TensorFlow
     from export.model_card import Provenance
@@ -114,13 +114,4 @@ class ExportProvenance(_Model):
     @classmethod
     def load(cls, export_dir: pathlib.Path) -> "ExportProvenance":
         """Raises ArtifactError where `export_dir` says nothing, or nothing readable, of where it comes from."""
-        path = export_dir / FILE_NAME
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise ArtifactError(
-                f"{export_dir} is not a finished export (it holds no {FILE_NAME}); "
-                f"make one with: trainer export RUN --out {export_dir}"
-            ) from None
-        except pydantic.ValidationError as e:
-            raise ArtifactError(f"{path} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None
+        return read_export_file(cls, export_dir, FILE_NAME, schema_version=SCHEMA_VERSION)

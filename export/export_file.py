@@ -1,0 +1,24 @@
+"""Reading the JSON files of an export: one error for what is missing, and one for what is of another version."""
+
+import pathlib
+from typing import TypeVar
+
+import pydantic
+
+from trainer.errors import ArtifactError
+
+_Content = TypeVar("_Content", bound=pydantic.BaseModel)
+
+
+def read_export_file(content: type[_Content], export_dir: pathlib.Path, name: str, *, schema_version: int) -> _Content:
+    """The file `name` of a finished export. Raises ArtifactError where it is not there, or not of this form."""
+    path = export_dir / name
+    try:
+        return content.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(
+            f"{export_dir} is not a finished export (it holds no {name}); "
+            f"make one with: trainer export RUN --out {export_dir}"
+        ) from None
+    except pydantic.ValidationError as e:
+        raise ArtifactError(f"{path} is not of schema version {schema_version}: {e.errors()[0]['msg']}") from None
