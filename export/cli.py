@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # across the packages, puts it here.
 server_predict: "ServerPredict | None" = None
 
-_DEFAULT_PARITY_IMAGES = 2_000
 _NO_OUTPUTS = ""
 _DEFAULT_ONNX_OPSET = 18
 _ALL_IMAGES = 0
@@ -94,7 +93,7 @@ def export(
     outputs: OutputsOption = _NO_OUTPUTS,
     name: NameOption = None,
     version: VersionOption = 1,
-    parity_images: ParityImagesOption = _DEFAULT_PARITY_IMAGES,
+    parity_images: ParityImagesOption = _ALL_IMAGES,
     data: DataOption = None,
     onnx_opset: OnnxOpsetOption = _DEFAULT_ONNX_OPSET,
     overwrite: OverwriteOption = False,
@@ -164,7 +163,7 @@ def verify(
         str | None,
         typer.Option(help="A dataset with the same classes: run the parity gate again on its validation split."),
     ] = None,
-    parity_images: ParityImagesOption = _DEFAULT_PARITY_IMAGES,
+    parity_images: ParityImagesOption = _ALL_IMAGES,
     json_: JsonOption = False,
 ) -> None:
     """Verify an export on this machine: checksums, golden images and, given a dataset, the parity gate.

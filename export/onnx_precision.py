@@ -7,6 +7,7 @@ first node. The same bytes come out for the same bytes in.
 import collections
 import copy
 import logging
+import math
 import pathlib
 import tempfile
 import warnings
@@ -38,9 +39,11 @@ _BATCH_SIZE = 32
 # The first that has QuantizeLinear to 16 bits.
 _INT16_OPSET = 21
 # On processors with AVX2 and without VNNI, products of 8 by 8 bits saturate in pairs: a file with weights of 8 bits
-# answers differently there. With 7 bits it answers the same everywhere.
+# answers differently there. With 7 bits it answers the same everywhere. Depthwise convolutions are the exception: their
+# kernels add up in 32 bits, and 7 bits would cost them more than other layers, of whose products more even out.
 # https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 _REDUCE_RANGE = True
+_EIGHT_BITS = {"quant_type": QuantType.QInt8, "axis": 0, "reduce_range": False}
 
 
 def to_float16(content: bytes) -> bytes:
@@ -55,7 +58,9 @@ def to_float16(content: bytes) -> bytes:
 
 
 def to_int8(content: bytes, calibration: Pixels, *, activation_bits: int = 8, share_in_float: float = 0.0) -> bytes:
-    """QDQ: weights of 8 bits with a scale for each channel, activations of `activation_bits` (8 or 16).
+    """QDQ: weights of 8 bits (see _REDUCE_RANGE) with a scale for each channel, activations of `activation_bits`.
+
+    activation_bits: 8, or 16, which ONNX Runtime on the CPU computes in float32.
 
     calibration: [n, size, size, 3], training images from which every tensor's range is taken.
     share_in_float: see `Quantisation`.
@@ -66,6 +71,7 @@ def to_int8(content: bytes, calibration: Pixels, *, activation_bits: int = 8, sh
     # The quantiser asks for shape inference and folded constants, which `to_onnx` has seen to.
     add_pre_process_metadata(float_model)
     images = span_full_range(calibration)
+    eight_bits = {name: [_EIGHT_BITS] for name in _depthwise_weights(float_model)}
     with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
         path = pathlib.Path(directory, "int8.onnx")
 
@@ -77,16 +83,19 @@ def to_int8(content: bytes, calibration: Pixels, *, activation_bits: int = 8, sh
                     path,
                     _Reader(images),
                     per_channel=True,
-                    reduce_range=_REDUCE_RANGE,
+                    reduce_range=_REDUCE_RANGE and activation_bits == 8,
                     activation_type=QuantType.QInt16 if activation_bits == 16 else QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                     nodes_to_exclude=excluded,
+                    extra_options={"TensorQuantOverrides": eight_bits},
                 )
             return onnx.load(path)
 
         model = quantise([])
         if share_in_float:
-            model = quantise(_sensitive_nodes(path, images[:NUM_RANKING_IMAGES], share_in_float))
+            decibels, readers = _sensitivity(path, images[:NUM_RANKING_IMAGES])
+            num_weights = _num_weights(float_model)
+            model = quantise(most_sensitive(decibels, share_in_float, readers=readers, num_weights=num_weights))
     return _finished(model)
 
 
@@ -107,8 +116,22 @@ def _finished(model: onnx.ModelProto) -> bytes:
     return content
 
 
-def _sensitive_nodes(quantised: pathlib.Path, images: Pixels, share: float) -> list[str]:
-    """Names of the nodes whose output loses most when it is quantised."""
+def _depthwise_weights(model: onnx.ModelProto) -> list[str]:
+    """Names of the kernels [channels, 1, height, width] of which each reads one channel."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    kernels = {n.input[1]: n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in shapes}
+    groups = {name: next((a.i for a in n.attribute if a.name == "group"), 1) for name, n in kernels.items()}
+    return [name for name in kernels if groups[name] == shapes[name][0] > 1 == shapes[name][1]]
+
+
+def _num_weights(model: onnx.ModelProto) -> dict[str, int]:
+    """By the name of a node."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    return {node.name: sum(sizes.get(name, 0) for name in node.input) for node in model.graph.node}
+
+
+def _sensitivity(quantised: pathlib.Path, images: Pixels) -> tuple[dict[str, float], dict[str, set[str]]]:
+    """By the name of a node, the signal to noise of its output when it is quantised, and the nodes that read it."""
     augmented = quantised.with_name("augmented.onnx")
     with _quiet():
         modify_model_output_intermediate_tensors(quantised, augmented)
@@ -120,7 +143,7 @@ def _sensitive_nodes(quantised: pathlib.Path, images: Pixels, share: float) -> l
         for tensor, m in matching.items()
         if tensor in makers
     }
-    return most_sensitive(decibels, share, _readers(nodes))
+    return decibels, _readers(nodes)
 
 
 def _decibels(exact: Any, quantised: Any) -> float:

@@ -24,7 +24,6 @@ from trainer.progress import task_progress
 
 FILE_NAME = "parity.json"
 SCHEMA_VERSION: Final = 2
-DEFAULT_NUM_IMAGES = 2_000
 _BATCH_SIZE = 32
 
 
@@ -202,7 +201,7 @@ def run_gate(
     export_dir: pathlib.Path,
     artifacts: Sequence[Artifact],
     source: ImageSource,
-    max_images: int | None = DEFAULT_NUM_IMAGES,
+    max_images: int | None = None,
 ) -> ParityReport:
     """Runs every artifact of `export_dir` over `source` (at most `max_images`, evenly spread; None: all).
 

@@ -16,7 +16,7 @@ from export.golden import Golden
 from export.inference_model import InferenceModel
 from export.ladder import climb_ladders
 from export.model_card import Provenance
-from export.parity import DEFAULT_NUM_IMAGES, Artifact, ParityReport, run_gate
+from export.parity import Artifact, ParityReport, run_gate
 from export.provenance import ExportProvenance
 from export.replay import answer_golden
 from export.runtimes import KerasRuntime, RememberedRuntime, Runtime
@@ -48,7 +48,7 @@ class Publication:
     validation: ImageSource
     training: ImageSource
     provenance: Provenance
-    max_parity_images: int | None = DEFAULT_NUM_IMAGES
+    max_parity_images: int | None = None
     onnx_opset: int = DEFAULT_ONNX_OPSET
     build_bfloat16: Callable[[], Any] | None = None
 

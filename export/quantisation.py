@@ -19,8 +19,8 @@ class Quantisation:
     """Weights have a scale for each channel throughout.
 
     num_images: training images from which every tensor's range is taken (fewer where the split has fewer).
-    share_in_float: of the layers, those whose output quantisation harms most, that stay in float32, together with
-        the layers that read them; in [0, 1).
+    share_in_float: of the layers and of their weights, the part that may stay in float32: layers whose output
+        quantisation harms most, together with the layers that read them; in [0, 1).
     """
 
     num_images: int = NUM_CALIBRATION_IMAGES
@@ -44,11 +44,27 @@ def signal_to_noise(exact: npt.NDArray[np.float32], quantised: npt.NDArray[np.fl
     return float(np.clip(heard, *_DECIBELS).mean()) if heard.size else _DECIBELS[1]
 
 
-def most_sensitive(decibels: Mapping[str, float], share: float, readers: Mapping[str, Collection[str]]) -> list[str]:
-    """The layers with the lowest signal to noise, at least one (equal ones by name), and those that read them.
+def most_sensitive(
+    decibels: Mapping[str, float],
+    share: float,
+    *,
+    readers: Mapping[str, Collection[str]],
+    num_weights: Mapping[str, int],
+) -> list[str]:
+    """Of the `share` of the layers with the lowest signal to noise (equal ones by name), those that it pays to spare.
 
-    readers: by layer, the layers that its output goes to; a tensor stays in float32 where both its ends do.
+    A layer is spared with those that read it, since a tensor stays in float32 where both its ends do. From the worst
+    on, layers are spared with which no more than `share` of all weights stay in float32, so that the file remains a
+    small one; where the worst are the largest, that may be none.
+
+    readers: by layer, the layers that its output goes to.
+    num_weights: by layer, how many weights it has; none where it is not named.
     """
     ranked = sorted(decibels, key=lambda name: (decibels[name], name))
-    worst = ranked[: max(1, math.ceil(share * len(ranked)))]
-    return sorted({*worst, *(reader for name in worst for reader in readers.get(name, ()))})
+    most = share * sum(num_weights.values())
+    spared: set[str] = set()
+    for name in ranked[: max(1, math.ceil(share * len(ranked)))]:
+        with_it = spared | {name, *readers.get(name, ())}
+        if sum(num_weights.get(layer, 0) for layer in with_it) <= most:
+            spared = with_it
+    return sorted(spared)

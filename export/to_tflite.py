@@ -8,6 +8,7 @@ scale 1/256 that the file states; the others take and give float32.
 import collections
 import csv
 import io
+import math
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -97,22 +98,29 @@ def _convert_in_part(saved_model: pathlib.Path, calibration: Pixels, share: floa
     table.seek(0)
     # Neither the first operator nor the last: the file is to take and to give uint8 like any other int8 file.
     layers = {row["tensor_name"]: float(row["decibels"]) for row in list(csv.DictReader(table))[1:-1]}
-    readers = _readers(ranking.get_nondebug_quantized_model())
-    kept = [name for name in most_sensitive(layers, share, readers) if name in layers]
+    readers, num_weights = _graph_of(ranking.get_nondebug_quantized_model())
+    spared = most_sensitive(layers, share, readers=readers, num_weights=num_weights)
+    kept = [name for name in spared if name in layers]
     content = debug(denylisted_nodes=kept).get_nondebug_quantized_model()
     modified: bytes = bytes(modify_model_io_type(content, tf.uint8, tf.uint8))
     return modified
 
 
-def _readers(content: bytes) -> dict[str, set[str]]:
-    """By the name of an operator's output, the names of the outputs of those that it goes to."""
-    (graph,) = flatbuffer_utils.convert_bytearray_to_object(bytearray(content)).subgraphs
+def _graph_of(content: bytes) -> tuple[dict[str, set[str]], dict[str, int]]:
+    """By the name of an operator's output, the outputs of those that it goes to, and how many weights it is made of."""
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    (graph,) = model.subgraphs
     names = [tensor.name.decode() for tensor in graph.tensors]
     readers: dict[str, set[str]] = collections.defaultdict(set)
+    num_weights: dict[str, int] = {}
     for operator in graph.operators:
-        for read in operator.inputs:
-            readers[names[read]] |= {names[written] for written in operator.outputs}
-    return readers
+        written = {names[i] for i in operator.outputs}
+        inputs = [i for i in operator.inputs if i >= 0]  # -1: an optional one that is left out
+        constants = [i for i in inputs if model.buffers[graph.tensors[i].buffer].data is not None]
+        for read in inputs:
+            readers[names[read]] |= written
+        num_weights.update(dict.fromkeys(written, sum(math.prod(graph.tensors[i].shape) for i in constants)))
+    return readers, num_weights
 
 
 @contextmanager
