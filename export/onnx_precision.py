@@ -30,7 +30,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from export.quantisation import NUM_RANKING_IMAGES, most_sensitive, signal_to_noise
+from export.quantisation import NUM_RANKING_IMAGES, SHARE_IN_FULL, most_sensitive, signal_to_noise, smallest
 from export.samples import Pixels
 from export.signature import IMAGES
 from export.to_tflite import span_full_range
@@ -47,11 +47,18 @@ _EIGHT_BITS = {"quant_type": QuantType.QInt8, "axis": 0, "reduce_range": False}
 
 
 def to_float16(content: bytes) -> bytes:
-    """Weights and arithmetic of 16 bits, where the runtime has it (ONNX Runtime on the CPU computes in float32)."""
+    """Weights and arithmetic of 16 bits, where the runtime has it (ONNX Runtime on the CPU computes in float32).
+
+    The nodes with the smallest weights stay in float32, see `smallest`.
+    """
+    model = onnx.load_from_string(content)
+    num_weights = {name: num for name, num in _num_weights(model).items() if num}
     with warnings.catch_warnings():
         # A weight beyond the range of float16 is clipped with a warning; the gate judges what comes of it.
         warnings.filterwarnings("ignore", message="the float32 number")
-        model = convert_float_to_float16(onnx.load_from_string(content), keep_io_types=True)
+        model = convert_float_to_float16(
+            model, keep_io_types=True, node_block_list=sorted(smallest(num_weights, SHARE_IN_FULL))
+        )
     # It appends the conversion of the input at the end of the list.
     OnnxModel(model).topological_sort(is_deterministic=True)
     return _finished(model)

@@ -25,6 +25,7 @@ from export.formats import TFLITE_DYNAMIC, TFLITE_FLOAT16, TFLITE_INT8, TFLITE_I
 from export.quantisation import NUM_RANKING_IMAGES, most_sensitive, signal_to_noise
 from export.samples import Pixels
 from export.signature import IMAGES, TFLITE_SIGNATURE
+from export.tflite_float16 import to_float16
 from trainer.errors import ExportError
 from trainer.tf_runtime import stderr_held_back
 
@@ -47,7 +48,7 @@ def convert_to_tflite(
             if share_in_float and wanted == TFLITE_INT8:
                 return _convert_in_part(saved_model, calibration, share_in_float)
             content: bytes = _converter(saved_model, wanted, calibration).convert()
-            return content
+            return to_float16(content) if wanted == TFLITE_FLOAT16 else content
     except ConverterError as e:
         failure = e
     raise ExportError(_explain(failure, wanted)) from failure
@@ -57,10 +58,8 @@ def _converter(saved_model: pathlib.Path, wanted: Format, calibration: Pixels) -
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[TFLITE_SIGNATURE])
     # Without TensorFlow's own operators (Flex), which phones and ai-edge-litert do not have.
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if wanted in (TFLITE_FLOAT16, TFLITE_DYNAMIC, TFLITE_INT8, TFLITE_INT8X16):
+    if wanted in (TFLITE_DYNAMIC, TFLITE_INT8, TFLITE_INT8X16):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if wanted == TFLITE_FLOAT16:
-        converter.target_spec.supported_types = [tf.float16]
     if wanted.calibrated:
         converter.representative_dataset = lambda: (
             {IMAGES: image[np.newaxis].astype(np.float32)} for image in span_full_range(calibration)

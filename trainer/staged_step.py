@@ -6,7 +6,8 @@ from trainer.config import Config
 from trainer.data.batch import Batch
 from trainer.distribute.engine import Engine
 from trainer.errors import ModelError
-from trainer.model.classifier import backbone_of
+from trainer.model.batch_norm import momenta_of_statistics
+from trainer.model.classifier import backbone_of, find_backbone_in
 from trainer.model.freezing import set_trainable
 from trainer.objective import Objective
 from trainer.plan import Plan
@@ -26,6 +27,7 @@ class StagedStep:
         self._plan, self._engine, self._state, self._config = plan, engine, state, config
         self._objective = make_objective(plan, config)
         self._next_step = first_step
+        self._new_statistics = _find_new_statistics(plan, state)
         self._unfrozen_at = _find_unfreezing(plan, state)
         self._step: TrainStep | None = None
         self._trainable: str | None = None
@@ -63,6 +65,7 @@ class StagedStep:
             jit_compile=self._plan.jit_compile,
             objective=self._objective,
             unfrozen_at=self._unfrozen_at,
+            new_statistics=self._new_statistics,
         )
 
 
@@ -85,6 +88,17 @@ def _find_unfreezing(plan: Plan, state: TrainState) -> dict[int, int]:
         for key in trained:
             found.setdefault(key, stage.start_step)
     return found
+
+
+def _find_new_statistics(plan: Plan, state: TrainState) -> dict[int, float]:
+    """The momentum of each batch statistic that changes from the first step on and is not of pretrained weights."""
+    _train(state.model, plan.stages[0], plan)
+    momenta = momenta_of_statistics(state.model)
+    network = find_backbone_in(state.model)
+    if plan.weights == "none" or network is None:
+        return momenta
+    of_backbone = momenta_of_statistics(network)
+    return {key: momentum for key, momentum in momenta.items() if key not in of_backbone}
 
 
 def _train(model: Any, stage: Stage, plan: Plan) -> None:

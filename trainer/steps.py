@@ -19,7 +19,7 @@ from trainer.data.batch import Batch
 from trainer.distribute.engine import Engine
 from trainer.forward_backward import ForwardBackward, Local
 from trainer.model.averages import update_averages
-from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
+from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics, settled
 from trainer.model.classifier import find_backbone_in
 from trainer.model.freezing import learning_rate_factors
 from trainer.model.optimizer import Optimizer, clipping_factor
@@ -81,12 +81,15 @@ class TrainStep:
         jit_compile: bool,
         objective: Objective | None = None,
         unfrozen_at: Mapping[int, int] | None = None,
+        new_statistics: Mapping[int, float] | None = None,
     ) -> None:
         """Trains the variables that are trainable in the model now, some or all of those that the run learns.
 
         Args:
             objective: None for one label an image.
             unfrozen_at: by the id of a variable, from which step on it is trained; 0 where left out.
+            new_statistics: by the id of a batch statistic that the training starts from nothing, its momentum; see
+                `settled`. The others go on from what they are.
 
         Raises:
             ValueError: synchronised batch statistics under XLA, which has no collectives.
@@ -94,6 +97,7 @@ class TrainStep:
         self._engine, self._state, self._config = engine, state, config
         self._schedule = Schedule.of(config, num_train_steps=num_train_steps)
         self._trained, self._statistics = list(state.model.trainable_variables), changing_statistics(state.model)
+        self._new_statistics = new_statistics or {}
         self._optimizer = _make_optimizer(config, state.model, self._trained, unfrozen_at)
         objective = objective or Objective.of(config, task="single_label", num_classes=state.model.output_shape[-1])
         is_synchronized = any(isinstance(x, SynchronizedBatchNormalization) for x in state.model._flatten_layers())
@@ -202,15 +206,25 @@ class TrainStep:
             learning_rate=rate,
             num_updates=num_updates,
         )
+        statistics = self._settle(before.statistics, local.statistics, num_updates)
         averages: list[Tensor] = []
         if config.train.ema_decay is not None:
-            values = [*trainable, *local.statistics]
+            values = [*trainable, *statistics]
             averages = update_averages(before.averages, values, decay=config.train.ema_decay, num_updates=num_updates)
         new_scale, num_good_steps = state.loss_scale.next(scale, num_good_steps, is_finite)
         is_skipped = tf.cast(tf.logical_not(is_finite), tf.int64)
         scalars = [new_scale, num_good_steps, step + 1, num_skipped + is_skipped]
         metrics = StepMetrics(local.sums[0] / weight, local.sums[1] / weight, is_skipped, new_scale, norm, rate)
-        return _Updated(trainable, slots, local.statistics, averages, scalars), metrics
+        return _Updated(trainable, slots, statistics, averages, scalars), metrics
+
+    def _settle(self, old: list[Tensor], new: list[Tensor], num_updates: Tensor) -> list[Tensor]:
+        momenta, num_parts = self._new_statistics, self._config.train.accumulate_steps
+        return [
+            settled(before, after, momentum=momenta[id(v)], num_parts=num_parts, num_updates=num_updates)
+            if id(v) in momenta
+            else after
+            for v, before, after in zip(self._statistics, old, new, strict=True)
+        ]
 
     def _variables(self) -> _Updated:
         """The variables, as TensorFlow's, that a step reads and assigns."""

@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 from conftest import Exported
 from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedImages, read_digits
+from tensorflow.lite.python import schema_py_generated as schema
+from tensorflow.lite.tools import flatbuffer_utils
 
 from export.conversion import Conversion
 from export.formats import FORMATS, ONNX, ONNX_FLOAT16, ONNX_INT8, TFLITE_INT8
@@ -201,6 +203,29 @@ def test_the_weights_of_an_onnx_file_have_the_promised_bits(exported: Exported) 
         p: weights_of(exported.directory / f"onnx/digits{p}.onnx") for p in ("", "-float16", "-dynamic", "-int8")
     }
     assert weights == {"": {types.FLOAT}, "-float16": {types.FLOAT16}, "-dynamic": {types.INT8}, "-int8": {types.INT8}}
+
+
+def sizes_by_bits(path: pathlib.Path) -> dict[int, int]:
+    """How many numbers are stored in 16 bits and in 32, in an ONNX or a TFLite file."""
+    sizes: dict[int, int] = {16: 0, 32: 0}
+    if path.suffix == ".onnx":
+        bits = {onnx.TensorProto.FLOAT16: 16, onnx.TensorProto.FLOAT: 32}
+        stored = [(bits.get(i.data_type), i.dims) for i in onnx.load(str(path)).graph.initializer]
+    else:
+        model = flatbuffer_utils.read_model(str(path))
+        bits = {schema.TensorType.FLOAT16: 16, schema.TensorType.FLOAT32: 32}
+        constants = [t for t in model.subgraphs[0].tensors if model.buffers[t.buffer].data is not None]
+        stored = [(bits.get(t.type), t.shape) for t in constants]
+    for num_bits, shape in stored:
+        if num_bits:
+            sizes[num_bits] += int(np.prod(shape))
+    return sizes
+
+
+@pytest.mark.parametrize("path", ["onnx/digits-float16.onnx", "tflite/digits-float16.tflite"])
+def test_a_float16_file_keeps_a_hundredth_of_the_weights_in_32_bits(exported: Exported, path: str) -> None:
+    sizes = sizes_by_bits(exported.directory / path)
+    assert 0 < sizes[32] < 0.015 * sizes[16]
 
 
 @pytest.mark.parametrize("precision", ["-dynamic", "-int8"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from export.onnx_precision import to_int8
-from export.quantisation import most_sensitive
+from export.quantisation import most_sensitive, smallest
 
 LAYERS = "abcdefgh"
 SIZE_PX, NUM_CHANNELS = 6, 16
@@ -34,6 +34,16 @@ def test_no_more_than_the_share_of_the_weights_is_spared_and_the_worst_first(
         with_it = spared | {layer, *readers.get(layer, ())}
         fits = sum(num_weights.get(one, 0) for one in with_it) <= share * sum(num_weights.values())
         assert with_it == spared or not fits
+
+
+@given(st.dictionaries(st.sampled_from(LAYERS), st.integers(0, 1000)), st.floats(0, 0.99))
+def test_the_smallest_are_as_many_as_fit_into_the_share(num_weights: dict[str, int], share: float) -> None:
+    ranked = sorted(num_weights, key=lambda name: (num_weights[name], name))
+    chosen = smallest(num_weights, share)
+    assert chosen == set(ranked[: len(chosen)])
+    sums = np.cumsum([num_weights[name] for name in ranked])
+    assert all(total <= share * sums[-1] for total in sums[: len(chosen)])
+    assert len(chosen) == len(ranked) or sums[len(chosen)] > share * sums[-1]
 
 
 def _one_convolution(kernel: np.ndarray, groups: int) -> bytes:

@@ -12,7 +12,7 @@ from trainer.config import Config, load_config
 from trainer.data.batch import Batch
 from trainer.distribute.tf_strategy import TfStrategyEngine, make_engine
 from trainer.distribute.topology import BatchDivision, Topology
-from trainer.model.batch_norm import SynchronizedBatchNormalization
+from trainer.model.batch_norm import SynchronizedBatchNormalization, momenta_of_statistics
 from trainer.model.dropout import ExampleDropout
 from trainer.steps import TrainStep
 from trainer.train_state import TrainState
@@ -64,6 +64,7 @@ class Training:
     dropout: float = 0.0
     overrides: tuple[str, ...] = ("optimizer.name=sgd", "optimizer.learning_rate=0.05")
     num_train_steps: int = 10
+    statistics_are_new: bool = False
 
     def __post_init__(self) -> None:
         self.config: Config = load_config(
@@ -85,6 +86,7 @@ class Training:
             self.config,
             num_train_steps=self.num_train_steps,
             jit_compile=self.jit_compile,
+            new_statistics=momenta_of_statistics(self.model) if self.statistics_are_new else None,
         )
 
     def batches(self, num_steps: int, *, weight_of: dict[int, float] | None = None) -> Any:

@@ -1,5 +1,7 @@
 """What the training step does by choice: accumulation, averages, synchronised statistics, dropout, compression."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -35,6 +37,40 @@ def test_parts_of_a_batch_move_the_statistics_one_after_the_other() -> None:
     training.step(batch)
     for ours, keras_own in zip(training.state.statistics, _moving(expected), strict=True):
         np.testing.assert_allclose(ours.numpy(), keras_own.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "num_parts", "jit_compile"), [(1, 1, False), (1, 2, True), (2, 1, False), (1, 1, True)]
+)
+def test_new_statistics_soon_forget_where_they_started(num_replicas: int, num_parts: int, jit_compile: bool) -> None:
+    """Of a network that does not learn, so that Keras's own averages tell the statistics of each batch."""
+    overrides = ("optimizer.name=sgd", "optimizer.learning_rate=1e-30", f"train.accumulate_steps={num_parts}")
+    options: dict[str, Any] = {"batch_norm_trains": True, "jit_compile": jit_compile, "overrides": overrides}
+    ours = Training(num_replicas, statistics_are_new=True, **options)
+    keras_own = Training(num_replicas, **options)
+    expected = before = [v.numpy() for v in keras_own.state.statistics]
+    kept = 0.9**num_parts
+    for n, (batch, same) in enumerate(zip(ours.batches(4), keras_own.batches(4), strict=True)):
+        ours.step(batch)
+        keras_own.step(same)
+        after = [v.numpy() for v in keras_own.state.statistics]
+        of_batch = [(new - kept * old) / (1 - kept) for new, old in zip(after, before, strict=True)]
+        momentum = min(kept, (1 + n) / (10 + n))
+        expected = [momentum * e + (1 - momentum) * b for e, b in zip(expected, of_batch, strict=True)]
+        before = after
+        for value, statistic in zip(expected, ours.state.statistics, strict=True):
+            np.testing.assert_allclose(statistic.numpy(), value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_skipped_step_is_no_batch_of_the_statistics() -> None:
+    plain, skipping = (Training(1, batch_norm_trains=True, statistics_are_new=True, overrides=SGD) for _ in range(2))
+    (batch,) = plain.batches(1)
+    (bad,) = plain.batches(1, weight_of={3: np.inf})
+    plain.step(batch)
+    assert int(skipping.step(bad).is_skipped) == 1
+    skipping.step(batch)
+    for once, again in zip(plain.state.statistics, skipping.state.statistics, strict=True):
+        np.testing.assert_allclose(again.numpy(), once.numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])

@@ -87,6 +87,33 @@ def with_synchronized_statistics(model: Any) -> Any:
     return replace_layers(model, replacement)
 
 
+def momenta_of_statistics(model: Any) -> dict[int, float]:
+    """The momentum of each of `changing_statistics`, by the id of the variable."""
+    momenta = {
+        id(variable): float(layer.momentum)
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+        for variable in (layer.moving_mean, layer.moving_variance)
+    }
+    return {id(variable): momenta[id(variable)] for variable in changing_statistics(model)}
+
+
+def settled(old: Tensor, new: Tensor, *, momentum: float, num_parts: int, num_updates: Tensor) -> Tensor:
+    """A moving average that forgets faster at first what it started from, mean 0 and variance 1.
+
+    With a momentum of 0.999, as in MobileNet, a fiftieth of the 1 is left after 4,000 steps: ten times the variance of
+    some channels, and the network classifies at random in inference while its training accuracy is good. The momentum
+    starts low, at (1 + n) / (10 + n), like that of `averages.update_averages`.
+
+    Args:
+        old: before the step; `new`: what the layer made of it, with `momentum`, in `num_parts` batches.
+        num_updates: scalar integer, how many steps there were before (from 0).
+    """
+    n = tf.cast(num_updates, tf.float32)
+    kept = momentum**num_parts
+    return old + (1.0 - tf.minimum(kept, (1.0 + n) / (10.0 + n))) / (1.0 - kept) * (new - old)
+
+
 def changing_statistics(model: Any) -> list[Any]:
     """The variables of `model` that its call changes in training: moving means and variances that are not frozen."""
     return [
