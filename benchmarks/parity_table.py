@@ -34,11 +34,10 @@ class Recipe(NamedTuple):
     weights: str = "none"
 
 
-# The batch statistics of the MobileNets move by a thousandth a step, and need thousands of steps to settle.
 RECIPES = {
     "efficientnet_lite0": Recipe(1.0, 64, 3e-4, weights="bundled"),
-    "mobilenet_v2": Recipe(3.0, 16, precision="mixed_bfloat16"),
-    "mobilenet_v3_large": Recipe(3.0, 16),
+    "mobilenet_v2": Recipe(1.0, precision="mixed_bfloat16"),
+    "mobilenet_v3_large": Recipe(2.0),
     "efficientnet_v2_b0": Recipe(1.0, precision="mixed_bfloat16"),
     "resnet50": Recipe(1.5),
     "convnext_tiny": Recipe(1.5, 64, 3e-4),
