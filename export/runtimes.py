@@ -179,7 +179,7 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self._path = path
-        self._errors = _onnx_errors()
+        self._errors = onnx_errors()
         try:
             self._session = onnxruntime.InferenceSession(_read_file(path), options, providers=["CPUExecutionProvider"])
         except self._errors as e:
@@ -252,7 +252,8 @@ def _read_file(path: pathlib.Path) -> bytes:
         raise ArtifactError(f"{path} cannot be read: {e.strerror}") from None
 
 
-def _onnx_errors() -> tuple[type[Exception], ...]:
+def onnx_errors() -> tuple[type[Exception], ...]:
+    """All that ONNX Runtime raises for a file that it cannot run."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     # The binding's errors have no common base but Exception.

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import onnx.numpy_helper
@@ -21,6 +22,7 @@ from export.inference_model import InferenceModel, frozen_saved_model
 from export.publish import Publication
 from export.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
 from export.samples import load_images, read_batch
+from export.to_onnx import convert_to_onnx
 from export.to_saved_model import replay_warmup_requests
 from export.to_tflite import convert_to_tflite
 
@@ -187,9 +189,28 @@ def test_an_onnx_file_has_named_float32_tensors_and_a_free_batch(exported: Expor
     assert shapes == {"images": ["batch", SIZE_PX, SIZE_PX, 3], "probabilities": ["batch", 10]}
     types = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
     assert types == {onnx.TensorProto.FLOAT}
+    # The standard's operators alone: any runtime has them.
+    assert {entry.domain for entry in model.opset_import} == {""} == {node.domain for node in model.graph.node}
     inferred = {value.name for value in model.graph.value_info}
     produced = {name for node in model.graph.node for name in node.output} - {"probabilities"}
     assert produced <= inferred
+
+
+def test_batch_normalisation_is_folded_into_depthwise_convolutions_too() -> None:
+    layers = keras.layers
+    x = images = keras.Input((SIZE_PX, SIZE_PX, 3), name="images")
+    for i, convolution in enumerate((layers.DepthwiseConv2D(3), layers.Conv2D(8, 3), layers.DepthwiseConv2D(3))):
+        x = layers.ReLU(6.0)(layers.BatchNormalization(name=f"norm{i}")(convolution(x)))
+    logits = layers.Dense(len(CLASS_NAMES), name="head")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(images, logits)
+    generator = np.random.default_rng(3)
+    for i in range(3):
+        norm = model.get_layer(f"norm{i}")
+        norm.set_weights([generator.uniform(0.5, 2, w.shape) for w in norm.get_weights()])
+    content = convert_to_onnx(InferenceModel(model, SIGNATURE))
+    kinds = [node.op_type for node in onnx.load_from_string(content).graph.node]
+    assert kinds.count("Conv") == 3
+    assert not {"Mul", "Add", "BatchNormalization"} & set(kinds)
 
 
 def weights_of(path: pathlib.Path) -> set[int]:
