@@ -4,6 +4,7 @@ TensorFlow's converter does this to every constant. Here the smallest stay as th
 """
 
 import collections
+import copy
 import math
 from typing import Any
 
@@ -17,10 +18,11 @@ from export.quantisation import SHARE_IN_FULL, smallest
 _DEQUANTIZE_VERSION, _MIN_RUNTIME_VERSION = 3, (1, 15, 0)
 # Lets a delegate compute in float16 too and add up in float32, as on a phone's processor that has it.
 _REDUCED_PRECISION = ("reduced_precision_support", b"fp16accfp32")
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_float16(content: bytes) -> bytes:
-    """The same bytes for the same bytes."""
+    """The content of a float32 file to that of a float16 one; the same bytes for the same bytes."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     (graph,) = model.subgraphs
     tensors_of: dict[int, list[int]] = collections.defaultdict(list)
@@ -34,7 +36,9 @@ def to_float16(content: bytes) -> bytes:
     widening = []
     for buffer in (b for b in tensors_of if b not in in_full):
         weights = np.asarray(model.buffers[buffer].data, np.uint8).view(np.float32)
-        model.buffers[buffer].data = weights.astype(np.float16).view(np.uint8)
+        # What is beyond the range is clipped, as in ONNX files; the gate judges what comes of it.
+        clipped = np.clip(weights, -_LARGEST, _LARGEST)
+        model.buffers[buffer].data = clipped.astype(np.float16).view(np.uint8)
         for i in tensors_of[buffer]:
             widening.append(schema.OperatorT())
             widening[-1].opcodeIndex, widening[-1].inputs, widening[-1].outputs = opcode, [len(graph.tensors)], [i]
@@ -53,14 +57,8 @@ def _dequantize() -> Any:
 
 
 def _narrow(tensor: Any) -> Any:
-    narrow = schema.TensorT()
-    narrow.name, narrow.shape, narrow.buffer, narrow.hasRank = (
-        tensor.name + b"/float16",
-        tensor.shape,
-        tensor.buffer,
-        True,
-    )
-    narrow.type = schema.TensorType.FLOAT16
+    narrow = copy.copy(tensor)
+    narrow.name, narrow.type = tensor.name + b"/float16", schema.TensorType.FLOAT16
     return narrow
 
 
