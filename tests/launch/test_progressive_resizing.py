@@ -97,9 +97,10 @@ def test_a_run_resumed_in_any_stage_ends_with_the_same_weights(digits: pathlib.P
         assert final_weights_hash(run_dir) == final_weights_hash(whole.run.path)
 
 
-def test_a_model_for_several_sizes_is_the_same_one_at_its_own_size() -> None:
-    static = build_classifier(backbone="mobilenet_v2", num_classes=3, image_size_px=50)
-    dynamic = build_classifier(backbone="mobilenet_v2", num_classes=3, image_size_px=50, other_sizes_px=[36])
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "convnext_tiny"])  # a plain network, and one of several models
+def test_a_model_for_several_sizes_is_the_same_one_at_its_own_size(backbone: str) -> None:
+    static = build_classifier(backbone=backbone, num_classes=3, image_size_px=50)
+    dynamic = build_classifier(backbone=backbone, num_classes=3, image_size_px=50, other_sizes_px=[36])
     assert [v.shape for v in static.variables] == [v.shape for v in dynamic.variables]
     dynamic.set_weights(static.get_weights())
     images = np.random.default_rng(0).uniform(0, 255, [2, 50, 50, 3]).astype(np.float32)

@@ -194,7 +194,14 @@ def up_to(network: Any, layer_name: str | None) -> Any:
 
 def _for_any_size(network: Any, name: str, sizes_px: Sequence[int]) -> Any:
     """`network` with new weights and without a fixed input size. Paddings chosen for that size stay as they are."""
-    network = keras.models.clone_model(network, input_tensors=keras.Input((None, None, 3)))
+
+    def clone(layer: Any) -> Any:
+        if not isinstance(layer, keras.Sequential):
+            return type(layer).from_config(layer.get_config())
+        # its own settings hold the size that it was built for (the stem and the strides of a ConvNeXt)
+        return keras.Sequential([clone(inner) for inner in layer.layers], name=layer.name)
+
+    network = keras.models.clone_model(network, input_tensors=keras.Input((None, None, 3)), clone_function=clone)
     for size_px in sizes_px:
         try:
             network(keras.Input((size_px, size_px, 3)))
