@@ -32,15 +32,16 @@ class Recipe(NamedTuple):
     learning_rate: float = 1e-3
     precision: str = "float32"
     weights: str = "none"
+    sizes_px: str = "null"  # a ConvNeXt at 32 px makes four times the images/s of one at 64
 
 
 RECIPES = {
     "efficientnet_lite0": Recipe(1.0, 64, 3e-4, weights="bundled"),
     "mobilenet_v2": Recipe(1.0, precision="mixed_bfloat16"),
     "mobilenet_v3_large": Recipe(2.0),
-    "efficientnet_v2_b0": Recipe(1.0, precision="mixed_bfloat16"),
+    "efficientnet_v2_b0": Recipe(1.25, precision="mixed_bfloat16"),
     "resnet50": Recipe(1.5),
-    "convnext_tiny": Recipe(1.5, 64, 3e-4),
+    "convnext_tiny": Recipe(0.6, 16, 3e-4, sizes_px="[32,48,64]"),
 }
 
 
@@ -55,6 +56,7 @@ def train(name: str, dataset: pathlib.Path, run: pathlib.Path, size_px: int) -> 
         "optimizer.name": "adamw",
         "optimizer.learning_rate": recipe.learning_rate,
         "optimizer.clip_norm": 1.0,
+        "augment.progressive_sizes_px": recipe.sizes_px,
     }
     flags = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
     precision = f"--precision={recipe.precision}"
@@ -75,7 +77,7 @@ def describe(name: str, export: pathlib.Path) -> bool:
             f"| {c.title} | {format_bytes(c.num_bytes)} | {c.figures.max_difference:.1e} | {c.figures.agreement:.2%} "
             f"| {set_aside} | {c.figures.accuracy:.4f} |"
         )
-    for sentence in (s for ladder in report.ladders for s in ladder.describe()):
+    for sentence in report.remarks():
         print(f"- {sentence}")
     sys.stdout.flush()
     return reference >= MIN_ACCURACY and not any(c.failure for c in report.comparisons)
@@ -96,7 +98,8 @@ def main() -> int:
         run, out = args.keep / name, args.keep / f"{name}-export"
         train(name, dataset, run, args.size_px)  # a run that is finished is left as it is
         if not out.is_dir():
-            command = ["export", str(run), "--out", str(out), f"--formats={FORMATS}", "--parity-images=0"]
+            # what is over its budget is to be seen in the table, and ends in status 1
+            command = ["export", str(run), "--out", str(out), f"--formats={FORMATS}", "--allow-failed"]
             subprocess.run([sys.executable, "-m", "trainer", *command], check=True)
         is_good &= describe(name, out)
     return 0 if is_good else 1
