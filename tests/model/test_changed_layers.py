@@ -1,14 +1,19 @@
-"""Networks whose dropout or batch normalisation is replaced: nothing else changes, and weights go in as before."""
+"""Networks some of whose layers are replaced (dropout, batch normalisation, grouped convolutions): nothing else
+changes, and weights go in as before.
+"""
 
 import pathlib
 
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainer.model.backbones import find_backbone
 from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
 from trainer.model.classifier import backbone_of, build_classifier, is_seed
+from trainer.model.depthwise import DepthwiseConv, with_depthwise_operations
 from trainer.model.dropout import ExampleDropout
 from trainer.model.head import Head
 from trainer.model.weights import load_pretrained
@@ -47,6 +52,49 @@ def test_batch_normalisations_are_synchronised_by_choice_and_a_weight_file_of_ke
     load_pretrained(classifier, "mobilenetv2", str(tmp_path / "plain.weights.h5"))
     images = np.random.default_rng(0).uniform(0, 255, [2, SIZE_PX, SIZE_PX, 3]).astype(np.float32)
     np.testing.assert_allclose(network(images, training=False), plain(images, training=False), rtol=1e-5, atol=1e-6)
+
+
+def test_grouped_convolutions_of_one_channel_are_depthwise_ones_and_a_weight_file_of_keras_still_fits(
+    tmp_path: pathlib.Path,
+) -> None:
+    keras.utils.set_random_seed(1)
+    plain = find_backbone("convnext_tiny").build((SIZE_PX, SIZE_PX, 3))
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    classifier = build_classifier(backbone="convnext_tiny", num_classes=3, image_size_px=SIZE_PX)
+    network = backbone_of(classifier)
+    assert count(network, DepthwiseConv) == 18
+    load_pretrained(classifier, "convnext_tiny", str(tmp_path / "plain.weights.h5"))
+    images = np.random.default_rng(0).uniform(0, 255, [2, SIZE_PX, SIZE_PX, 3]).astype(np.float32)
+    np.testing.assert_allclose(network(images, training=False), plain(images, training=False), rtol=1e-5, atol=1e-5)
+
+
+@given(
+    channels=st.integers(2, 6),
+    multiplier=st.integers(1, 3),
+    kernel_size=st.sampled_from([(3, 3), (2, 5)]),
+    strides=st.integers(1, 2),
+    padding=st.sampled_from(["same", "valid"]),
+)
+@settings(max_examples=15, deadline=None)
+def test_a_depthwise_operation_answers_like_the_grouped_convolution(
+    channels: int, multiplier: int, kernel_size: tuple[int, int], strides: int, padding: str
+) -> None:
+    grouped = keras.layers.Conv2D(
+        channels * multiplier, kernel_size, strides, padding, groups=channels, bias_initializer="normal"
+    )
+    images = keras.Input((9, 8, channels))
+    network = keras.Model(images, grouped(images))
+    replaced = with_depthwise_operations(network)
+    assert count(replaced, DepthwiseConv) == 1
+    replaced.set_weights(network.get_weights())
+    x = np.random.default_rng(0).normal(size=(2, 9, 8, channels)).astype(np.float32)
+    np.testing.assert_allclose(replaced(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_groups_of_several_channels_stay_as_they_are() -> None:
+    images = keras.Input((8, 8, 8))
+    network = keras.Model(images, keras.layers.Conv2D(8, 3, groups=4)(images))
+    assert with_depthwise_operations(network) is network
 
 
 def test_frozen_statistics_are_none_that_change() -> None:

@@ -12,6 +12,7 @@ from trainer.errors import ModelError
 from trainer.model.backbone import Backbone
 from trainer.model.backbones import find_backbone
 from trainer.model.batch_norm import with_synchronized_statistics
+from trainer.model.depthwise import with_depthwise_operations
 from trainer.model.dropout import with_example_dropout
 from trainer.model.freezing import set_trainable
 from trainer.model.head import Head
@@ -65,7 +66,7 @@ def build_classifier(
         )
     shape: Any = (image_size_px, image_size_px, 3)
     with _dtype_policy(dtype_policy):
-        network = with_example_dropout(up_to(spec.build(shape), features_at))
+        network = with_depthwise_operations(with_example_dropout(up_to(spec.build(shape), features_at)))
         if batch_norm == "synchronized":
             network = with_synchronized_statistics(network)
         if other_sizes_px:
