@@ -36,6 +36,8 @@ from trainer.model.classifier import is_seed
 Tensor = Any
 # The last layer of every classifier, see `trainer.model.head`.
 _HEAD = "head"
+# Nobody trains what is exported; and the gradients of swish, as EfficientNet has it, cannot be saved.
+WITHOUT_GRADIENTS = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
 
 
 class InferenceModel(tf.Module):
@@ -177,5 +179,6 @@ def frozen_saved_model(inference: InferenceModel, signature: Signature) -> Itera
 
     module = Frozen()
     with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
-        tf.saved_model.save(module, directory, signatures={SIGNATURE_IMAGE_BYTES: module.__call__})
+        signatures = {SIGNATURE_IMAGE_BYTES: module.__call__}
+        tf.saved_model.save(module, directory, signatures=signatures, options=WITHOUT_GRADIENTS)
         yield pathlib.Path(directory)

@@ -59,6 +59,7 @@ def to_float16(content: bytes) -> bytes:
         model = convert_float_to_float16(
             model, keep_io_types=True, node_block_list=sorted(smallest(num_weights, SHARE_IN_FULL))
         )
+    _merge_repeated(model)
     # It appends the conversion of the input at the end of the list.
     OnnxModel(model).topological_sort(is_deterministic=True)
     return _finished(model)
@@ -114,6 +115,17 @@ def to_dynamic(content: bytes) -> bytes:
         path = pathlib.Path(directory, "dynamic.onnx")
         quantize_dynamic(float_model, path, per_channel=True, reduce_range=_REDUCE_RANGE)
         return _finished(onnx.load(path))
+
+
+def _merge_repeated(model: onnx.ModelProto) -> None:
+    """Leaves one of the nodes that give the same tensor: the converter makes a Cast anew for each that reads it."""
+    for repeated in (model.graph.node, model.graph.value_info):
+        seen: set[tuple[str, ...]] = set()
+        for entry in list(repeated):
+            names = tuple(entry.output) if isinstance(entry, onnx.NodeProto) else (entry.name,)
+            if names in seen:
+                repeated.remove(entry)
+            seen.add(names)
 
 
 def _finished(model: onnx.ModelProto) -> bytes:

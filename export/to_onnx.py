@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.checker
+import onnx.numpy_helper
 import onnx.shape_inference
 import onnxruntime
 import tf2onnx
+from tf2onnx.handler import tf_op
 
 from export.formats import DEFAULT_ONNX_OPSET, check_onnx_opset
 from export.inference_model import InferenceModel
@@ -24,6 +27,19 @@ from trainer.errors import ExportError
 _BATCH = "batch"
 # tf2onnx ends the names that it makes up with the number of a counter that lives as long as the process.
 _COUNTER = re.compile(r"__(\d+)")
+
+
+@tf_op("Erfc")
+class _ErrorFunctionComplement:
+    """1 - erf(x), which is in GELU as Keras writes it, and which neither tf2onnx nor ONNX has as one."""
+
+    @classmethod
+    def version_9(cls, ctx: Any, node: Any, **_: Any) -> None:
+        erf = ctx.make_node("Erf", node.input)
+        one = ctx.make_const(tf2onnx.utils.make_name(node.name), np.ones((), np.float32))
+        ctx.copy_shape(node.output[0], erf.output[0])
+        node.type = "Sub"
+        ctx.replace_inputs(node, [one.output[0], erf.output[0]])
 
 
 def convert_to_onnx(inference: InferenceModel, opset: int = DEFAULT_ONNX_OPSET) -> bytes:
@@ -37,6 +53,7 @@ def convert_to_onnx(inference: InferenceModel, opset: int = DEFAULT_ONNX_OPSET) 
     function = inference.probabilities
     try:
         model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=opset)
+        _restore_constants(model.graph, function.get_concrete_function())
         _name_batch_dimension(model.graph)
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         _make_reproducible(model)
@@ -71,6 +88,17 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     used = {node.domain for graph in _with_subgraphs(folded.graph) for node in graph.node}
     _replace(folded.opset_import, [entry for entry in folded.opset_import if entry.domain in used])
     return folded
+
+
+def _restore_constants(graph: Any, function: Any) -> None:
+    """Gives their values back to constants that `function` captured, such as the means of a Normalization layer.
+
+    tf2onnx takes them for inputs of the model.
+    """
+    captured = {inner.name: outer for outer, inner in function.graph.captures}
+    constants = [value.name for value in graph.input if value.name in captured]
+    graph.initializer.extend(onnx.numpy_helper.from_array(captured[name].numpy(), name) for name in constants)
+    _replace(graph.input, [value for value in graph.input if value.name not in constants])
 
 
 def _name_batch_dimension(graph: Any) -> None:

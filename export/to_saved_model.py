@@ -18,7 +18,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import fingerprint_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from export.inference_model import InferenceModel
+from export.inference_model import WITHOUT_GRADIENTS, InferenceModel
 from export.runtimes import SavedModelRuntime
 from export.samples import Batch
 from export.signature import IMAGE_BYTES, IMAGES, SIGNATURE_IMAGE_BYTES, SIGNATURE_IMAGES, Signature
@@ -43,7 +43,7 @@ def write_saved_model(inference: InferenceModel, signature: Signature, directory
         inference,
         str(directory),
         signatures={SIGNATURE_IMAGE_BYTES: inference.image_bytes, SIGNATURE_IMAGES: inference.images},
-        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+        options=WITHOUT_GRADIENTS,
     )
     _make_fingerprint_reproducible(directory / _FINGERPRINT_FILE)
     warmup_file = directory / WARMUP_FILE
