@@ -5,6 +5,7 @@ Call `configure` before the first `import tensorflow` of a command; library modu
 
 import contextlib
 import ctypes
+import logging
 import os
 import sys
 import tempfile
@@ -47,6 +48,12 @@ def configure(*, use_gpus: bool = True) -> None:
             tf.config.set_visible_devices([], "GPU")
         # Lists the devices once: this prints the driver's complaints, which `trainer doctor` is there to explain.
         tf.config.list_physical_devices()
+    logging.getLogger("absl").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not TensorFlow's word on every swish in a SavedModel of ours, which are all without gradients on purpose."""
+    return "unsaved custom gradients" not in record.getMessage()
 
 
 def _keep_freed_memory() -> None:

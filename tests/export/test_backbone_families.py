@@ -101,11 +101,12 @@ def _check_all_formats(model: Any, name: str, size_px: int, validation: ListedIm
 
 
 def test_layers_that_converters_trip_over_are_within_budget_in_every_format(
-    validation: ListedImages, tmp_path: pathlib.Path
+    validation: ListedImages, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keras.utils.set_random_seed(3)
     model = with_depthwise_operations(_small_network())
     _check_all_formats(model, "small", SIZE_PX, validation, tmp_path / "export")
+    assert "gradient" not in caplog.text, "what does not concern the user is not told"
 
 
 @pytest.mark.skipif(os.environ.get("TRAINER_TESTS_COMPLETE") != "1", reason="a quarter of an hour")
