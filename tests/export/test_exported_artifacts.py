@@ -10,7 +10,7 @@ import onnx
 import onnx.numpy_helper
 import pytest
 import tensorflow as tf
-from conftest import Exported
+from conftest import Exported, functions_that_ask_for_xla
 from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedImages, read_digits
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
@@ -110,12 +110,7 @@ def test_the_saved_model_answers_each_signature_under_the_promised_names(
 
 
 def test_the_saved_model_does_not_ask_for_xla(exported: Exported) -> None:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    content = (exported.directory / "saved_model/digits/3/saved_model.pb").read_bytes()
-    functions = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0].graph_def.library.function
-    assert functions
-    assert not [f.signature.name for f in functions if f.attr["_XlaMustCompile"].b]
+    assert functions_that_ask_for_xla(exported.directory / "saved_model/digits/3") == []
 
 
 def test_the_warm_up_requests_cover_both_signatures_and_are_answered(exported: Exported) -> None:
