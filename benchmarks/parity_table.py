@@ -96,7 +96,7 @@ def main() -> int:
         run, out = args.keep / name, args.keep / f"{name}-export"
         train(name, dataset, run, args.size_px)  # a run that is finished is left as it is
         if not out.is_dir():
-            # what is over its budget is to be seen in the table, and ends in status 1
+            # What is over its budget is to be seen in the table, and ends in status 1
             command = ["export", str(run), "--out", str(out), f"--formats={FORMATS}", "--allow-failed"]
             subprocess.run([sys.executable, "-m", "trainer", *command], check=True)
         is_good &= describe(name, out)

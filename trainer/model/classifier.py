@@ -199,7 +199,7 @@ def _for_any_size(network: Any, name: str, sizes_px: Sequence[int]) -> Any:
     def clone(layer: Any) -> Any:
         if not isinstance(layer, keras.Sequential):
             return type(layer).from_config(layer.get_config())
-        # its own settings hold the size that it was built for (the stem and the strides of a ConvNeXt)
+        # Its own settings hold the size that it was built for (the stem and the strides of a ConvNeXt)
         return keras.Sequential([clone(inner) for inner in layer.layers], name=layer.name)
 
     network = keras.models.clone_model(network, input_tensors=keras.Input((None, None, 3)), clone_function=clone)

@@ -30,7 +30,7 @@ def with_depthwise_operations(model: Any) -> Any:
 
     def replacement(layer: Any) -> Any | None:
         is_depthwise = type(layer) is keras.layers.Conv2D and layer.groups > 1 and layer.kernel.shape[2] == 1
-        # the operation has one stride for both axes, and on the CPU channels come last
+        # The operation has one stride for both axes, and on the CPU channels come last
         if not is_depthwise or len(set(layer.strides)) > 1 or layer.data_format != "channels_last":
             return None
         return DepthwiseConv.from_config(layer.get_config())
