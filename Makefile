@@ -21,17 +21,20 @@ test_needs := $(installed) $(horovod_installed)
 test_selection :=
 endif
 
-.PHONY: help demo test lint check horovod clean
+.PHONY: help demo test test-complete lint check horovod clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(installed) ## from nothing to a trained, exported, verified and served model
 	scripts/demo
 
-test: $(test_needs) ## every test, lint and types included
-	@scripts/system-packages mediapipe
-	$(bin)/pytest -n 2 --dist loadfile $(test_selection)
+test: $(test_needs) ## every test but the longest, lint and types included
+	@scripts/system-packages tests
+	$(bin)/pytest -n 2 --dist loadfile --only-allowed-skips $(test_selection)
+
+test-complete: export TRAINER_TESTS_COMPLETE := 1
+test-complete: test ## the longest tests too, such as an export of each family of backbones
 
 lint: $(installed) ## ruff and mypy, quickly
 	$(bin)/ruff check .

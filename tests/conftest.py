@@ -4,6 +4,8 @@ import os
 
 from trainer import tf_runtime
 
+pytest_plugins = ["tests.skips"]
+
 # Before the first import of TensorFlow, here and in every process that a test starts.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")

@@ -142,7 +142,7 @@ def start_fill(dataset: pathlib.Path, cache_dir: pathlib.Path, *stop: str) -> su
 
 
 def answer_of(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     return output.strip()
 

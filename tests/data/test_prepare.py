@@ -429,7 +429,7 @@ print(len(tf_runtime.split_cpu(3)))
 def test_preparing_leaves_the_devices_to_be_laid_out(photos: pathlib.Path, out: pathlib.Path) -> None:
     """`launch` prepares a raw folder first, and divides the CPU or joins a cluster after."""
     command = [sys.executable, "-c", _PREPARE_AND_DIVIDE, str(photos), str(out)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert answer.stdout == "3\n", answer.stderr
 
 

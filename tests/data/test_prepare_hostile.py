@@ -132,7 +132,7 @@ def answers() -> dict[str, tuple[int, str, float]]:
     # Without Keras, TensorFlow is imported sooner.
     environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", _CHECK_ALL]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, tuple[int, str, float]] = json.loads(ended.stdout)
     return found
@@ -196,7 +196,7 @@ def test_pixels_in_flight_stay_under_the_budget_and_a_large_one_gets_its_turn() 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=600)
     assert sorted(done) == sorted(sizes)
     assert most == 250
     assert now == 0

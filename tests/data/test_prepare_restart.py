@@ -137,7 +137,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_and_does_little_twic
     source = make_photos(tmp_path / "photos", 1000)
     arguments = [str(source), str(out), str(tmp_path / "log"), "4", str(seed)]
     ended = subprocess.run(
-        [sys.executable, "-c", _KILL_AGAIN_AND_AGAIN, *arguments], capture_output=True, text=True, timeout=180
+        [sys.executable, "-c", _KILL_AGAIN_AND_AGAIN, *arguments], capture_output=True, text=True, timeout=600
     )
     assert ended.returncode == 0, ended.stderr
     answer = json.loads(ended.stdout)

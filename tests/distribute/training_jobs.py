@@ -17,7 +17,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 HOROVODRUN = (str(pathlib.Path(sys.executable).with_name("horovodrun")), "--gloo")
 # Root may run it, and several processes may share one core: CI is both.
 MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none")
-TIMEOUT_SECS = 480
+TIMEOUT_SECS = 600
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ class CountingWorker:
                 print("the reason of the failure", flush=True)
                 return 3
             if self.mode == "hang" and self.count > 20:
-                time.sleep(60)
+                time.sleep(3600)
             time.sleep(0.02)
             self.count += 1
             self.pulse.move_to(2 * self.count + 2)
@@ -160,7 +160,7 @@ if __name__ == "__main__":
                 wait_secs=wait_secs,
                 cooldown_secs=cooldown_secs,
                 discover_every_secs=0.1,
-                supervisor=SupervisorOptions(stop_grace_secs=5, start_timeout_secs=60, stall_timeout_secs=3.0),
+                supervisor=SupervisorOptions(stop_grace_secs=5, start_timeout_secs=600, stall_timeout_secs=3.0),
             ),
         )
     )

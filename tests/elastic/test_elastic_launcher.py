@@ -61,9 +61,9 @@ class Job:
         return self.wait()
 
     def wait(self) -> str:
-        output, _ = self.process.communicate(timeout=120)
+        output, _ = self.process.communicate(timeout=600)
         self.output += output
-        _, alive = psutil.wait_procs(self.seen, timeout=30)
+        _, alive = psutil.wait_procs(self.seen, timeout=600)
         assert not alive
         return self.output
 

@@ -43,7 +43,7 @@ def run(place: pathlib.Path, *command: str) -> str:
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     assert ended.returncode == 0, ended.stderr
@@ -123,7 +123,7 @@ def server(place: pathlib.Path) -> Iterator[str]:
         else:
             pytest.fail(f"the server ended: {said}")
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")

@@ -27,7 +27,7 @@ def test_two_exports_of_one_model_are_the_same_bytes(model: Any, tmp_path: pathl
         for name, seed in (("first", "1"), ("second", "2"))
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     # Every file but this one is in it, fingerprint.pb included.
     first, second = (json.loads((tmp_path / name / "checksums.json").read_text()) for name in ("first", "second"))

@@ -167,7 +167,7 @@ def killed(
         [sys.executable, "-c", KILLER, str(fourth), *arguments],
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         check=True,
-        timeout=300,
+        timeout=600,
     )
     return roots
 

@@ -27,7 +27,7 @@ NUM_WORKERS = 3
 class ThreadedEngine:
     """Workers that are threads of this process, with what extraction needs of an engine."""
 
-    _barrier = threading.Barrier(NUM_WORKERS, timeout=60)
+    _barrier = threading.Barrier(NUM_WORKERS, timeout=600)
     _given: ClassVar[dict[int, np.ndarray[Any, Any]]] = {}
 
     def __init__(self, worker_index: int) -> None:
@@ -90,7 +90,7 @@ def test_workers_compute_a_share_each_and_all_have_the_features_of_every_image(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=600)
     for split, num_examples in (("train", 120), ("validation", 20)):
         images = np.concatenate(
             list(decode_split(few_digits, split, Geometry(image_size_px=32, resize="crop")))  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def test_a_job_of_two_processes_trains_on_features_as_one_replica_does(
         [*command, f"--strategy={strategy}", "--replicas=2", *settings],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert job.returncode == 0, job.stdout + job.stderr

@@ -64,7 +64,7 @@ def launch(log_dir: str, strategy: str, num_workers: int, num_steps: int) -> int
         places,
         log_dir=pathlib.Path(log_dir),
         show=lambda line: print(line, flush=True),
-        options=SupervisorOptions(start_timeout_secs=90),
+        options=SupervisorOptions(start_timeout_secs=600),
     )
     try:
         with meeting_place(strategy, places) as environments:

@@ -64,7 +64,7 @@ def free_port() -> int:
 def losses_alone(digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     run_dir = tmp_path_factory.mktemp("alone") / "run"
     alone = launch(digits, run_dir, *COMPARABLE)
-    output, _ = alone.communicate(timeout=300)
+    output, _ = alone.communicate(timeout=600)
     assert alone.returncode == 0, output
     return losses(run_dir)
 
@@ -85,7 +85,7 @@ def test_two_workers_of_mpirun_train_as_one_replica_does(
         f"--run-dir={tmp_path / 'run'}",
         program=["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2"],
     )
-    output, _ = job.communicate(timeout=300)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 0, output
     assert losses(tmp_path / "run") == pytest.approx(losses_alone, rel=1e-5)
     assert output.count("trained:") == 1, "only the chief speaks"
@@ -97,7 +97,7 @@ def test_two_tasks_of_a_slurm_step_train_as_one_replica_does(
     """The variables alone; there is no Slurm here."""
     arguments = ("--strategy=multiworker", f"--data={digits}", f"--run-dir={tmp_path / 'run'}")
     tasks = [start(slurm_task(i), *arguments) for i in range(2)]
-    outputs = [task.communicate(timeout=300)[0] for task in tasks]
+    outputs = [task.communicate(timeout=600)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], outputs
     assert losses(tmp_path / "run") == pytest.approx(losses_alone, rel=1e-5)
     assert "".join(outputs).count("trained:") == 1, "only the chief speaks"
@@ -114,7 +114,7 @@ def test_workers_with_different_datasets_end_before_the_first_step_and_name_them
         start(tf_config(i, ports), "--strategy=multiworker", f"--data={data}", f"--run-dir={tmp_path / str(i)}")
         for i, data in enumerate((digits, tmp_path / "digits"))
     ]
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=600)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [2, 2], outputs
     assert all("the workers differ in their" in output and "dataset" in output for output in outputs), outputs
     assert not any("Traceback" in output for output in outputs), outputs
@@ -125,7 +125,7 @@ def test_a_port_of_tf_config_that_another_process_has_is_named_with_it(
 ) -> None:
     environment = tf_config(1, [free_port(), taken_port])
     worker = start(environment, "--strategy=multiworker", f"--data={digits}", f"--run-dir={tmp_path}")
-    output, _ = worker.communicate(timeout=120)
+    output, _ = worker.communicate(timeout=600)
     assert worker.returncode == 2, output
     assert f"error: port {taken_port} of this host, where TF_CONFIG wants worker 1, is in use by process" in output
     assert f"process {os.getpid()} " in output and "Traceback" not in output
@@ -153,7 +153,7 @@ def test_a_worker_that_never_comes_is_waited_for_no_longer_than_it_was_said(inde
         env={**os.environ, **tf_config(index, ports)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert waits.returncode == 1
@@ -175,7 +175,7 @@ def test_a_horovod_that_does_not_see_the_other_workers_is_refused(
 ) -> None:
     """Each process would train alone as the chief, all into one run directory."""
     worker = start(variables, "--strategy=horovod", f"--data={digits}", f"--run-dir={tmp_path / 'run'}")
-    output, _ = worker.communicate(timeout=120)
+    output, _ = worker.communicate(timeout=600)
     assert worker.returncode == 2, output
     assert "makes this process worker 1 of 2, but Horovod has found 1" in output, output
     assert not (tmp_path / "run").exists()
@@ -193,7 +193,7 @@ def test_a_strategy_whose_library_is_missing_says_how_to_get_it(digits: pathlib.
     without = "import sys; sys.modules['horovod'] = None; from trainer.cli.app import main; main()"
     arguments = ["launch", f"--data={digits}", f"--run-dir={tmp_path}", "--strategy=horovod", "--replicas=2", *QUICK]
     job = subprocess.run(
-        [sys.executable, "-c", without, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", without, *arguments], capture_output=True, text=True, timeout=600, check=False
     )
     assert job.returncode == 2
     assert "error: Horovod is not installed" in job.stderr and "make horovod" in job.stderr

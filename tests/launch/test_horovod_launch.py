@@ -31,10 +31,10 @@ def losses(run_dir: pathlib.Path) -> list[float]:
 
 def test_two_horovod_workers_train_as_one_replica_does(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
     alone = launch(digits, tmp_path / "alone", *COMPARABLE)
-    output, _ = alone.communicate(timeout=300)
+    output, _ = alone.communicate(timeout=600)
     assert alone.returncode == 0, output
     job = horovodrun(f"--data={digits}", f"--run-dir={tmp_path / 'job'}")
-    output, _ = job.communicate(timeout=300)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 0, output
     assert losses(tmp_path / "job") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
     assert output.count("trained:") == 1, "only the chief speaks"
@@ -43,12 +43,12 @@ def test_two_horovod_workers_train_as_one_replica_does(digits: pathlib.Path, tmp
 def test_a_stopped_job_has_saved_before_any_worker_exits(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run_dir = tmp_path / "job"
     job = horovodrun(f"--data={digits}", f"--run-dir={run_dir}", "--set=train.epochs=500")
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not (run_dir / "metrics.jsonl").exists() or not metrics(run_dir):
         assert time.monotonic() < deadline and job.poll() is None, "training must start"
         time.sleep(0.1)
     subprocess.run(["pkill", "-TERM", "-f", f"run-dir={run_dir}.*epochs=500", "--newest"], check=True)
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=600)
     assert "the same command goes on" in output, output
     (checkpoint,) = (run_dir / "checkpoints").glob("step-*")
     assert (checkpoint / "checkpoint.json").is_file()

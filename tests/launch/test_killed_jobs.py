@@ -52,7 +52,7 @@ class Traces:
             self.ports |= {s.laddr.port for s in sockets if s.status == psutil.CONN_LISTEN}
 
     def check_that_nothing_is_left(self) -> None:
-        _, alive = psutil.wait_procs(self.processes, timeout=90)
+        _, alive = psutil.wait_procs(self.processes, timeout=600)
         assert not alive, [process.cmdline() for process in alive]
         pids = {process.pid for process in self.processes}
         # A port that somebody else has been given since is nobody's trace.
@@ -87,7 +87,7 @@ class Job:
         return self.output_file.read_text()
 
     def wait_for(self, text: str, count: int) -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while self.output().count(text) < count:
             assert self.process.poll() is None, self.output()
             assert time.monotonic() < deadline, self.output()
@@ -164,7 +164,7 @@ def test_a_killed_worker_is_named_with_its_last_lines_and_nothing_is_left(
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             has_ended = True
-    job.process.wait(timeout=120)
+    job.process.wait(timeout=600)
     output = job.output()
     job.traces.check_that_nothing_is_left()
     if MOMENTS[repetition % 3] == "ends" and (has_ended or job.process.returncode == 0):

@@ -39,7 +39,7 @@ def start(dataset: pathlib.Path, run_dir: pathlib.Path, strategy: str, *more: st
 def losses_alone(digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     run_dir = tmp_path_factory.mktemp("alone") / "run"
     alone = launch(digits, run_dir, *COMPARABLE)
-    output, _ = alone.communicate(timeout=300)
+    output, _ = alone.communicate(timeout=600)
     assert alone.returncode == 0, output
     return [m["loss"] for m in metrics(run_dir)]
 
@@ -49,7 +49,7 @@ def test_the_workers_that_the_command_starts_train_as_one_replica_does(
     strategy: str, digits: pathlib.Path, tmp_path: pathlib.Path, losses_alone: list[float]
 ) -> None:
     job = start(digits, tmp_path / "job", strategy)
-    output, _ = job.communicate(timeout=300)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 0, output
     assert [m["loss"] for m in metrics(tmp_path / "job")] == pytest.approx(losses_alone, rel=1e-5)
     assert output.count("trained:") == 1, "only the launcher speaks of the end"
@@ -63,20 +63,20 @@ def test_a_worker_killed_in_training_is_named_nobody_is_left_and_the_job_goes_on
     run_dir = tmp_path / "job"
     settings = ("--set=train.epochs=3", "--set=checkpoint.every_steps=5")
     job = start(digits, run_dir, "horovod", *settings)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not list(run_dir.glob("checkpoints/step-*")):
         assert time.monotonic() < deadline and job.poll() is None, "training must start"
         time.sleep(0.05)
     processes = psutil.Process(job.pid).children(recursive=True)
     workers = [p for p in processes if p.environ().get("HOROVOD_RANK") == "1" and "launch" in p.cmdline()]
     os.kill(workers[0].pid, signal.SIGKILL)
-    output, _ = job.communicate(timeout=60)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 1
     assert "worker 1 on this machine was ended by signal 9" in output
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=600)
     assert not alive
     again = start(digits, run_dir, "horovod", *settings)
-    output, _ = again.communicate(timeout=300)
+    output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output
     assert re.search(r"going on with .* from step (5|10|15|20|25|30)", output)
 
@@ -99,7 +99,7 @@ def test_workers_that_differ_in_their_settings_end_before_the_first_step(
                 text=True,
             )
         )
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=600)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [2, 2], outputs
     assert all("the workers differ in their configuration" in output for output in outputs)
     assert not list(tmp_path.glob("*/checkpoints/step-*"))

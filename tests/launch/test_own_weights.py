@@ -101,7 +101,7 @@ def test_a_backbone_with_code_of_its_own_is_trained_by_a_command_that_trusts_it(
 
     def launch(*options: str) -> subprocess.CompletedProcess[str]:
         own = (f"--data={digits}", f"--run-dir={tmp_path / 'run'}", "--device=cpu", *backbone, *options)
-        return subprocess.run(command("launch", *own), capture_output=True, text=True, timeout=300)
+        return subprocess.run(command("launch", *own), capture_output=True, text=True, timeout=600)
 
     refused = launch()
     assert refused.returncode == 2 and "run its code with --trust" in " ".join(refused.stderr.split())

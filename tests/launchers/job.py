@@ -31,7 +31,7 @@ def work(mode: str) -> int:
     if mode == "fail" and index == "1":
         print("the reason of worker 1", flush=True)
         return 3
-    for _ in range(500 if mode == "briefly" else 6000):
+    for _ in range(500 if mode == "briefly" else 360_000):
         time.sleep(0.01)
         if pulse is not None and not (mode == "hang" and index == "1" and pulse.counter >= 3):
             pulse.beat()
@@ -41,7 +41,7 @@ def work(mode: str) -> int:
 
 
 def wait_in_vain() -> None:
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def launch(log_dir: str, hosts: str, mode: str, stall_timeout_secs: float | None, ssh_options: list[str]) -> int:
@@ -53,7 +53,7 @@ def launch(log_dir: str, hosts: str, mode: str, stall_timeout_secs: float | None
             stop_grace_secs=5,
             failure_grace_secs=0.5,
             stall_timeout_secs=stall_timeout_secs,
-            start_timeout_secs=60,
+            start_timeout_secs=600,
             host_timeout_secs=float(os.environ.get("HOST_TIMEOUT_SECS", "30")),
             ssh_options=ssh_options,
         ),

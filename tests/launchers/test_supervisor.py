@@ -47,12 +47,12 @@ class Job:
         return [pids[i] for i in range(num_workers)]
 
     def finish(self) -> str:
-        output, _ = self.process.communicate(timeout=60)
+        output, _ = self.process.communicate(timeout=600)
         return "\n".join([*self.lines, output])
 
     def wait_until_nobody_is_left(self) -> None:
         """Fails where a process that the launcher had started is still there half a minute later."""
-        _, alive = psutil.wait_procs(self.seen, timeout=30)
+        _, alive = psutil.wait_procs(self.seen, timeout=600)
         assert not alive
 
 

@@ -22,7 +22,7 @@ HOROVODRUN = (str(pathlib.Path(sys.executable).with_name("horovodrun")), "--gloo
 MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--tag-output", "-np", "2")
 
 
-def run_job(command: list[str], timeout_secs: float = 180) -> str:
+def run_job(command: list[str], timeout_secs: float = 600) -> str:
     """Runs a job of several processes to its end, and its whole process group with it."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

@@ -43,5 +43,5 @@ def server_url(export_dir: pathlib.Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def http(server_url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server_url, timeout=60) as client:
+    with httpx.Client(base_url=server_url, timeout=600) as client:
         yield client

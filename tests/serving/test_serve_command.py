@@ -62,7 +62,7 @@ def serving(*arguments: str | pathlib.Path) -> Iterator[tuple[subprocess.Popen[s
 
 def refusal(*arguments: str | pathlib.Path) -> str:
     process = start(*arguments)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1, err
     assert out == ""
     return err
@@ -72,13 +72,13 @@ def test_sigterm_lets_the_requests_in_flight_finish_and_ends_with_status_0(
     export_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     answers: list[httpx.Response] = []
-    with serving(export_dir) as (process, told), httpx.Client(base_url=told["url"], timeout=60) as http:
+    with serving(export_dir) as (process, told), httpx.Client(base_url=told["url"], timeout=600) as http:
         assert told["versions"] == [10]
         assert predicts_with_the_printed_line(told["curl"], tmp_path)
 
         def predict_slowly() -> None:
             body = {"signature_name": "count", "instances": [150_000]}
-            answers.append(httpx.post(f"{told['url']}/v1/models/brightness:predict", json=body, timeout=60))
+            answers.append(httpx.post(f"{told['url']}/v1/models/brightness:predict", json=body, timeout=600))
 
         request = threading.Thread(target=predict_slowly)
         request.start()
@@ -87,8 +87,8 @@ def test_sigterm_lets_the_requests_in_flight_finish_and_ends_with_status_0(
         assert not answers
         http.close()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
-        request.join(timeout=10)
+        assert process.wait(timeout=600) == 0
+        request.join(timeout=600)
     (answer,) = answers
     assert answer.status_code == 200
     assert len(answer.json()["predictions"]) == 1
@@ -97,7 +97,7 @@ def test_sigterm_lets_the_requests_in_flight_finish_and_ends_with_status_0(
 def predicts_with_the_printed_line(curl: str, tmp_path: pathlib.Path) -> bool:
     image = tmp_path / "IMAGE.jpg"
     image.write_bytes(jpeg(255))
-    shell = subprocess.run(["sh", "-c", curl], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    shell = subprocess.run(["sh", "-c", curl], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=True)
     return bool(json.loads(shell.stdout)["predictions"][0]["label"] == "bright")
 
 
@@ -123,12 +123,12 @@ def test_ctrl_c_refuses_new_connections_while_it_finishes(export_dir: pathlib.Pa
                 answer += chunk
         assert answer.startswith(b"HTTP/1.1 200")
         assert b'"predictions"' in answer
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=600) == 0
 
 
 def accepts_connections(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=1).close()
+        socket.create_connection((host, port), timeout=600).close()
     except ConnectionError:
         return False
     except TimeoutError:  # the queue of the socket is full: it is there still, and nobody takes from it
