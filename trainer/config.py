@@ -25,6 +25,8 @@ from trainer.settings.section import Section
 from trainer.settings.training import OptimizerConfig, TrainConfig
 
 RECIPES_DIR = pathlib.Path(__file__).resolve().parents[1] / "recipes"
+# Settings that are no part of the identity of a run while they are null, since runs were made without them.
+_ADDED_LATER = {"augment": {"rotation_degrees", "shift", "zoom"}}
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -52,6 +54,9 @@ class Config(Section):
         out: a run may move to another machine. `precision` is the resolved one.
         """
         parts = self.model_dump(mode="json", include={"model", "train", "optimizer", "augment"})
+        for section, names in _ADDED_LATER.items():
+            # Runs from before go on.
+            parts[section] = {k: v for k, v in parts[section].items() if k not in names or v is not None}
         decisive = {"resize", "sampling", "run_length", "last_batch", "scaled_decoding"}
         parts["data"] = self.data.model_dump(mode="json", include=decisive)
         if self.features.views is not None:

@@ -45,7 +45,7 @@ class RunInfo(pydantic.BaseModel):
     image_size_px: int
     weights: str
     precision: str
-    batch_norm: Literal["frozen", "per_replica", "synchronized"]
+    batch_norm: Literal["frozen", "frozen_statistics", "per_replica", "synchronized"]
     task: ModelTask = "single_label"
 
 

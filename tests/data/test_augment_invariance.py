@@ -27,7 +27,9 @@ NUM_EXAMPLES = 23
 NUM_CLASSES = 4
 IMAGE_SIZE_PX = 32
 SEED = 11
-EVERYTHING = resolve_augmentation(AugmentConfig(preset="strong", color_jitter=0.3, erasing=0.25))
+EVERYTHING = resolve_augmentation(
+    AugmentConfig(preset="strong", color_jitter=0.3, erasing=0.25, rotation_degrees=20.0, shift=0.1, zoom=0.2)
+)
 
 
 class Row(NamedTuple):
@@ -220,6 +222,45 @@ def test_the_strength_of_color_jitter_bounds_its_factors() -> None:
     np.testing.assert_allclose(np.corrcoef(factors.T), np.eye(3), atol=0.06)
 
 
+@pytest.mark.parametrize(
+    ("setting", "column", "expected"),
+    [
+        ({"rotation_degrees": 30.0}, 3, np.sin(np.radians(30))),
+        ({"shift": 0.25}, 2, 0.25 * IMAGE_SIZE_PX),
+        ({"shift": 0.25}, 5, 0.25 * IMAGE_SIZE_PX),
+        ({"zoom": 0.2}, 0, 0.2),
+    ],
+)
+def test_the_strength_of_a_warp_bounds_it_either_way(
+    setting: dict[str, float], column: int, expected: float
+) -> None:
+    drawn = draw(resolve_augmentation(AugmentConfig(**setting)), 3000)
+    strengths = drawn[:, column] - (column == 0)
+    np.testing.assert_allclose([strengths.min(), strengths.max()], [-expected, expected], rtol=0.02)
+    assert strengths.mean() == pytest.approx(0, abs=0.05 * expected)
+    np.testing.assert_array_equal(drawn * 2**12, np.round(drawn * 2**12))
+
+
+def test_an_image_is_turned_zoomed_and_moved_about_its_centre_as_its_matrix_says() -> None:
+    settings = AugmentConfig(rotation_degrees=180.0, shift=0.5, zoom=0.5)
+    matrices = draw(resolve_augmentation(settings), 6).reshape(-1, 2, 3)
+    images = np.asarray(
+        [PIL.Image.fromarray(image).resize((IMAGE_SIZE_PX,) * 2) for image in load_sample_images().images * 3]
+    )
+    flat = tf.constant(matrices.reshape(-1, 6))
+    changed = change_images(tf.constant(images), unpack(resolve_augmentation(settings), flat)).numpy()
+    for image, matrix, result in zip(images, matrices, changed, strict=True):
+        # Pillow's pixels have their centre at one half, and its matrices are from the corner.
+        centre = IMAGE_SIZE_PX / 2
+        moved = matrix[:, :2] @ [-centre, -centre] + matrix[:, 2] + centre
+        data = (*matrix[0, :2], moved[0], *matrix[1, :2], moved[1])
+        expected = PIL.Image.fromarray(image).transform(
+            image.shape[:2], PIL.Image.Transform.AFFINE, data, PIL.Image.Resampling.BILINEAR, fillcolor=(128,) * 3
+        )
+        # A point on the very border of the image may be in it for one of the two.
+        assert np.mean(np.abs(result - np.asarray(expected)) > 4) < 0.005
+
+
 def test_erased_rectangles_are_as_frequent_and_as_large_as_the_paper_says() -> None:
     size = 64
     randomness = draw_randomness(
@@ -274,6 +315,24 @@ def test_what_one_setting_draws_does_not_depend_on_the_others() -> None:
         alone = resolve_augmentation(config)
         changes = unpack(alone, tf.constant(draw(alone, 40)))
         np.testing.assert_array_equal(getattr(changes, name), getattr(expected, name))
+
+
+def test_the_warps_of_both_kinds_come_to_one_that_does_the_classic_one_first() -> None:
+    classic = AugmentConfig(rotation_degrees=20.0, shift=0.1, zoom=0.2)
+    ours, theirs, both = (
+        unpack(augmentation, tf.constant(draw(augmentation, 40))).warp.numpy().reshape(-1, 2, 3)
+        for augmentation in map(
+            resolve_augmentation,
+            (
+                classic,
+                AugmentConfig(preset="strong"),
+                classic.model_copy(update={"preset": "strong"}),
+            ),
+        )
+    )
+    linear = ours[:, :, :2] @ theirs[:, :, :2]
+    offset = ours[:, :, :2] @ theirs[:, :, 2:] + ours[:, :, 2:]
+    np.testing.assert_allclose(both, np.concatenate([linear, offset], axis=2), atol=2**-12)
 
 
 def test_an_image_comes_out_the_same_in_any_batch() -> None:

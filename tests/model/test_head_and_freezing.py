@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.errors import ModelError
+from trainer.model.batch_norm import changing_statistics
 from trainer.model.blocks import blocks_of
 from trainer.model.classifier import backbone_of, build_classifier
 from trainer.model.dropout import dropout_keys
@@ -99,6 +100,27 @@ def test_a_share_of_the_layers_and_a_pattern_choose_as_they_say(classifier: Any)
     assert trained(network) == [weighted[3]]
 
 
+def test_from_a_layer_on_everything_to_the_output_is_trained(classifier: Any) -> None:
+    network = backbone_of(classifier)
+    weighted = [layer.name for layer in network.layers if layer.variables]
+    set_trainable(network, f"from:{weighted[-3]}", keeps_statistics=False)
+    assert trained(network) == weighted[-3:]
+
+
+def test_with_frozen_statistics_scale_and_offset_are_trained_and_nothing_else_of_a_normalisation() -> None:
+    model = build(batch_norm="frozen_statistics", trainable="top:2")
+    frozen = build(batch_norm="frozen", trainable="top:2")
+    assert [v.path for v in model.variables] == [v.path for v in frozen.variables]
+    model.set_weights(frozen.get_weights())
+    more = {v.name for v in model.trainable_variables} - {v.name for v in frozen.trainable_variables}
+    assert more == {"gamma", "beta"}
+    assert changing_statistics(model) == []
+    before = [v.numpy() for v in model.non_trainable_variables]
+    np.testing.assert_array_equal(model(IMAGES, training=True), frozen(IMAGES, training=False))
+    for variable, value in zip(model.non_trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
 def test_the_frozen_part_keeps_its_statistics_and_drops_nothing() -> None:
     inputs = keras.Input([4, 4, 3])
     x = keras.layers.BatchNormalization(name="block1_bn")(keras.layers.Conv2D(4, 1, name="block1_conv")(inputs))
@@ -127,6 +149,7 @@ def test_each_block_learns_more_slowly_than_the_one_above(classifier: Any) -> No
     [
         ({"trainable": "top:99"}, "has 18 blocks; use top:18 or fewer"),
         ({"trainable": "match:nothing.*"}, "no layer with weights of .* is called so; they are called"),
+        ({"trainable": "from:nowhere"}, "has no layer of that name; such as"),
         ({"features_at": "block_nowhere"}, "which is no layer of"),
     ],
 )

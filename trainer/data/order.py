@@ -39,6 +39,7 @@ class Purpose(enum.IntEnum):
     DEVICE_AUGMENTATION = 4
     MIXING = 5
     RING_OFFSET = 6
+    AFFINE = 7
 
 
 class Draws(NamedTuple):

@@ -1,4 +1,4 @@
-"""Batch normalisation with the statistics of the whole global batch, on every engine.
+"""Batch normalisation with the statistics of the whole global batch, on every engine, or with those of the weights.
 
 Keras's `synchronized=True` needs a tf.distribute strategy and no function around the replica's step; with Horovod it
 would stay local without a word. Here the training step says how to add up over replicas:
@@ -76,13 +76,29 @@ class SynchronizedBatchNormalization(keras.layers.BatchNormalization):  # type: 
         return mean + shift, tf.maximum(variance, 0.0)
 
 
+@keras.saving.register_keras_serializable("trainer")
+class FrozenStatisticsBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
+    """`keras.layers.BatchNormalization` in inference mode at all times; where it is trained, scale and offset are."""
+
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        return super().call(inputs, training=False, mask=mask)
+
+
 def with_synchronized_statistics(model: Any) -> Any:
     """`model`, a functional one, with new weights and each of its batch normalisations synchronised."""
+    return _with_batch_norm(model, SynchronizedBatchNormalization)
 
+
+def with_frozen_statistics(model: Any) -> Any:
+    """The same with the statistics of the weights."""
+    return _with_batch_norm(model, FrozenStatisticsBatchNormalization)
+
+
+def _with_batch_norm(model: Any, kind: Any) -> Any:
     def replacement(layer: Any) -> Any | None:
         if type(layer) is not keras.layers.BatchNormalization:
             return None
-        return SynchronizedBatchNormalization.from_config(layer.get_config())
+        return kind.from_config(layer.get_config())
 
     return replace_layers(model, replacement)
 
@@ -119,6 +135,8 @@ def changing_statistics(model: Any) -> list[Any]:
     return [
         variable
         for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and not isinstance(layer, FrozenStatisticsBatchNormalization)
+        and layer.trainable
         for variable in (layer.moving_mean, layer.moving_variance)
     ]

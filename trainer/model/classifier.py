@@ -11,7 +11,7 @@ import numpy as np
 from trainer.errors import ModelError
 from trainer.model.backbone import Backbone
 from trainer.model.backbones import find_backbone
-from trainer.model.batch_norm import with_synchronized_statistics
+from trainer.model.batch_norm import with_frozen_statistics, with_synchronized_statistics
 from trainer.model.depthwise import with_depthwise_operations
 from trainer.model.dropout import with_example_dropout
 from trainer.model.freezing import set_trainable
@@ -20,7 +20,7 @@ from trainer.model.scaling import PixelScaling, ScalePixels
 from trainer.settings.model import ModelConfig
 from trainer.settings.training import ModelTask
 
-BatchNorm = Literal["frozen", "per_replica", "synchronized"]
+BatchNorm = Literal["frozen", "frozen_statistics", "per_replica", "synchronized"]
 _LINEAR_HEAD = Head()
 
 
@@ -69,6 +69,8 @@ def build_classifier(
         network = with_depthwise_operations(with_example_dropout(up_to(spec.build(shape), features_at)))
         if batch_norm == "synchronized":
             network = with_synchronized_statistics(network)
+        elif batch_norm == "frozen_statistics":
+            network = with_frozen_statistics(network)
         if other_sizes_px:
             network, shape = _for_any_size(network, spec.name, other_sizes_px), (None, None, 3)
         set_trainable(network, trainable, keeps_statistics=batch_norm == "frozen")

@@ -1,5 +1,6 @@
 """Which layers of a backbone are trained, and how fast: the grammar of `model.trainable`, and layer-wise decay."""
 
+import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -53,6 +54,8 @@ def _choose(network: Any, trainable: str) -> Iterable[Any]:
     kind, _, value = trainable.partition(":")
     if kind == "match":
         return _match(network, layers, value)
+    if kind == "from":
+        return _from(network, value)
     blocks = blocks_of(network)
     if value.endswith("%"):
         weighted = [layer for block in blocks for layer in block if layer.variables]
@@ -64,6 +67,18 @@ def _choose(network: Any, trainable: str) -> Iterable[Any]:
             "fewer, or all"
         )
     return [layer for block in blocks[-int(value) :] for layer in block]
+
+
+def _from(network: Any, name: str) -> list[Any]:
+    """The layer so called and all after it, in the order of the computation."""
+    layers = [layer for block in blocks_of(network) for outer in block for layer in outer._flatten_layers()]
+    names = [layer.name for layer in layers]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or [layer.name for layer in layers[-3:]]
+        raise ModelError(
+            f"model.trainable is from:{name}, and {network.name} has no layer of that name; such as {', '.join(near)}"
+        )
+    return layers[names.index(name) :]
 
 
 def _match(network: Any, layers: list[Any], pattern: str) -> list[Any]:

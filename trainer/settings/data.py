@@ -56,6 +56,15 @@ class AugmentConfig(Section):
         None, description="least share of the area that a random crop keeps; 1: no random crop"
     )
     flip: bool | None = pydantic.Field(None, description="mirror left and right at random")
+    rotation_degrees: Annotated[float, pydantic.Field(ge=0, le=180)] | None = pydantic.Field(
+        None, description="turn by a random angle of up to so much either way; 0: none"
+    )
+    shift: Annotated[float, pydantic.Field(ge=0, le=0.5)] | None = pydantic.Field(
+        None, description="move along each axis by up to this share of the side at random; 0: none"
+    )
+    zoom: Annotated[float, pydantic.Field(ge=0, le=0.5)] | None = pydantic.Field(
+        None, description="zoom by a random factor, as in 0.2 for 0.8 to 1.2; 0: none"
+    )
     color_jitter: Annotated[float, pydantic.Field(ge=0, le=1)] | None = pydantic.Field(
         None, description="strength of random brightness, contrast and saturation; 0: none"
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from trainer.data.augmentation import mixing, randaugment
+from trainer.data.augmentation import affine, mixing, randaugment, warp
 from trainer.data.augmentation.color_operations import FACTOR_STEP
 from trainer.data.augmentation.presets import Augmentation
 from trainer.data.order import Purpose
@@ -43,7 +43,7 @@ def num_columns(augmentation: Augmentation) -> dict[str, int]:
     num_layers = augmentation.randaugment_layers
     columns = {
         "flip": 1 if augmentation.flip else 0,
-        "warp": 6 if num_layers else 0,
+        "warp": 6 if num_layers or augmentation.warps else 0,
         "jitter": 3 if augmentation.color_jitter else 0,
         "operations": num_layers,
         "levels": num_layers,
@@ -91,9 +91,19 @@ def draw_randomness(
     if augmentation.color_jitter:
         factors = 1.0 + augmentation.color_jitter * (2.0 * jitter - 1.0)
         changes = changes._replace(jitter=tf.round(factors / FACTOR_STEP) * FACTOR_STEP)
+    if augmentation.warps:
+        matrices = affine.choose(
+            draw(Purpose.AFFINE, affine.NUM_UNIFORMS),
+            rotation_degrees=augmentation.rotation_degrees,
+            shift=augmentation.shift,
+            zoom=augmentation.zoom,
+            image_size_px=image_size_px,
+        )
+        changes = changes._replace(warp=matrices)
     if num_layers:
         chosen = randaugment.choose(layers, augmentation.randaugment_magnitude, image_size_px)
-        changes = changes._replace(warp=chosen.matrices, operations=chosen.operations, levels=chosen.levels)
+        matrices = chosen.matrices if changes.warp is None else warp.compose(changes.warp, chosen.matrices)
+        changes = changes._replace(warp=matrices, operations=chosen.operations, levels=chosen.levels)
     if augmentation.erasing:
         changes = changes._replace(erasing=_choose_erasing(erasing, augmentation.erasing, image_size_px))
     if augmentation.mixes:

@@ -7,6 +7,7 @@ whole batches on the device (`on_device`).
     preset                   none  light  medium  strong
     least area of the crop   1     0.7    0.35    0.08
     flip                     -     -      yes     yes
+    rotation, shift, zoom    -     -      -       -
     colour jitter            -     -      0.2     -
     RandAugment              -     -      -       2 layers of magnitude 7
     random erasing           -     -      0.1     -
@@ -24,6 +25,9 @@ class Augmentation:
 
     min_crop_area: float
     flip: bool
+    rotation_degrees: float
+    shift: float
+    zoom: float
     color_jitter: float
     randaugment_layers: int
     randaugment_magnitude: float
@@ -42,13 +46,21 @@ class Augmentation:
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     @property
+    def warps(self) -> bool:
+        """Whether images are turned, moved or zoomed; RandAugment's own warps aside."""
+        return any((self.rotation_degrees, self.shift, self.zoom))
+
+    @property
     def changes_on_device(self) -> bool:
-        return self.flip or self.mixes or any((self.color_jitter, self.randaugment_layers, self.erasing))
+        return self.flip or self.warps or self.mixes or any((self.color_jitter, self.randaugment_layers, self.erasing))
 
 
 _NOTHING = Augmentation(
     min_crop_area=1.0,
     flip=False,
+    rotation_degrees=0.0,
+    shift=0.0,
+    zoom=0.0,
     color_jitter=0.0,
     randaugment_layers=0,
     randaugment_magnitude=9.0,

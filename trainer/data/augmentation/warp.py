@@ -22,6 +22,15 @@ def round_matrices(matrices: Tensor) -> Tensor:
     return tf.round(matrices / MATRIX_STEP) * MATRIX_STEP
 
 
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """[n, 6] twice, to the one warp [n, 6] that does what `first` and then `second` do."""
+    n = tf.shape(first)[0]
+    last_row = tf.tile(tf.constant([[[0.0, 0.0, 1.0]]]), [n, 1, 1])
+    one, other = (tf.concat([tf.reshape(matrices, [-1, 2, 3]), last_row], axis=1) for matrices in (first, second))
+    # The result of the first warp is sampled by the second: its points are the last to be mapped.
+    return round_matrices(tf.reshape(tf.linalg.matmul(one, other)[:, :2], [-1, 6]))
+
+
 def warp_images(images: Tensor, matrices: Tensor) -> Tensor:
     """Bilinear sampling at affinely mapped points, rounded to whole values; grey where a point is outside.
 
