@@ -231,9 +231,7 @@ def test_the_strength_of_color_jitter_bounds_its_factors() -> None:
         ({"zoom": 0.2}, 0, 0.2),
     ],
 )
-def test_the_strength_of_a_warp_bounds_it_either_way(
-    setting: dict[str, float], column: int, expected: float
-) -> None:
+def test_the_strength_of_a_warp_bounds_it_either_way(setting: dict[str, float], column: int, expected: float) -> None:
     drawn = draw(resolve_augmentation(AugmentConfig(**setting)), 3000)
     strengths = drawn[:, column] - (column == 0)
     np.testing.assert_allclose([strengths.min(), strengths.max()], [-expected, expected], rtol=0.02)

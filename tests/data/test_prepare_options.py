@@ -56,6 +56,36 @@ def names_of(out: pathlib.Path) -> set[str]:
 # Classes and shares.
 
 
+def test_a_share_of_each_class_is_trained_on_and_validation_and_test_stay_whole(
+    photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    def prepare(name: str, **options: float) -> tuple[Manifest, dict[str, set[str]]]:
+        manifest = prepare_dataset(str(photos), tmp_path / name, options=PrepareOptions(**options))
+        return manifest, {
+            split: {example.filename for example in examples}
+            for split, examples in examples_of(tmp_path / name).items()
+        }
+
+    (_, whole), (fifth, of_fifth), (_, of_tenth) = (
+        prepare("whole"),
+        prepare("fifth", train_fraction=0.2),
+        prepare("tenth", train_fraction=0.1),
+    )
+    assert fifth.splits["train"].class_counts == [8, 4, 2]
+    assert fifth.num_left_out == {"over --train": 70 - 14 - 14}
+    for split in ("validation", "test"):
+        assert of_fifth[split] == of_tenth[split] == whole[split]
+    assert of_tenth["train"] < of_fifth["train"] < whole["train"]
+
+
+def test_shares_of_training_that_cannot_be_are_refused() -> None:
+    with pytest.raises(DataError, match=r"--train 0\.9, --val 0\.1 and --test 0\.1 are more than all images"):
+        PrepareOptions(train_fraction=0.9)
+    PrepareOptions(train_fraction=0.7, validation_fraction=0.2)
+    with pytest.raises(DataError, match="--train is 0; expected a share"):
+        PrepareOptions(train_fraction=0)
+
+
 def test_an_excluded_class_is_gone_and_the_labels_close_up(photos: pathlib.Path, out: pathlib.Path) -> None:
     manifest = prepare_dataset(str(photos), out, options=PrepareOptions(exclude=("dog",)))
     assert manifest.class_names == ["cat", "emu"]

@@ -61,6 +61,23 @@ class TrainerShades(tfds.core.GeneratorBasedBuilder):
             yield f"{split}{i}", example
 
 
+class TrainerObjects(tfds.core.GeneratorBasedBuilder):
+    """Features as Pascal VOC has them: labels twice, and no word on which are meant."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> Any:
+        labels = tfds.features.Sequence(tfds.features.ClassLabel(names=["cat", "dog"]))
+        features = {"image": tfds.features.Image(), "labels": labels, "labels_no_difficult": labels}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "a", {"image": io.BytesIO(jpeg(1)), "labels": [0, 1], "labels_no_difficult": [1]}
+
+
 class TrainerSounds(tfds.core.GeneratorBasedBuilder):
     """Nothing to see here."""
 
@@ -94,6 +111,11 @@ def staged(text: str, workspace: pathlib.Path) -> Source:
     source = open_source(f"tfds:{text}")
     source.stage(workspace, show_nothing)
     return source
+
+
+def test_of_several_features_with_labels_the_one_that_is_called_so_is_meant(workspace: pathlib.Path) -> None:
+    (candidate,) = staged("trainer_objects", workspace).candidates()
+    assert candidate.class_names == ("cat", "dog")
 
 
 def test_examples_come_with_their_bytes_labels_and_splits(

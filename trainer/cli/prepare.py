@@ -42,6 +42,13 @@ def prepare(
     test: Annotated[
         float, typer.Option(help="Share of each class for the test; a split that the source has is kept.")
     ] = 0.1,
+    train: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of each class for training, such as 0.2; the rest is not taken.",
+            show_default="all that --val and --test leave",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Decides the splits and the order; the same seed gives the same bytes.")
     ] = 0,
@@ -52,7 +59,8 @@ def prepare(
         ),
     ] = None,
     fraction: Annotated[
-        float, typer.Option(help="Take this share of each class; what 0.1 takes is part of what 0.2 takes.")
+        float,
+        typer.Option(help="Take this share of each class, then divide it; 0.1 takes part of what 0.2 takes."),
     ] = 1.0,
     per_class: Annotated[
         int | None, typer.Option(min=1, help="Take at most so many images of each class, over all splits.")
@@ -102,6 +110,7 @@ def prepare(
     options = PrepareOptions(
         validation_fraction=val,
         test_fraction=test,
+        train_fraction=train,
         seed=seed,
         exclude=tuple(exclude or ()),
         fraction=fraction,

@@ -83,7 +83,7 @@ class Manifest(_Model):
     has_weights: bool = False
     # What `prepare` was asked for, as it was given: fractions, classes left out, the largest side.
     options: dict[str, Any] = {}
-    # Images that were not asked for, by what leaves them out (`--exclude`, `--fraction`, `--per-class`).
+    # Images that were not asked for, by what leaves them out (`--exclude`, `--fraction`, `--per-class`, `--train`).
     num_left_out: dict[str, int] = {}
     # By the first word or words of the reason, such as {"truncated": 2}; `bad_files` lists the first `MAX_LISTED`.
     num_bad_files: dict[str, int] = {}

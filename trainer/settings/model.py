@@ -14,8 +14,8 @@ def check_trainable(value: str) -> str:
     """Raises ValueError for what is not of the grammar of `model.trainable`."""
     if not _TRAINABLE.fullmatch(value):
         raise ValueError(
-            "should be all, head, top:3 (blocks), top:30% (of the layers with weights), from:LAYER (that one and all after "
-            "it) or match:REGEX (layer names)"
+            "should be all, head, top:3 (blocks), top:30% (of the layers with weights), from:LAYER (that one and all "
+            "after it) or match:REGEX (layer names)"
         )
     if value.startswith("match:"):
         try:
@@ -52,17 +52,18 @@ class ModelConfig(Section):
     trainable: Trainable = pydantic.Field(
         "all",
         description="what is trained beside the head. all: fine-tune; head: nothing; top:3: the last three blocks of "
-        "the backbone; top:30%: its last layers; from:LAYER: that layer and all after it; match:REGEX: the layers so called",
+        "the backbone; top:30%: its last layers; from:LAYER: that layer and all after it; match:REGEX: "
+        "the layers so called",
     )
     features_at: str | None = pydantic.Field(
         None, description="the layer whose output the head gets, for images unlike the pretraining; null: the last"
     )
     batch_norm: Literal["auto", "frozen", "frozen_statistics", "per_replica", "synchronized"] = pydantic.Field(
         "auto",
-        description="frozen: as the weights have it, inference mode; frozen_statistics: the statistics of the weights, and "
-        "scale and offset are trained; per_replica: of each replica's batch, "
-        "averaged over the replicas; synchronized: of the whole global batch, without XLA; auto: frozen for pretrained "
-        "weights, per_replica without. Layers that are not trained keep theirs",
+        description="frozen: as the weights have it, inference mode; frozen_statistics: the statistics of the "
+        "weights, with scale and offset trained; per_replica: of each replica's batch, averaged over the replicas; "
+        "synchronized: of the whole global batch, without XLA; auto: frozen for pretrained weights, per_replica "
+        "without. Layers that are not trained keep theirs",
     )
     pooling: Literal["average", "max", "flatten"] = pydantic.Field(
         "average", description="of the backbone's output over the image; flatten: none, for a hidden layer to see all"

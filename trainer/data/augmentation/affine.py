@@ -1,4 +1,4 @@
-"""The classic random warps: an image is turned, zoomed and moved, each by a strength of its own; one matrix for all three.
+"""The classic random warps: an image is turned, zoomed and moved, all by one matrix.
 
 Decided on the host; see `warp` for how a matrix is applied, and for what lies outside of the image.
 """
@@ -16,7 +16,7 @@ NUM_UNIFORMS = 4
 
 
 def choose(uniforms: Tensor, *, rotation_degrees: float, shift: float, zoom: float, image_size_px: int) -> Tensor:
-    """Makes [n, NUM_UNIFORMS] random numbers from [0, 1) into matrices [n, 6] for `warp.warp_images`.
+    """Make [n, NUM_UNIFORMS] random numbers from [0, 1) into matrices [n, 6] for `warp.warp_images`.
 
     Each image is turned by up to `rotation_degrees` either way and zoomed by a factor from 1 - `zoom` to 1 + `zoom`
     about its centre, then moved along each axis by up to `shift` of its side. All are uniform; 0 leaves one out.

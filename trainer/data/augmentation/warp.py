@@ -23,7 +23,7 @@ def round_matrices(matrices: Tensor) -> Tensor:
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
-    """[n, 6] twice, to the one warp [n, 6] that does what `first` and then `second` do."""
+    """Return the one warp [n, 6] that does what `first` and then `second`, [n, 6] each, do."""
     n = tf.shape(first)[0]
     last_row = tf.tile(tf.constant([[[0.0, 0.0, 1.0]]]), [n, 1, 1])
     one, other = (tf.concat([tf.reshape(matrices, [-1, 2, 3]), last_row], axis=1) for matrices in (first, second))

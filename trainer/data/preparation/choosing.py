@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from trainer.data.manifest import SPLITS, SplitName
 from trainer.data.preparation.options import PrepareOptions
-from trainer.data.preparation.splits import Stratification
-from trainer.data.preparation.state import State, printable, to_labels
+from trainer.data.preparation.splits import Stratification, sizes_of_fraction
+from trainer.data.preparation.state import NUM_LEFT_OUT, State, printable, to_labels
 from trainer.errors import DataError
 
 # The listed ones that are not known to be bad: all of them before the check, the readable ones after it.
@@ -20,7 +20,8 @@ def choose_splits(state: State, class_names: Sequence[str], options: PrepareOpti
     """Fills `chosen` and `places`: a split for every readable candidate, and its position there.
 
     A candidate with a `split` of its own goes there. The others of each class (the rarest of several) are divided
-    alike, as `splits.cut_sizes` says, in the order of a hash; no group is divided. Positions are shuffled.
+    alike, as `splits.cut_sizes` says, in the order of a hash; no group is divided. Of what is left for training,
+    `options.train_fraction` may be taken. Positions are shuffled.
 
     Raises DataError where a class cannot have an image in every split, or the source itself divides a group.
     """
@@ -34,6 +35,7 @@ def choose_splits(state: State, class_names: Sequence[str], options: PrepareOpti
         )
         _check_groups_of_source(state)
         _divide(state, class_names, _splits_to_cut(state, options))
+        _thin_training(state, options.train_fraction)
         _check_chosen(state, class_names)
         state.connection.execute(
             "INSERT INTO places SELECT split, row_number() OVER (PARTITION BY split ORDER BY key, filename) - 1, id "
@@ -101,6 +103,27 @@ def _divide(state: State, class_names: Sequence[str], fractions: Mapping[SplitNa
         f"FROM group_splits JOIN candidates ON in_group = name LEFT JOIN {_CHECKS}"
     )
     state.insert("chosen", _place_singles(state, stratification, num_singles))
+
+
+def _thin_training(state: State, share: float | None) -> None:
+    """Leave in train no more than `share` of the free candidates of each stratum; a smaller share is part of a larger.
+
+    Groups stay out of two splits whether all of a group is taken or not.
+    """
+    if share is None:
+        return
+    sizes = sizes_of_fraction(_count_strata(state)[0], share)
+    state.connection.create_function("train_size", 1, lambda stratum: sizes.get(stratum, 0), deterministic=True)
+    num_left_out = state.connection.execute(
+        "DELETE FROM chosen WHERE id IN (SELECT id FROM ("
+        "  SELECT candidates.id AS id, stratum, row_number() OVER ("
+        "    PARTITION BY stratum ORDER BY order_key('split', filename), filename"
+        "  ) AS rank FROM chosen JOIN candidates ON candidates.id = chosen.id"
+        "  WHERE chosen.split = ? AND candidates.split IS NULL"
+        ") WHERE rank > train_size(stratum))",
+        (SPLITS.index("train"),),
+    ).rowcount
+    state.set_fact(NUM_LEFT_OUT, {**(state.fact(NUM_LEFT_OUT) or {}), "over --train": num_left_out})
 
 
 def _count_strata(state: State) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:

@@ -14,6 +14,7 @@ class PrepareOptions:
 
     validation_fraction, test_fraction: of the images of each class, each at least 0 and together below 1. A split
         that the source has of its own is taken as it is.
+    train_fraction: of the images of each class that validation and test could come from; None for all that they leave.
     exclude: classes that are left out; an image of several classes keeps its others.
     fraction: of the images of each class, over 0 to 1; a smaller one takes some of those that a larger one takes.
     per_class: at most so many images of each class, over all splits; None for all.
@@ -27,6 +28,7 @@ class PrepareOptions:
 
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    train_fraction: float | None = None
     seed: int = 0
     exclude: tuple[str, ...] = ()
     fraction: float = 1.0
@@ -47,6 +49,7 @@ class PrepareOptions:
                 f"--val {self.validation_fraction} and --test {self.test_fraction} leave nothing to train on; "
                 "give shares that add up to less than 1"
             )
+        self._check_train_fraction()
         if not 0 <= self.max_bad_fraction <= 1:
             raise DataError(f"--max-bad-fraction is {self.max_bad_fraction}; expected a share from 0 to 1")
         if not 0 < self.fraction <= 1:
@@ -58,6 +61,19 @@ class PrepareOptions:
         if self.shard_bytes < 1 or self.num_workers < 0:
             raise DataError(
                 f"{self.shard_bytes} bytes a shard and {self.num_workers} workers; expected at least 1, and 0 or more"
+            )
+
+    def _check_train_fraction(self) -> None:
+        share = self.train_fraction
+        if share is None:
+            return
+        if not 0 < share <= 1:
+            raise DataError(f"--train is {share}; expected a share of each class over 0, such as 0.2")
+        # As decimals add up: 0.7 + 0.2 + 0.1 is a little less than 1 in binary, and others a little more.
+        if round(share + self.validation_fraction + self.test_fraction, 9) > 1:
+            raise DataError(
+                f"--train {share}, --val {self.validation_fraction} and --test {self.test_fraction} are more than all "
+                "images; give shares that add up to at most 1"
             )
 
     @property
@@ -72,5 +88,7 @@ class PrepareOptions:
         """Those that decide the content, as JSON can say them."""
         values = dataclasses.asdict(self)
         del values["num_workers"], values["max_bad_fraction"]
+        if self.train_fraction is None:
+            del values["train_fraction"]  # as in datasets from before there was this option
         values["exclude"] = sorted(set(values["exclude"]))
         return values

@@ -189,12 +189,12 @@ def _examples_of(tfds: Any, builder: Any, split: str, features: _Features) -> It
 
 
 def _find_features(tfds: Any, builder: Any, text: str) -> _Features:
-    """The image and the label of an example: what the dataset itself says, or else the only ones."""
+    """The image and the label of an example: as the dataset says, or else the only ones, or those called just so."""
     features = builder.info.features if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
     supervised = [key for key in builder.info.supervised_keys or () if isinstance(key, str)]
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
     labels = [key for key in features if _class_label_of(tfds, features[key]) is not None]
-    image, label = _choose(images, supervised), _choose(labels, supervised)
+    image, label = _choose(images, supervised, ("image",)), _choose(labels, supervised, ("label", "labels"))
     if image is None or label is None:
         raise DataError(
             f"{text} has the features {', '.join(features)}, of which {len(images)} are images and {len(labels)} "
@@ -204,9 +204,11 @@ def _find_features(tfds: Any, builder: Any, text: str) -> _Features:
     return _Features(image, label, [class_label.int2str(i) for i in range(class_label.num_classes)])
 
 
-def _choose(keys: list[str], supervised: list[str]) -> str | None:
-    preferred = [key for key in keys if key in supervised]
-    chosen = preferred or keys
+def _choose(keys: list[str], supervised: list[str], plain_names: tuple[str, ...]) -> str | None:
+    chosen = [key for key in keys if key in supervised] or keys
+    if len(chosen) > 1:
+        # Beside its labels, Pascal VOC has those that are not hard to see
+        chosen = [key for key in chosen if key in plain_names]
     return chosen[0] if len(chosen) == 1 else None
 
 
