@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,9 @@ from trainer import tf_runtime
 from trainer.distribute.elastic import request
 from trainer.distribute.elastic.supervisor import ElasticSupervisor
 from trainer.distribute.engine import Engine
+from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.environments import horovod_rendezvous, multiworker_environments
-from trainer.distribute.launchers.external import find_place
+from trainer.distribute.launchers.external import can_meet, check_alone, find_place
 from trainer.distribute.launchers.hosts import Host, Place, parse_hosts, place_workers
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
 from trainer.distribute.launchers.versions import installed_versions
@@ -31,7 +33,8 @@ def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]
     """The workers that this process has to start; none where it trains itself, or is such a worker.
 
     Raises:
-        ConfigError: `hosts` is not of the right form, or needs another strategy.
+        ConfigError: `hosts` is not of the right form, or needs another strategy; or this process was started as one of
+            several, and the strategy is one of a single process.
         DeviceError: this machine has fewer GPUs than asked for.
     """
     if request.is_elastic(config):
@@ -41,7 +44,10 @@ def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]
             f"--hosts {config.hosts} needs a strategy of several processes, and --strategy is {config.strategy}; add "
             "--strategy horovod or --strategy multiworker"
         )
-    if config.strategy not in _STRATEGIES or find_place() is not None:
+    if config.strategy not in _STRATEGIES:
+        check_alone(config.strategy)
+        return []
+    if _is_started_elsewhere(config):
         return []
     if config.hosts is not None:
         places = place_workers(parse_hosts(config.hosts))
@@ -53,6 +59,19 @@ def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]
         return places
     _, num_replicas = resolve_devices(config, num_gpus_found)
     return place_workers([Host(None, num_replicas)])
+
+
+def _is_started_elsewhere(config: DistributeConfig) -> bool:
+    """Whether this process is a worker, and its starter has started the others.
+
+    A starter of one process has started no others. Where more are asked for, or the workers of this strategy cannot
+    meet through that starter, this process starts them.
+    """
+    place = find_place()
+    if place is None or place.num_workers > 1 or heartbeat.VARIABLE in os.environ:
+        return place is not None
+    wants_more = config.hosts is not None or (config.gpus or config.replicas or 1) > 1
+    return not wants_more and can_meet(config.strategy, place)
 
 
 def topology_of_job(config: DistributeConfig, places: Sequence[Place], *, num_gpus_found: int) -> Topology:

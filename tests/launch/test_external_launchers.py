@@ -184,7 +184,9 @@ def test_a_horovod_that_does_not_see_the_other_workers_is_refused(
 def test_a_size_that_agrees_is_accepted() -> None:
     check_size(2, {"PMI_RANK": "1", "PMI_SIZE": "2"})
     check_size(1, {})
-    check_size(3, {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"})  # an elastic job that has grown
+    check_size(3, {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_ELASTIC": "1"})  # an elastic job that has grown
+    with pytest.raises(DeviceError, match="HOROVOD_RANK makes this process worker 1 of 2, but Horovod has found 1"):
+        check_size(1, {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"})
     with pytest.raises(DeviceError, match="TF_CONFIG makes this process worker 0 of 2, but Horovod has found 1"):
         check_size(1, tf_config(0, [1, 2]))
 

@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.environments import multiworker_environments
 from trainer.distribute.launchers.external import ExternalPlace, find_place
 from trainer.distribute.launchers.hosts import Host, parse_hosts, place_workers
@@ -17,6 +18,7 @@ from trainer.job import find_places
 from trainer.settings.distribute import DistributeConfig
 
 TF_CONFIG = json.dumps({"cluster": {"worker": ["a:1", "b:1", "b:2", "c:1"]}, "task": {"type": "worker", "index": 2}})
+ONE_WORKER = json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}})
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,24 @@ TF_CONFIG = json.dumps({"cluster": {"worker": ["a:1", "b:1", "b:2", "c:1"]}, "ta
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}, None),
         # A batch script is no task that srun has started: it may start workers on the nodes by --hosts.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, None),
+        # Where Slurm does not say how many tasks the step has, those of the job are meant, but only inside a step.
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"},
+            ("SLURM_PROCID", 1, 2, 1),
+        ),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n[1-2]"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_ID": str(2**32 - 6), "SLURM_NTASKS": "8"}, None),
+        # A shell that srun --pty has opened: its tasks but the first have no terminal.
+        (
+            {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PTY_PORT": "4000", "SLURM_TASK_PID": "1"},
+            None,
+        ),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PTY_PORT": "4000"}, ("SLURM_PROCID", 1, 2, 0)),
+        # A starter of one process does not hide one of several.
+        ({"TF_CONFIG": ONE_WORKER, "PMI_RANK": "1", "PMI_SIZE": "2"}, ("PMI_RANK", 1, 2, 0)),
+        ({"TF_CONFIG": ONE_WORKER}, ("TF_CONFIG", 0, 1, 0)),
+        ({"TF_CONFIG": '{"cluster": {"chief": ["a:1"]}, "task": {"type": "chief", "index": 0}}'}, None),
+        ({"RANK": "colonel", "WORLD_SIZE": "2"}, None),
         # mpirun inside a Slurm job knows better than Slurm.
         (
             {
@@ -139,8 +159,68 @@ def test_a_job_that_does_not_add_up_is_refused_before_the_start(settings: dict, 
     assert isinstance(raised.value, ConfigError | DeviceError)
 
 
+SEVERAL_PROCESSES = [
+    ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE is 2", "add --strategy horovod"),
+    ({"PMI_RANK": "1", "PMI_SIZE": "4"}, "PMI_SIZE is 4", "add --strategy horovod"),
+    ({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"}, "HOROVOD_SIZE is 2", "add --strategy horovod"),
+    ({"PMIX_RANK": "1"}, "PMIX_RANK is 1", "add --strategy horovod"),
+    ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS is 2", "add --strategy multiworker"),
+    (
+        {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"},
+        "SLURM_NTASKS is 2",
+        "add --strategy multiworker",
+    ),
+    ({"TF_CONFIG": TF_CONFIG}, "TF_CONFIG names 4 workers", "add --strategy multiworker"),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE is 2", "run the command once, with --strategy"),
+]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "single", "mirrored"])
+@pytest.mark.parametrize(("environment", "evidence", "fix"), SEVERAL_PROCESSES)
+def test_one_of_several_processes_does_not_train_alone(
+    strategy: str, environment: dict[str, str], evidence: str, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as raised:
+        find_places(DistributeConfig(strategy=strategy), num_gpus_found=0)
+    assert (
+        evidence in str(raised.value) and fix in str(raised.value) and f"--strategy is {strategy}" in str(raised.value)
+    )
+
+
 def test_a_strategy_of_several_processes_has_a_place_for_each_replica() -> None:
     on_cpu = DistributeConfig(strategy="horovod", device="cpu", replicas=3)
     assert len(find_places(on_cpu, num_gpus_found=0)) == 3
     assert len(find_places(DistributeConfig(strategy="multiworker"), num_gpus_found=4)) == 4
     assert find_places(DistributeConfig(strategy="mirrored"), num_gpus_found=4) == []
+
+
+SIZE_ONE = [
+    {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"},
+    {"PMI_RANK": "0", "PMI_SIZE": "1"},
+    {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "1"},
+    {"TF_CONFIG": ONE_WORKER},
+    {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"},
+]
+
+
+@pytest.mark.parametrize("environment", SIZE_ONE)
+def test_a_starter_of_one_process_leaves_it_to_the_command_to_start_what_is_asked_for(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    on_cpu = DistributeConfig(device="cpu", replicas=2)
+    assert find_places(on_cpu, num_gpus_found=0) == [], "mirrored: in this process"
+    for strategy in ("multiworker", "horovod"):
+        assert len(find_places(on_cpu.model_copy(update={"strategy": strategy}), num_gpus_found=0)) == 2
+        assert len(find_places(DistributeConfig(strategy=strategy, hosts="a:2,b:2"), num_gpus_found=0)) == 4
+    elastic = DistributeConfig(strategy="horovod", device="cpu", replicas=2, min_replicas=1)
+    assert len(find_places(elastic, num_gpus_found=0)) == 2
+
+
+def test_a_worker_of_one_that_this_project_has_started_starts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CONFIG", ONE_WORKER)
+    monkeypatch.setenv(heartbeat.VARIABLE, "3")
+    assert find_places(DistributeConfig(strategy="multiworker", hosts="a:1"), num_gpus_found=0) == []

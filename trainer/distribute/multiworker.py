@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from trainer.distribute.launchers.cluster import join_cluster
 from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
-from trainer.distribute.launchers.external import find_place
+from trainer.distribute.launchers.external import can_meet, find_place
 from trainer.distribute.tf_strategy import TfStrategyEngine
 from trainer.distribute.topology import Device, Topology
 from trainer.errors import DeviceError
@@ -79,11 +79,11 @@ def find_topology(device: Device) -> Topology:
         DeviceError: nobody started this process as one of several, or not in a way that says where the others are.
     """
     place = find_place()
-    if place is None or place.by not in ("TF_CONFIG", "SLURM_PROCID"):
-        by = f" (only {place.by})" if place else ""
+    if place is None or not can_meet("multiworker", place):
+        by = f", only {place.by}" if place else ""
         raise DeviceError(
-            f"--strategy multiworker found no TF_CONFIG with the addresses of all workers{by}; give --hosts or "
-            "--replicas to start them here, or use --strategy horovod under this launcher"
+            f"--strategy multiworker found no TF_CONFIG with the addresses of all workers{by}; use --strategy horovod "
+            "under this launcher, or run the command once, without it, and with --hosts or --replicas"
         )
     num_local_replicas = 1
     if device == "gpu":

@@ -64,7 +64,7 @@ def list_workers(planned: PlannedRun, *, run_dir: str) -> Workers:
     """
     starts = _starts_of_job(planned, run_dir) if planned.places else [_start_of_this_process(planned)]
     place = find_place()
-    started_by = "this command" if planned.places else "itself" if place is None else place.by
+    started_by = "this command" if planned.places else "itself" if place is None or place.num_workers == 1 else place.by
     texts = [text for start in starts for text in [*start.command, *start.environment.values()]]
     return Workers(started_by=started_by, filled_in=_find_filled_in(texts), starts=starts)
 

@@ -63,7 +63,7 @@ def _check(config: DistributeConfig) -> None:
             "--min-replicas, --max-replicas and --host-discovery-script make a job elastic, and horovod alone can be; "
             f"--strategy is {config.strategy}; add --strategy horovod, or leave them out"
         )
-    if (place := find_place()) is not None:
+    if (place := find_place()) is not None and place.num_workers > 1:
         raise ConfigError(
             f"an elastic job starts its own workers, and this process was started as one of {place.num_workers} "
             f"({place.by} is set); run the command once, without mpirun, srun or horovodrun"

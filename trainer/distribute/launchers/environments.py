@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from trainer.distribute.launchers.external import PLACE_VARIABLES
 from trainer.distribute.launchers.hosts import Place
 from trainer.errors import DeviceError
 
@@ -16,7 +17,6 @@ _FORWARDED_PREFIXES = ("TF_", "XLA_", "KERAS_", "NCCL_", "HOROVOD_", "OMP_", "TR
 LOCAL_INDEX_VARIABLE = "TRAINER_LOCAL_INDEX"
 # Terraform's; some hold secrets.
 _NOT_FORWARDED_PREFIXES = ("TF_VAR_", "TF_TOKEN_", "TF_CLI_")
-_NOT_FORWARDED = ("TF_CONFIG", "HOROVOD_RANK", "HOROVOD_SIZE")
 # Its own 30 s are short for workers that start on busy machines or slow disks; who is gone the guards find out.
 GLOO_TIMEOUT_VARIABLE = "HOROVOD_GLOO_TIMEOUT_SECONDS"
 _GLOO_TIMEOUT_SECS = "300"
@@ -42,7 +42,7 @@ def forwarded_variables() -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith(_FORWARDED_PREFIXES)
         and not name.startswith(_NOT_FORWARDED_PREFIXES)
-        and name not in _NOT_FORWARDED
+        and name not in PLACE_VARIABLES
     }
 
 

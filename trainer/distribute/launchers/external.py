@@ -1,59 +1,136 @@
 """Whether somebody else started this process as one worker of several, and as which: mpirun, Slurm, Kubernetes.
 
+TF_CONFIG                       this project's launcher, JobSets and TFJobs
 HOROVOD_RANK                    horovodrun, or this project's launcher
 OMPI_COMM_WORLD_RANK            Open MPI's mpirun, and with it the MPI operator
 PMI_RANK                        Hydra: MPICH and Intel MPI
-TF_CONFIG                       this project's launcher, JobSets and TFJobs
+MV2_COMM_WORLD_RANK             MVAPICH2
+JSM_NAMESPACE_RANK              LSF's jsrun
+FLUX_TASK_RANK                  Flux
 SLURM_PROCID                    srun, which names no place where the workers meet: they agree on one by arithmetic
+RANK                            torchrun, and whoever speaks like it; nothing here can meet through it
 
-A batch script of Slurm has the last as well, and is nobody's worker: it lacks what srun adds for the tasks of a step.
+A batch script of Slurm has SLURM_PROCID as well, and is nobody's worker: it lacks what srun adds for the tasks of a
+step. Neither is a shell with a terminal that srun has opened, nor a single process under any of them, where more than
+one is wanted: the command then starts its workers itself.
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from trainer.errors import ConfigError, DeviceError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExternalPlace:
-    """This process as its starter sees it. `by` is the variable that says so."""
+    """This process as its starter sees it. `by` is the variable that says so, and `evidence` says in words what is set
+    in the environment: "OMPI_COMM_WORLD_SIZE is 2"."""
 
     by: str
     worker_index: int
     num_workers: int
     local_index: int
+    evidence: str = dataclasses.field(default="", compare=False)
 
 
+_TF_CONFIG = "TF_CONFIG"
 _KINDS = (
     ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    # Last: under srun, mpirun and horovodrun set theirs as well, and know better.
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+    ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK"),
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
+    # After the others: under srun, mpirun and horovodrun set theirs as well, and know better.
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
 )
+# Those through whose variables the workers of a strategy can meet.
+_OF_MULTIWORKER = (_TF_CONFIG, "SLURM_PROCID")
+_OF_NO_STRATEGY = ("RANK",)
+# Slurm numbers batch scripts, the shells of allocations and the like as steps from here on (slurm.h).
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
+# Each says by itself that there are others. So does PMIx, which tells no number of processes in the environment.
+_LONE_RANKS = ("PMIX_RANK", *(rank for rank, _, _ in _KINDS if rank not in _OF_NO_STRATEGY))
+# What a starter says of a process's place holds for that process, and not for the workers that it starts in turn.
+PLACE_VARIABLES = frozenset({_TF_CONFIG, "PMIX_RANK", *(name for kind in _KINDS for name in kind)})
 
 
 def find_place(environment: Mapping[str, str] = os.environ) -> ExternalPlace | None:
-    """The place of this process; None where nobody started it as one of several.
+    """The place of this process; None where nobody says that it started it.
+
+    Of several starters the one of more than one process is meant, and of those the innermost.
 
     Raises:
         ConfigError: a variable is set and is not what it must be.
     """
-    if "TF_CONFIG" in environment:
-        return _of_tf_config(environment["TF_CONFIG"])
-    for rank, size, local_rank in _KINDS:
+    places = list(_list_places(environment))
+    return next((place for place in places if place.num_workers > 1), places[0] if places else None)
+
+
+def check_alone(strategy: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses to train in this process alone where it was started as one of several.
+
+    Raises:
+        ConfigError: each process would make a whole training of its own, all in one run directory.
+    """
+    place = find_place(environment) or _find_lone_rank(environment)
+    if place is None or place.num_workers == 1:
+        return
+    if place.by in _OF_NO_STRATEGY:
+        fix = "run the command once, with --strategy multiworker or horovod and --hosts or --replicas"
+    else:
+        fix = f"add --strategy {'multiworker' if place.by in _OF_MULTIWORKER else 'horovod'}"
+    raise ConfigError(
+        f"{place.evidence}, so this process was started as worker {place.worker_index} of {place.num_workers}, but "
+        f"--strategy is {strategy}, with which each of them would make a training of its own; {fix}, or, where nobody "
+        f"started the others, put env -u {place.by} before the command"
+    )
+
+
+def can_meet(strategy: str, place: ExternalPlace) -> bool:
+    """Whether the workers of `strategy` find each other by what the starter of `place` has set."""
+    return place.by in _OF_MULTIWORKER if strategy == "multiworker" else place.by not in _OF_NO_STRATEGY
+
+
+def _list_places(environment: Mapping[str, str]) -> Iterator[ExternalPlace]:
+    """What each starter says, the innermost first."""
+    if (of_tensorflow := _of_tf_config(environment.get(_TF_CONFIG, ""))) is not None:
+        yield of_tensorflow
+    for rank, usual_size, local_rank in _KINDS:
+        size = _find_slurm_size(environment) if rank == "SLURM_PROCID" else usual_size
         if rank in environment and size in environment:
-            # So is a shell that srun has started.
-            if rank == "SLURM_PROCID" and environment[size] == "1":
-                continue
-            return ExternalPlace(
+            if rank in _OF_NO_STRATEGY and not (environment[rank] + environment[size]).isdecimal():
+                continue  # a name that may mean anything
+            yield ExternalPlace(
                 by=rank,
                 worker_index=_whole_number(environment, rank),
                 num_workers=_whole_number(environment, size),
                 local_index=_whole_number(environment, local_rank) if local_rank in environment else 0,
+                evidence=f"{size} is {environment[size]}",
+            )
+
+
+def _find_slurm_size(environment: Mapping[str, str]) -> str:
+    """The variable that says how many tasks the step of this process has; "" where it is no task of a step."""
+    is_task_itself = environment.get("SLURM_TASK_PID") == str(os.getpid())
+    if "SLURM_PTY_PORT" in environment and environment.get("SLURM_PROCID") == "0" and not is_task_itself:
+        return ""  # typed into a shell that srun --pty has opened; the other tasks have no terminal, and have ended
+    step = environment.get("SLURM_STEP_ID", "")
+    is_ordinary_step = step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
+    size = "SLURM_NTASKS" if "SLURM_STEP_NUM_TASKS" not in environment and is_ordinary_step else "SLURM_STEP_NUM_TASKS"
+    # A step of one task is, as a rule, the shell of an allocation.
+    return "" if environment.get(size) == "1" else size
+
+
+def _find_lone_rank(environment: Mapping[str, str]) -> ExternalPlace | None:
+    """The place of a process that is not the first, where nobody says how many there are."""
+    for name in _LONE_RANKS:
+        if environment.get(name, "").isdecimal() and (rank := int(environment[name])) > 0:
+            return ExternalPlace(
+                by=name, worker_index=rank, num_workers=rank + 1, local_index=0, evidence=f"{name} is {rank}"
             )
     return None
 
@@ -66,7 +143,9 @@ def check_size(num_workers: int, environment: Mapping[str, str] = os.environ) ->
     """
     place = find_place(environment)
     # An elastic job changes its size without a change of HOROVOD_SIZE.
-    if place is not None and place.by != "HOROVOD_RANK" and place.num_workers != num_workers:
+    if "HOROVOD_ELASTIC" in environment or place is None:
+        return
+    if place.num_workers != num_workers:
         raise DeviceError(
             f"{place.by} makes this process worker {place.worker_index} of {place.num_workers}, but Horovod has found "
             f"{num_workers}; it was built for another MPI, or for none (see trainer doctor): use mpirun of that MPI, "
@@ -77,13 +156,15 @@ def check_size(num_workers: int, environment: Mapping[str, str] = os.environ) ->
 def _of_tf_config(text: str) -> ExternalPlace | None:
     expected = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
     try:
-        content = json.loads(text)
-        if not content:
+        content = json.loads(text or "{}")
+        if not content or not content.get("cluster"):
             return None
-        workers, task = content["cluster"]["worker"], content["task"]
+        workers, task = content["cluster"].get("worker", []), content["task"]
+        if not workers and sum(map(len, content["cluster"].values())) == 1:
+            return None  # a chief without workers, as managed services write it, is alone
         index = int(task["index"])
         kind = task["type"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"TF_CONFIG is {text!r}; expected {expected}") from None
     if kind != "worker" or not 0 <= index < len(workers):
         raise ConfigError(
@@ -93,7 +174,13 @@ def _of_tf_config(text: str) -> ExternalPlace | None:
     # Where others of the cluster run on this host, they come before this one in the list.
     host = workers[index].rpartition(":")[0]
     local_index = sum(worker.rpartition(":")[0] == host for worker in workers[:index])
-    return ExternalPlace(by="TF_CONFIG", worker_index=index, num_workers=len(workers), local_index=local_index)
+    return ExternalPlace(
+        by=_TF_CONFIG,
+        worker_index=index,
+        num_workers=len(workers),
+        local_index=local_index,
+        evidence=f"TF_CONFIG names {len(workers)} workers",
+    )
 
 
 def _whole_number(environment: Mapping[str, str], name: str) -> int:
