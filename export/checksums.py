@@ -1,6 +1,7 @@
 """`EXPORT/checksums.json`: the SHA-256 of every other file of an export. Written last, it completes the export."""
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -36,6 +37,10 @@ class Checksums(pydantic.BaseModel):
     def load(cls, export_dir: pathlib.Path) -> "Checksums":
         """Raises ArtifactError where `export_dir` is no finished export."""
         return read_export_file(cls, export_dir, FILE_NAME, schema_version=SCHEMA_VERSION)
+
+    def content_hash(self) -> str:
+        """SHA-256 over the names and checksums of all files."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
     def verify(self, export_dir: pathlib.Path) -> None:
         """Compares every file with its checksum.

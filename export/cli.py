@@ -1,10 +1,12 @@
 """`trainer export`, `trainer verify` and `trainer predict`."""
 
 import pathlib
+import shlex
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
 from trainer.errors import UsageError
@@ -64,7 +66,11 @@ NameOption = Annotated[
     typer.Option(help="The model's name: in file names, and in the URL it is served at.", show_default="of the run"),
 ]
 VersionOption = Annotated[
-    int, typer.Option(min=1, help="The SavedModel's version; TensorFlow Serving serves the highest.")
+    int | None,
+    typer.Option(
+        help="The SavedModel's version; TensorFlow Serving serves the highest.",
+        show_default="1, or one more than that of the export at --out; trainer publish counts on from there",
+    ),
 ]
 ParityImagesOption = Annotated[
     int,
@@ -92,7 +98,7 @@ def export(
     calibrate: CalibrateOption = None,
     outputs: OutputsOption = _NO_OUTPUTS,
     name: NameOption = None,
-    version: VersionOption = 1,
+    version: VersionOption = None,
     parity_images: ParityImagesOption = _ALL_IMAGES,
     data: DataOption = None,
     onnx_opset: OnnxOpsetOption = _DEFAULT_ONNX_OPSET,
@@ -111,13 +117,18 @@ def export(
     from export.signature import parse_outputs
     from trainer.checkpoint import find_model_file
     from trainer.run_dir import RunDir
+    from trainer.system.names import check_model_name, check_version
 
     # What is wrong with the command is answered before TensorFlow is started.
     wanted = parse_formats(formats)
     wanted_outputs = parse_outputs(outputs, has_saved_model=any(f.kind == "saved_model" for f in wanted))
     check_num_images(_limit(parity_images))
     check_onnx_opset(onnx_opset)
+    if version is not None:
+        check_version(version)
     run_dir = RunDir(run)
+    model_name = run_dir.info().name if name is None else name
+    check_model_name(model_name)
     find_model_file(run_dir, which.value, weights.value)
 
     from trainer import tf_runtime
@@ -126,12 +137,11 @@ def export(
     tf_runtime.configure(use_gpus=False)
 
     from export.from_run import publication_of_run
-    from export.publish import check_name, check_target, publish
+    from export.publish import check_target, publish
+    from export.versions import next_version
     from trainer.data.storage import parse_path
 
     check_target(out, overwrite=overwrite)
-    model_name = name or run_dir.info().name
-    check_name(model_name)
     publication = publication_of_run(
         run_dir,
         which=which.value,
@@ -140,7 +150,8 @@ def export(
         outputs=wanted_outputs,
         formats=wanted,
         model_name=model_name,
-        version=version,
+        version=next_version(out, model_name) if version is None else version,
+        counts_up=version is None,
         dataset_dir=parse_path(data) if data else None,
         max_parity_images=_limit(parity_images),
         onnx_opset=onnx_opset,
@@ -154,7 +165,10 @@ def export(
     )
     note(publication.signature.describe_decisions())
     if not json_:
-        print_answer(f"[bold]{out}[/] holds the export\nnext: trainer verify {out}, trainer serve {out}")
+        path = shlex.quote(str(out))
+        held = f" holds version {publication.version} of {publication.signature.model_name}"
+        next_line = f"next: trainer verify {path}, trainer serve {path}"
+        print_answer(Text.assemble((str(out), "bold"), f"{held}\n{next_line}"))
 
 
 def verify(
@@ -195,9 +209,8 @@ def verify(
             _show_parity(verification.parity, json_)
     verification.raise_on_failure()
     if not json_:
-        print_answer(
-            f"[green]verified[/]: {verification.num_files} files, {len(verification.golden)} ways to call them"
-        )
+        found = f": {verification.num_files} files, {len(verification.golden)} ways to call them"
+        print_answer(Text.assemble(("verified", "green"), found))
 
 
 def predict(

@@ -55,7 +55,6 @@ def bench_export(
 def _table(report: "LatencyReport") -> "Table":
     import statistics
 
-    from rich.markup import escape
     from rich.table import Table
 
     from export.markdown import format_bytes
@@ -66,7 +65,7 @@ def _table(report: "LatencyReport") -> "Table":
         table.add_column(column, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
-            escape(row.title),
+            row.title,
             format_bytes(row.num_bytes),
             str(row.num_threads),
             f"{row.median_ms:.2f}",

@@ -4,8 +4,9 @@ import pathlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
-from trainer.cli.output import JsonOption, print_answer, print_json
+from trainer.cli.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
     from export.versions import Switch
@@ -28,17 +29,23 @@ def publish(
     """Publish an export beside the versions before it, and make it the current one.
 
     Its checksums are compared and its gate must have passed. Readers of [bold]ROOT/current[/] see the old version or
-    the new one, whole, also after a kill. Its number is the [bold]--version[/] that it was exported with.
+    the new one, whole, also after a kill. Its number is the [bold]--version[/] that it was exported with; where none
+    was asked for, the next one that is free.
     """
+    from export.provenance import ExportProvenance
     from export.versions import publish_version
 
-    _answer(root, publish_version(export, root, allow_failed=allow_failed), json_)
+    switch = publish_version(export, root, allow_failed=allow_failed)
+    exported = ExportProvenance.load(export).version
+    if switch.now != exported:
+        note(f"{root} has gone further than version {exported}, so this export is version {switch.now} there")
+    _answer(root, switch, json_)
 
 
 def rollback(
     root: RootArgument,
     to: Annotated[
-        int | None, typer.Option(min=1, help="The version to make current.", show_default="the one below the current")
+        int | None, typer.Option(help="The version to make current.", show_default="the one below the current")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -60,4 +67,4 @@ def _answer(root: pathlib.Path, switch: "Switch", json_: bool) -> None:
         )
         return
     before = "" if switch.before in (None, switch.now) else f", version {switch.before} before"
-    print_answer(f"[bold]{root / CURRENT}[/] is version {switch.now}{before}")
+    print_answer(Text.assemble((str(root / CURRENT), "bold"), f" is version {switch.now}{before}"))

@@ -6,9 +6,25 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from export.decisions import Bools, Probabilities, are_clear, are_same, decide
-from export.formats import Budget
+from export.decisions import Bools, Decisions, Probabilities, are_clear, are_same, decide
+from export.formats import MIN_NUM_OF_CLASS, Budget
+from export.information import are_alike, find_uninformative
 from trainer.metrics.predictions import wilson_interval
+
+# Of accuracy, above that of the best constant answer: ten times what an integer format may lose.
+_MIN_KNOWLEDGE = 0.1
+# Whole numbers of images over all of them; the slack is for their rounding, far below one image.
+_SLACK = 1e-9
+
+
+class ClassAgreement(pydantic.BaseModel):
+    """Of the `num_images` that the model gives a class, the fraction to which the artifact gives it as well."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    class_id: int
+    num_images: int
+    agreement: float
 
 
 class Figures(pydantic.BaseModel):
@@ -26,6 +42,10 @@ class Figures(pydantic.BaseModel):
         by the artifact and by the model.
     accuracy_interval: of 95%, for images like these (Wilson).
     num_not_finite: images for which the artifact or the model answers NaN or infinity.
+    num_uninformative: images for which the artifact's answer says nothing, see `information`.
+    worst_class: of the classes that the model gives often enough, the one with the lowest agreement; null: none is.
+    model_answers_alike: the model itself gives all images one answer, so there is nothing to compare.
+    commonest_share: accuracy of always answering what is true most often; null in files of earlier versions.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +60,15 @@ class Figures(pydantic.BaseModel):
     accuracy_interval: tuple[float, float]
     reference_accuracy: float
     num_not_finite: int
+    num_uninformative: int = 0
+    worst_class: ClassAgreement | None = None
+    model_answers_alike: bool = False
+    commonest_share: float | None = None
+
+    @property
+    def is_too_weak(self) -> bool:
+        """Whether the model itself is hardly more often right than a constant answer: accuracy then judges nothing."""
+        return self.commonest_share is not None and self.reference_accuracy - self.commonest_share < _MIN_KNOWLEDGE
 
 
 def compare_probabilities(
@@ -72,6 +101,10 @@ def compare_probabilities(
         accuracy_interval=wilson_interval(num_correct, len(expected)),
         reference_accuracy=float(are_same(wanted, class_ids).mean()),
         num_not_finite=int((~finite).sum()),
+        num_uninformative=int(find_uninformative(expected, answers, thresholds).sum()) if all_finite else 0,
+        worst_class=_find_worst_class(wanted, predicted, expected.shape[-1]),
+        model_answers_alike=all_finite and len(expected) > 1 and are_alike(expected),
+        commonest_share=_commonest_share(class_ids),
     )
 
 
@@ -90,13 +123,61 @@ def find_failure(figures: Figures, budget: Budget) -> str | None:
     if failure:
         return failure
     drop = figures.reference_accuracy - figures.accuracy
-    # Both are whole numbers of images over num_images; the slack is for their rounding, far below one image.
-    if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop + 1e-9:
+    if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop + _SLACK:
         return (
             f"accuracy is {100 * drop:.2f} points lower than the model's ({figures.accuracy:.4f} against "
             f"{figures.reference_accuracy:.4f}), where {100 * budget.max_accuracy_drop:.1f} points are allowed"
         )
+    return _find_disagreement(figures, budget) or _find_lost_information(figures, budget)
+
+
+def _find_disagreement(figures: Figures, budget: Budget) -> str | None:
+    weak = ", and the model itself is too weak to be judged by accuracy" if figures.is_too_weak else ""
+    if budget.min_agreement is not None:
+        num_others = round((1 - figures.agreement) * figures.num_images)
+        # One may always be: of a few images a single one is more than the share.
+        if num_others > max(1, int((1 - budget.min_agreement) * figures.num_images + _SLACK)):
+            return (
+                f"it agrees with the model on {100 * figures.agreement:.1f}% of the images, where "
+                f"{100 * budget.min_agreement:g}% are due{weak}"
+            )
+    worst = figures.worst_class
+    if worst and budget.min_class_agreement is not None and worst.agreement < budget.min_class_agreement - _SLACK:
+        return (
+            f"of the {worst.num_images} images that the model gives class {worst.class_id} it gives "
+            f"{100 * worst.agreement:.0f}% the same, where {100 * budget.min_class_agreement:g}% are due of every class"
+        )
     return None
+
+
+def _find_lost_information(figures: Figures, budget: Budget) -> str | None:
+    if budget.max_share_uninformative is None:
+        return None
+    if figures.num_uninformative <= int(budget.max_share_uninformative * figures.num_images + _SLACK):
+        return None
+    return (
+        f"the answers to {figures.num_uninformative} of {figures.num_images} images say nothing (all zero, constant or "
+        f"saturated), where {100 * budget.max_share_uninformative:g}% are allowed"
+    )
+
+
+def _find_worst_class(wanted: Decisions, predicted: Decisions, num_classes: int) -> ClassAgreement | None:
+    """`wanted` are the model's decisions, `predicted` the artifact's."""
+    if wanted.ndim == 2:
+        counts, kept = wanted.sum(axis=0), (wanted & predicted).sum(axis=0)
+    else:
+        counts = np.bincount(wanted, minlength=num_classes)
+        kept = np.bincount(wanted[wanted == predicted], minlength=num_classes)
+    judged = np.flatnonzero(counts >= MIN_NUM_OF_CLASS)
+    if not judged.size:
+        return None
+    worst = int(judged[np.argmin(kept[judged] / counts[judged])])
+    return ClassAgreement(class_id=worst, num_images=int(counts[worst]), agreement=float(kept[worst] / counts[worst]))
+
+
+def _commonest_share(class_ids: npt.NDArray[np.int64]) -> float:
+    _, counts = np.unique(class_ids, axis=0, return_counts=True)
+    return float(counts.max() / len(class_ids))
 
 
 def _find_many_set_aside(figures: Figures, budget: Budget) -> str | None:

@@ -14,6 +14,8 @@ from trainer.errors import UsageError
 
 # What a publication is judged on at least, where the split has them.
 MIN_NUM_IMAGES = 500
+# Of how many images on a class is judged by itself.
+MIN_NUM_OF_CLASS = 10
 # The operator sets that tf2onnx 1.17 writes and is tested with: https://github.com/onnx/tensorflow-onnx
 ONNX_OPSETS = range(14, 19)
 DEFAULT_ONNX_OPSET = ONNX_OPSETS[-1]
@@ -28,6 +30,10 @@ class Budget(pydantic.BaseModel):
         apart than twice this, the best class must be the same.
     max_share_set_aside: of the images, may get another class where those two are no further apart; null: any.
     max_accuracy_drop: fraction of the images, such as 0.01 for one point.
+    min_agreement: fraction of the images that must get the model's class; one other image is always allowed.
+    min_class_agreement: the same of the images that the model gives any one class, where these are
+        `MIN_NUM_OF_CLASS` or more: an average hides a rare class that is lost.
+    max_share_uninformative: of the images, may get an answer that says nothing, see `information`.
     max_replay_difference: of any one probability from what the same file answered when it was published; it
         leaves room for the arithmetic of another processor.
     """
@@ -37,18 +43,43 @@ class Budget(pydantic.BaseModel):
     max_difference: float | None = None
     max_share_set_aside: float | None = None
     max_accuracy_drop: float | None = None
+    min_agreement: float | None = None
+    min_class_agreement: float | None = None
+    max_share_uninformative: float | None = None
     max_replay_difference: float
 
 
-_FLOAT32 = Budget(max_difference=1e-4, max_share_set_aside=1e-3, max_replay_difference=1e-4)
-_FLOAT16 = Budget(max_difference=1e-2, max_replay_difference=1e-2)
-# A probability may well move by tenths in a sound integer model; what counts is the decision.
-_INTEGER = Budget(max_accuracy_drop=0.01, max_replay_difference=5e-2)
+_MAX_SHARE_UNINFORMATIVE = 0.01
+_FLOAT32 = Budget(
+    max_difference=1e-4,
+    max_share_set_aside=1e-3,
+    min_agreement=0.999,
+    min_class_agreement=0.9,
+    max_share_uninformative=_MAX_SHARE_UNINFORMATIVE,
+    max_replay_difference=1e-4,
+)
+# Where a thousand classes share the probability, 1e-2 is more than any of them has: the decision is judged as well.
+_FLOAT16 = Budget(
+    max_difference=1e-2,
+    min_agreement=0.98,
+    min_class_agreement=0.8,
+    max_share_uninformative=_MAX_SHARE_UNINFORMATIVE,
+    max_replay_difference=1e-2,
+)
+# A probability may well move by tenths in a sound integer model; what counts is the decision. A sound one of 1,000
+# classes agrees on 88% of the images, of ten classes on 95% and more; noise where a model knew little, on 22%.
+_INTEGER = Budget(
+    max_accuracy_drop=0.01,
+    min_agreement=0.8,
+    min_class_agreement=0.5,
+    max_share_uninformative=_MAX_SHARE_UNINFORMATIVE,
+    max_replay_difference=5e-2,
+)
 # Numbers of three digits, and processors that have it add up in their own order.
-_BFLOAT16 = Budget(max_accuracy_drop=0.01, max_replay_difference=5e-2)
+_BFLOAT16 = _INTEGER.model_copy(update={"min_agreement": 0.9, "min_class_agreement": 0.7})
 # Of pixels that a client decoded and resized without TensorFlow: they differ by a rounding here and there, which the
 # probabilities of one model feel more than those of another.
-CLIENT_BUDGET = Budget(max_accuracy_drop=0.01, max_replay_difference=5e-2)
+CLIENT_BUDGET = _BFLOAT16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

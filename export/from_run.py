@@ -30,13 +30,14 @@ def publication_of_run(
     formats: Sequence[Format],
     model_name: str,
     version: int,
+    counts_up: bool = False,
     max_parity_images: int | None,
     dataset_dir: DatasetPath | None = None,
     onnx_opset: int = DEFAULT_ONNX_OPSET,
 ) -> Publication:
     """Loads a checkpoint of `run` and opens its dataset, at `dataset_dir` where that has moved.
 
-    calibrate: see `tuning_to_apply`. outputs: some of OPTIONAL_OUTPUTS.
+    counts_up: see `Publication`. calibrate: see `tuning_to_apply`. outputs: some of OPTIONAL_OUTPUTS.
 
     Raises:
         RunError: no run, no checkpoint, or a damaged one; no averages or no temperature where they are asked for.
@@ -63,6 +64,7 @@ def publication_of_run(
         model=model,
         signature=signature,
         version=version,
+        counts_up=counts_up,
         formats=formats,
         validation=open_split(dataset_dir, "validation", info.class_names),
         training=open_split(dataset_dir, "train", info.class_names),

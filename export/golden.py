@@ -18,15 +18,48 @@ import zlib
 
 import numpy as np
 
-from export.runtimes import Probabilities
-from export.samples import Batch
+from export.decisions import decide
+from export.formats import Budget
+from export.information import spread_of
+from export.runtimes import Probabilities, Runtime
+from export.samples import Batch, ImageSource, iterate_batches, read_batch, spread_indices
+from export.signature import Signature
 from trainer.errors import ArtifactError
 
 FILE_NAME = "golden.npz"
 NUM_IMAGES = 16
+# The golden images are chosen from so many.
+_NUM_CANDIDATES = 4 * NUM_IMAGES
+_BATCH_SIZE = 32
+# Of the spread of the answers. Where all of them are small, a fixed difference would let a file answer anything.
+_MAX_SHARE_OF_SPREAD = 0.4
 _ANSWERS = "answers/"
 # The earliest that a zip can say; the time of writing would make every export differ.
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def choose_golden_images(source: ImageSource, reference: Runtime, signature: Signature) -> Batch:
+    """The images whose answers say most: of every class that the model gives, those that it is surest of.
+
+    From images that are evenly spread over `source`; the same ones for the same model.
+    """
+    indices = spread_indices(source.num_images, _NUM_CANDIDATES)
+    batches = iterate_batches(source, indices, signature.geometry, _BATCH_SIZE)
+    answers = np.concatenate([reference.predict_probabilities(batch.images) for batch in batches])
+    decisions = decide(answers, signature.thresholds)
+    rank_in_class: dict[bytes, int] = {}
+    turns = np.zeros(len(indices), np.int64)
+    surest_first = np.argsort(answers.min(axis=-1) - answers.max(axis=-1), kind="stable")
+    for place in surest_first:
+        key = decisions[place].tobytes()
+        turns[place] = rank_in_class[key] = rank_in_class.get(key, -1) + 1
+    chosen = sorted(surest_first[np.argsort(turns[surest_first], kind="stable")][:NUM_IMAGES])
+    return read_batch(source, indices[chosen], signature.geometry)
+
+
+def max_replay_difference(budget: Budget, published: Probabilities) -> float:
+    """How far an answer to a golden image may be from what was published."""
+    return min(budget.max_replay_difference, _MAX_SHARE_OF_SPREAD * spread_of(published))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

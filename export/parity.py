@@ -156,6 +156,17 @@ class ParityReport(_Model):
             remarks.append(
                 f"ONLY {self.num_images} IMAGES were compared, {which}: fewer than {MIN_NUM_IMAGES} say little"
             )
+        figures = next((c.figures for c in self.comparisons if c.figures), None)
+        if figures and figures.model_answers_alike:
+            remarks.append(
+                "THE MODEL ITSELF GIVES ALL IMAGES ONE ANSWER: it has learned nothing, and nothing was compared"
+            )
+        elif figures and figures.is_too_weak:
+            own, commonest = 100 * figures.reference_accuracy, 100 * (figures.commonest_share or 0)
+            remarks.append(
+                f"ACCURACY JUDGES LITTLE HERE: the model itself is right on {own:.1f}% of the images, the commonest "
+                f"class alone would be on {commonest:.1f}%; agreement with the model decides, and what the answers say"
+            )
         for c in self.comparisons:
             if c.figures and c.figures.num_set_aside:
                 remarks.append(f"{c.title}: {c.figures.num_set_aside} images set aside, another class by a thin margin")

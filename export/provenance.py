@@ -14,6 +14,7 @@ import pydantic
 import trainer
 from export.export_file import read_export_file
 from trainer import atomic
+from trainer.system.names import ModelName, Version
 
 if TYPE_CHECKING:  # what reads the file needs no TensorFlow
     from export.model_card import Provenance
@@ -57,12 +58,25 @@ class OfDataset(_Model):
     num_images_compared: int
 
 
+class OfOriginal(_Model):
+    """The export that `trainer publish` copied and gave another version; `checksums_sha256` is of its checksums."""
+
+    version: Version
+    checksums_sha256: str
+
+
 class ExportProvenance(_Model):
-    """`provenance.json`. `version` is the SavedModel's; `command` has RUN and EXPORT in the place of paths."""
+    """`provenance.json`. `version` is the SavedModel's; `command` has RUN and EXPORT in the place of paths.
+
+    version_counts_up: nobody asked for that version, so it is one more than the last where it is published.
+    renumbered_from: null where the version is still the one of the export.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    model_name: str
-    version: int = pydantic.Field(ge=1)
+    model_name: ModelName
+    version: Version
+    version_counts_up: bool = False
+    renumbered_from: OfOriginal | None = None
     signature_sha256: str
     command: list[str]
     run: OfRun
@@ -78,12 +92,14 @@ class ExportProvenance(_Model):
         report: "ParityReport",
         *,
         version: int,
+        counts_up: bool,
         options: Sequence[str],
     ) -> "ExportProvenance":
         """Of an export that has passed its gate; `options` are those of the command, with the defaults written out."""
         return cls(
             model_name=signature.model_name,
             version=version,
+            version_counts_up=counts_up,
             signature_sha256=signature.content_hash(),
             command=["trainer", "export", "RUN", *options],
             run=OfRun(

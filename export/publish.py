@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +10,7 @@ from export import model_card, readme
 from export.checksums import Checksums
 from export.conversion import Conversion
 from export.formats import DEFAULT_ONNX_OPSET, SAVED_MODEL_BFLOAT16, Format, check_num_images, check_onnx_opset
-from export.golden import NUM_IMAGES as NUM_GOLDEN_IMAGES
-from export.golden import Golden
+from export.golden import Golden, choose_golden_images
 from export.inference_model import InferenceModel
 from export.ladder import climb_ladders
 from export.model_card import Provenance
@@ -22,11 +20,12 @@ from export.replay import answer_golden
 from export.runtimes import KerasRuntime, RememberedRuntime, Runtime
 from export.samples import Batch, ImageSource, read_batch, spread_indices
 from export.signature import FILE_NAME as SIGNATURE_FILE
-from export.signature import MODEL_NAME_PATTERN, OPTIONAL_OUTPUTS, Signature
+from export.signature import OPTIONAL_OUTPUTS, Signature
 from export.to_saved_model import NUM_WARMUP_IMAGES, write_saved_model
 from trainer import atomic
 from trainer.cli.output import note
-from trainer.errors import ArtifactError, ExportError, UsageError
+from trainer.errors import ArtifactError, ExportError
+from trainer.system.names import check_version
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,7 @@ class Publication:
     training: the images that integer formats are calibrated on.
     max_parity_images: how many of `validation`, evenly spread; None: all.
     onnx_opset: the operator set of the ONNX files.
+    counts_up: nobody asked for this `version`; `trainer publish` may give the export the next free one.
     build_bfloat16: makes the model again, with arithmetic in bfloat16; for the format saved_model-bfloat16 alone.
     """
 
@@ -50,6 +50,7 @@ class Publication:
     provenance: Provenance
     max_parity_images: int | None = None
     onnx_opset: int = DEFAULT_ONNX_OPSET
+    counts_up: bool = False
     build_bfloat16: Callable[[], Any] | None = None
 
 
@@ -67,14 +68,6 @@ def check_target(export_dir: pathlib.Path, *, overwrite: bool) -> None:
         )
 
 
-def check_name(model_name: str) -> None:
-    """Raises UsageError where `model_name` cannot be a directory, part of a URL and a served model's name at once."""
-    if not re.fullmatch(MODEL_NAME_PATTERN, model_name):
-        raise UsageError(
-            f"the model name {model_name!r} is not letters, digits, dots, dashes and underscores; give one with --name"
-        )
-
-
 def publish(
     publication: Publication,
     export_dir: pathlib.Path,
@@ -89,7 +82,7 @@ def publish(
     over budget are published too, and marked in the report, the model card and the table.
 
     Raises:
-        UsageError: too few images to judge on, or an operator set that ONNX files cannot have.
+        UsageError: too few images to judge on, no version, or an operator set that ONNX files cannot have.
         ArtifactError: something else is in the way.
         ExportError: a format cannot represent the model.
         ParityError: an artifact does not answer like the model; nothing was published.
@@ -97,6 +90,7 @@ def publish(
     check_target(export_dir, overwrite=overwrite)
     check_num_images(publication.max_parity_images)
     check_onnx_opset(publication.onnx_opset)
+    check_version(publication.version)
     signature = publication.signature
     with atomic.new_directory(export_dir) as directory:
         reference = RememberedRuntime(
@@ -107,7 +101,7 @@ def publish(
             report = report.allow_over_budget()
         on_report(report)
         report.raise_on_failure()
-        golden_images = _read(publication.validation, NUM_GOLDEN_IMAGES, signature)
+        golden_images = choose_golden_images(publication.validation, reference, signature)
         Golden(
             batch=golden_images,
             probabilities=reference.predict_probabilities(golden_images.images),
@@ -123,6 +117,7 @@ def publish(
             signature,
             report,
             version=publication.version,
+            counts_up=publication.counts_up,
             options=_options_of(publication, allow_failed),
         ).save(directory)
         Checksums.of(directory).save(directory)

@@ -9,7 +9,7 @@ import pydantic
 
 from export.checksums import Checksums
 from export.formats import FLOAT32_FORMATS
-from export.golden import Golden
+from export.golden import Golden, max_replay_difference
 from export.parity import Artifact, ParityReport, run_gate
 from export.runtimes import Probabilities, Runtime, SavedModelRuntime, open_runtime
 from export.samples import Batch, ImageSource
@@ -139,25 +139,27 @@ def _answer(runtime: Runtime, input_name: str, batch: Batch) -> Probabilities:
 def _compare(title: str, artifact: Artifact, expected: Probabilities | None, answer: Probabilities) -> GoldenResult:
     if expected is None or expected.shape != answer.shape:
         return _judge(title, artifact, None, "the golden file holds no such answers; export again")
+    allowed = max_replay_difference(artifact.budget, expected)
     if not (np.isfinite(answer).all() and np.isfinite(expected).all()):
         return _judge(title, artifact, None, "NaN or infinity in the answers to the golden images")
     difference = float(np.abs(answer.astype(np.float64) - expected).max())
-    allowed = artifact.budget.max_replay_difference
     if difference <= allowed:
-        return _judge(title, artifact, difference, None)
+        return _judge(title, artifact, difference, None, allowed)
     failure = (
         f"a probability of a golden image differs by {difference:.2g} from what was published, "
-        f"where {allowed:.0e} is allowed"
+        f"where {allowed:.2g} is allowed"
     )
-    return _judge(title, artifact, difference, failure)
+    return _judge(title, artifact, difference, failure, allowed)
 
 
-def _judge(title: str, artifact: Artifact, difference: float | None, failure: str | None) -> GoldenResult:
+def _judge(
+    title: str, artifact: Artifact, difference: float | None, failure: str | None, allowed: float | None = None
+) -> GoldenResult:
     return GoldenResult(
         title=title,
         path=artifact.path,
         max_difference=difference,
-        max_allowed=artifact.budget.max_replay_difference,
+        max_allowed=artifact.budget.max_replay_difference if allowed is None else allowed,
         failure=failure,
     )
 

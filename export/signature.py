@@ -16,6 +16,7 @@ from trainer import atomic
 from trainer.data.geometry import Geometry
 from trainer.errors import ArtifactError, UsageError
 from trainer.settings.training import ModelTask
+from trainer.system.names import ClassNames, ModelName
 
 FILE_NAME = "signature.json"
 # One class name a line, in the order of the probabilities, for tools that read no JSON.
@@ -49,8 +50,6 @@ SIGNATURE_IMAGE_BYTES = "serving_default"
 SIGNATURE_IMAGES = "images"
 # A TFLite file has this one, from `images` to `probabilities`; ONNX names its tensors the same and has none.
 TFLITE_SIGNATURE = "serving_default"
-# A path component, a URL component and a TensorFlow Serving model name in one.
-MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
 class TensorInfo(pydantic.BaseModel):
@@ -89,9 +88,9 @@ class Signature(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    model_name: str = pydantic.Field(pattern=MODEL_NAME_PATTERN)
+    model_name: ModelName
     task: ModelTask = "single_label"
-    class_names: list[str]
+    class_names: ClassNames
     temperature: float | None = pydantic.Field(None, gt=0)
     thresholds: list[float] | None = None
     image_size_px: int

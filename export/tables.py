@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +13,8 @@ from export.predictions import ImagePrediction
 from export.replay import GoldenResult
 from trainer.metrics.predictions import wilson_interval
 
-_PASSED, _FAILED, _ALLOWED = "[green]passed[/]", "[bold red]FAILED[/]", "[bold yellow]OVER BUDGET[/]"
+_PASSED, _FAILED = Text("passed", style="green"), Text("FAILED", style="bold red")
+_ALLOWED = Text("OVER BUDGET", style="bold yellow")
 
 
 def parity_table(report: ParityReport) -> RenderableType:
@@ -27,7 +27,7 @@ def parity_table(report: ParityReport) -> RenderableType:
         f"{report.num_images:,} of {report.num_images_in_split:,} {report.split} images of {report.dataset_name} "
         f"against {report.reference}{accuracy}"
     )
-    return Group(escape(heading), table, *(Text(remark) for remark in report.remarks()))
+    return Group(heading, table, *(Text(remark) for remark in report.remarks()))
 
 
 def golden_table(results: Sequence[GoldenResult], num_images: int) -> RenderableType:
@@ -51,12 +51,12 @@ def prediction_table(predictions: Sequence[ImagePrediction]) -> RenderableType:
     table.add_column("probability", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for prediction in predictions:
-        image = escape(prediction.image)
+        image = prediction.image
         if prediction.error is not None:
-            table.add_row(image, f"[bold red]{escape(prediction.error)}[/]", "-", "")
+            table.add_row(image, Text(prediction.error, style="bold red"), "-", "")
         for chosen in prediction.classes:
             label = chosen.label if chosen.label is not None else f"(class {chosen.class_id})"
-            table.add_row(image, escape(label), f"{chosen.probability:.4f}", "predicted" if chosen.predicted else "")
+            table.add_row(image, label, f"{chosen.probability:.4f}", "predicted" if chosen.predicted else "")
             image = ""
     return table
 
@@ -70,7 +70,7 @@ def _new_table(first: str, *others: str) -> Table:
     return table
 
 
-def _cells(comparison: Comparison) -> list[str]:
+def _cells(comparison: Comparison) -> list[str | Text]:
     verdict = _ALLOWED if comparison.allowed else _FAILED if comparison.failure else _PASSED
     size, figures = format_bytes(comparison.num_bytes), comparison.figures
     if figures is None:

@@ -28,18 +28,28 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def with_metadata(content: bytes, signature: Signature, version: int) -> bytes:
-    """The TFLite file `content`, and in it what it is. The same bytes for the same arguments."""
+    """The TFLite file `content`, and in it what it is; what it said of that before is replaced.
+
+    The same bytes for the same arguments.
+    """
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    buffer = schema.BufferT()
+    known = [entry for entry in model.metadata or [] if _text_of(entry.name) == _BUFFER_NAME]
+    if known:
+        buffer = model.buffers[known[0].buffer]
+    else:
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        entry.name, entry.buffer = _BUFFER_NAME, len(model.buffers)
+        model.buffers.append(buffer)
+        model.metadata = [*(model.metadata or []), entry]
     buffer.data = list(_describe(signature, version))
-    entry = schema.MetadataT()
-    entry.name, entry.buffer = _BUFFER_NAME, len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or []), entry]
     packed = io.BytesIO(bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
     with zipfile.ZipFile(packed, "a") as archive:
         archive.writestr(zipfile.ZipInfo(LABELS_FILE, _ZIP_EPOCH), signature.labels_text(), zipfile.ZIP_STORED)
     return packed.getvalue()
+
+
+def _text_of(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _describe(signature: Signature, version: int) -> bytes:

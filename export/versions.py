@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from export.checksums import Checksums
+from export.provenance import FILE_NAME as PROVENANCE_FILE
 from export.provenance import ExportProvenance
 from trainer import atomic
 from trainer.errors import ArtifactError, UsageError
+from trainer.system.names import MIN_VERSION, check_version, parse_version
 
 CURRENT = "current"
 _LOCK_FILE = ".lock"
@@ -32,25 +34,35 @@ class Switch(NamedTuple):
     now: int
 
 
+def next_version(export_dir: pathlib.Path, model_name: str) -> int:
+    """The version of an export to `export_dir` that nobody gave one: above that of the same model there, or the first.
+
+    Raises ArtifactError where an export lies there that does not say what it is.
+    """
+    if not (export_dir / PROVENANCE_FILE).is_file():
+        return MIN_VERSION
+    before = ExportProvenance.load(export_dir)
+    return before.version + 1 if before.model_name == model_name else MIN_VERSION
+
+
 def find_versions(root: pathlib.Path) -> list[int]:
     """The versions of `root`, ascending; half-written ones have other names."""
     if not root.is_dir():
         return []
-    names = (entry.name for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink())
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    named = ((entry.name, parse_version(entry.name)) for entry in root.iterdir() if not entry.is_symlink())
+    return sorted(version for name, version in named if version and name == str(version) and (root / name).is_dir())
 
 
 def current_version(root: pathlib.Path) -> int | None:
     """The version that `ROOT/current` names, if there is one."""
     link = root / CURRENT
-    if not link.is_symlink():
-        return None
-    name = os.readlink(link)
-    return int(name) if name.isascii() and name.isdigit() else None
+    return parse_version(os.readlink(link)) if link.is_symlink() else None
 
 
 def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_failed: bool = False) -> Switch:
     """Copies an export into `root` under its version and makes it current. Publishing the same export twice is once.
+
+    Where nobody asked for that version, and `root` has gone as far already, it gets the next one.
 
     allow_failed: also where an artifact is over its budget and marked as such.
 
@@ -60,7 +72,9 @@ def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_faile
         ParityError: a file of it was changed, or an artifact is over its budget; nothing is published.
         UsageError: `root` is no place for versions.
     """
-    from export.parity import ParityReport  # needs TensorFlow, which the way back does without
+    # They need TensorFlow, which the way back does without.
+    from export.parity import ParityReport
+    from export.renumber import renumber
 
     checksums = Checksums.load(export_dir)
     provenance = ExportProvenance.load(export_dir)
@@ -72,18 +86,17 @@ def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_faile
         atomic.remove_temporaries(root)
         versions = find_versions(root)
         _check_model(root, versions, provenance)
-        target = root / str(provenance.version)
-        if provenance.version not in versions:
-            with atomic.new_directory(target) as directory:
-                shutil.copytree(export_dir, directory, dirs_exist_ok=True)
-                # Of the copy: what was read half, or changed meanwhile, does not get the name.
-                checksums.verify(directory)
-        elif Checksums.load(target) != checksums:
-            raise ArtifactError(
-                f"{target} is another export of version {provenance.version}; export this one again with "
-                f"--version {versions[-1] + 1}"
-            )
-        return _make_current(root, provenance.version)
+        there = _find_published(root, versions, checksums)
+        if there is not None:
+            return _make_current(root, there)
+        version = _choose_version(root, versions, provenance)
+        with atomic.new_directory(root / str(version)) as directory:
+            shutil.copytree(export_dir, directory, dirs_exist_ok=True)
+            # Of the copy: what was read half, or changed meanwhile, does not get the name.
+            checksums.verify(directory)
+            if version != provenance.version:
+                renumber(directory, version)
+        return _make_current(root, version)
 
 
 def roll_back(root: pathlib.Path, to: int | None = None) -> Switch:
@@ -93,6 +106,8 @@ def roll_back(root: pathlib.Path, to: int | None = None) -> Switch:
         ArtifactError: `root` is no publication root, or has no such version.
         ParityError: a file of that version was changed since; the current one stays.
     """
+    if to is not None:
+        check_version(to)
     before, versions = current_version(root), find_versions(root)
     there = f"it has {', '.join(map(str, versions)) or 'none'}"
     if before is None:
@@ -108,6 +123,33 @@ def roll_back(root: pathlib.Path, to: int | None = None) -> Switch:
     with _locked(root):
         Checksums.load(root / str(to)).verify(root / str(to))
         return _make_current(root, to)
+
+
+def _find_published(root: pathlib.Path, versions: list[int], checksums: Checksums) -> int | None:
+    """The version that is a copy of the export with these checksums, under whatever number."""
+    for version in reversed(versions):
+        # A version that cannot be read is no copy; it does not keep others from being published.
+        with contextlib.suppress(ArtifactError):
+            directory = root / str(version)
+            original = ExportProvenance.load(directory).renumbered_from
+            if Checksums.load(directory) == checksums:
+                return version
+            if original is not None and original.checksums_sha256 == checksums.content_hash():
+                return version
+    return None
+
+
+def _choose_version(root: pathlib.Path, versions: list[int], provenance: ExportProvenance) -> int:
+    version, last = provenance.version, max(versions, default=0)
+    if provenance.version_counts_up and version <= last:
+        check_version(last + 1)
+        return last + 1
+    if version in versions:
+        raise ArtifactError(
+            f"{root / str(version)} is another export of version {version}; export this one again with "
+            f"--version {last + 1}"
+        )
+    return version
 
 
 def _make_current(root: pathlib.Path, version: int) -> Switch:

@@ -9,6 +9,7 @@ import pathlib
 from export.formats import SAVED_MODELS
 from export.signature import Signature
 from trainer.errors import ArtifactError
+from trainer.system.names import parse_version
 
 GRAPH_FILE = "saved_model.pb"
 
@@ -25,11 +26,8 @@ def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     Raises ArtifactError: there is no version.
     """
     candidates = list(base_path.iterdir()) if base_path.is_dir() else []
-    found = {
-        int(path.name): path
-        for path in candidates
-        if path.name.isascii() and path.name.isdigit() and (path / GRAPH_FILE).is_file()
-    }
+    named = ((parse_version(path.name), path) for path in candidates)
+    found = {version: path for version, path in named if version is not None and (path / GRAPH_FILE).is_file()}
     if not found:
         raise ArtifactError(
             f"{base_path} holds no version of a SavedModel (a directory named by a number with a {GRAPH_FILE} in it); "

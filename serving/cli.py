@@ -5,6 +5,7 @@ import sys
 from typing import Annotated, Literal
 
 import typer
+from rich.text import Text
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
 
@@ -41,7 +42,10 @@ def serve(
     from export.signature import Signature
     from serving import address
     from serving.base_path import base_path_of, find_versions
+    from trainer.system.names import check_model_name
 
+    if name is not None:
+        check_model_name(name)
     signature = Signature.load(export)
     base_path = base_path_of(export, signature)
     find_versions(base_path)
@@ -64,7 +68,8 @@ def serve(
                 print_json({"url": url, "model": model.name, "versions": versions, "curl": curl})
                 sys.stdout.flush()  # whoever reads it through a pipe waits for it, and this process goes on
                 return
-            print_answer(f"serving [bold]{model.name}[/] at [bold]{url}/v1/models/{model.name}[/] (Ctrl-C stops it)")
+            place = (f"{url}/v1/models/{model.name}", "bold")
+            print_answer(Text.assemble("serving ", (model.name, "bold"), " at ", place, " (Ctrl-C stops it)"))
             note(f"predict one image:\n\n  {curl}\n")
 
         local_server.run(model, listener, max_body_bytes=max_body_mib * 2**20, num_threads=threads, on_ready=tell_where)
@@ -108,7 +113,8 @@ def manifests(
     if json:
         print_json(written.as_dict())
         return
-    print_answer(f"wrote [bold]{written.directory}[/]; to bring {written.model_name} into a cluster:\n")
+    where = (str(written.directory), "bold")
+    print_answer(Text.assemble("wrote ", where, f"; to bring {written.model_name} into a cluster:\n"))
     for command in written.commands:
         note(f"  {command}")
     if not written.was_checked:

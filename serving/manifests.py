@@ -4,6 +4,7 @@
       kustomization.yaml   this model on top of base/serving     kubectl apply -k DIR
       models.config        its name, path and versions
       loader/              a pod that fills the volume           kubectl apply -k DIR/loader
+  loader/publish.sh    runs in that pod: checks what was copied, and gives it its name
       base/                the YAML of k8s/serving and k8s/serving-loader, as it is
 
 Not a line of the objects is written here: names, versions and numbers are laid over the base, which can be read,
@@ -14,7 +15,6 @@ import dataclasses
 import importlib.resources
 import pathlib
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,21 +24,18 @@ import yaml
 
 from export.signature import Signature
 from serving.base_path import base_path_of, find_versions
+from serving.k8s.load_commands import MODELS_DIR, SCRIPT_FILE, load_commands, publish_script
 from serving.workload_checks import check_manifests
 from trainer import atomic
 from trainer.errors import TrainerError, UsageError
+from trainer.system.names import check_model_name, check_namespace, object_prefix
 
 # How a kustomization of ours begins; a directory without it is somebody else's and is not replaced.
 MARKER = "# Written by `trainer manifests`; it replaces the whole directory when it is run again."
 VersionPolicy = Literal["specific", "latest", "all"]
 
 _BASES = ("serving", "serving-loader")
-_MODELS_DIR = "/models"
 _SERVER_IMAGE = "tensorflow/serving"
-# Room for what the objects' names and Kubernetes add to it, up to the 63 characters of a Service.
-_MAX_PREFIX = 40
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # https://pkg.go.dev/github.com/distribution/reference#pkg-overview, without the limits on length.
 _REPOSITORY = re.compile(r"[a-zA-Z0-9.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
@@ -90,13 +87,15 @@ def write_manifests(export_dir: pathlib.Path, out: pathlib.Path, settings: Manif
     """
     signature = Signature.load(export_dir)
     base_path = base_path_of(export_dir, signature)
-    versions = list(find_versions(base_path))
+    directories = find_versions(base_path)
+    versions = list(directories)
     model_name = settings.model_name or signature.model_name
     _check_settings(model_name, settings)
     _check_replaceable(out)
-    prefix = name_prefix(model_name)
+    prefix = object_prefix(model_name)
     with atomic.new_directory(out) as directory:
         _write_tree(directory, model_name=model_name, prefix=prefix, versions=versions, settings=settings)
+        (directory / SCRIPT_FILE).write_text(publish_script(model_name, directories.values()))
         kubectl = find_kubectl()
         if kubectl is not None:
             _require_sound([*render(directory, kubectl), *render(directory / "loader", kubectl)])
@@ -106,20 +105,9 @@ def write_manifests(export_dir: pathlib.Path, out: pathlib.Path, settings: Manif
         versions=versions,
         service=f"{prefix}model-server",
         namespace=settings.namespace,
-        commands=_commands(out, base_path, model_name=model_name, prefix=prefix, namespace=settings.namespace),
+        commands=load_commands(out, base_path, model_name=model_name, prefix=prefix, namespace=settings.namespace),
         was_checked=kubectl is not None,
     )
-
-
-def name_prefix(model_name: str) -> str:
-    """What the names of a model's objects begin with, so that two models fit in a namespace: "my_model" is "my-model-".
-
-    The name of a Service begins with a letter (RFC 1035).
-    """
-    label = re.sub(r"[^a-z0-9]+", "-", model_name.lower()).strip("-")
-    if not label[:1].isalpha():
-        label = f"model-{label}"
-    return label[:_MAX_PREFIX].strip("-") + "-"
 
 
 def models_config(model_name: str, versions: list[int], policy: VersionPolicy) -> str:
@@ -133,7 +121,7 @@ def models_config(model_name: str, versions: list[int], policy: VersionPolicy) -
 model_config_list {{
   config {{
     name: "{model_name}"
-    base_path: "{_MODELS_DIR}/{model_name}"
+    base_path: "{MODELS_DIR}/{model_name}"
     model_platform: "tensorflow"
     model_version_policy {{ {chosen} }}
   }}
@@ -160,16 +148,9 @@ def render(directory: pathlib.Path, kubectl: str) -> list[dict[str, Any]]:
 
 
 def _check_settings(model_name: str, settings: ManifestSettings) -> None:
-    if not _MODEL_NAME.fullmatch(model_name):
-        raise UsageError(
-            f"the model name {model_name!r} cannot stand in a URL and a path; "
-            "give one of letters, digits, '.', '_' and '-' with --name"
-        )
-    if settings.namespace is not None and not _NAMESPACE.fullmatch(settings.namespace):
-        raise UsageError(
-            f"{settings.namespace!r} is no name of a namespace; give --namespace up to 63 lower-case letters, digits "
-            "and inner '-'"
-        )
+    check_model_name(model_name)
+    if settings.namespace is not None:
+        check_namespace(settings.namespace)
 
 
 def _check_replaceable(out: pathlib.Path) -> None:
@@ -272,25 +253,6 @@ def _require_sound(objects: list[dict[str, Any]]) -> None:
     problems = check_manifests(objects)
     if problems:
         raise TrainerError("the manifests do not pass their checks: " + "; ".join(map(str, problems)))
-
-
-def _commands(
-    out: pathlib.Path, base_path: pathlib.Path, *, model_name: str, prefix: str, namespace: str | None
-) -> list[str]:
-    kubectl = "kubectl" if namespace is None else f"kubectl -n {namespace}"
-    pod = f"{prefix}model-loader"
-    model, incoming = f"{_MODELS_DIR}/{model_name}", f"{_MODELS_DIR}/.incoming-{model_name}"
-    # Copied aside and renamed: a server that watches the volume never sees half a version.
-    publish = f"mkdir -p {model} && mv {incoming}/* {model}/ && rmdir {incoming}"
-    return [
-        f"kubectl apply -k {shlex.quote(str(out))}",
-        f"kubectl apply -k {shlex.quote(str(out / 'loader'))}",
-        f"{kubectl} wait --for=condition=Ready --timeout=5m pod/{pod}",
-        f"{kubectl} cp {shlex.quote(str(base_path))} {pod}:{incoming}",
-        f"{kubectl} exec {pod} -- sh -c '{publish}'",
-        f"{kubectl} delete pod {pod}",
-        f"{kubectl} rollout status deployment/{prefix}model-server",
-    ]
 
 
 def _patch_text(operations: list[dict[str, str]]) -> str:

@@ -32,12 +32,12 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 from serving import codec, metrics
 from serving.servable import DEFAULT_SIGNATURE, Model, Models, Servable
 from serving.status import Code, RequestError, invalid
+from trainer.system.names import parse_version
 
 # kPredictionApiGegex and kModelStatusApiRegex of http_rest_api_util.cc.
 _TARGET = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _PREDICTION_PATH = re.compile(_TARGET + r":(?P<method>classify|regress|predict)", re.IGNORECASE | re.ASCII)
 _STATUS_PATH = re.compile(_TARGET + r"(?P<metadata>/metadata)?", re.IGNORECASE | re.ASCII)
-_MAX_VERSION = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ def parse_call(http_method: str, path: str) -> Call:
         raise invalid(f"Malformed request: {http_method} {path}")
     if match["label"] is not None:
         raise invalid(f"Unrecognized servable version label: {urllib.parse.unquote(match['label'])}")
-    version = None if match["version"] is None else int(match["version"])
-    if version is not None and version > _MAX_VERSION:
+    version = parse_version(match["version"]) if match["version"] else None
+    if version is None and match["version"]:
         raise invalid(f"Failed to convert version: {match['version']} to numeric.")
     method = match.groupdict().get("method") or ("metadata" if match["metadata"] else "status")
     return Call(method=method.lower(), model=urllib.parse.unquote(match["model"]), version=version)

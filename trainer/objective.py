@@ -10,6 +10,7 @@ from trainer.config import Config
 from trainer.data.manifest import Manifest, Task
 from trainer.errors import ConfigError
 from trainer.settings.training import ModelTask
+from trainer.system.names import normalize_class_name
 
 Tensor = Any
 
@@ -137,6 +138,7 @@ def resolve_class_weights(config: Config, task: ModelTask, manifest: Manifest) -
     if asked == "none":
         return None
     if isinstance(asked, dict):
+        asked = {normalize_class_name(name): weight for name, weight in asked.items()}
         if unknown := sorted(set(asked) - set(names)):
             raise ConfigError(
                 f"train.class_weights names the class {unknown[0]!r}, which the dataset does not have; its classes are "

@@ -25,6 +25,7 @@ from trainer.bounded_read import read_small
 from trainer.config import Config, load_config
 from trainer.errors import RunError
 from trainer.settings.training import ModelTask
+from trainer.system.names import ClassNames
 
 SCHEMA_VERSION: Final = 1
 
@@ -39,7 +40,7 @@ class RunInfo(pydantic.BaseModel):
     identity: str
     dataset_dir: str
     dataset_hash: str
-    class_names: list[str]
+    class_names: ClassNames
     num_train_examples: int
     # As resolved from "auto" or a default:
     image_size_px: int

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import typer
+from digits_classifier import SIGNATURE
 from typer.testing import CliRunner
 
 import export.cli_versions
 from export.checksums import Checksums
 from export.formats import FORMATS
 from export.provenance import ExportProvenance
-from export.versions import CURRENT, current_version, find_versions, publish_version, roll_back
+from export.tflite_metadata import with_metadata
+from export.versions import CURRENT, current_version, find_versions, next_version, publish_version, roll_back
 from trainer.errors import ArtifactError, ParityError, UsageError
 
 PROJECT = pathlib.Path(export.cli_versions.__file__).parents[1]
@@ -94,6 +96,48 @@ def test_another_export_does_not_take_a_number_that_is_taken(
     with pytest.raises(ArtifactError, match=r"is another export of version 3; export this one again with --version 4"):
         publish_version(other, root)
     assert (root / "3/MODEL_CARD.md").read_text() == (third / "MODEL_CARD.md").read_text()
+
+
+@pytest.fixture
+def counted(third: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Another export, whose version nobody asked for."""
+    directory = pathlib.Path(shutil.copytree(third, tmp_path / "counted"))
+    ExportProvenance.load(directory).model_copy(update={"version_counts_up": True}).save(directory)
+    Checksums.of(directory).save(directory)
+    return directory
+
+
+def test_a_version_that_nobody_asked_for_counts_up_where_it_is_published(
+    root: pathlib.Path, counted: pathlib.Path
+) -> None:
+    from export.replay import verify_export
+
+    answer = json.loads(invoke("publish", counted, root, "--json"))
+    assert (answer["current"], answer["versions"]) == (4, [3, 4])
+    published = root / "4"
+    for name in ("MODEL_CARD.md", "README.md", "parity.json"):
+        text = (published / name).read_text()
+        assert "saved_model/digits/4" in text and "digits/3" not in text
+    for path in (published / "tflite").iterdir():
+        content, original = path.read_bytes(), (counted / "tflite" / path.name).read_bytes()
+        assert content == with_metadata(original, SIGNATURE, 4) != original == with_metadata(content, SIGNATURE, 3)
+    # It answers, in every format, what the export did.
+    verify_export(published).raise_on_failure()
+    provenance = ExportProvenance.load(published)
+    assert provenance.version == 4 and "--version 4" in " ".join(provenance.command)
+
+
+def test_publishing_it_twice_is_once_and_the_way_back_leads_to_it(root: pathlib.Path, counted: pathlib.Path) -> None:
+    invoke("publish", counted, root)
+    roll_back(root)
+    assert publish_version(counted, root) == (3, 4)
+    assert find_versions(root) == [3, 4]
+
+
+def test_the_next_export_to_a_place_is_the_next_version(third: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    assert next_version(tmp_path / "absent", "digits") == next_version(tmp_path, "digits") == 1
+    assert next_version(third, "digits") == 4
+    assert next_version(third, "letters") == 1, "versions are counted for each model"
 
 
 def test_a_changed_export_is_not_published_and_a_changed_version_is_not_gone_back_to(

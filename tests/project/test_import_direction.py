@@ -23,7 +23,14 @@ STARTS = "trainer.__main__"
 LAYERS = (
     ("trainer.errors", "trainer.cli.output", "trainer.trust"),
     ("trainer.settings",),
-    ("trainer.atomic", "trainer.bounded_read", "trainer.config", "trainer.environment", "trainer.tf_runtime"),
+    (
+        "trainer.system",
+        "trainer.atomic",
+        "trainer.bounded_read",
+        "trainer.config",
+        "trainer.environment",
+        "trainer.tf_runtime",
+    ),
     ("trainer.run_dir", "trainer.distribute.topology", "trainer.stages"),
     ("trainer.data",),
     ("trainer.model",),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
+from rich.text import Text
 
 import export.cli
 import export.cli_bench
@@ -74,9 +75,5 @@ def main() -> None:
     except TrainerError as e:
         if debug:
             raise
-        console.print(f"[bold red]error:[/] {_escape(str(e))}", soft_wrap=True)
+        console.print(Text.assemble(("error:", "bold red"), f" {e}"), soft_wrap=True)
         sys.exit(e.exit_status)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

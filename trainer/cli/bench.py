@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
 
@@ -79,7 +80,7 @@ def bench_input(
         print_json(dataclasses.asdict(report))
     else:
         print_answer(_table(report))
-        print_answer(f"limited by [bold]{report.limiting_stage}[/]: {report.explanation}")
+        print_answer(Text.assemble("limited by ", (report.limiting_stage, "bold"), f": {report.explanation}"))
 
 
 def _table(report: "InputReport") -> Table:

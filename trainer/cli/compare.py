@@ -5,7 +5,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
 
@@ -76,7 +75,7 @@ def _cells(run: "ComparedRun") -> list[str]:
             difference += f"\n{accuracy.interval[0]:+.3f} to {accuracy.interval[1]:+.3f}"
         p_value = f"{run.difference.corrected_p_value:.2g}"
     return [
-        escape(run.name),
+        run.name,
         run.how,
         f"{run.accuracy:.4f}\n{low:.3f} to {high:.3f}",
         difference,

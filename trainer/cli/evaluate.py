@@ -1,11 +1,12 @@
 """`trainer evaluate`: the exact metrics of a split."""
 
 import pathlib
+import shlex
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
 from trainer.trust import TrustOption
@@ -103,12 +104,13 @@ def evaluate(
         print_answer(_describe(evaluation, run))
 
 
-def _describe(evaluation: "Evaluation", run: pathlib.Path) -> str:
+def _describe(evaluation: "Evaluation", run: pathlib.Path) -> Text:
     e, intervals = evaluation, evaluation.intervals
     low, high = e.accuracy_interval
+    accuracy = f"{e.accuracy:.4f}"
+    beginning = f"{e.split}: {'exact match' if e.task == 'multi_label' else 'accuracy'} "
     lines = [
-        f"{e.split}: {'exact match' if e.task == 'multi_label' else 'accuracy'} [bold]{e.accuracy:.4f}[/] "
-        f"(95% interval {low:.4f} to {high:.4f}) over {e.num_examples} images, "
+        f" (95% interval {low:.4f} to {high:.4f}) over {e.num_examples} images, "
         + (f"top-5 {e.top5_accuracy:.4f}, " if e.task == "single_label" and e.top5_accuracy is not None else "")
         + f"loss {e.loss:.4f}, step {e.global_step}",
         f"macro F1 {e.macro.f1:.4f}{_within(intervals.macro_f1 if intervals else None)}, "
@@ -124,11 +126,12 @@ def _describe(evaluation: "Evaluation", run: pathlib.Path) -> str:
         )
     lines.append(f"calibration error {e.calibration.ece:.4f}{_cooled(e)}")
     lines += [
-        f"{escape(s.column)} {escape(s.value)}: {s.accuracy:.4f} ({s.accuracy_interval[0]:.4f} to "
+        f"{s.column} {s.value}: {s.accuracy:.4f} ({s.accuracy_interval[0]:.4f} to "
         f"{s.accuracy_interval[1]:.4f}) over {s.num_examples}"
         for s in e.slices
     ]
-    return "\n".join([*lines, f"next: trainer report {escape(str(run))}"])
+    lines.append(f"next: trainer report {shlex.quote(str(run))}")
+    return Text.assemble(beginning, (accuracy, "bold"), "\n".join(lines))
 
 
 def _number(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shlex
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -184,7 +185,7 @@ def launch(
         note(_describe_in_a_line(summary))
     _train(planned)
     if speaks:
-        next_command = f"trainer evaluate {planned.run.path} --split test"
+        next_command = f"trainer evaluate {shlex.quote(str(planned.run.path))} --split test"
         print_json(summary) if json_ else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")
 
 

@@ -6,17 +6,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
+from rich.text import Text
 
+# Text is shown as it is, wherever it comes from: "[red]" and ":smile:" may be names of classes, files and runs. What is
+# to be bold or red is a `Text` with a style.
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 # Progress, notes and errors go to standard error, so that standard output holds the answer alone.
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, **_PLAIN)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object on standard output.")]
 
 
 def print_answer(answer: RenderableType) -> None:
-    """Prints the answer of a command (text with rich markup, or a table) for a person, on standard output."""
+    """Prints the answer of a command (text, or a table) for a person, on standard output."""
     # A path must not be broken at the width of the terminal; a table must.
-    Console(highlight=False).print(answer, soft_wrap=isinstance(answer, str))
+    Console(**_PLAIN).print(answer, soft_wrap=isinstance(answer, str | Text))
 
 
 def print_json(answer: Any) -> None:
@@ -26,4 +30,4 @@ def print_json(answer: Any) -> None:
 
 def note(message: str) -> None:
     """Tells a person what is going on; plain text, one line, on standard error."""
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(message, soft_wrap=True)

@@ -5,7 +5,6 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from trainer.cli.output import JsonOption, print_answer, print_json
 from trainer.trust import TrustOption
@@ -57,4 +56,4 @@ def report(
     if json_:
         print_json({"report": str(path)})
     else:
-        print_answer(escape(str(path)))
+        print_answer(str(path))

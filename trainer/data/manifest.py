@@ -17,6 +17,7 @@ import pydantic
 from trainer import atomic
 from trainer.data.storage import DatasetPath
 from trainer.errors import DataError
+from trainer.system.names import ClassNames
 
 FILE_NAME = "manifest.json"
 BAD_FILES_NAME = "bad_files.jsonl"
@@ -75,7 +76,7 @@ class Manifest(_Model):
     schema_version: Literal[2] = SCHEMA_VERSION
     name: str
     source: str
-    class_names: list[str]
+    class_names: ClassNames
     seed: int
     task: Task = "single_label"
     splits: dict[SplitName, Split]

@@ -6,7 +6,6 @@ from typing import Any
 
 from rich import box, filesize
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,7 @@ _NUM_SHOWN = 4
 
 def render(found: DryRun) -> Iterator[RenderableType]:
     """The sections in order. Text is meant not to be broken at the width of the terminal, tables are."""
-    yield _heading("configuration, every default written out") + escape(found.planned.config.to_yaml().rstrip())
+    yield _heading("configuration, every default written out") + found.planned.config.to_yaml().rstrip()
     yield _run(found)
     yield _topology_and_engine(found)
     yield _batches(found)
@@ -33,7 +32,7 @@ def render(found: DryRun) -> Iterator[RenderableType]:
     yield from _findings(found)
 
 
-def _run(found: DryRun) -> str:
+def _run(found: DryRun) -> Text:
     plan = found.planned.plan
     facts = {
         "run directory": found.run_dir,
@@ -50,7 +49,7 @@ def _run(found: DryRun) -> str:
     return _heading("run") + _lines(facts)
 
 
-def _topology_and_engine(found: DryRun) -> str:
+def _topology_and_engine(found: DryRun) -> Text:
     topology, engine = found.planned.topology, found.engine
     facts = {
         "strategy": f"{engine.strategy} (asked for: {engine.strategy_asked})",
@@ -77,7 +76,7 @@ def _elastic(found: DryRun) -> dict[str, str]:
     return {"elastic": f"from {config.min_replicas or 1} replicas to {most}; what follows is for those that there are"}
 
 
-def _batches(found: DryRun) -> str:
+def _batches(found: DryRun) -> Text:
     batches = found.batches
     facts = {
         "global batch": f"{batches.global_batch_size}: {batches.per_replica_batch_size} on each replica, with "
@@ -90,7 +89,7 @@ def _batches(found: DryRun) -> str:
     return _heading("batches") + _lines(facts)
 
 
-def _learning_rate(found: DryRun) -> str:
+def _learning_rate(found: DryRun) -> Text:
     rate = found.learning_rate
     scaled = f" = {rate.setting:g} x {rate.factor:g} ({rate.scaling} with the batch, from {rate.scaling_batch_size})"
     facts = {
@@ -126,7 +125,7 @@ def _examples(found: DryRun) -> Iterator[RenderableType]:
     yield table
 
 
-def _memory(found: DryRun) -> str:
+def _memory(found: DryRun) -> Text:
     parameters, memory = found.footprint.parameters, found.footprint.memory
     facts = {
         "parameters": f"{filesize.decimal(memory.parameters_bytes)}: {parameters.num_parameters:,}, of which "
@@ -141,7 +140,7 @@ def _memory(found: DryRun) -> str:
     return _heading("memory of a replica") + _lines(facts)
 
 
-def _traffic(found: DryRun) -> str:
+def _traffic(found: DryRun) -> Text:
     traffic = found.footprint.traffic
     facts = {
         "gradients": filesize.decimal(traffic.gradients_bytes),
@@ -161,12 +160,13 @@ def _workers(found: DryRun) -> Iterator[RenderableType]:
         for name, value in first.environment.items()
         if all(start.environment.get(name) == value for start in workers.starts)
     }
-    yield _heading("workers") + f"started by {escape(workers.started_by)}; the same for all:"
-    yield escape(_command(common, first.command))
+    yield _heading("workers") + f"started by {workers.started_by}; the same for all:"
+    yield _command(common, first.command)
     for start in workers.starts:
-        yield f"[bold]worker {start.worker}[/] on {escape(start.host)}\n" + escape(_own_part(start, common, first))
+        own = f" on {start.host}\n{_own_part(start, common, first)}"
+        yield Text.assemble((f"worker {start.worker}", "bold"), own)
     if workers.filled_in:
-        yield "known at the start, when the hosts are asked: " + escape(", ".join(workers.filled_in))
+        yield "known at the start, when the hosts are asked: " + ", ".join(workers.filled_in)
 
 
 def _own_part(start: WorkerStart, common: dict[str, str], first: WorkerStart) -> str:
@@ -188,7 +188,9 @@ def _findings(found: DryRun) -> Iterator[RenderableType]:
     if not found.findings:
         yield _heading("trainer doctor") + "finds nothing wrong"
         return
-    yield _heading("trainer doctor").rstrip("\n")
+    heading = _heading("trainer doctor")
+    heading.rstrip()
+    yield heading
     table = _table("", "part", "found", "fix")
     for finding in found.findings:
         style = _VERDICT_STYLES[finding.verdict]
@@ -196,13 +198,14 @@ def _findings(found: DryRun) -> Iterator[RenderableType]:
     yield table
 
 
-def _heading(title: str) -> str:
-    return f"\n[bold underline]{escape(title)}[/]\n"
+def _heading(title: str) -> Text:
+    return Text.assemble("\n", (title, "bold underline"), "\n")
 
 
-def _lines(facts: dict[str, str]) -> str:
+def _lines(facts: dict[str, str]) -> Text:
     width = max(map(len, facts))
-    return "\n".join(f"[bold]{name:<{width}}[/]  {escape(value)}" for name, value in facts.items())
+    lines = (Text.assemble((f"{name:<{width}}", "bold"), f"  {value}") for name, value in facts.items())
+    return Text("\n").join(lines)
 
 
 def _table(*columns: str) -> Table:

@@ -3,7 +3,6 @@
 import collections
 import difflib
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from trainer.data.preparation.options import PrepareOptions
 from trainer.data.preparation.state import CLASS_NAMES, FINGERPRINT, NUM_LEFT_OUT, State, printable, to_bytes
 from trainer.data.sources import Candidate, Source
 from trainer.errors import DataError
+from trainer.system.names import check_class_names, find_spelling_twins, normalize_class_name, show_name
 
 
 def list_candidates(state: State, source: Source, source_text: str, options: PrepareOptions) -> None:
@@ -26,7 +26,7 @@ def list_candidates(state: State, source: Source, source_text: str, options: Pre
         listing = _Listing(source, source_text, options.exclude)
         state.insert("candidates", listing.rows())
         class_names = listing.class_names()
-        _check_class_names(class_names)
+        check_class_names(class_names)
         _check_named_once(state)
         _set_labels(state, listing, class_names)
         left_out = {"of an excluded class": listing.num_excluded}
@@ -50,7 +50,7 @@ class _Listing:
         # How many candidates have a class, by its number of appearance.
         self.counts: collections.Counter[int] = collections.Counter()
         self._source = source
-        self._exclude = frozenset(exclude)
+        self._exclude = frozenset(map(normalize_class_name, exclude))
         self.numbers = {name: number for number, name in enumerate(source.class_names or ())}
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
@@ -77,25 +77,29 @@ class _Listing:
         every = [numbers.setdefault(name, len(numbers)) for name in candidate.class_names]
         if not self._exclude:
             return every
-        return [label for label, name in zip(every, candidate.class_names, strict=True) if name not in self._exclude]
+        names = map(normalize_class_name, candidate.class_names)
+        return [label for label, name in zip(every, names, strict=True) if name not in self._exclude]
 
     def class_names(self) -> list[str]:
-        """In the order of their labels, once all rows are seen. Raises DataError for an unknown class to exclude."""
-        names = list(self._source.class_names or sorted(self.numbers))
+        """In the order of their labels and in the form NFC, once all rows are seen.
+
+        Raises DataError for an unknown class to exclude, and for one class in two spellings.
+        """
+        given = list(self._source.class_names or sorted(self.numbers))
+        twins = find_spelling_twins(given)
+        if twins is not None:
+            raise DataError(
+                f"the class {twins[0]!r} is spelled in two ways of Unicode ({twins[0]!a} and {twins[1]!a}), "
+                "which look the same; use one of them for both"
+            )
+        names = [normalize_class_name(name) for name in given]
         for excluded in sorted(self._exclude):
             if excluded not in names:
                 near = difflib.get_close_matches(excluded, names, n=1)
                 known = ", ".join(repr(name) for name in names[:10]) + (", ..." if len(names) > 10 else "")
                 hint = f"did you mean {near[0]!r}?" if near else f"it has {known}"
-                raise DataError(f"--exclude {excluded!r} is no class of the source; {hint}")
+                raise DataError(f"--exclude {show_name(excluded)} is no class of the source; {hint}")
         return [name for name in names if name not in self._exclude]
-
-
-def _check_class_names(class_names: Sequence[str]) -> None:
-    for name in class_names:
-        # One name a line in labels.txt; surrogates are what Python makes of file names that are not UTF-8.
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-            raise DataError(f"the class name {name!r} has a character that is not text; rename the class")
 
 
 def _check_named_once(state: State) -> None:
@@ -122,7 +126,8 @@ def _same_path(filename: bytes) -> bytes:
 def _set_labels(state: State, listing: _Listing, class_names: Sequence[str]) -> None:
     """Replaces the numbers of appearance by the labels, and finds the rarest of each candidate."""
     label_of = {name: label for label, name in enumerate(class_names)}
-    labels = {number: label_of[name] for name, number in listing.numbers.items() if name in label_of}
+    called = ((normalize_class_name(name), number) for name, number in listing.numbers.items())
+    labels = {number: label_of[name] for name, number in called if name in label_of}
     rarity = {labels[number]: count for number, count in listing.counts.items()}
 
     def final_labels(text: str) -> str:

@@ -18,7 +18,8 @@ def read_label_file(path: pathlib.Path) -> dict[int, str] | list[str]:
     with path.open("rb") as f:
         content = f.read(_MAX_FILE_BYTES)
     try:
-        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+        # Not splitlines, which ends a line at U+2028 and others as well: no writer of such files does.
+        lines = [line.strip() for line in re.split(r"\r\n?|\n", content.decode("utf-8-sig"))]
     except UnicodeDecodeError as e:
         raise DataError(f"{path} is not UTF-8 text ({e.reason}); save it as UTF-8") from None
     while lines and not lines[-1]:

@@ -1,0 +1,94 @@
+"""The lines of shell that bring an export into a cluster. Each may be repeated, and so may all of them.
+
+The version is copied to a hidden place on the volume, compared there with the checksums of its files, and renamed. A
+server that watches the volume never sees half a version, whatever was cut off and typed again.
+"""
+
+import hashlib
+import pathlib
+import shlex
+from collections.abc import Iterable
+
+MODELS_DIR = "/models"
+# Beside the kustomization of the loader's pod.
+SCRIPT_FILE = pathlib.PurePosixPath("loader", "publish.sh")
+
+# The shell reads a group in braces whole before it runs any of it, so half a script does nothing and says so.
+_SCRIPT = """{{
+# Written by `trainer manifests`; it runs in the pod that holds the volume, and may be repeated.
+set -eu
+model={model}
+incoming={incoming}
+
+# is_whole DIRECTORY NUM_FILES: the checksums are on standard input.
+is_whole() {{
+  [ -d "$1" ] && [ "$(find "$1" -type f | wc -l)" -eq "$2" ] && (cd "$1" && sha256sum -c - >/dev/null 2>&1)
+}}
+
+# publish VERSION NUM_FILES CHECKSUMS
+publish() {{
+  if [ -e "$model/$1" ]; then
+    if ! printf '%s\\n' "$3" | is_whole "$model/$1" "$2"; then
+      echo "$model/$1 is another version $1 than this one, which is left where it is; export again with a higher" \\
+        "--version, and write the manifests for that" >&2
+      exit 1
+    fi
+    echo "version $1 is published"
+    return
+  fi
+  if ! printf '%s\\n' "$3" | is_whole "$incoming/$1" "$2"; then
+    echo "version $1 has not arrived whole, and is not published; repeat the line with kubectl cp, then this one" >&2
+    exit 1
+  fi
+  mkdir -p "$model"
+  sync
+  mv -T "$incoming/$1" "$model/$1"
+  echo "version $1 is published"
+}}
+
+{calls}
+rm -rf "$incoming"
+}}
+"""
+
+
+def publish_script(model_name: str, versions: Iterable[pathlib.Path]) -> str:
+    """The script that checks what was copied of `versions`, directories, and gives each its name; for `sh`."""
+    calls = []
+    for directory in versions:
+        files = sorted(path for path in directory.rglob("*") if path.is_file())
+        sums = "\n".join(f"{_sha256_of(file)}  {file.relative_to(directory).as_posix()}" for file in files)
+        calls.append(f"publish {directory.name} {len(files)} {shlex.quote(sums)}")
+    model, incoming = _places(model_name)
+    return _SCRIPT.format(model=model, incoming=incoming, calls="\n".join(calls))
+
+
+def load_commands(
+    out: pathlib.Path, base_path: pathlib.Path, *, model_name: str, prefix: str, namespace: str | None
+) -> list[str]:
+    """Lines of shell, in order. out: the kustomize tree, with the script at `SCRIPT_FILE`."""
+    kubectl = "kubectl" if namespace is None else f"kubectl -n {namespace}"
+    pod = f"{prefix}model-loader"
+    _, incoming = _places(model_name)
+    # kubectl puts a folder into one that is there already, so what a cut copy left goes first. A loader that has ended
+    # would never be ready again.
+    return [
+        f"kubectl apply -k {shlex.quote(str(out))}",
+        f"{kubectl} delete pod {pod} --ignore-not-found",
+        f"kubectl apply -k {shlex.quote(str(out / 'loader'))}",
+        f"{kubectl} wait --for=condition=Ready --timeout=5m pod/{pod}",
+        f"{kubectl} exec {pod} -- rm -rf {incoming} && {kubectl} cp {shlex.quote(str(base_path))} {pod}:{incoming}",
+        f"{kubectl} exec -i {pod} -- sh -s < {shlex.quote(str(out / SCRIPT_FILE))}",
+        f"{kubectl} delete pod {pod} --ignore-not-found",
+        f"{kubectl} rollout status deployment/{prefix}model-server",
+    ]
+
+
+def _places(model_name: str) -> tuple[str, str]:
+    """Where the versions of the model lie on the volume, and where they are copied to before."""
+    return f"{MODELS_DIR}/{model_name}", f"{MODELS_DIR}/.incoming-{model_name}"
+
+
+def _sha256_of(path: pathlib.Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
