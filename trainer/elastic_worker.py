@@ -5,6 +5,7 @@ So every step is a commit. After a change of the members the chief's state goes 
 step, with the examples that the exact order has there, whatever the number of replicas.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -36,6 +37,7 @@ from trainer.metric_writers import MetricsLog, MetricWriter, MetricWriters, Tens
 from trainer.model.weight_fit import WeightsReport
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress
+from trainer.run.claim import hold_run
 from trainer.run_dir import RunDir
 from trainer.settings.distribute import DistributeConfig
 from trainer.streams import make_validation_stream, open_caches
@@ -123,6 +125,8 @@ class ElasticWorker:
         self._weights_reports: list[WeightsReport] = []
         self._generation = 0
         self._is_asked_to_leave = False
+        self._holding = contextlib.ExitStack()
+        self._is_holding = False
 
     def run(self) -> None:
         """Trains in each generation that this worker is called to.
@@ -137,7 +141,7 @@ class ElasticWorker:
         # Before this worker joins, so that the others need not wait for it.
         self._caches = open_caches(self._plan, self._config)
         why = ""
-        with self._stop_request.listen():
+        with self._stop_request.listen(), self._holding:
             while True:
                 join = self._wait_to_join(why)
                 try:
@@ -196,6 +200,8 @@ class ElasticWorker:
             ),
         )
         store = CheckpointStore.of_run(self._run, self._config.checkpoint) if topology.is_chief else None
+        if topology.is_chief:
+            self._hold_run()
         if join.from_checkpoint:
             self._state = None
         if self._state is None:
@@ -224,6 +230,12 @@ class ElasticWorker:
         self._finish_step(plan, engine, store, step)
         with self._show_progress(plan, step, is_chief=topology.is_chief) as progress:
             train(plan, self._config, self._run, engine, self._state, store, self._caches, progress, [self._last_lines])
+
+    def _hold_run(self) -> None:
+        """Shares the run directory with the processes of this job, from the first time as its chief on."""
+        if not self._is_holding:
+            self._is_holding = True
+            self._holding.enter_context(hold_run(self._run, self._plan.identity(self._config), note=self._note))
 
     def _plan_for(self, topology: Topology) -> Plan:
         found = make_plan(self._config, parse_path(self._plan.dataset_dir), topology, tf_runtime.list_gpus()[:1])

@@ -1,10 +1,10 @@
 """From a configuration to a run: finds the dataset and the run directory, plans, and trains."""
 
+import contextlib
 import dataclasses
-import datetime
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 
@@ -21,10 +21,11 @@ from trainer.distribute.elastic import request
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers.hosts import Place
 from trainer.distribute.topology import Device, Topology, resolve_topology
-from trainer.errors import DataError, DeviceError, RunError
+from trainer.errors import DataError, DeviceError
 from trainer.model.weight_fit import WeightsReport
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress, task_progress
+from trainer.run import claim
 from trainer.run_dir import RunDir
 from trainer.settings.distribute import DistributeConfig
 from trainer.solve import solve
@@ -46,6 +47,25 @@ class PlannedRun:
     places: Sequence[Place] = ()
     # The recipe by name, where one was given or chosen, for the workers.
     recipe: str | None = None
+    # Whether `run` was given or found, and not just named by the time.
+    is_run_known: bool = True
+    resume: bool = True
+
+    @property
+    def identity(self) -> str:
+        """Of what decides the trained weights."""
+        return self.plan.identity(self.config)
+
+    def check_run_dir(self) -> None:
+        """Raises RunError where the run cannot begin or go on in its directory."""
+        claim.check_run_dir(
+            self.run,
+            self.identity,
+            resume=self.resume,
+            differences=lambda: claim.describe_differences(
+                self.run, self.config, self.plan.run_info(self.config, self.run.path.name)
+            ),
+        )
 
     @property
     def first_step(self) -> int:
@@ -71,13 +91,36 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
     topology = _find_topology(config.distribute, places)
     dataset_dir = find_dataset(config, note)
     plan = make_plan(config, dataset_dir, topology, tf_runtime.list_gpus()[: topology.num_local_replicas])
-    if run_dir is None:
-        run = (_unfinished_run(plan, config) if resume else None) or _new_run()
-    else:
-        run = RunDir(run_dir)
+    planned = PlannedRun(
+        config=config, topology=topology, plan=plan, run=RunDir(run_dir or ""), places=places, resume=resume
+    )
+    if run_dir is not None:
         if topology.is_chief:
-            _check_run_dir(run, plan.identity(config), resume=resume)
-    return PlannedRun(config=config, topology=topology, plan=plan, run=run, places=places)
+            planned.check_run_dir()
+        return planned
+    found = None
+    if resume and topology.is_chief:
+        found = claim.find_unfinished_run(
+            RUNS_DIR, planned.identity, config, num_train_steps=plan.num_train_steps, note=note
+        )
+    return dataclasses.replace(planned, run=found or claim.name_new_run(RUNS_DIR), is_run_known=found is not None)
+
+
+@contextlib.contextmanager
+def open_run(planned: PlannedRun, note: Callable[[str], None]) -> Iterator[PlannedRun]:
+    """Yields `planned` with a run directory that no other command trains in during the block.
+
+    Raises:
+        RunError: another command was quicker, or the directory cannot be written.
+    """
+    if not planned.topology.is_chief or request.is_worker():
+        yield planned  # others write nothing; of an elastic job, who is chief is found out later
+        return
+    if not planned.is_run_known:
+        planned = dataclasses.replace(planned, run=claim.claim_new_run(RUNS_DIR), is_run_known=True)
+    with claim.hold_run(planned.run, planned.identity, note=note):
+        planned.check_run_dir()  # it may have been taken since it was looked at
+        yield planned
 
 
 def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
@@ -87,10 +130,15 @@ def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
         DataError: a shard is not what the manifest says.
         StoppedOnRequest, TrainingError: see `train`.
     """
-    plan, config, run = planned.plan, planned.config, planned.run
     if request.is_worker():
-        elastic_worker.ElasticWorker(plan, config, run, note=note).run()
+        elastic_worker.ElasticWorker(planned.plan, planned.config, planned.run, note=note).run()
         return
+    with open_run(planned, note) as planned:
+        _train_in(planned, note)
+
+
+def _train_in(planned: PlannedRun, note: Callable[[str], None]) -> None:
+    plan, config, run = planned.plan, planned.config, planned.run
     dataset_dir = parse_path(plan.dataset_dir)
     verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
     is_chief = planned.topology.is_chief
@@ -181,36 +229,3 @@ def find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:
             f"the dataset {path} does not exist; give a prepared dataset, or a folder with one folder of images a class"
         )
     return prepare_beside(path, note=note, progress=task_progress)
-
-
-def _check_run_dir(run: RunDir, identity: str, *, resume: bool) -> None:
-    if not run.exists():
-        # The workers' output is kept there from before the start.
-        if run.path.is_dir() and any(path.name != job.LOG_DIR_NAME for path in run.path.iterdir()):
-            raise RunError(f"{run.path} holds files, but no run; give --run-dir a new or an empty directory")
-        return
-    if run.info().identity != identity:
-        raise RunError(
-            f"{run.path} holds another run: its dataset, model, training settings or precision differ from what was "
-            f"asked for now (compare {run.config_file}); give --run-dir a new directory"
-        )
-    if not resume:
-        raise RunError(f"{run.path} holds this run already and --no-resume was given; give --run-dir a new directory")
-
-
-def _unfinished_run(plan: Plan, config: Config) -> RunDir | None:
-    candidates = sorted(RUNS_DIR.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    for path in reversed(candidates):
-        run = RunDir(path.parent)
-        if run.info().identity != plan.identity(config):
-            continue
-        steps = CheckpointStore.of_run(run, config.checkpoint).steps()
-        return run if max(steps, default=0) < plan.num_train_steps else None
-    return None
-
-
-def _new_run() -> RunDir:
-    now = datetime.datetime.now().astimezone()
-    name = now.strftime("%Y%m%d-%H%M%S")
-    taken = sum(1 for path in RUNS_DIR.glob(f"{name}*"))
-    return RunDir(RUNS_DIR / (f"{name}-{taken + 1}" if taken else name))

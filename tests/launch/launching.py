@@ -6,6 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
+from trainer.config import load_config
+from trainer.errors import RunError
+from trainer.launch import plan_run
+
 # The head alone on small images, with dropout: what is random must come out the same after a restart.
 QUICK = (
     "--device=cpu",
@@ -29,6 +35,13 @@ def launch(dataset: pathlib.Path, run_dir: pathlib.Path, *arguments: str) -> sub
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def check_that_a_second_command_is_refused(dataset: pathlib.Path, run_dir: pathlib.Path, pid: int) -> None:
+    """`run_dir` is held by the command `pid`, whatever the second one would train there."""
+    config = load_config(overrides=["distribute.device=cpu", f"data.path={dataset}"])
+    with pytest.raises(RunError, match=f"is being trained by process {pid} on .*; wait"):
+        plan_run(config, run_dir=run_dir, resume=True, note=lambda _: None)
 
 
 def final_weights_hash(run_dir: pathlib.Path) -> str:

@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from launching import QUICK, command, launch, metrics
+from launching import QUICK, check_that_a_second_command_is_refused, command, launch, metrics
 
 COMPARABLE = ("--set=train.epochs=1",)
 STRATEGIES = [pytest.param("horovod", marks=pytest.mark.horovod), "multiworker"]
@@ -67,6 +67,7 @@ def test_a_worker_killed_in_training_is_named_nobody_is_left_and_the_job_goes_on
     while not list(run_dir.glob("checkpoints/step-*")):
         assert time.monotonic() < deadline and job.poll() is None, "training must start"
         time.sleep(0.05)
+    check_that_a_second_command_is_refused(digits, run_dir, job.pid)
     processes = psutil.Process(job.pid).children(recursive=True)
     workers = [p for p in processes if p.environ().get("HOROVOD_RANK") == "1" and "launch" in p.cmdline()]
     os.kill(workers[0].pid, signal.SIGKILL)

@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from launching import final_weights_hash, launch, metrics
+from launching import check_that_a_second_command_is_refused, final_weights_hash, launch, metrics
 
 # All that a step may keep: averages, and batches in parts.
 EVERY_SEVEN = ("--set=checkpoint.every_steps=7", "--set=train.ema_decay=0.9", "--set=train.accumulate_steps=2")
@@ -33,6 +33,7 @@ def test_kill_dash_nine_and_the_same_command_end_with_the_same_weights_to_the_bi
     run_dir = tmp_path / "run"
     process = launch(digits, run_dir, *EVERY_SEVEN)
     wait_for_checkpoint(run_dir)
+    check_that_a_second_command_is_refused(digits, run_dir, process.pid)
     process.kill()
     process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL

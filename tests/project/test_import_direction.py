@@ -44,6 +44,7 @@ LAYERS = (
         "trainer.metric_writers",
         "trainer.metrics",
         "trainer.last_lines",
+        "trainer.run",
     ),
     ("trainer.features",),
     (

@@ -166,24 +166,25 @@ def launch(
         settings = load_config(file, set_ or [], recipe=recipe, flags=_given(flags))
 
     from trainer.distribute.launchers import heartbeat
-    from trainer.launch import plan_run
+    from trainer.launch import open_run, plan_run
 
     planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note)
     planned = dataclasses.replace(planned, recipe=recipe)
-    summary = {
-        "run_dir": str(planned.run.path),
-        "first_step": planned.first_step,
-        **planned.plan.model_dump(mode="json"),
-    }
     # A worker that this command has started leaves the talking to it.
     speaks = planned.topology.is_chief and heartbeat.VARIABLE not in os.environ
     if dry_run:
         if speaks:
             _print_dry_run(planned, is_run_dir_given=run_dir is not None, as_json=json_)
         return
-    if speaks and not json_:
-        note(_describe_in_a_line(summary))
-    _train(planned)
+    with open_run(planned, note) as planned:
+        summary = {
+            "run_dir": str(planned.run.path),
+            "first_step": planned.first_step,
+            **planned.plan.model_dump(mode="json"),
+        }
+        if speaks and not json_:
+            note(_describe_in_a_line(summary))
+        _train(planned)
     if speaks:
         next_command = f"trainer evaluate {shlex.quote(str(planned.run.path))} --split test"
         print_json(summary) if json_ else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")
@@ -202,6 +203,7 @@ def _train(planned: "PlannedRun") -> None:
     """In this process, or in workers that it starts with its own arguments."""
     from trainer import job
     from trainer.launch import start_run
+    from trainer.run.claim import naming_this_command
 
     if not planned.places:
         start_run(planned, note)
@@ -212,7 +214,8 @@ def _train(planned: "PlannedRun") -> None:
         dataset_dir=planned.plan.dataset_dir,
         recipe=planned.recipe,
     )
-    job.run_workers(planned.places, planned.config.distribute, arguments=arguments, run_dir=planned.run.path)
+    with naming_this_command():
+        job.run_workers(planned.places, planned.config.distribute, arguments=arguments, run_dir=planned.run.path)
 
 
 def _print_dry_run(planned: "PlannedRun", *, is_run_dir_given: bool, as_json: bool) -> None:

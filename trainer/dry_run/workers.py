@@ -24,8 +24,10 @@ from trainer.distribute.launchers.supervisor import SupervisorOptions
 from trainer.distribute.launchers.worker import guard_command
 from trainer.dry_run.section import Section
 from trainer.launch import PlannedRun
+from trainer.run.claim import COMMAND_VARIABLE
 
 _FILE_DESCRIPTOR = "<file descriptor>"
+_NAME_OF_LAUNCH = "<name of the launch>"
 _FILLED_IN = re.compile(r"<[a-z][^<>]*>")
 _ANSWERS = ("--dry-run", "--json")
 
@@ -118,7 +120,7 @@ def _starts_of_job(planned: PlannedRun, run_dir: str) -> list[WorkerStart]:
             host=str(place.host),
             guard=_guard_of(place, options),
             command=job.worker_command(arguments),
-            environment={**environment, **own_variables(_FILE_DESCRIPTOR)},
+            environment={**environment, COMMAND_VARIABLE: _NAME_OF_LAUNCH, **own_variables(_FILE_DESCRIPTOR)},
         )
         for place, environment in zip(places, environments, strict=True)
     ]

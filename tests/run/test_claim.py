@@ -1,0 +1,204 @@
+"""One command at a time trains in a run directory, and each new run has a name of its own: with real processes."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from trainer.config import Config, load_config
+from trainer.errors import RunError
+from trainer.run import claim
+from trainer.run_dir import RunDir, RunInfo
+from trainer.system import lock
+
+HOLDING_PROCESS = pathlib.Path(__file__).with_name("holding_process.py")
+IDENTITY = "0" * 64
+Hold = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def hold() -> Iterator[Hold]:
+    """Starts processes that hold a lock until they are ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: pathlib.Path, owner: str = "first", purpose: str = IDENTITY) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, str(HOLDING_PROCESS), str(path), owner, purpose],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def make_info(identity: str = IDENTITY, **changes: str) -> RunInfo:
+    given = {"dataset_dir": "/data/a", "dataset_hash": "a" * 64, "precision": "float32", **changes}
+    return RunInfo(
+        name="run",
+        identity=identity,
+        class_names=["cat", "dog"],
+        num_train_examples=10,
+        image_size_px=32,
+        weights="none",
+        batch_norm="frozen",
+        **given,
+    )  # type: ignore[arg-type]
+
+
+def hold_run(run: RunDir) -> None:
+    with claim.hold_run(run, IDENTITY, note=lambda _: None):
+        pass
+
+
+def test_a_second_command_is_refused_with_who_holds_the_run_until_kill_9_frees_it(
+    hold: Hold, tmp_path: pathlib.Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    process = hold(run.path / claim.LOCK_NAME)
+    who = rf"is being trained by process {process.pid} on {socket.gethostname()} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+    with pytest.raises(RunError, match=who):
+        hold_run(run)
+    with pytest.raises(RunError, match=who):
+        claim.check_run_dir(run, IDENTITY, resume=True, differences=lambda: "")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    hold_run(run)
+    assert not run.path.exists(), "where nothing was begun, nothing is left"
+
+
+def test_processes_of_one_command_share_a_run_and_others_wait_for_the_last_of_them(
+    hold: Hold, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    launcher, chief = hold(run.path / claim.LOCK_NAME), hold(run.path / claim.LOCK_NAME)
+    launcher.kill()
+    launcher.wait()
+    monkeypatch.setattr(claim, "_ORPHAN_SECS", 0.2)
+    with pytest.raises(RunError, match=f"the workers of a command that has ended .process {launcher.pid} "):
+        hold_run(run)
+    monkeypatch.setattr(claim, "_ORPHAN_SECS", 600.0)
+    notes: list[str] = []
+
+    def note(message: str) -> None:
+        notes.append(message)
+        chief.kill()
+
+    with claim.hold_run(run, IDENTITY, note=note):
+        assert len(notes) == 1 and "waiting for its workers to end" in notes[0]
+
+
+def test_each_of_several_commands_in_one_second_gets_a_directory_of_its_own(tmp_path: pathlib.Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        runs = list(threads.map(lambda _: claim.claim_new_run(tmp_path / "runs"), range(64)))
+    assert len({run.path for run in runs}) == 64
+    assert all(run.path.is_dir() for run in runs)
+
+
+def test_a_place_for_runs_that_cannot_be_one_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "runs").write_text("a file", encoding="utf-8")
+    with pytest.raises(RunError, match=r"runs is a file, .*give --run-dir"):
+        claim.claim_new_run(tmp_path / "runs")
+    with pytest.raises(RunError, match=r"runs is a file; give --run-dir"):
+        claim.check_run_dir(RunDir(tmp_path / "runs"), IDENTITY, resume=True, differences=lambda: "")
+    with pytest.raises(RunError, match=r"cannot be written .*give --run-dir another"):
+        hold_run(RunDir(tmp_path / "runs" / "run"))
+
+
+def find(runs_dir: pathlib.Path, notes: list[str]) -> RunDir | None:
+    return claim.find_unfinished_run(runs_dir, IDENTITY, Config(), num_train_steps=10, note=notes.append)
+
+
+def test_a_run_of_another_version_or_none_at_all_is_told_and_left_out_of_the_search(tmp_path: pathlib.Path) -> None:
+    for name in ("ours", "of another schema", "not JSON", "a folder", "a broken link"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a file").write_text("", encoding="utf-8")
+    RunDir(tmp_path / "ours").create(Config(), make_info())
+    document = json.loads((tmp_path / "ours" / "run.json").read_text(encoding="utf-8"))
+    foreign = json.dumps({**document, "schema_version": 7})
+    (tmp_path / "of another schema" / "run.json").write_text(foreign, encoding="utf-8")
+    (tmp_path / "not JSON" / "run.json").write_text("{", encoding="utf-8")
+    (tmp_path / "a folder" / "run.json").mkdir()
+    (tmp_path / "a broken link" / "run.json").symlink_to("nowhere")
+    notes: list[str] = []
+    found = find(tmp_path, notes)
+    assert found is not None and found.path == tmp_path / "ours"
+    assert all("left out of the search" in message for message in notes)
+    told = {pathlib.Path(message.removeprefix("note: ").partition(" is left")[0]).parent.name for message in notes}
+    assert told >= {"of another schema", "not JSON", "a folder"}
+
+
+def test_the_same_command_typed_again_does_not_go_on_with_a_run_that_still_trains(
+    hold: Hold, tmp_path: pathlib.Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    process = hold(run.path / claim.LOCK_NAME)
+    with pytest.raises(RunError, match=f"{run.path} is being trained by process {process.pid} .*; wait "):
+        find(tmp_path, [])  # before it has written anything
+    run.create(Config(), make_info())
+    with pytest.raises(RunError, match=f"is being trained by process {process.pid} "):
+        find(tmp_path, [])
+    other = claim.find_unfinished_run(tmp_path, "1" * 64, Config(), num_train_steps=10, note=lambda _: None)
+    assert other is None, "of another configuration it is none of ours"
+
+
+def test_the_refusal_of_another_run_names_each_differing_setting_with_both_values(tmp_path: pathlib.Path) -> None:
+    there, run = load_config(overrides=["train.seed=1", "optimizer.name=sgd"]), RunDir(tmp_path / "run")
+    run.create(there, make_info())
+    now = load_config(overrides=["train.seed=2", "optimizer.name=sgd", "features.views=3", "log.every_steps=3"])
+    told = claim.describe_differences(run, now, make_info(dataset_hash="b" * 64, precision="mixed_float16"))
+    assert told == (
+        f"its dataset is {'a' * 64}, and now {'b' * 64}; its precision is float32, and now mixed_float16; "
+        "its train.seed is 1, and now 2; its features.views is not set, and now 3"
+    )
+    moved = make_info(dataset_hash="b" * 64, dataset_dir="/data/b")
+    assert "its dataset is /data/a, and now /data/b" in claim.describe_differences(run, there, moved)
+    assert "another version of trainer" in claim.describe_differences(run, there, make_info("1" * 64))
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_whatever_changes_the_identity_of_a_run_has_a_name_in_the_refusal() -> None:
+    def identity(config: Config) -> str:
+        return config.identity(dataset_hash="", precision="float32")
+
+    base = Config()
+    for section, settings in base:
+        for key in type(settings).model_fields:
+            changed_section = settings.model_copy(update={key: "another value"})
+            changed = base.model_copy(update={section: changed_section})
+            names = {
+                name for name, value in changed.decisive_settings().items() if value != base.decisive_settings()[name]
+            }
+            assert names == ({f"{section}.{key}"} if identity(changed) != identity(base) else set()), (section, key)
+
+
+def test_a_lock_may_be_waited_for_and_be_shared(hold: Hold, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "folder" / ".lock"
+    process = hold(path)
+    waited: list[lock.Holder | None] = []
+
+    def on_wait(holder: lock.Holder | None) -> None:
+        waited.append(holder)
+        process.kill()
+
+    with lock.hold(path, on_wait=on_wait):
+        assert waited and waited[0] is not None and waited[0].pid == process.pid
+        found = lock.find_holder(path)
+        assert found is not None and found.pid == os.getpid()
+    with lock.hold(path, shared=True), lock.hold(path, shared=True):
+        pass
+    assert lock.find_holder(path) is None

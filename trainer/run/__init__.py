@@ -1,0 +1,1 @@
+"""A run on disk: who may write it, and what lies where."""

@@ -1,0 +1,219 @@
+"""Who trains in a run directory: one command at a time, which holds `RUN/.lock`, and a new name belongs to who made it.
+
+All processes of a command share the lock: the one that was typed, and of the workers that it has started the chief,
+also where that runs on another host, or outlives its launcher for the seconds that it needs to save.
+"""
+
+import contextlib
+import datetime
+import os
+import pathlib
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from trainer.checkpoint import CheckpointStore
+from trainer.config import Config
+from trainer.distribute.launchers import heartbeat
+from trainer.errors import RunError, TrainerError
+from trainer.run_dir import RunDir, RunInfo
+from trainer.system import lock
+
+# Here workers find the name of the command that has started them.
+COMMAND_VARIABLE: Final = "TRAINER_COMMAND"
+LOCK_NAME: Final = ".lock"
+# Of the workers' output, which is kept from before the start.
+LOG_DIR_NAME: Final = "logs"
+# For the workers of a launcher that was killed: their guards give them less than this to save.
+_ORPHAN_SECS = 30.0
+_MAX_TOLD = 8
+_this_command = uuid.uuid4().hex
+
+
+def own_command() -> str:
+    """The name of the command that this process belongs to."""
+    return os.environ.get(COMMAND_VARIABLE, _this_command) if heartbeat.VARIABLE in os.environ else _this_command
+
+
+@contextlib.contextmanager
+def naming_this_command() -> Iterator[None]:
+    """Lets the workers that are started in the block find the name of this command in their environment."""
+    before = os.environ.get(COMMAND_VARIABLE)
+    os.environ[COMMAND_VARIABLE] = own_command()
+    try:
+        yield
+    finally:
+        del os.environ[COMMAND_VARIABLE]
+        if before is not None:
+            os.environ[COMMAND_VARIABLE] = before
+
+
+@contextlib.contextmanager
+def hold_run(run: RunDir, identity: str, *, note: Callable[[str], None]) -> Iterator[None]:
+    """Holds the directory of `run` in the block, made where need be; what has been left empty is removed.
+
+    Raises:
+        RunError: another command holds it, or it cannot be written.
+    """
+    held = lock.hold_or_refuse(
+        run.path / LOCK_NAME,
+        owner=own_command(),
+        purpose=identity,
+        patience_secs=_ORPHAN_SECS,
+        on_wait=lambda holder: note(f"{run.path}: the command of {holder} has ended; waiting for its workers to end"),
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held)
+        except lock.HeldError as e:
+            raise _refusal(run, e.holder) from None
+        except OSError as e:
+            if e.errno not in lock.NO_LOCKS:
+                raise RunError(
+                    f"the run directory {run.path} cannot be written ({e.strerror}); give --run-dir another directory"
+                ) from e
+            note(
+                f"warning: {run.path} lies on a file system without locks ({e.strerror}), so that nothing keeps a "
+                "second command out of it"
+            )
+        try:
+            yield
+        finally:
+            _remove_empty(run)
+
+
+def check_run_dir(run: RunDir, identity: str, *, resume: bool, differences: Callable[[], str]) -> None:
+    """Checks that a run of `identity` can begin or go on in the directory of `run`, which this command may hold.
+
+    Args:
+        differences: tells in words how the run that is there differs.
+
+    Raises:
+        RunError: another command holds it, it holds another run or other files, or has this run and `resume` is False.
+    """
+    holder = lock.find_holder(run.path / LOCK_NAME)
+    if holder is not None and holder.owner != own_command() and not holder.has_ended:
+        raise _refusal(run, holder)
+    if run.path.exists() and not run.path.is_dir():
+        raise RunError(f"{run.path} is a file; give --run-dir a new or an empty directory")
+    if not run.exists():
+        if run.path.is_dir() and any(path.name not in (LOG_DIR_NAME, LOCK_NAME) for path in run.path.iterdir()):
+            raise RunError(f"{run.path} holds files, but no run; give --run-dir a new or an empty directory")
+        return
+    if run.info().identity != identity:
+        raise RunError(
+            f"{run.path} holds another run: {differences()}; give --run-dir a new directory, or the settings of the "
+            f"run that is there ({run.config_file})"
+        )
+    if not resume:
+        raise RunError(f"{run.path} holds this run already and --no-resume was given; give --run-dir a new directory")
+
+
+def describe_differences(run: RunDir, config: Config, info: RunInfo) -> str:
+    """How the settings that decide the weights, `config` and `info`, differ from those of the run that is there."""
+    there = run.info()
+    told = []
+    if there.dataset_hash != info.dataset_hash:
+        moved = there.dataset_dir != info.dataset_dir
+        before, now = (there.dataset_dir, info.dataset_dir) if moved else (there.dataset_hash, info.dataset_hash)
+        told.append(f"its dataset is {before[:200]}, and now {now[:200]}")
+    if there.precision != info.precision:
+        told.append(f"its precision is {there.precision}, and now {info.precision}")
+    try:
+        settings_before, settings_now = run.config().decisive_settings(), config.decisive_settings()
+    except TrainerError as e:
+        return "; ".join([*told, f"its settings cannot be compared ({e})"])
+    names = [name for name, value in settings_now.items() if settings_before.get(name) != value]
+    for name in names[:_MAX_TOLD]:
+        told.append(f"its {name} is {_show(settings_before.get(name))}, and now {_show(settings_now[name])}")
+    if len(names) > _MAX_TOLD:
+        told.append(f"{len(names) - _MAX_TOLD} more settings differ")
+    return "; ".join(told) or "it was made by another version of trainer, which had other rules"
+
+
+def find_unfinished_run(
+    runs_dir: pathlib.Path, identity: str, config: Config, *, num_train_steps: int, note: Callable[[str], None]
+) -> RunDir | None:
+    """The newest run of `identity` below `runs_dir`, where it is unfinished; `note` is told what cannot be read.
+
+    Raises:
+        RunError: another command trains it now.
+    """
+    for path in runs_dir.glob(f"*/{LOCK_NAME}"):
+        holder = lock.find_holder(path)
+        if holder is not None and holder.purpose == identity and not holder.has_ended:
+            raise _refusal(RunDir(path.parent), holder)
+    for path in sorted(runs_dir.glob("*/run.json"), key=_modified_at, reverse=True):
+        run = RunDir(path.parent)
+        try:
+            if run.info().identity != identity:
+                continue
+            steps = CheckpointStore.of_run(run, config.checkpoint).steps()
+        except (RunError, OSError) as e:
+            note(f"note: {path} is left out of the search for a run to go on with: {e}")
+            continue
+        return run if max(steps, default=0) < num_train_steps else None
+    return None
+
+
+def name_new_run(runs_dir: pathlib.Path) -> RunDir:
+    """A run directory below `runs_dir` that is not there, called by the time; `claim_new_run` makes it one's own."""
+    name = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while (path := runs_dir / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return RunDir(path)
+
+
+def claim_new_run(runs_dir: pathlib.Path) -> RunDir:
+    """Makes a new directory for a run; of two commands in the same second each gets its own.
+
+    Raises:
+        RunError: `runs_dir` cannot be written.
+    """
+    while True:
+        run = name_new_run(runs_dir)
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            run.path.mkdir()
+        except FileExistsError:
+            if runs_dir.is_dir():
+                continue
+            raise RunError(
+                f"{runs_dir.resolve()} is a file, and runs are kept there; give --run-dir a directory"
+            ) from None
+        except OSError as e:
+            raise RunError(
+                f"{runs_dir.resolve()} cannot be written ({e.strerror}), and runs are kept there; give --run-dir a "
+                "directory elsewhere"
+            ) from None
+        return run
+
+
+def _refusal(run: RunDir, holder: lock.Holder | None) -> RunError:
+    who = holder or "another command"
+    if holder is not None and holder.has_ended:
+        who = f"the workers of a command that has ended ({holder})"
+    return RunError(
+        f"{run.path} is being trained by {who}; wait until that has ended, or give --run-dir a new directory"
+    )
+
+
+def _remove_empty(run: RunDir) -> None:
+    """Where nothing was begun, nothing is left; a process that waits for the lock sees that it is gone."""
+    with contextlib.suppress(OSError):
+        if all(path.name == LOCK_NAME for path in run.path.iterdir()):
+            (run.path / LOCK_NAME).unlink(missing_ok=True)
+            run.path.rmdir()
+
+
+def _modified_at(path: pathlib.Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _show(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

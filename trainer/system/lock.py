@@ -1,0 +1,200 @@
+"""Locks between processes: files that the kernel unlocks when their holder ends, in whatever way (flock(2)).
+
+The file says in JSON who holds it. It stays where it is when it is released, and means nothing then. On NFS, Linux
+passes flock on to the server, so that hosts exclude each other too; a file system without locks raises OSError with one
+of `NO_LOCKS`.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_LOOK_EVERY_SECS = 0.1
+# For a process that only looks who holds a lock, or is just taking it.
+_MOMENT_SECS = 2.0
+_MAX_HOLDER_BYTES = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The process that has taken a lock. `owner` is the name of its command, `purpose` what it holds the lock for."""
+
+    host: str
+    pid: int
+    since: str
+    owner: str = ""
+    purpose: str = ""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to be gone; its children may still hold the lock."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+
+class HeldError(Exception):
+    """Another command holds the lock; None where it is not known which."""
+
+    def __init__(self, holder: Holder | None) -> None:
+        super().__init__(str(holder or "another process"))
+        self.holder = holder
+
+
+@contextlib.contextmanager
+def hold(
+    path: pathlib.Path, *, shared: bool = False, on_wait: Callable[[Holder | None], None] = lambda holder: None
+) -> Iterator[None]:
+    """Waits until no other process holds the lock `path`, and holds it in the block.
+
+    Args:
+        shared: together with others that hold it shared.
+        on_wait: called once where there is somebody to wait for.
+    """
+    descriptor = _wait(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, on_wait)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def hold_or_refuse(
+    path: pathlib.Path,
+    *,
+    owner: str,
+    purpose: str = "",
+    patience_secs: float = 0.0,
+    on_wait: Callable[[Holder], None] = lambda holder: None,
+) -> Iterator[None]:
+    """Holds the lock `path` in the block for the command `owner`, whose processes share it.
+
+    Args:
+        patience_secs: how long to wait where the process that took the lock has ended, and its children have not.
+        on_wait: called once where there are such children.
+
+    Raises:
+        HeldError: another command holds it.
+    """
+    descriptor = _take(path, owner, purpose, patience_secs, on_wait)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def find_holder(path: pathlib.Path) -> Holder | None:
+    """The process that holds the lock `path`; None where nobody does, or that cannot be known."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return None if _try(descriptor, fcntl.LOCK_EX) else _read_holder(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _wait(path: pathlib.Path, mode: int, on_wait: Callable[[Holder | None], None]) -> int:
+    while True:
+        descriptor = _open(path)
+        try:
+            if not _try(descriptor, mode):
+                on_wait(_read_holder(descriptor))
+                fcntl.flock(descriptor, mode)
+            if _is_at(descriptor, path):
+                if mode == fcntl.LOCK_EX:
+                    _write_holder(descriptor, owner="", purpose="")
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _take(path: pathlib.Path, owner: str, purpose: str, patience_secs: float, on_wait: Callable[[Holder], None]) -> int:
+    """The first process of a command takes the lock alone, says who it is, and then shares it with the command's."""
+    started_at, is_told = time.monotonic(), False
+    while True:
+        descriptor, holder = _open(path), None
+        is_taken = False
+        try:
+            if _try(descriptor, fcntl.LOCK_EX):
+                _write_holder(descriptor, owner=owner, purpose=purpose)
+                # Linux lets go of the lock for a moment in between, in which another may have come first.
+                is_taken = _try(descriptor, fcntl.LOCK_SH)
+            elif _try(descriptor, fcntl.LOCK_SH):
+                holder = _read_holder(descriptor)
+                is_taken = holder is not None and holder.owner == owner
+            is_taken = is_taken and _is_at(descriptor, path)
+            if is_taken:
+                return descriptor
+        finally:
+            if not is_taken:
+                os.close(descriptor)
+        waited_secs = time.monotonic() - started_at
+        if holder is not None and holder.has_ended and patience_secs:
+            if waited_secs > patience_secs:
+                raise HeldError(holder)
+            if not is_told and waited_secs > _MOMENT_SECS:
+                is_told = True
+                on_wait(holder)
+        elif holder is not None or waited_secs > _MOMENT_SECS:
+            raise HeldError(holder)
+        time.sleep(_LOOK_EVERY_SECS)
+
+
+def _open(path: pathlib.Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _try(descriptor: int, mode: int) -> bool:
+    try:
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: pathlib.Path) -> bool:
+    """Whether the file is still the one of that name; the holder before may have removed its folder."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def _write_holder(descriptor: int, *, owner: str, purpose: str) -> None:
+    since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    holder = Holder(host=socket.gethostname(), pid=os.getpid(), since=since, owner=owner, purpose=purpose)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(dataclasses.asdict(holder)).encode() + b"\n", 0)
+
+
+def _read_holder(descriptor: int) -> Holder | None:
+    try:
+        return Holder(**json.loads(os.pread(descriptor, _MAX_HOLDER_BYTES, 0)))
+    except (ValueError, TypeError):
+        return None
