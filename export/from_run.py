@@ -10,7 +10,7 @@ from export.publish import Publication
 from export.run_tuning import is_of_weights, tuning_to_apply
 from export.samples import open_split
 from export.signature import FEATURES, LOGITS, Signature
-from trainer.checkpoint import AVERAGES_FILE, Weights, Which, find_model_file, load_classifier
+from trainer.checkpoint import AVERAGES_FILE, Weights, Which, find_checkpoint, find_model_file, load_classifier
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.records import verify_shards
@@ -47,8 +47,10 @@ def publication_of_run(
     dataset_dir = dataset_dir or parse_path(info.dataset_dir)
     _check_dataset(dataset_dir, info)
     geometry = Geometry(image_size_px=info.image_size_px, resize=config.data.resize)
-    tuning = tuning_to_apply(run, which=which, weights=weights, calibrate=calibrate)
-    load = functools.partial(load_classifier, run, which=which, weights=weights)
+    # A run that is still trained may find a better one meanwhile.
+    step = find_checkpoint(run, which)
+    tuning = tuning_to_apply(run, which=which, weights=weights, calibrate=calibrate, step=step)
+    load = functools.partial(load_classifier, run, which=step, weights=weights)
     model = load()
     signature = Signature.of_classifier(
         model_name=model_name,
@@ -68,7 +70,7 @@ def publication_of_run(
         formats=formats,
         validation=open_split(dataset_dir, "validation", info.class_names),
         training=open_split(dataset_dir, "train", info.class_names),
-        provenance=_describe_run(run, which, weights),
+        provenance=_describe_run(run, which, step, weights),
         max_parity_images=max_parity_images,
         onnx_opset=onnx_opset,
         build_bfloat16=functools.partial(load, dtype_policy="mixed_bfloat16"),
@@ -86,9 +88,9 @@ def _check_dataset(dataset_dir: DatasetPath, info: RunInfo) -> None:
     verify_shards(dataset_dir, manifest, ["validation"])
 
 
-def _describe_run(run: RunDir, which: Which, weights: Weights) -> Provenance:
+def _describe_run(run: RunDir, which: Which, step: int, weights: Weights) -> Provenance:
     info, config = run.info(), run.config()
-    path, step = find_model_file(run, which, weights)
+    path, _ = find_model_file(run, step, weights)
     return Provenance(
         run_name=info.name,
         run_identity=info.identity,
@@ -100,13 +102,13 @@ def _describe_run(run: RunDir, which: Which, weights: Weights) -> Provenance:
         precision=info.precision,
         num_train_examples=info.num_train_examples,
         config_yaml=config.to_yaml(),
-        evaluations=_evaluations_of(run, which, weights),
+        evaluations=_evaluations_of(run, step, weights),
     )
 
 
-def _evaluations_of(run: RunDir, which: Which, weights: Weights) -> list[Evaluation]:
+def _evaluations_of(run: RunDir, step: int, weights: Weights) -> list[Evaluation]:
     """What `trainer evaluate` wrote of these very weights; an evaluation of others says nothing of this export."""
     splits: tuple[SplitName, ...] = ("validation", "test")
     there = [split for split in splits if (run.evaluation_dir / f"{split}.json").is_file()]
     evaluations = [Evaluation.load(run.evaluation_dir, split) for split in there]
-    return [e for e in evaluations if is_of_weights(run, e, which, weights)]
+    return [e for e in evaluations if is_of_weights(run, e, step, weights)]

@@ -19,16 +19,18 @@ class AppliedTuning(NamedTuple):
     thresholds: list[float] | None
 
 
-def tuning_to_apply(run: RunDir, *, which: Which, weights: Weights, calibrate: bool | None) -> AppliedTuning:
+def tuning_to_apply(
+    run: RunDir, *, which: Which, weights: Weights, calibrate: bool | None, step: int | None = None
+) -> AppliedTuning:
     """What was tuned on the validation split with exactly these weights.
 
-    calibrate: None divides by the temperature where there is one.
+    calibrate: None divides by the temperature where there is one. step: of `which`, where it was found before.
 
     Raises:
         RunError: `calibrate` is asked for, and the run was not evaluated with these weights.
     """
     info = run.info()
-    tuning = _find_tuning(run, info, which, weights)
+    tuning = _find_tuning(run, info, which if step is None else step, weights)
     if calibrate and tuning is None:
         raise RunError(
             f"{run.path} has no temperature for these weights; make it with: trainer evaluate {run.path} "
@@ -41,12 +43,12 @@ def tuning_to_apply(run: RunDir, *, which: Which, weights: Weights, calibrate: b
     return AppliedTuning(temperature, thresholds)
 
 
-def is_of_weights(run: RunDir, evaluation: Evaluation, which: Which, weights: Weights) -> bool:
+def is_of_weights(run: RunDir, evaluation: Evaluation, which: Which | int, weights: Weights) -> bool:
     """Whether an evaluation is of exactly the weights that are asked for, by whatever name: auto means one of two."""
     return _is_of_weights(run, evaluation.global_step, evaluation.weights, which, weights)
 
 
-def _find_tuning(run: RunDir, info: RunInfo, which: Which, weights: Weights) -> Tuning | None:
+def _find_tuning(run: RunDir, info: RunInfo, which: Which | int, weights: Weights) -> Tuning | None:
     if not (run.evaluation_dir / "validation.json").is_file():
         return None
     tuning = Evaluation.load(run.evaluation_dir, "validation").tuning
@@ -55,7 +57,7 @@ def _find_tuning(run: RunDir, info: RunInfo, which: Which, weights: Weights) -> 
     return tuning if _is_of_weights(run, tuning.global_step, tuning.weights, which, weights) else None
 
 
-def _is_of_weights(run: RunDir, step: int, evaluated: str, which: Which, weights: Weights) -> bool:
+def _is_of_weights(run: RunDir, step: int, evaluated: str, which: Which | int, weights: Weights) -> bool:
     path, wanted_step = find_model_file(run, which, weights)
     return step == wanted_step and find_model_file(run, which, cast(Weights, evaluated))[0] == path
 

@@ -9,11 +9,9 @@ any moment.
 """
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from export.checksums import Checksums
@@ -21,6 +19,7 @@ from export.provenance import FILE_NAME as PROVENANCE_FILE
 from export.provenance import ExportProvenance
 from trainer import atomic
 from trainer.errors import ArtifactError, UsageError
+from trainer.system import lock
 from trainer.system.names import MIN_VERSION, check_version, parse_version
 
 CURRENT = "current"
@@ -82,7 +81,7 @@ def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_faile
     (report if allow_failed else report.allow_nothing()).raise_on_failure()
     _check_root(root)
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root):
+    with lock.hold(root / _LOCK_FILE):
         atomic.remove_temporaries(root)
         versions = find_versions(root)
         _check_model(root, versions, provenance)
@@ -120,7 +119,7 @@ def roll_back(root: pathlib.Path, to: int | None = None) -> Switch:
             )
     if to not in versions:
         raise ArtifactError(f"{root} has no version {to} ({there}); choose one of them with --to")
-    with _locked(root):
+    with lock.hold(root / _LOCK_FILE):
         Checksums.load(root / str(to)).verify(root / str(to))
         return _make_current(root, to)
 
@@ -178,11 +177,3 @@ def _check_model(root: pathlib.Path, versions: list[int], provenance: ExportProv
             f"{root} holds versions of {name}, not of {provenance.model_name}; give another root, or "
             f"export with --name {name}"
         )
-
-
-@contextlib.contextmanager
-def _locked(root: pathlib.Path) -> Iterator[None]:
-    """One writer at a time; the lock of one that was killed is free."""
-    with (root / _LOCK_FILE).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -103,7 +103,7 @@ class CheckpointStore:
                 (directory / file_name).write_bytes(content)
                 hashes[file_name] = hashlib.sha256(content).hexdigest()
             info = checkpoint.info.model_copy(update={"sha256": hashes})
-            (directory / _INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n")
+            (directory / _INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
         self._remove_old()
 
     def load(self, step: int) -> Checkpoint:
@@ -146,8 +146,10 @@ class CheckpointStore:
                 shutil.rmtree(self.path(step))
 
 
-def find_checkpoint(run: RunDir, which: Which = "best") -> int:
+def find_checkpoint(run: RunDir, which: Which | int = "best") -> int:
     """The step of the best checkpoint (the last one where no validation has named a best), or of the last.
+
+    Which that is may change while the run is trained: whoever asks twice gives the step that was found first.
 
     Raises:
         RunError: `run` is no run directory, or holds no checkpoint.
@@ -156,11 +158,28 @@ def find_checkpoint(run: RunDir, which: Which = "best") -> int:
     steps = store.steps()
     if not steps:
         raise RunError(f"{run.path} holds no checkpoint yet; train it first with: trainer launch --run-dir {run.path}")
-    best = store.best() if which == "best" else None
-    return steps[-1] if best is None else best
+    if isinstance(which, int):
+        if which not in steps:
+            raise RunError(
+                f"{run.path} has removed its checkpoint of step {which} meanwhile, since it is being trained; start "
+                "again, or when the training has ended"
+            )
+        return which
+    best = _find_best(store) if which == "best" else None
+    return max(store.steps()) if best is None else best
 
 
-def load_model_arrays(run: RunDir, which: Which = "best", weights: Weights = "auto") -> tuple[int, Arrays]:
+def _find_best(store: CheckpointStore) -> int | None:
+    while True:
+        steps = store.steps()
+        try:
+            return store.best()
+        except RunError:
+            if store.steps() == steps:
+                raise  # and not because a training has removed one meanwhile
+
+
+def load_model_arrays(run: RunDir, which: Which | int = "best", weights: Weights = "auto") -> tuple[int, Arrays]:
     """The step and the model's arrays of a checkpoint of `run`.
 
     Raises:
@@ -170,7 +189,7 @@ def load_model_arrays(run: RunDir, which: Which = "best", weights: Weights = "au
     return step, _read_arrays(path.parent, path.name, _read_info(path.parent))
 
 
-def find_model_file(run: RunDir, which: Which = "best", weights: Weights = "auto") -> tuple[pathlib.Path, int]:
+def find_model_file(run: RunDir, which: Which | int = "best", weights: Weights = "auto") -> tuple[pathlib.Path, int]:
     """The file of those arrays, and the step. Raises RunError as `load_model_arrays`, but for a damaged file."""
     step = find_checkpoint(run, which)
     directory = CheckpointStore.of_run(run, run.config().checkpoint).path(step)
@@ -183,7 +202,7 @@ def find_model_file(run: RunDir, which: Which = "best", weights: Weights = "auto
 
 
 def load_classifier(
-    run: RunDir, *, which: Which = "best", weights: Weights = "auto", dtype_policy: str = "float32"
+    run: RunDir, *, which: Which | int = "best", weights: Weights = "auto", dtype_policy: str = "float32"
 ) -> Any:
     """Rebuilds the classifier of `run` for inference with the weights of a checkpoint.
 

@@ -53,27 +53,17 @@ class Config(Section):
         Where it runs (devices, number of replicas, XLA), how often it saves and where the data lies are left
         out: a run may move to another machine. `precision` is the resolved one.
         """
-        parts = self._decisive_sections()
+        parts = self.model_dump(mode="json", include={"model", "train", "optimizer", "augment"})
         for section, names in _ADDED_LATER.items():
             # Runs from before go on.
             parts[section] = {k: v for k, v in parts[section].items() if k not in names or v is not None}
+        decisive = {"resize", "sampling", "run_length", "last_batch", "scaled_decoding"}
+        parts["data"] = self.data.model_dump(mode="json", include=decisive)
         if self.features.views is not None:
             parts["views"] = self.features.views
         parts["dataset"] = dataset_hash
         parts["precision"] = precision
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def decisive_settings(self) -> dict[str, Any]:
-        """The settings that `identity` is made of, each by its name, section.key."""
-        sections = self._decisive_sections()
-        named = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
-        return {**named, "features.views": self.features.views}
-
-    def _decisive_sections(self) -> dict[str, Any]:
-        sections = self.model_dump(mode="json", include={"model", "train", "optimizer", "augment"})
-        decisive = {"resize", "sampling", "run_length", "last_batch", "scaled_decoding"}
-        sections["data"] = self.data.model_dump(mode="json", include=decisive)
-        return sections
 
 
 def load_config(
@@ -109,7 +99,7 @@ def list_recipes() -> dict[str, str]:
     """The recipes that come with the trainer: the first sentence of each, by name."""
     found = {}
     for path in sorted(RECIPES_DIR.glob("*.yaml")):
-        lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text().splitlines())
+        lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
         comment = " ".join(line.removeprefix("# ").strip() for line in lines)
         found[path.stem] = re.split(r"(?<=[.:;]) ", comment, maxsplit=1)[0].rstrip(".:;")
     return found
@@ -135,7 +125,7 @@ def parse_config(values: dict[str, Any], *, origin: str) -> Config:
 
 def _read_recipe(path: pathlib.Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"the recipe {path} does not exist; give --config the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as e:

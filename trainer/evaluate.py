@@ -149,7 +149,7 @@ def evaluate_run(
         with SplitReader(dataset_dir, manifest, split) as reader:
             columns = read_columns(reader, slice_columns, slice_file)
     with engine.scope():
-        model = load_classifier(run, which=which, weights=weights)
+        model = load_classifier(run, which=step, weights=weights)
     geometry = Geometry(image_size_px=info.image_size_px, resize=run.config().data.resize)
     evaluator: Evaluator | None = None
     for part in splits:

@@ -7,8 +7,6 @@ and the kind of processor. What changes any of these never finds an old cache. A
 complete; processes of one machine fill it one at a time and then share it through the page cache.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -28,6 +26,7 @@ from trainer.data.storage import DatasetPath
 from trainer.data.task_progress import ShowProgress, show_nothing
 from trainer.distribute.topology import Topology
 from trainer.errors import DataError
+from trainer.system import lock
 
 CachePlace = Literal["off", "memory", "disk"]
 WritePixels = Callable[[Callable[[Pixels], None]], None]
@@ -56,7 +55,7 @@ class DiskCache:
     def is_filled(self) -> bool:
         """Whether the pixels are there whole: of the right size, under an intact header of this very key."""
         try:
-            header = json.loads((self.path / _HEADER).read_text())
+            header = json.loads((self.path / _HEADER).read_text(encoding="utf-8"))
             size = (self.path / _PIXELS).stat().st_size
         except (OSError, ValueError):
             return False
@@ -83,7 +82,7 @@ class DiskCache:
 
     def _fill_once(self, write_pixels: WritePixels) -> None:
         self._cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(self._cache_dir / _LOCK):
+        with lock.hold(self._cache_dir / _LOCK):
             # Another process may have filled it while this one waited.
             if not self.is_filled():
                 # Nobody else writes here now: what is half done was left by a process that was killed.
@@ -94,7 +93,7 @@ class DiskCache:
         with atomic.new_directory(self.path) as directory:
             with (directory / _PIXELS).open("wb") as file:
                 write_pixels(lambda images: _write(file, images))
-            (directory / _HEADER).write_text(json.dumps(self._header, indent=2) + "\n")
+            (directory / _HEADER).write_text(json.dumps(self._header, indent=2) + "\n", encoding="utf-8")
 
 
 def fill_memory(num_examples: int, geometry: Geometry, write_pixels: WritePixels) -> Pixels:
@@ -185,11 +184,3 @@ def _sign(header: dict[str, Any]) -> dict[str, Any]:
 
 def _write(file: IO[bytes], images: Pixels) -> None:
     file.write(np.ascontiguousarray(images).data)
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Waits until no other process holds `path`; the system lets go of it when its process ends in any way."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

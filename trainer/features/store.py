@@ -7,7 +7,6 @@ when it is complete. An array is read whole once, when it is opened, and compare
 good as not there. The modification time of a header is when its features were last used.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from trainer import atomic
 from trainer.errors import DataError
+from trainer.system import lock
 
 SCHEMA_VERSION: Final = 1
 Features = npt.NDArray[np.float32]
@@ -65,7 +65,7 @@ class FeatureStore:
         """Maps the features read-only; None where there are none, or the files are not what was written."""
         path = self.path(split, key)
         try:
-            header = json.loads((path / _HEADER).read_text())
+            header = json.loads((path / _HEADER).read_text(encoding="utf-8"))
             if header["key"] != dict(key) or _sha256(path / _ARRAY) != header["sha256"]:
                 return None
             os.utime(path / _HEADER)
@@ -104,13 +104,11 @@ class FeatureStore:
                 yield writer
             assert writer.num_bytes == num_bytes(shape), "every row was written"
             header = {"schema_version": SCHEMA_VERSION, "key": key, "shape": shape, "sha256": writer.sha256}
-            (directory / _HEADER).write_text(json.dumps(header, indent=2) + "\n")
+            (directory / _HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
     def _locked(self, *, is_alone: bool) -> Iterator[None]:
-        # The system lets go of it when its process ends in any way.
-        with (self.directory / _LOCK).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+        with lock.hold(self.directory / _LOCK, shared=not is_alone):
             if is_alone:
                 atomic.remove_temporaries(self.directory)
             yield

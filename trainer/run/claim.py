@@ -68,7 +68,7 @@ def hold_run(run: RunDir, identity: str, *, note: Callable[[str], None]) -> Iter
         except lock.HeldError as e:
             raise _refusal(run, e.holder) from None
         except OSError as e:
-            if e.errno not in lock.NO_LOCKS:
+            if not lock.has_no_locks(e):
                 raise RunError(
                     f"the run directory {run.path} cannot be written ({e.strerror}); give --run-dir another directory"
                 ) from e
@@ -120,14 +120,13 @@ def describe_differences(run: RunDir, config: Config, info: RunInfo) -> str:
     if there.precision != info.precision:
         told.append(f"its precision is {there.precision}, and now {info.precision}")
     try:
-        settings_before, settings_now = run.config().decisive_settings(), config.decisive_settings()
+        there_config = run.config()
     except TrainerError as e:
         return "; ".join([*told, f"its settings cannot be compared ({e})"])
-    names = [name for name, value in settings_now.items() if settings_before.get(name) != value]
-    for name in names[:_MAX_TOLD]:
-        told.append(f"its {name} is {_show(settings_before.get(name))}, and now {_show(settings_now[name])}")
-    if len(names) > _MAX_TOLD:
-        told.append(f"{len(names) - _MAX_TOLD} more settings differ")
+    settings = list(_decisive_differences(there_config, config, info))
+    told += [f"its {name} is {_show(was)}, and now {_show(is_now)}" for name, was, is_now in settings[:_MAX_TOLD]]
+    if len(settings) > _MAX_TOLD:
+        told.append(f"{len(settings) - _MAX_TOLD} more settings differ")
     return "; ".join(told) or "it was made by another version of trainer, which had other rules"
 
 
@@ -212,6 +211,21 @@ def _modified_at(path: pathlib.Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _decisive_differences(before: Config, now: Config, info: RunInfo) -> Iterator[tuple[str, Any, Any]]:
+    """Each setting by name, with both values, that alone would make another run of `now`."""
+
+    def identity(config: Config) -> str:
+        return config.identity(dataset_hash=info.dataset_hash, precision=info.precision)
+
+    for section, settings in now:
+        for key, value in settings:
+            was = getattr(getattr(before, section), key)
+            if was != value:
+                other = now.model_copy(update={section: settings.model_copy(update={key: was})})
+                if identity(other) != identity(now):
+                    yield f"{section}.{key}", was, value
 
 
 def _show(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Locks between processes: files that the kernel unlocks when their holder ends, in whatever way (flock(2)).
 
 The file says in JSON who holds it. It stays where it is when it is released, and means nothing then. On NFS, Linux
-passes flock on to the server, so that hosts exclude each other too; a file system without locks raises OSError with one
-of `NO_LOCKS`.
+passes flock on to the server, so that hosts exclude each other too; on a file system without locks, OSError is raised
+(see `has_no_locks`).
 """
 
 import contextlib
@@ -16,9 +16,7 @@ import pathlib
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
 
-NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _LOOK_EVERY_SECS = 0.1
 # For a process that only looks who holds a lock, or is just taking it.
 _MOMENT_SECS = 2.0
@@ -62,19 +60,31 @@ class HeldError(Exception):
 
 @contextlib.contextmanager
 def hold(
-    path: pathlib.Path, *, shared: bool = False, on_wait: Callable[[Holder | None], None] = lambda holder: None
+    path: pathlib.Path,
+    *,
+    shared: bool = False,
+    on_wait: Callable[[Holder | None], None] = lambda holder: None,
+    remove: bool = False,
 ) -> Iterator[None]:
     """Waits until no other process holds the lock `path`, and holds it in the block.
 
     Args:
         shared: together with others that hold it shared.
         on_wait: called once where there is somebody to wait for.
+        remove: leave no file behind, which whoever waits for it notices.
     """
     descriptor = _wait(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, on_wait)
     try:
         yield
     finally:
+        if remove:
+            path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def has_no_locks(error: OSError) -> bool:
+    """Whether the file system of a lock is one without locks."""
+    return error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -121,8 +131,10 @@ def _wait(path: pathlib.Path, mode: int, on_wait: Callable[[Holder | None], None
         descriptor = _open(path)
         try:
             if not _try(descriptor, mode):
-                on_wait(_read_holder(descriptor))
-                fcntl.flock(descriptor, mode)
+                time.sleep(_LOOK_EVERY_SECS)  # until it has said who it is
+                if not _try(descriptor, mode):
+                    on_wait(_read_holder(descriptor))
+                    fcntl.flock(descriptor, mode)
             if _is_at(descriptor, path):
                 if mode == fcntl.LOCK_EX:
                     _write_holder(descriptor, owner="", purpose="")

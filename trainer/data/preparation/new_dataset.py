@@ -3,24 +3,27 @@
 Beside `out` stands a hidden work folder while it is prepared. It outlives its process, so that the same command goes
 on where it was, and is removed once its dataset has taken the name `out`:
 
-    .<out>.preparing/   state.sqlite   see `preparation.state`
+    .<out>.preparing/   lock           held by the process that prepares
+                        state.sqlite   see `preparation.state`
                         source/        what the source has fetched or unpacked
                         dataset/       the shards that are finished, and one that is not
                         replaced/      what `out` was, for the moment between two renames
 """
 
 import contextlib
-import fcntl
-import os
+import glob
 import pathlib
 import shutil
 import sqlite3
+import uuid
 from collections.abc import Iterator
 
 from trainer import atomic
 from trainer.data.manifest import is_prepared
 from trainer.errors import DataError, TrainerError
+from trainer.system import lock
 
+_LOCK = "lock"
 _DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 
 
@@ -64,7 +67,7 @@ class WorkFolder:
 
     def clear(self) -> None:
         """Removes what is in it."""
-        for child in list(self._path.iterdir()):
+        for child in [child for child in self._path.iterdir() if child.name != _LOCK]:
             shutil.rmtree(child) if child.is_dir() else child.unlink()
 
     def put_back(self) -> None:
@@ -82,7 +85,7 @@ class WorkFolder:
             self._out.rename(replaced)
         self.dataset.rename(self._out)
         atomic.sync_directory(self._out.parent)
-        shutil.rmtree(self._path, ignore_errors=True)
+        _remove(self._path)
 
 
 @contextlib.contextmanager
@@ -100,6 +103,8 @@ def open_work_folder(out: pathlib.Path, *, restart: bool) -> Iterator[WorkFolder
         out.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path, out):
             work = WorkFolder(path, out)
+            for leftover in path.parent.glob(f"{glob.escape(path.name)}-*"):  # of a kill while it was removed
+                shutil.rmtree(leftover, ignore_errors=True)
             work.put_back()
             if restart:
                 work.clear()
@@ -109,7 +114,7 @@ def open_work_folder(out: pathlib.Path, *, restart: bool) -> Iterator[WorkFolder
                 yield work
             except BaseException:
                 if not work.keep and not any(work.source.iterdir()):
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove(path)
                 raise
     except (OSError, sqlite3.OperationalError) as e:
         if isinstance(e, sqlite3.OperationalError) and e.sqlite_errorname not in _DISK_ERRORS:
@@ -122,22 +127,26 @@ def open_work_folder(out: pathlib.Path, *, restart: bool) -> Iterator[WorkFolder
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
-    """Makes the folder `path` where need be, and holds it alone; a killed process loses its lock."""
-    while True:
-        path.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
+    """Holds the folder `path`, made where need be, alone."""
+    with contextlib.ExitStack() as stack:
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataError(
-                    f"another process is preparing {out}; wait until it is done, or give another --out"
-                ) from None
-            except OSError:
-                pass  # some network file systems have no locks on folders
-            # The process before may have finished, and removed the folder, in between.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                yield
-                return
-        finally:
-            os.close(descriptor)
+            stack.enter_context(lock.hold_or_refuse(path / _LOCK, owner=uuid.uuid4().hex))
+        except lock.HeldError as e:
+            raise DataError(
+                f"{out} is being prepared by {e.holder or 'another process'}; wait until that is done, or give "
+                "another --out"
+            ) from None
+        except OSError as e:
+            if not lock.has_no_locks(e):
+                raise
+        yield
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a work folder under another name, so that a process that comes now makes a folder of its own."""
+    removed = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        path.rename(removed)
+    except OSError:
+        return
+    shutil.rmtree(removed, ignore_errors=True)
