@@ -27,7 +27,14 @@ def launch(recipe: str, dataset: pathlib.Path, run: pathlib.Path) -> str:
     """Trains and returns what the command said meanwhile."""
     settings = ["--set", f"model.backbone={BACKBONE}", "--set", f"model.image_size_px={SIZE_PX}"]
     command = ["launch", "--device=cpu", f"--recipe={recipe}", f"--data={dataset}", f"--run-dir={run}", *settings]
-    done = subprocess.run([sys.executable, "-m", "trainer", *command], check=True, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", *command],
+        check=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     return done.stderr
 
 

@@ -39,7 +39,7 @@ def time_once(command: list[str]) -> float:
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         empty = pathlib.Path(folder, "empty.py")
-        empty.write_text(EMPTY_APPLICATION)
+        empty.write_text(EMPTY_APPLICATION, encoding="utf-8")
         commands = {
             "trainer": [str(pathlib.Path(sys.executable).with_name("trainer")), "--help"],
             "an empty application": [sys.executable, str(empty), "--help"],

@@ -105,7 +105,7 @@ def time_rival(folder: pathlib.Path, out: pathlib.Path) -> tuple[float, int]:
 def time_once(command: list[str]) -> tuple[float, str]:
     """Wall seconds of a process that must succeed, and what it prints."""
     started = time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     secs = time.perf_counter() - started
     if ended.returncode:
         sys.exit(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr[-2000:]}")

@@ -161,7 +161,7 @@ class Contestant:
             if self._process.poll() is not None:
                 raise RuntimeError(f"{self._turns_dir.name} ended with {self._process.returncode}")
             time.sleep(0.02)
-        return json.loads(turn.with_suffix(".answer").read_text())
+        return json.loads(turn.with_suffix(".answer").read_text(encoding="utf-8"))
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -176,7 +176,7 @@ def serve_turns(name: str, dataset_dir: pathlib.Path, turns_dir: pathlib.Path) -
         ask = turns_dir / f"{turn:04}.ask"
         while not ask.exists():
             time.sleep(0.02)
-        what, num_steps = json.loads(ask.read_text())
+        what, num_steps = json.loads(ask.read_text(encoding="utf-8"))
         answer = None if what == "end" else getattr(contestant, what)(num_steps)
         if is_chief:
             write_json(ask.with_suffix(".answer"), answer)
@@ -234,7 +234,7 @@ def read_images(dataset_dir: pathlib.Path, num_examples: int) -> tuple[Plan, np.
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
+    temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.rename(path)
 
 

@@ -93,7 +93,7 @@ def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> di
 
     setattr(launch, "open_features", timed)  # noqa: B010  a name that it imports
     launch.start_run(planned, _say)
-    lines = [json.loads(line) for line in planned.run.metrics_file.read_text().splitlines()]
+    lines = [json.loads(line) for line in planned.run.metrics_file.read_text(encoding="utf-8").splitlines()]
     validation = [line for line in lines if line["split"] == "validation"]
     return {
         "work_secs": sum(secs) + lines[-1]["time"] - lines[0]["time"],
@@ -176,7 +176,13 @@ def take_turn(who: str, folder: pathlib.Path, run_dir: pathlib.Path, num_epochs:
     command = [sys.executable, __file__, "--role", who, "--folder", str(folder), "--run-dir", str(run_dir)]
     started = time.perf_counter()
     done = subprocess.run(
-        [*command, "--epochs", str(num_epochs)], env=environment, check=True, stdout=subprocess.PIPE, text=True
+        [*command, "--epochs", str(num_epochs)],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     return {"whole_secs": time.perf_counter() - started, **json.loads(done.stdout.splitlines()[-1])}
 

@@ -58,14 +58,19 @@ def write_listing(folder: pathlib.Path, share: float, num_test_images: int) -> p
             path.write_bytes(source.read(candidate))
             lines.append(json.dumps({"path": path.name, "label": name, "split": to}))
     listing = folder / "listing.jsonl"
-    listing.write_text("\n".join(lines) + "\n")
+    listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return listing
 
 
 def trainer(*arguments: str) -> Any:
     """Runs the command with --json and returns its answer."""
     done = subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments, "--json"], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "trainer", *arguments, "--json"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     return json.loads(done.stdout)
 

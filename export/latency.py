@@ -98,6 +98,8 @@ def measure_latency(
             [sys.executable, "-m", "export.latency", *arguments],
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         answer = json.loads(ended.stdout.splitlines()[-1]) if ended.returncode == 0 else {}
         if "rows" not in answer:

@@ -108,7 +108,7 @@ def find_nccl() -> str | None:
     for home in filter(None, homes):
         header = pathlib.Path(home, "include", "nccl.h")
         if header.is_file():
-            numbers = re.findall(r"#define NCCL_(?:MAJOR|MINOR|PATCH)\s+(\d+)", header.read_text())
+            numbers = re.findall(r"#define NCCL_(?:MAJOR|MINOR|PATCH)\s+(\d+)", header.read_text(encoding="utf-8"))
             return f"NCCL {'.'.join(numbers)} at {home}, {_ask(nvcc, '--version').rpartition(' ')[2]}"
     return None
 
@@ -123,7 +123,7 @@ def build_wheel(cache_dir: pathlib.Path, target: Target) -> pathlib.Path:
     require_build_tools()
     cache_dir.mkdir(parents=True, exist_ok=True)
     log = cache_dir / f"horovod-{target.version()}.log"
-    log.write_text("")
+    log.write_text("", encoding="utf-8")
     _say(f"building {target.version()}, some 4 minutes on 2 cores; the compiler's output is in {log}")
     for name, found in (("MPI", target.mpi), ("NCCL", target.nccl)):
         _say(f"{'with ' + found if found else 'without ' + name}")
@@ -163,14 +163,14 @@ def fetch_source(directory: pathlib.Path, log: pathlib.Path) -> pathlib.Path:
 
 def remove_unbuildable_source(cmake_file: pathlib.Path) -> None:
     """Takes the one line out that names the unbuildable source; BuildError where there is not exactly one."""
-    lines = cmake_file.read_text().splitlines(keepends=True)
+    lines = cmake_file.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if UNBUILDABLE_SOURCE not in line]
     if len(lines) - len(kept) != 1:
         raise BuildError(
             f"{cmake_file.name} names {UNBUILDABLE_SOURCE} on {len(lines) - len(kept)} lines where exactly one was "
             f"expected; the source is not that of Horovod {VERSION}"
         )
-    cmake_file.write_text("".join(kept))
+    cmake_file.write_text("".join(kept), encoding="utf-8")
 
 
 def install(wheel: pathlib.Path, target: Target) -> None:
@@ -189,7 +189,13 @@ def try_allreduce() -> None:
     horovodrun = pathlib.Path(sys.executable).with_name("horovodrun")
     command = [str(horovodrun), "--gloo", "-np", "2", sys.executable, str(TRIAL)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        encoding="utf-8",
+        errors="replace",
     ) as job:
         try:
             output, _ = job.communicate(timeout=TRIAL_LIMIT_SECS)
@@ -212,15 +218,17 @@ _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 
 def _pip_logged(arguments: list[str], log: pathlib.Path, environment: dict[str, str]) -> None:
-    with log.open("a") as output:
+    with log.open("a", encoding="utf-8") as output:
         ended = subprocess.run([*_PIP, *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment)
     if ended.returncode != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+        tail = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-30:])
         raise BuildError(f"pip {arguments[0]} failed with status {ended.returncode}; the end of {log}:\n{tail}")
 
 
 def _ask(*command: str) -> str:
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        command, capture_output=True, text=True, check=True, encoding="utf-8", errors="replace"
+    ).stdout
     return " ".join(output.split())
 
 

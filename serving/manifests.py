@@ -140,7 +140,13 @@ def render(directory: pathlib.Path, kubectl: str) -> list[dict[str, Any]]:
     Raises TrainerError with what kubectl said.
     """
     rendered = subprocess.run(  # noqa: S603
-        [kubectl, "kustomize", str(directory)], capture_output=True, text=True, timeout=_RENDER_LIMIT_SECS, check=False
+        [kubectl, "kustomize", str(directory)],
+        capture_output=True,
+        text=True,
+        timeout=_RENDER_LIMIT_SECS,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
     )
     if rendered.returncode != 0:
         raise TrainerError(f"{directory} cannot be rendered: {' '.join(rendered.stderr.split())}")
@@ -157,7 +163,7 @@ def _check_replaceable(out: pathlib.Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     kustomization = out / "kustomization.yaml"
-    if not (kustomization.is_file() and kustomization.read_text().startswith(MARKER)):
+    if not (kustomization.is_file() and kustomization.read_text(encoding="utf-8").startswith(MARKER)):
         raise UsageError(
             f"{out} holds something that `trainer manifests` did not write, and would be replaced; "
             "give --out a new directory"
@@ -169,11 +175,15 @@ def _write_tree(
 ) -> None:
     for base in _BASES:
         _copy_base(base, directory / "base" / base)
-    (directory / "models.config").write_text(models_config(model_name, versions, settings.version_policy))
+    (directory / "models.config").write_text(
+        models_config(model_name, versions, settings.version_policy), encoding="utf-8"
+    )
     server = _server_kustomization(model_name, prefix, settings)
-    (directory / "kustomization.yaml").write_text(_to_yaml(server))
+    (directory / "kustomization.yaml").write_text(_to_yaml(server), encoding="utf-8")
     (directory / "loader").mkdir()
-    (directory / "loader" / "kustomization.yaml").write_text(_to_yaml(_loader_kustomization(prefix, settings)))
+    (directory / "loader" / "kustomization.yaml").write_text(
+        _to_yaml(_loader_kustomization(prefix, settings)), encoding="utf-8"
+    )
 
 
 def _copy_base(name: str, target: pathlib.Path) -> None:

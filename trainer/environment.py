@@ -104,7 +104,9 @@ def _git_state() -> dict[str, Any]:
 def cpu_model() -> str | None:
     """Of this machine, as its kernel names it."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.is_file() and (found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)):
+    if cpuinfo.is_file() and (
+        found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+    ):
         return found[1].strip()
     return platform.processor() or None
 
@@ -163,7 +165,13 @@ def _output_of(program: str, *arguments: str) -> str | None:
         return None
     try:
         done = subprocess.run(  # noqa: S603 -- fixed arguments, no shell
-            [path, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_SECS, check=False
+            [path, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECS,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return None

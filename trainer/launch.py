@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,9 +13,11 @@ from rich.console import Console
 from trainer import atomic, elastic_worker, environment, job, tf_runtime
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config
+from trainer.data import beside
 from trainer.data.beside import prepare_beside
 from trainer.data.manifest import Manifest, is_prepared
 from trainer.data.records import verify_shards
+from trainer.data.sources import check_unambiguous, is_source_name
 from trainer.data.storage import DatasetPath, RemotePath, parse_path
 from trainer.data.task_progress import show_nothing
 from trainer.distribute import hvd, multiworker, tf_strategy
@@ -216,16 +220,36 @@ def find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    if config.data.path is None:
+    path = _locate_data(config)
+    if isinstance(path, RemotePath) or is_prepared(path):
+        return path
+    return prepare_beside(path, note=note, progress=task_progress)
+
+
+def find_preparation(config: Config) -> beside.Preparation | None:
+    """What `find_dataset` would have to prepare first; None where nothing. Raises as that, and writes nothing."""
+    path = _locate_data(config)
+    return None if isinstance(path, RemotePath) or is_prepared(path) else beside.find_preparation(path)
+
+
+def _locate_data(config: Config) -> DatasetPath:
+    text = config.data.path
+    if text is None:
         raise DataError(
             "no dataset was named; give --data DATASET (or a folder with one folder of images per class), or write "
             "'data: {path: DATASET}' into ./trainer.yaml"
         )
-    path = parse_path(config.data.path)
-    if is_prepared(path) or isinstance(path, RemotePath):
-        return path  # what is wrong with a remote one, reading its manifest will say
-    if not path.exists():
+    check_unambiguous(text)
+    is_here = os.path.exists(text)
+    if not is_here and is_source_name(text):
+        raise DataError(
+            f"{text} is a source of images, and no dataset yet; prepare it once: trainer prepare {shlex.quote(text)} "
+            "--out DATASET, and give --data DATASET"
+        )
+    path = parse_path(text)
+    # What is wrong with a remote one, reading its manifest will say.
+    if not is_here and not isinstance(path, RemotePath):
         raise DataError(
             f"the dataset {path} does not exist; give a prepared dataset, or a folder with one folder of images a class"
         )
-    return prepare_beside(path, note=note, progress=task_progress)
+    return path

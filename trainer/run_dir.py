@@ -26,6 +26,7 @@ from trainer.config import Config, load_config
 from trainer.errors import RunError
 from trainer.settings.training import ModelTask
 from trainer.system.names import ClassNames
+from trainer.system.paths import as_path
 
 SCHEMA_VERSION: Final = 1
 
@@ -54,7 +55,7 @@ class RunDir:
     """A run directory, by path; the properties name its files whether they exist or not."""
 
     def __init__(self, path: pathlib.Path | str) -> None:
-        self.path = pathlib.Path(path)
+        self.path = as_path(path)
 
     config_file = property(lambda self: self.path / "config.yaml")
     info_file = property(lambda self: self.path / "run.json")

@@ -132,7 +132,7 @@ def test_a_shard_that_fails_its_checksum_is_named(digits: pathlib.Path, tmp_path
 
 def test_a_run_directory_that_holds_another_run_is_refused(run: RunDir, digits: pathlib.Path) -> None:
     other = load_config(overrides=[*SMALL, f"data.path={digits}", "train.seed=5"])
-    with pytest.raises(UsageError, match="its train.seed is 0, and now 5; give --run-dir"):
+    with pytest.raises(UsageError, match=r"its train\.seed is 0, and now 5; give --run-dir"):
         plan_run(other, run_dir=run.path, resume=True, note=no_note)
     same = load_config(overrides=[*SMALL, f"data.path={digits}"])
     with pytest.raises(UsageError, match="--no-resume"):

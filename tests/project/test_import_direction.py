@@ -22,9 +22,9 @@ STARTS = "trainer.__main__"
 # Inside trainer: a layer may import itself and those before it. A new module finds its place here.
 LAYERS = (
     ("trainer.errors", "trainer.cli.output", "trainer.trust"),
+    ("trainer.system",),
     ("trainer.settings",),
     (
-        "trainer.system",
         "trainer.atomic",
         "trainer.bounded_read",
         "trainer.config",

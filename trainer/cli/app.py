@@ -25,6 +25,8 @@ from trainer.cli.output import console
 from trainer.cli.prepare import prepare
 from trainer.cli.report import report
 from trainer.errors import TrainerError
+from trainer.system.paths import expand_argument
+from trainer.system.utf8 import ensure_utf8
 
 
 def _predict_on_server(url: str, paths: Sequence[pathlib.Path]) -> list[Any]:
@@ -68,7 +70,8 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Entry point of the console script."""
-    arguments = sys.argv[1:]
+    ensure_utf8()
+    arguments = [expand_argument(argument) for argument in sys.argv[1:]]
     debug = "--debug" in arguments
     try:
         app(args=[a for a in arguments if a != "--debug"], prog_name="trainer")

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from trainer.cli.output import JsonOption, note, print_answer, print_json
 from trainer.trust import TrustOption
@@ -161,6 +162,8 @@ def launch(
     from trainer import tf_runtime
 
     tf_runtime.configure(use_gpus=settings.distribute.device != "cpu")
+    if dry_run and _print_preparation(settings, as_json=json_):
+        return
     if recipe == AUTO:
         recipe = _choose_recipe(settings)
         settings = load_config(file, set_ or [], recipe=recipe, flags=_given(flags))
@@ -216,6 +219,30 @@ def _train(planned: "PlannedRun") -> None:
     )
     with naming_this_command():
         job.run_workers(planned.places, planned.config.distribute, arguments=arguments, run_dir=planned.run.path)
+
+
+def _print_preparation(settings: "Config", *, as_json: bool) -> bool:
+    """Says what would be prepared before there is anything to plan; False where that is nothing."""
+    from trainer.launch import find_preparation
+
+    found = find_preparation(settings)
+    if found is None:
+        return False
+    if as_json:
+        print_json({"schema_version": 1, "would_prepare": found._asdict()})
+        return True
+    dataset = shlex.quote(f"{found.source}-dataset")
+    print_answer(
+        Text(
+            f"would prepare  {found.source}: {found.num_files:,} files of {len(found.class_names):,} classes\n"
+            f"as             {found.dataset_dir}\n"
+            f"and then train; nothing was written. All numbers of the training follow from what can be read of the "
+            f"files: prepare them, and plan again\n"
+            f"next           trainer prepare {shlex.quote(found.source)} --out {dataset}\n"
+            f"               trainer launch --dry-run --data {dataset}"
+        )
+    )
+    return True
 
 
 def _print_dry_run(planned: "PlannedRun", *, is_run_dir_given: bool, as_json: bool) -> None:

@@ -104,7 +104,7 @@ def prepare(
     """
     from trainer.config import load_config
     from trainer.data.prepare import PrepareOptions
-    from trainer.data.sources import open_source
+    from trainer.data.sources import expand_source, open_source
     from trainer.data.storage import parse_path
 
     options = PrepareOptions(
@@ -122,6 +122,7 @@ def prepare(
         num_workers=workers,
     )
     # A wrong path is answered before TensorFlow is started.
+    source = expand_source(source)
     open_source(source, options.for_source)
     settings = load_config(config)
     target = parse_path(out)

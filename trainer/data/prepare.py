@@ -29,7 +29,7 @@ from trainer.data.preparation.new_dataset import WorkFolder, check_target, open_
 from trainer.data.preparation.options import PrepareOptions
 from trainer.data.preparation.state import CLASS_NAMES, FINGERPRINT, State
 from trainer.data.preparation.writing import MAX_SHARDS, SourceChangedError, write_shards
-from trainer.data.sources import Source, open_source
+from trainer.data.sources import Source, expand_source, open_source
 from trainer.data.task_progress import Advances, ShowProgress, show_nothing
 from trainer.errors import DataError
 
@@ -61,9 +61,12 @@ def prepare_dataset(
         TrainerError: `out` cannot be written.
     """
     options = options or PrepareOptions()
+    source = expand_source(source)
     out = pathlib.Path(os.path.abspath(out))
     check_target(out, source, overwrite=overwrite)
     opened = open_source(source, options.for_source)
+    for remark in opened.remarks:
+        note(remark)
     with _pillow_remarks_ignored(), open_work_folder(out, restart=restart) as work:
         check_target(out, source, overwrite=overwrite)
         preparation = _Preparation(opened, source, work, options, progress, note)

@@ -23,7 +23,7 @@ def _free_bytes() -> int:
     free: int = psutil.virtual_memory().available
     for limit_file, usage_file in _CGROUP_FILES:
         try:
-            limit, usage = (int(pathlib.Path(file).read_text()) for file in (limit_file, usage_file))
+            limit, usage = (int(pathlib.Path(file).read_text(encoding="utf-8")) for file in (limit_file, usage_file))
         except (OSError, ValueError):  # no such control group, or its limit is "max"
             continue
         free = min(free, max(limit - usage, 0))

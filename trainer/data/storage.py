@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 from trainer.errors import DataError
+from trainer.system.paths import as_path
 
 # What TensorFlow reads as it is installed. ram:// is its file system in memory, which ends with its process.
 REMOTE_SCHEMES: Final = ("gs", "ram")
@@ -61,14 +62,14 @@ DatasetPath = pathlib.Path | RemotePath
 
 
 def parse_path(text: str) -> DatasetPath:
-    """A local path, or that of an object store that this TensorFlow reads.
+    """A local path, where `~` is the home directory, or that of an object store that this TensorFlow reads.
 
     Raises:
         DataError: a URL of another kind.
     """
     match = _URL.match(text)
     if match is None:
-        return pathlib.Path(text)
+        return as_path(text)
     if match[1] in REMOTE_SCHEMES:
         return RemotePath(text.rstrip("/"))
     raise DataError(

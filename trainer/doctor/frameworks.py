@@ -84,7 +84,7 @@ def _import_horovod() -> Any:
 def _tensorflow_of_horovod(horovod: Any) -> str | None:
     metadata = pathlib.Path(horovod.__file__).parent.parent / "metadata.json"
     try:
-        return str(json.loads(metadata.read_text())["tensorflow"])
+        return str(json.loads(metadata.read_text(encoding="utf-8"))["tensorflow"])
     except (OSError, ValueError, KeyError):
         return None
 
@@ -95,7 +95,13 @@ def _check_mpi() -> Finding:
     if program is None:
         return absent("MPI", "no mpirun", fix)
     done = subprocess.run(  # noqa: S603 -- fixed arguments, no shell
-        [program, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_SECS, check=False
+        [program, "--version"],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_SECS,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
     )
     lines = done.stdout.strip().splitlines()
     return ok("MPI", lines[0]) if lines else absent("MPI", f"{program} says no version", fix)

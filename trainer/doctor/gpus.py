@@ -49,7 +49,15 @@ def gpus_of_driver() -> list[str] | None:
         return None
     command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECS, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECS,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+        )
     except subprocess.TimeoutExpired:
         return None
     return done.stdout.strip().splitlines() if done.returncode == 0 else None

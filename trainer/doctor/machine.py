@@ -112,6 +112,8 @@ def _check_clock() -> Finding:
             text=True,
             timeout=5,
             check=False,
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return absent("clock", "timedatectl does not answer", fix)
@@ -124,6 +126,6 @@ def _check_clock() -> Finding:
 
 def _read(path: pathlib.Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""

@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from trainer.settings.section import NonNegative, Positive, Section
+from trainer.settings.section import NonNegative, PathText, Positive, Section
 
 
 class DataConfig(Section):
     """What is read, and how an image becomes the model's input."""
 
-    path: str | None = pydantic.Field(None, description="prepared dataset, or a folder with one folder per class")
+    path: PathText | None = pydantic.Field(None, description="prepared dataset, or a folder with one folder per class")
     resize: Literal["crop", "squash"] = pydantic.Field(
         "crop", description="crop: the largest centred square, then resized; squash: the whole image, resized"
     )
@@ -33,7 +33,7 @@ class DataConfig(Section):
         description="keep decoded and resized images; auto: where no random crop makes each one new, in memory or on "
         "disk as they fit",
     )
-    cache_dir: str | None = pydantic.Field(None, description="for cache=disk; null: beside the dataset")
+    cache_dir: PathText | None = pydantic.Field(None, description="for cache=disk; null: beside the dataset")
     ram_budget_gib: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
         None, description="for the input pipeline and its cache; null: half of what is free at the start"
     )

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from trainer.settings.section import Positive, Section
+from trainer.settings.section import PathText, Positive, Section
 
 
 class DistributeConfig(Section):
@@ -29,7 +29,7 @@ class DistributeConfig(Section):
         None, description="an elastic job (horovod) goes on with no fewer than these"
     )
     max_replicas: Positive | None = pydantic.Field(None, description="an elastic job takes no more than these")
-    host_discovery_script: str | None = pydantic.Field(
+    host_discovery_script: PathText | None = pydantic.Field(
         None, description="prints the hosts that an elastic job may use now, a line each, as in a:8"
     )
     compression: Literal["none", "float16"] = pydantic.Field(

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from trainer.settings.section import Positive, Section
+from trainer.settings.section import PathText, Positive, Section
 
 
 class FeaturesConfig(Section):
@@ -15,7 +15,7 @@ class FeaturesConfig(Section):
         description="keep what the frozen first layers give, and train the rest on it; auto: where that changes no "
         "result and pays; on: an error where it would change one",
     )
-    dir: str | None = pydantic.Field(None, description="where features are kept; null: beside the dataset")
+    dir: PathText | None = pydantic.Field(None, description="where features are kept; null: beside the dataset")
     budget_gib: Annotated[float, pydantic.Field(gt=0)] = pydantic.Field(
         20.0, description="of all features in that place; those that were not used for longest make room"
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from trainer.settings.section import Positive, Section
+from trainer.settings.section import PathText, Positive, Section
 
 _TRAINABLE = re.compile(r"all|head|top:[1-9]\d*|top:\d+(\.\d+)?%|(?:from|match):.+")
 
@@ -31,12 +31,12 @@ Trainable = Annotated[str, pydantic.AfterValidator(check_trainable)]
 class ModelConfig(Section):
     """The network: a backbone, what is trained of it, and the head on top."""
 
-    backbone: str = pydantic.Field(
+    backbone: PathText = pydantic.Field(
         "efficientnet_lite0",
         description="name of a backbone (trainer backbones lists them), hub:PRESET of keras-hub, or a saved model of "
         "your own, path/to/model.keras",
     )
-    weights: str = pydantic.Field(
+    weights: PathText = pydantic.Field(
         "auto",
         description="bundled (that come with the backbone), imagenet, none, a weight file, a run, or auto: bundled "
         "where the backbone has them",

@@ -57,6 +57,11 @@ class Source(abc.ABC):
         """The classes in the order of their labels; None for those of the candidates, sorted."""
         return None
 
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What a person should know of how the source is read, a sentence each."""
+        return ()
+
     def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:  # noqa: B027  nothing, for most
         """Fetches or unpacks what the source needs into the folder `workspace`, before anything else is asked of it.
 

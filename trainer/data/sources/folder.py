@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from trainer.data.manifest import SplitName
 from trainer.data.sources.candidate import Candidate, FileSource
+from trainer.data.sources.own_products import is_own_product
 from trainer.data.sources.split_names import are_splits, fixed_split
 from trainer.errors import DataError
 
@@ -34,12 +35,18 @@ class FolderSource(FileSource):
             )
         self.base = str(folder)
         self.name = folder.resolve().name
+        self._own_products: list[str] = []
         self._class_folders = self._find_class_folders(folder)
 
     @property
     def class_names(self) -> list[str]:
         """Also of class folders without a file, which are a mistake that must not go unseen."""
         return sorted({class_name for _, _, class_name in self._class_folders})
+
+    @property
+    def remarks(self) -> list[str]:
+        """What trainer itself has written there is no class."""
+        return [f"{self.base}/{name} is left out: trainer has written it" for name in self._own_products]
 
     def candidates(self) -> Iterator[Candidate]:
         for split, class_folder, class_name in self._class_folders:
@@ -48,7 +55,9 @@ class FolderSource(FileSource):
 
     def _find_class_folders(self, folder: pathlib.Path) -> list[tuple[SplitName | None, str, str]]:
         """(split, path below the folder, class name) of each class folder, sorted."""
-        folders = _visible_folders(folder)
+        visible = _visible_folders(folder)
+        self._own_products = [name for name in visible if is_own_product(folder / name)]
+        folders = [name for name in visible if name not in self._own_products]
         if are_splits(folders):
             return [
                 (fixed_split(name), f"{name}/{class_name}", class_name)

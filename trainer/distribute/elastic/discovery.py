@@ -59,7 +59,13 @@ class HostDiscoveryScript:
         expected = "expected an executable that prints the hosts that may be used now, a line each"
         try:
             done = subprocess.run(  # noqa: S603 -- the user's own program, no shell
-                [self.path], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_SECS, check=False
+                [self.path],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT_SECS,
+                check=False,
+                encoding="utf-8",
             )
         except subprocess.TimeoutExpired:
             raise ConfigError(
