@@ -5,7 +5,7 @@ import os
 import pathlib
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,6 +73,14 @@ def prepare(
         int | None,
         typer.Option(min=1, metavar="PX", help="Make images smaller whose longer side has more pixels than this."),
     ] = None,
+    sample_bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BITS",
+            help="How many bits are used in pictures of 16 whose files do not say it, such as 12.",
+            show_default="what their highest value takes",
+        ),
+    ] = None,
     sha256: Annotated[
         str | None, typer.Option(metavar="HEX", help="What an archive must hash to; needed for one given by URL.")
     ] = None,
@@ -117,6 +125,7 @@ def prepare(
         per_class=per_class,
         group_column=group_column,
         max_side_px=max_side,
+        sample_bits=sample_bits,
         sha256=sha256,
         max_bad_fraction=max_bad_fraction,
         num_workers=workers,
@@ -219,6 +228,7 @@ def _answer(manifest: "Manifest", out: str) -> dict[str, Any]:
         "num_duplicates_across_splits": manifest.num_duplicates_across_splits,
         "duplicates": [duplicate.paths for duplicate in manifest.duplicates],
         "num_reencoded": manifest.num_reencoded,
+        "deep_samples": manifest.deep_samples.model_dump() if manifest.deep_samples else None,
     }
 
 
@@ -237,25 +247,11 @@ def _count_table(manifest: "Manifest") -> Table:
 
 
 def _summary(manifest: "Manifest", out: str) -> list[str]:
-    lines = []
-    if manifest.num_left_out:
-        lines.append(f"not taken   {_counts(manifest.num_left_out)}")
-    if manifest.num_bad_files:
-        lines.append(f"left out    {_counts(manifest.num_bad_files)}; {out}/bad_files.jsonl names each")
-    if manifest.num_reencoded:
-        lines.append(f"re-encoded  {_counts(manifest.num_reencoded)}; all other files are stored as they are")
-    if manifest.num_duplicates_across_splits:
-        first = " and ".join(manifest.duplicates[0].paths.values())
-        lines.append(
-            f"warning     {manifest.num_duplicates_across_splits:,} files are in more than one split with the very "
-            f"same bytes, such as {first}; {out}/manifest.json names them"
-        )
+    from trainer.data.preparation.remarks import remarks_on
+
+    lines = [f"{word:<12}{sentence}" for word, sentence in remarks_on(manifest, out)]
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     num_bytes = sum(shard.num_bytes for shard in shards)
     lines.append(f"written     {out}: {len(shards):,} shard{'s'[: len(shards) != 1]}, {num_bytes / 1e6:,.1f} MB")
     lines.append(f"next        trainer launch --data {shlex.quote(out)}")
     return lines
-
-
-def _counts(kinds: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))

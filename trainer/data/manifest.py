@@ -70,6 +70,19 @@ class Duplicate(_Model):
     paths: dict[SplitName, str]
 
 
+class DeepSamples(_Model):
+    """Pictures of 16 bits a sample whose files do not say how many bits they use: so many files, and what was taken.
+
+    highest: the highest value in all of them. bits: how many bits are taken as used, which makes the highest of them
+        white; `is_given` where an option of `prepare` has said so, otherwise it follows from `highest`.
+    """
+
+    num_files: int = pydantic.Field(ge=1)
+    highest: int = pydantic.Field(ge=0, lt=2**16)
+    bits: int = pydantic.Field(ge=8, le=16)
+    is_given: bool = False
+
+
 class Manifest(_Model):
     """Everything that a reader needs to know of a dataset without opening a shard."""
 
@@ -94,10 +107,17 @@ class Manifest(_Model):
     duplicates: list[Duplicate] = []
     # Changes that `prepare` made to the bytes, by kind, such as {"rotated upright": 3}; all else is untouched.
     num_reencoded: dict[str, int] = {}
+    # None where there are none.
+    deep_samples: DeepSamples | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def sample_bits(self) -> int | None:
+        """How many bits are used in a file of 16 that does not say it, such as one to predict on; None: not known."""
+        return None if self.deep_samples is None else self.deep_samples.bits
 
     def content_hash(self) -> str:
         """SHA-256 over what the examples are: class names and shard checksums, not names of folders."""

@@ -20,7 +20,7 @@ from typing import Any
 import PIL
 
 from trainer.data.manifest import SCHEMA_VERSION, Manifest
-from trainer.data.preparation.checking import check_candidates
+from trainer.data.preparation.checking import check_candidates, look_at_deep_samples
 from trainer.data.preparation.choosing import check_class_counts, choose_splits
 from trainer.data.preparation.findings import check_bad_fraction, make_manifest, write_bad_files
 from trainer.data.preparation.fingerprint import fingerprint_of
@@ -36,7 +36,7 @@ from trainer.errors import DataError
 __all__ = ["MAX_SHARDS", "Advances", "PrepareOptions", "prepare_dataset"]
 
 # Of what the work folder holds; one of another version is not gone on with.
-_WORK_VERSION = 1
+_WORK_VERSION = 2
 _WHAT = "what"
 
 
@@ -149,6 +149,8 @@ class _Preparation:
         self._work.keep = True
         check_candidates(state, source, options, self._progress)
         check_bad_fraction(state, options.max_bad_fraction)
+        if not state.scalar("SELECT count(*) FROM places"):
+            look_at_deep_samples(state, source, options, self._progress)
         if not state.scalar("SELECT count(*) FROM places"):
             choose_splits(state, class_names, options)
         try:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from trainer.data.manifest import DeepSamples
 from trainer.data.preparation import image_check
+from trainer.data.preparation.deep_samples import FULL_BITS, usual_bits
 from trainer.data.preparation.in_order import map_chunks_in_order, num_workers_of
 from trainer.data.preparation.options import PrepareOptions
-from trainer.data.preparation.state import State
+from trainer.data.preparation.state import DEEP_SAMPLES, State
 from trainer.data.sources import Candidate, Source
 from trainer.data.task_progress import ShowProgress
 
@@ -31,7 +33,7 @@ def check_candidates(state: State, source: Source, options: PrepareOptions, prog
     num_workers = num_workers_of(options.num_workers)
     chunk_files = num_candidates // (_CHUNKS_PER_WORKER * num_workers)
     chunks = _chunks_to_do(state, min(max(chunk_files, _MIN_CHUNK_FILES), _MAX_CHUNK_FILES))
-    checker = _Checker(source, options.max_side_px)
+    checker = _Checker(source, options.max_side_px, options.sample_bits)
     with progress("checking", num_candidates) as shown:
         shown.advance(num_done)
         with (
@@ -41,6 +43,40 @@ def check_candidates(state: State, source: Source, options: PrepareOptions, prog
             for rows in found:
                 saver.add(rows)
                 shown.advance(len(rows))
+
+
+def look_at_deep_samples(state: State, source: Source, options: PrepareOptions, progress: ShowProgress) -> None:
+    """Decides, once all are checked, how many bits are used in files of 16 that do not say it, and checks these again.
+
+    Killed in between, it starts over, and comes to the same.
+    """
+    num_files, highest = state.connection.execute(
+        "SELECT count(*), max(highest_sample) FROM checks WHERE highest_sample IS NOT NULL"
+    ).fetchone()
+    if not num_files:
+        return
+    bits = options.sample_bits or usual_bits(highest)
+    if options.sample_bits is None and bits != FULL_BITS:
+        checker = _Checker(source, options.max_side_px, bits)
+        chunks = _chunks_of_deep_samples(state)
+        with (
+            progress(f"reading {bits} bits", num_files) as shown,
+            contextlib.closing(
+                map_chunks_in_order(checker.check, chunks, num_workers_of(options.num_workers))
+            ) as found,
+            contextlib.closing(_Saver(state)) as saver,
+        ):
+            for rows in found:
+                saver.add(rows)
+                shown.advance(len(rows))
+    decided = DeepSamples(num_files=num_files, highest=highest, bits=bits, is_given=options.sample_bits is not None)
+    state.set_fact(DEEP_SAMPLES, decided.model_dump())
+
+
+def sample_bits_of(state: State, options: PrepareOptions) -> int | None:
+    """How many bits are used in files of 16 that do not say it, as `look_at_deep_samples` has decided."""
+    found = state.fact(DEEP_SAMPLES)
+    return options.sample_bits if found is None else int(found["bits"])
 
 
 def digest_of(content: bytes) -> bytes:
@@ -55,10 +91,18 @@ def _chunks_to_do(state: State, chunk_files: int) -> Iterator[list[tuple[int, Ca
         last_id = chunk[-1][0]
 
 
+def _chunks_of_deep_samples(state: State) -> Iterator[list[tuple[int, Candidate]]]:
+    last_id = -1
+    while chunk := state.candidates_after(last_id, _MIN_CHUNK_FILES, "highest_sample IS NOT NULL"):
+        yield chunk
+        last_id = chunk[-1][0]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Checker:
     source: Source
     max_side_px: int | None
+    sample_bits: int | None
 
     def check(self, chunk: Sequence[tuple[int, Candidate]]) -> list[_Row]:
         """The rows of `checks` for a chunk, in order."""
@@ -81,7 +125,9 @@ class _Checker:
         return sorted(rows)
 
     def _check_read(self, read: Sequence[tuple[int, bytes]]) -> list[_Row]:
-        images = image_check.check_images([content for _, content in read], max_side_px=self.max_side_px)
+        images = image_check.check_images(
+            [content for _, content in read], max_side_px=self.max_side_px, sample_bits=self.sample_bits
+        )
         return [
             _bad_row(number, image.reason)
             if isinstance(image, image_check.UnreadableImage)
@@ -94,13 +140,14 @@ class _Checker:
                 image.width,
                 image.change,
                 None,
+                image.highest_sample,
             )
             for (number, content), image in zip(read, images, strict=True)
         ]
 
 
 def _bad_row(number: int, reason: str) -> _Row:
-    return (number, None, None, None, None, None, None, reason)
+    return (number, None, None, None, None, None, None, reason, None)
 
 
 class _Saver:
@@ -120,5 +167,5 @@ class _Saver:
         """Saves what is left."""
         rows, self._rows = self._rows, []
         with self._state.transaction():
-            self._state.insert("checks", rows)
+            self._state.insert("checks", rows, replace=True)
         self._saved_at = time.monotonic()

@@ -19,7 +19,7 @@ from trainer.data.manifest import (
     SplitName,
 )
 from trainer.data.preparation.options import PrepareOptions
-from trainer.data.preparation.state import CLASS_NAMES, NUM_LEFT_OUT, State, printable, to_labels
+from trainer.data.preparation.state import CLASS_NAMES, DEEP_SAMPLES, NUM_LEFT_OUT, State, printable, to_labels
 from trainer.errors import DataError
 
 _BAD_FILES = (
@@ -87,6 +87,7 @@ def make_manifest(
         duplicates=duplicates,
         num_reencoded=_counted(state, "SELECT change, count(*) FROM checks WHERE change IS NOT NULL GROUP BY 1"),
         num_left_out=state.fact(NUM_LEFT_OUT),
+        deep_samples=state.fact(DEEP_SAMPLES),
     )
 
 

@@ -10,9 +10,9 @@ a reason. Training can therefore not die of a decoding error. (A JPEG has no che
 data is found where a decoder refuses it.)
 
 Rules: the format is read from the content, never from the file name; real transparency is put on white; of
-an animation the first frame counts; 16-bit values keep their upper 8 bits, as in TensorFlow; ICC profiles are
-ignored by both decoders and so here. Sizes are read from the header and bounded before anything is decoded, and
-all threads together decode no more at a time than one image of the largest size.
+an animation the first frame counts; of 16-bit values those 8 bits count that are uppermost in use (`deep_samples`);
+ICC profiles are ignored by both decoders and so here. Sizes are read from the header and bounded before anything is
+decoded, and all threads together decode no more at a time than one image of the largest size.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from trainer.data.preparation import picture as pictures
+from trainer.data.preparation.deep_samples import FULL_BITS, DeepSamples, read_deep_samples
 from trainer.data.preparation.image_header import PlainImage, can_hold_jpeg, find_plain_image, gif_frame_pixels
 from trainer.data.preparation.pixel_budget import PixelBudget
 from trainer.data.preparation.training_decoder import BATCH_SIZE, decode_as_training, shapes_as_training
@@ -55,13 +56,17 @@ Image.init()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadableImage:
-    """What is stored: `format` as in `records`, sizes in pixels, `change` the kind of re-encoding or None."""
+    """What is stored: `format` as in `records`, sizes in pixels, `change` the kind of re-encoding or None.
+
+    highest_sample: of a picture of 16 bits whose file leaves open how many are used.
+    """
 
     encoded: bytes
     format: str
     height: int
     width: int
     change: str | None
+    highest_sample: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +80,18 @@ class UnreadableImage:
 CheckedImage = ReadableImage | UnreadableImage
 
 
-def check_image(encoded: bytes, *, max_side_px: int | None = None) -> CheckedImage:
+def check_image(encoded: bytes, *, max_side_px: int | None = None, sample_bits: int | None = None) -> CheckedImage:
     """`check_images` of one."""
-    return check_images([encoded], max_side_px=max_side_px)[0]
+    return check_images([encoded], max_side_px=max_side_px, sample_bits=sample_bits)[0]
 
 
-def check_images(encoded: Sequence[bytes], *, max_side_px: int | None = None) -> list[CheckedImage]:
+def check_images(
+    encoded: Sequence[bytes], *, max_side_px: int | None = None, sample_bits: int | None = None
+) -> list[CheckedImage]:
     """Decodes image files in full; see the module for the rules. Safe to call in threads.
 
-    A picture that is longer or wider than `max_side_px` is made smaller.
+    A picture that is longer or wider than `max_side_px` is made smaller. `sample_bits` of 16 are in use where a file
+    does not say how many; None for all.
     """
     plain: dict[int, PlainImage] = {}
     for position, content in enumerate(encoded):
@@ -101,7 +109,9 @@ def check_images(encoded: Sequence[bytes], *, max_side_px: int | None = None) ->
                     encoded=encoded[position], format=image.format, height=image.height, width=image.width, change=None
                 )
     return [
-        checked[position] if position in checked else compare_decoders(content, max_side_px=max_side_px)
+        checked[position]
+        if position in checked
+        else compare_decoders(content, max_side_px=max_side_px, sample_bits=sample_bits)
         for position, content in enumerate(encoded)
     ]
 
@@ -123,7 +133,7 @@ def _batches(plain: Mapping[int, PlainImage]) -> Iterator[list[int]]:
         yield batch
 
 
-def compare_decoders(encoded: bytes, *, max_side_px: int | None = None) -> CheckedImage:
+def compare_decoders(encoded: bytes, *, max_side_px: int | None = None, sample_bits: int | None = None) -> CheckedImage:
     """`check_image` by both decoders, whatever the header proves."""
     if not encoded:
         return UnreadableImage("empty")
@@ -139,7 +149,8 @@ def compare_decoders(encoded: bytes, *, max_side_px: int | None = None) -> Check
                 if container in ("JPEG", "MPO") and not can_hold_jpeg(len(encoded), height, width):
                     return UnreadableImage(f"truncated: {len(encoded)} bytes cannot hold {width} x {height} pixels")
                 held.enter_context(_pixels_in_flight.hold(width * height))
-                change, picture = _read(encoded, image, max_side_px)
+                deep = read_deep_samples(encoded, image)
+                change, picture = _read(encoded, image, deep, max_side_px, sample_bits)
         except pictures.UnsupportedPixelsError as e:
             return UnreadableImage(f"unsupported: {e}")
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
@@ -150,16 +161,29 @@ def compare_decoders(encoded: bytes, *, max_side_px: int | None = None) -> Check
         except Exception as e:
             kind = "truncated" if "truncated" in str(e).lower() else "corrupt"
             return UnreadableImage(f"{kind}: {' '.join(str(e).split()) or type(e).__name__}")
-        return _as_training_reads(encoded, container, change, picture)
+        checked = _as_training_reads(encoded, container, change, picture)
+        is_open = deep is not None and (deep.declared_bits is None or deep.is_scaled_up)
+        if deep is None or not is_open or isinstance(checked, UnreadableImage):
+            return checked
+        return dataclasses.replace(checked, highest_sample=deep.highest)
 
 
-def _read(encoded: bytes, image: Image.Image, max_side_px: int | None) -> tuple[str | None, npt.NDArray[np.uint8]]:
+def _read(
+    encoded: bytes, image: Image.Image, deep: DeepSamples | None, max_side_px: int | None, sample_bits: int | None
+) -> tuple[str | None, npt.NDArray[np.uint8]]:
     """The kind of change that is known to be needed, and the picture."""
+    bits = FULL_BITS
+    if deep is not None:
+        bits = deep.declared_bits or sample_bits or FULL_BITS
+        image = deep.to_image(bits)
     size = None if max_side_px is None else pictures.load_scaled(image, max_side_px)
     if size is not None:
         return SMALLER, pictures.resize(pictures.to_upright_rgb(image), size)
     image.load()
-    return _needed_change(encoded, image), pictures.to_upright_rgb(image)
+    change = _needed_change(encoded, image)
+    if deep is not None and bits < FULL_BITS:
+        change = f"{bits} bits of 16 used" + (", higher values cut off" if deep.highest >= 2**bits else "")
+    return change, pictures.to_upright_rgb(image)
 
 
 def _too_large(found: str) -> str:

@@ -20,6 +20,7 @@ class PrepareOptions:
     per_class: at most so many images of each class, over all splits; None for all.
     group_column: the column of a listing that names what must not be divided between splits.
     max_side_px: an image that is longer or wider is made smaller; None leaves all as they are.
+    sample_bits: how many bits are used in files of 16 that do not say it themselves; None looks at their values.
     sha256: of an archive that is given as the source.
     shard_bytes: a shard holds about so much (more, where there would be over `writing.MAX_SHARDS`).
     max_bad_fraction: a larger share of unusable files is an error.
@@ -35,6 +36,7 @@ class PrepareOptions:
     per_class: int | None = None
     group_column: str | None = None
     max_side_px: int | None = None
+    sample_bits: int | None = None
     sha256: str | None = None
     shard_bytes: int = 128 * 2**20
     max_bad_fraction: float = 0.01
@@ -58,6 +60,8 @@ class PrepareOptions:
             raise DataError(f"--per-class is {self.per_class}; expected how many images of each class, at least 1")
         if self.max_side_px is not None and self.max_side_px < 1:
             raise DataError(f"--max-side is {self.max_side_px}; expected pixels, at least 1, such as 1024")
+        if self.sample_bits is not None and not 8 <= self.sample_bits <= 16:
+            raise DataError(f"--sample-bits is {self.sample_bits}; expected the bits in use, 8 to 16, such as 12")
         if self.shard_bytes < 1 or self.num_workers < 0:
             raise DataError(
                 f"{self.shard_bytes} bytes a shard and {self.num_workers} workers; expected at least 1, and 0 or more"
@@ -88,7 +92,10 @@ class PrepareOptions:
         """Those that decide the content, as JSON can say them."""
         values = dataclasses.asdict(self)
         del values["num_workers"], values["max_bad_fraction"]
+        # As in datasets from before there were these options: they need not be prepared again.
         if self.train_fraction is None:
-            del values["train_fraction"]  # as in datasets from before there was this option
+            del values["train_fraction"]
+        if self.sample_bits is None:
+            del values["sample_bits"]
         values["exclude"] = sorted(set(values["exclude"]))
         return values

@@ -61,13 +61,12 @@ def is_transparent(image: Image.Image) -> bool:
 def to_upright_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     """The picture of an opened image, [height, width, 3], with real transparency put on white.
 
+    One of 16 bits a sample is made into one of 8 before, see `deep_samples`.
+
     Raises UnsupportedPixelsError for pixels whose range is not known.
     """
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
-    if image.mode in ("I", "F"):
+    if image.mode.startswith(("I", "F")):
         raise UnsupportedPixelsError(f"pixels of Pillow's mode {image.mode}, whose range is not known")
     if image.has_transparency_data:
         image = image.convert("RGBA")

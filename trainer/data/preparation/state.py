@@ -20,10 +20,13 @@ from trainer.data.sources import Candidate
 FILE_NAME = "state.sqlite"
 # Facts that the listing leaves.
 CLASS_NAMES, NUM_LEFT_OUT, FINGERPRINT = "class_names", "num_left_out", "fingerprint"
+# Facts that the check leaves.
+DEEP_SAMPLES = "deep_samples"
 
 # File names are bytes: what is not UTF-8 in them would not go into a column of text. `labels` are the example's, in
 # rising order with commas between; `stratum` is the rarest of them. Splits are numbered as in `manifest.SPLITS`.
-# `checks` has the digest of the bytes in the source and what will be stored, or else the `reason` why nothing will.
+# `checks` has the digest of the bytes in the source and what will be stored, or else the `reason` why nothing will;
+# `highest_sample` as in `image_check.ReadableImage`.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS candidates (
@@ -32,7 +35,7 @@ CREATE TABLE IF NOT EXISTS candidates (
 );
 CREATE TABLE IF NOT EXISTS checks (
     id INTEGER PRIMARY KEY, digest BLOB, num_bytes INTEGER, format TEXT, height INTEGER, width INTEGER, change TEXT,
-    reason TEXT
+    reason TEXT, highest_sample INTEGER
 );
 CREATE TABLE IF NOT EXISTS chosen (id INTEGER PRIMARY KEY, split INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS places (
@@ -117,10 +120,12 @@ class State:
         """The one value that `query` gives."""
         return self.connection.execute(query, parameters).fetchone()[0]
 
-    def candidates_after(self, last_id: int, limit: int) -> list[tuple[int, Candidate]]:
-        """The next candidates by id, with their ids."""
+    def candidates_after(self, last_id: int, limit: int, check: str = "") -> list[tuple[int, Candidate]]:
+        """The next candidates by id, with their ids; only those whose row of `checks` meets the condition `check`."""
+        checked = f"JOIN checks ON checks.id = candidates.id AND {check}" if check else ""
         rows = self.connection.execute(
-            f"SELECT {_OF_CANDIDATE} FROM candidates WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608
+            f"SELECT {_OF_CANDIDATE} FROM candidates {checked} WHERE candidates.id > ? "  # noqa: S608
+            "ORDER BY candidates.id LIMIT ?",
             (last_id, limit),
         )
         return [(row[0], self._to_candidate(*row)) for row in rows]
@@ -161,12 +166,13 @@ class State:
         names: list[str] = self.fact(CLASS_NAMES)
         return names
 
-    def insert(self, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Adds `rows`, each with a value for every column of `table`."""
+    def insert(self, table: str, rows: Iterable[tuple[Any, ...]], *, replace: bool = False) -> None:
+        """Adds `rows`, each with a value for every column of `table`; `replace` puts them in place of older ones."""
         assert table in _TABLES
         num_columns = len(self.connection.execute(f"PRAGMA table_info({table})").fetchall())
         marks = ", ".join("?" * num_columns)
-        self.connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
+        verb = "INSERT OR REPLACE" if replace else "INSERT"
+        self.connection.executemany(f"{verb} INTO {table} VALUES ({marks})", rows)
 
     def shards(self, split: SplitName) -> dict[int, Shard]:
         """The finished shards by number."""

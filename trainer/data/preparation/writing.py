@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from trainer.data import records
 from trainer.data.manifest import SPLITS, Shard, SplitName
 from trainer.data.preparation import image_check
-from trainer.data.preparation.checking import digest_of
+from trainer.data.preparation.checking import digest_of, sample_bits_of
 from trainer.data.preparation.in_order import map_chunks_in_order, num_workers_of
 from trainer.data.preparation.options import PrepareOptions
 from trainer.data.preparation.state import State, StoredImage, printable, to_bytes
@@ -64,7 +64,8 @@ def write_shards(
     for path in directory.iterdir():
         if path.name not in keep:
             path.unlink()
-    loader, num_workers = _Loader(source, options.max_side_px), num_workers_of(options.num_workers)
+    loader = _Loader(source, options.max_side_px, sample_bits_of(state, options))
+    num_workers = num_workers_of(options.num_workers)
     with progress("writing", sum(plan.end - plan.start for plan in plans)) as shown:
         for plan in plans:
             if (plan.split, plan.number) in finished:
@@ -132,6 +133,7 @@ def _write_shard(directory: pathlib.Path, stem: str, chunks: Iterator[list[_Reco
 class _Loader:
     source: Source
     max_side_px: int | None
+    sample_bits: int | None
 
     def load(self, images: Sequence[StoredImage]) -> list[_Record]:
         """Reads the images again, and changes them as the check has found that they must be."""
@@ -148,7 +150,7 @@ class _Loader:
                 "start again when nobody writes to the source"
             )
         if image.change is not None:
-            checked = image_check.check_image(content, max_side_px=self.max_side_px)
+            checked = image_check.check_image(content, max_side_px=self.max_side_px, sample_bits=self.sample_bits)
             assert isinstance(checked, image_check.ReadableImage), "the same bytes were readable before"
             content = checked.encoded
         example = records.Example(
