@@ -15,6 +15,7 @@ at once: workers agree without talking, and a resumed run needs no state.
 
 import enum
 import math
+import shlex
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -152,10 +153,11 @@ class ClassBalancedOrder(ExampleOrder):
         sizes = np.bincount(labels, minlength=len(class_names or ()))
         if sizes.min() == 0:
             label = int(sizes.argmin())
+            name = class_names[label] if class_names else str(label)
             raise DataError(
-                f"data.sampling is class_balanced, and the class {class_names[label] if class_names else label!r} has "
-                "no training images; prepare the dataset again without the class (--exclude), or use "
-                "--set data.sampling=uniform"
+                f"data.sampling is class_balanced, and the class {name!r} has no training images; use "
+                "--set data.sampling=uniform, or prepare the dataset without the class: trainer prepare SOURCE "
+                f"--out DATASET --exclude {shlex.quote(name)}"
             )
         self._num_classes = len(sizes)
         self._min_size, self._max_size = int(sizes.min()), int(sizes.max())
