@@ -17,10 +17,11 @@ from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest
 from trainer.data.order import check_run_length, run_length_warning
 from trainer.data.pixel_cache import CachePlace
+from trainer.data.preparation.command import check_trainable
 from trainer.data.ram_budget import find_ram_budget_bytes
 from trainer.data.storage import DatasetPath
 from trainer.distribute.topology import BatchDivision, Device, Strategy, Topology, divide_batch
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError
 from trainer.features.decision import FeaturePlan, FeatureQuestion, TrunkFacts, plan_features
 from trainer.features.outline import find_trunk
 from trainer.model.backbone import Backbone
@@ -295,10 +296,7 @@ def _plan_cache(
 def _num_examples(manifest: Manifest, split: Literal["train", "validation"], dataset_dir: DatasetPath) -> int:
     num_examples = manifest.splits[split].num_examples if split in manifest.splits else 0
     if num_examples == 0:
-        raise DataError(
-            f"the dataset {dataset_dir} has no {split} images; training needs both a train and a validation split: "
-            "prepare it again with --val above 0"
-        )
+        check_trainable(manifest, dataset_dir)
     return num_examples
 
 

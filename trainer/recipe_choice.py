@@ -19,6 +19,7 @@ from trainer.config import Config
 from trainer.data import preprocess
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest
+from trainer.data.preparation.command import check_trainable
 from trainer.data.records import Example
 from trainer.data.split_reader import SplitReader
 from trainer.data.storage import DatasetPath
@@ -58,6 +59,7 @@ def choose_recipe(config: Config, dataset_dir: DatasetPath) -> Choice:
         DataError: the dataset cannot be read.
     """
     manifest = Manifest.load(dataset_dir)
+    check_trainable(manifest, dataset_dir)
     backbone = find_backbone(config.model.backbone, config.model.pixels)
     weights = resolve_weights(config.model.weights, backbone)
     if weights == "none":

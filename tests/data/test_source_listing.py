@@ -143,7 +143,7 @@ def test_a_group_column_that_is_not_there_is_answered_with_those_that_are(tmp_pa
 
 
 def test_a_listing_that_is_not_text_or_not_there_says_so(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(DataError, match="is not UTF-8 text"):
+    with pytest.raises(DataError, match=r"line 2 of .* is not UTF-8: it holds the byte 0xFF"):
         read(write(tmp_path / "l.csv", b"path,label\n\xff\xfe,a\n"))
     with pytest.raises(DataError, match="does not exist"):
         read(tmp_path / "none.csv")
@@ -199,3 +199,73 @@ def test_memory_does_not_grow_with_the_lines(tmp_path: pathlib.Path) -> None:
         assert found == count
         peaks.append(peak)
     assert peaks[1] < peaks[0] + 10_000  # kB; 300,000 paths alone would be 25,000
+
+
+# As spreadsheets and other machines write them.
+
+ROWS = [("a/1.jpg", "Käfer", "train"), ("b/2.jpg", "Frosch", "test")]
+
+
+def as_table(delimiter: str, before: str = "") -> str:
+    lines = [before] if before else []
+    return "\r\n".join([*lines, delimiter.join(("path", "label", "split")), *map(delimiter.join, ROWS), ""])
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("is_declared", [False, True])
+def test_a_table_is_read_with_what_stands_between_its_columns_and_in_its_encoding(
+    tmp_path: pathlib.Path, delimiter: str, encoding: str, is_declared: bool
+) -> None:
+    text = as_table(delimiter, f"sep={delimiter}" if is_declared else "")
+    found = read(write(tmp_path / f"l.{'tsv' if delimiter == chr(9) else 'csv'}", text.encode(encoding)))
+    assert [(c.filename, *c.class_names, c.split) for c in found] == ROWS
+    first = 3 if is_declared else 2
+    assert [c.locator for c in found] == [str(first), str(first + 1)]
+
+
+def test_labels_between_semicolons_keep_their_bars(tmp_path: pathlib.Path) -> None:
+    (candidate,) = read(write(tmp_path / "l.csv", "path;labels;weight\n1,5.jpg;cat|sofa;2.5\n"))
+    assert (candidate.filename, candidate.class_names, candidate.weight) == ("1,5.jpg", ("cat", "sofa"), 2.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (as_table(";").encode("cp1252"), r"line 2 of .* the byte 0xE4, which a Windows code page may mean for 'ä'"),
+        (b"PK\3\4" + bytes(100), "is a workbook of Excel"),
+        (b"file;class\n1.jpg;a\n", "has the columns file, class; expected path and label"),
+        (b"sep=;\npath;label\n1.jpg;a;b\n", "line 3 .* has more than 2 values"),
+        (as_table(",").encode("utf-16")[:-1], "is not UTF-16 text"),
+    ],
+)
+def test_a_table_that_leaves_doubt_is_refused_with_what_was_found(
+    tmp_path: pathlib.Path, content: bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path / "l.csv", content))
+
+
+def test_json_lines_of_utf_16_are_read(tmp_path: pathlib.Path) -> None:
+    (candidate,) = read(write(tmp_path / "l.jsonl", '{"path": "1.jpg", "label": "ä"}\n'.encode("utf-16")))
+    assert candidate.class_names == ("ä",)
+
+
+def test_back_slashes_divide_folders_unless_a_file_has_them_in_its_name(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "photos/cat/1.jpg", b"one")
+    write(tmp_path / "a\\b.jpg", b"two")
+    listing = write(
+        tmp_path / "l.csv", "path,label\nphotos\\cat\\1.jpg,cat\n.\\a\\b.jpg,dog\na\\b.jpg,dog\nC:\\1.jpg,cat\n"
+    )
+    source = open_source(str(listing))
+    found = list(source.candidates())
+    assert [c.filename for c in found] == ["photos/cat/1.jpg", "a/b.jpg", "a\\b.jpg", "C:\\1.jpg"]
+    assert source.read(found[0]) == b"one"
+    assert source.read(found[2]) == b"two"
+
+
+def test_system_files_that_a_script_has_listed_are_passed_over(tmp_path: pathlib.Path) -> None:
+    listing = write(tmp_path / "l.csv", "path,label\na/1.jpg,a\na/Thumbs.db,a\na/.DS_Store,a\na/notes.txt,a\n")
+    source = open_source(str(listing))
+    assert [c.filename for c in source.candidates()] == ["a/1.jpg", "a/notes.txt"]
+    assert source.passed_over.num_ignored == {"Thumbs.db": 1, ".DS_Store": 1}

@@ -29,11 +29,11 @@ def found(text: str | pathlib.Path) -> dict[str, tuple[str, str | None]]:
 # A folder per class.
 
 
-def test_every_visible_file_below_a_class_folder_is_a_candidate(tmp_path: pathlib.Path) -> None:
+def test_every_file_below_a_class_folder_that_may_be_an_image_is_a_candidate(tmp_path: pathlib.Path) -> None:
     for name in (
         "cat/1.jpg",
         "cat/deep/er/2",
-        "dog/README.txt",
+        "dog/3.jpg.download",
         "dog/.hidden",
         ".git/x",
         "cat/.thumbs/3.jpg",
@@ -43,7 +43,7 @@ def test_every_visible_file_below_a_class_folder_is_a_candidate(tmp_path: pathli
     assert found(tmp_path) == {
         "cat/1.jpg": ("cat", None),
         "cat/deep/er/2": ("cat", None),
-        "dog/README.txt": ("dog", None),
+        "dog/3.jpg.download": ("dog", None),
     }
     assert open_source(str(tmp_path)).class_names == ["cat", "dog"]
 

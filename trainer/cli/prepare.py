@@ -222,7 +222,10 @@ def _answer(manifest: "Manifest", out: str) -> dict[str, Any]:
             }
             for name, split in manifest.splits.items()
         },
+        "split_origins": manifest.split_origins,
         "num_left_out": manifest.num_left_out,
+        "beside": manifest.beside,
+        "num_ignored": manifest.num_ignored,
         "num_bad_files": manifest.num_bad_files,
         "bad_files": [bad.model_dump() for bad in manifest.bad_files],
         "num_duplicates_across_splits": manifest.num_duplicates_across_splits,

@@ -5,13 +5,16 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from trainer import atomic
 from trainer.data import prepare
-from trainer.data.manifest import BAD_FILES_NAME, SCHEMA_VERSION, Manifest, is_prepared
+from trainer.data.manifest import SCHEMA_VERSION, Manifest, is_prepared
 from trainer.data.preparation.fingerprint import fingerprint_of
+from trainer.data.preparation.remarks import remarks_on
 from trainer.data.sources import FileSource, open_source
 from trainer.data.task_progress import ShowProgress, show_nothing
 from trainer.errors import DataError
@@ -116,17 +119,35 @@ def _prepare(
         note(f"{source} changed since it was prepared; preparing it again as {dataset_dir}")
     else:
         note(f"preparing {source} as {dataset_dir}; this is done once")
-    manifest = prepare.prepare_dataset(
-        str(source), dataset_dir, options=options, overwrite=True, progress=progress, note=note
-    )
+    with _advice_in_a_command(source):
+        manifest = prepare.prepare_dataset(
+            str(source), dataset_dir, options=options, overwrite=True, progress=progress, note=note
+        )
     atomic.write_json(dataset_dir / FINGERPRINT_FILE, {"schema_version": SCHEMA_VERSION, "sha256": fingerprint})
-    if manifest.num_bad_files:
-        num_bad = sum(manifest.num_bad_files.values())
-        note(f"{num_bad:,} files cannot be used and are left out; {dataset_dir / BAD_FILES_NAME} lists them")
+    for word, sentence in remarks_on(manifest, str(dataset_dir)):
+        if word != "splits" or "train" in manifest.split_origins.values():
+            note(f"{word}: {sentence}")
+
+
+@contextlib.contextmanager
+def _advice_in_a_command(source: pathlib.Path) -> Iterator[None]:
+    """Errors of a preparation advise options of `prepare`, which the command that prepares beside does not take."""
+    try:
+        yield
+    except DataError as e:
+        if not re.search(r"--[a-z]", str(e)):
+            raise
+        dataset = source.parent / f"{source.name}-dataset"
+        command = shlex.join(["trainer", "prepare", str(source), "--out", str(dataset)])
+        raise DataError(
+            f"{e}; such options are taken by: {command} OPTIONS, and the result is given with --data "
+            f"{shlex.quote(str(dataset))}"
+        ) from e
 
 
 def _open(source: pathlib.Path, options: prepare.PrepareOptions) -> FileSource:
-    opened = open_source(str(source), options.for_source)
+    with _advice_in_a_command(source):
+        opened = open_source(str(source), options.for_source)
     if not isinstance(opened, FileSource):
         raise DataError(f"{source} is not a folder or listing of image files; give one, or a prepared dataset")
     return opened

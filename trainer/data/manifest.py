@@ -30,6 +30,9 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 # single_label: one class an example. multi_label: one or several.
 Task = Literal["single_label", "multi_label"]
 
+# given: by the source. train: cut from what the source has for training. all: cut from a source that is not divided.
+SplitOrigin = Literal["given", "train", "all"]
+
 
 class _Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -99,6 +102,12 @@ class Manifest(_Model):
     options: dict[str, Any] = {}
     # Images that were not asked for, by what leaves them out (`--exclude`, `--fraction`, `--per-class`, `--train`).
     num_left_out: dict[str, int] = {}
+    # Files among the images that are none, by kind, such as {"Thumbs.db": 2}; they are neither bad nor left out.
+    num_ignored: dict[str, int] = {}
+    # Files beside the class folders, the first `MAX_LISTED`; `num_left_out` counts all.
+    beside: list[str] = []
+    # Of each split; empty in datasets of an earlier version.
+    split_origins: dict[SplitName, SplitOrigin] = {}
     # By the first word or words of the reason, such as {"truncated": 2}; `bad_files` lists the first `MAX_LISTED`.
     num_bad_files: dict[str, int] = {}
     bad_files: list[BadFile] = []

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from trainer.data.manifest import DeepSamples
 from trainer.data.preparation import image_check
 from trainer.data.preparation.deep_samples import FULL_BITS, usual_bits
+from trainer.data.preparation.file_kinds import find_left_behind
 from trainer.data.preparation.in_order import map_chunks_in_order, num_workers_of
 from trainer.data.preparation.options import PrepareOptions
-from trainer.data.preparation.state import DEEP_SAMPLES, State
+from trainer.data.preparation.state import DEEP_SAMPLES, IGNORED, State
 from trainer.data.sources import Candidate, Source
 from trainer.data.task_progress import ShowProgress
 
@@ -107,16 +109,15 @@ class _Checker:
     def check(self, chunk: Sequence[tuple[int, Candidate]]) -> list[_Row]:
         """The rows of `checks` for a chunk, in order."""
         rows: list[_Row] = []
-        read: list[tuple[int, bytes]] = []
+        read: list[tuple[int, str, bytes]] = []
         num_bytes = 0
         for number, candidate in chunk:
             try:
                 content = self.source.read(candidate)
             except OSError as e:
-                reason = "missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror or e}"
-                rows.append(_bad_row(number, reason))
+                rows.append(_bad_row(number, _reason_of(e, candidate)))
                 continue
-            read.append((number, content))
+            read.append((number, candidate.filename, content))
             num_bytes += len(content)
             if num_bytes >= _CHUNK_BYTES:
                 rows += self._check_read(read)
@@ -124,12 +125,12 @@ class _Checker:
         rows += self._check_read(read)
         return sorted(rows)
 
-    def _check_read(self, read: Sequence[tuple[int, bytes]]) -> list[_Row]:
+    def _check_read(self, read: Sequence[tuple[int, str, bytes]]) -> list[_Row]:
         images = image_check.check_images(
-            [content for _, content in read], max_side_px=self.max_side_px, sample_bits=self.sample_bits
+            [content for _, _, content in read], max_side_px=self.max_side_px, sample_bits=self.sample_bits
         )
         return [
-            _bad_row(number, image.reason)
+            _bad_row(number, _reason_or_ignored(image.reason, filename, content))
             if isinstance(image, image_check.UnreadableImage)
             else (
                 number,
@@ -142,8 +143,23 @@ class _Checker:
                 None,
                 image.highest_sample,
             )
-            for (number, content), image in zip(read, images, strict=True)
+            for (number, filename, content), image in zip(read, images, strict=True)
         ]
+
+
+def _reason_of(error: OSError, candidate: Candidate) -> str:
+    if not isinstance(error, FileNotFoundError):
+        return f"cannot be read: {error.strerror or error}"
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", candidate.filename):
+        return "missing: a path of Windows, which names nothing here; write it relative to the listing"
+    return "missing"
+
+
+def _reason_or_ignored(reason: str, filename: str, content: bytes) -> str:
+    if not reason.startswith(image_check.NOT_AN_IMAGE):
+        return reason
+    left_behind = find_left_behind(filename, content)
+    return reason if left_behind is None else f"{IGNORED}{left_behind}"
 
 
 def _bad_row(number: int, reason: str) -> _Row:

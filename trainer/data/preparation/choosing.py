@@ -2,12 +2,13 @@
 
 import collections
 import itertools
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from trainer.data.manifest import SPLITS, SplitName
+from trainer.data.manifest import SPLITS, SplitName, SplitOrigin
 from trainer.data.preparation.options import PrepareOptions
 from trainer.data.preparation.splits import Stratification, sizes_of_fraction
-from trainer.data.preparation.state import NUM_LEFT_OUT, State, printable, to_labels
+from trainer.data.preparation.state import NUM_LEFT_OUT, SPLIT_ORIGINS, TRAINING_FREED, State, printable, to_labels
 from trainer.errors import DataError
 
 # The listed ones that are not known to be bad: all of them before the check, the readable ones after it.
@@ -34,9 +35,11 @@ def choose_splits(state: State, class_names: Sequence[str], options: PrepareOpti
             "AND candidates.split IS NOT NULL"
         )
         _check_groups_of_source(state)
-        _divide(state, class_names, _splits_to_cut(state, options))
+        cut = _splits_to_cut(state, options)
+        _divide(state, class_names, cut)
+        state.set_fact(SPLIT_ORIGINS, _origins(state, cut))
         _thin_training(state, options.train_fraction)
-        _check_chosen(state, class_names)
+        _check_chosen(state, class_names, options.seed)
         state.connection.execute(
             "INSERT INTO places SELECT split, row_number() OVER (PARTITION BY split ORDER BY key, filename) - 1, id "
             "FROM (SELECT chosen.split AS split, order_key('order', filename) AS key, filename, chosen.id AS id "
@@ -46,11 +49,25 @@ def choose_splits(state: State, class_names: Sequence[str], options: PrepareOpti
 
 def _splits_to_cut(state: State, options: PrepareOptions) -> dict[SplitName, float]:
     """The shares of the splits that the source has not filled itself; none where it leaves nothing to divide."""
-    rows = state.connection.execute(f"SELECT DISTINCT candidates.split FROM {_USABLE}").fetchall()  # noqa: S608
-    own = {None if split is None else SPLITS[split] for (split,) in rows}
+    own = _splits_of_source(state)
     if None not in own:
         return {}
     return {split: share for split, share in options.fractions.items() if share > 0 and split not in own}
+
+
+def _splits_of_source(state: State) -> set[SplitName | None]:
+    rows = state.connection.execute(f"SELECT DISTINCT candidates.split FROM {_USABLE}").fetchall()  # noqa: S608
+    return {None if split is None else SPLITS[split] for (split,) in rows}
+
+
+def _origins(state: State, cut: Mapping[SplitName, float]) -> dict[SplitName, SplitOrigin]:
+    own = _splits_of_source(state)
+    is_divided = own != {None} or bool(state.fact(TRAINING_FREED))
+    of_cut: SplitOrigin = "train" if is_divided else "all"
+    found: dict[SplitName, SplitOrigin] = {"train": "given" if is_divided else "all"}
+    found.update({split: "given" for split in own if split is not None})
+    found.update(dict.fromkeys(cut, of_cut))
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def check_class_counts(state: State, class_names: Sequence[str], options: PrepareOptions) -> None:
@@ -75,17 +92,18 @@ def check_class_counts(state: State, class_names: Sequence[str], options: Prepar
         to_fill: list[SplitName] = [*(() if counts[label, "train"] else ("train",)), *cut]
         num_free = counts[label, None]
         if num_free < len(to_fill):
-            drop = " or ".join(f"--{'val' if split == 'validation' else 'test'} 0" for split in cut)
+            # Without a validation split it could not be trained on.
+            drop = "--test 0" if "test" in cut and num_free >= len(to_fill) - 1 else ""
             raise DataError(
                 f"the class {class_name!r} has {num_free} readable images to divide, and needs one for each of "
-                f"{len(to_fill)} splits ({', '.join(to_fill)}); add images, or leave the class out with --exclude"
-                f"{f', or give {drop}' if drop else ''}"
+                f"{len(to_fill)} splits ({', '.join(to_fill)}); add images, or leave the class out with "
+                f"--exclude {shlex.quote(class_name)}{f', or give {drop}' if drop else ''}"
             )
         for split in own:
             if split != "train" and not counts[label, split]:
                 raise DataError(
                     f"the class {class_name!r} has no readable image in the source's own {split} split; add images, "
-                    "or leave the class out with --exclude"
+                    f"or leave the class out with --exclude {shlex.quote(class_name)}"
                 )
 
 
@@ -181,11 +199,12 @@ def _check_group_counts(
             raise DataError(
                 f"the class {class_names[stratum]!r} is in {count} group{'s'[: count != 1]}, which are not divided, "
                 f"and needs one for each of the splits ({', '.join(['train', *fractions])}); add groups, "
-                "leave the class out with --exclude, or give --val 0 or --test 0"
+                f"or leave the class out with --exclude {shlex.quote(class_names[stratum])}"
+                f"{', or give --test 0' if 'test' in fractions and count >= len(fractions) else ''}"
             )
 
 
-def _check_chosen(state: State, class_names: Sequence[str]) -> None:
+def _check_chosen(state: State, class_names: Sequence[str], seed: int) -> None:
     """Raises DataError where a split lacks a class, as groups and images of several classes can make it."""
     seen: set[tuple[int, int]] = set()
     for labels, split in state.connection.execute(
@@ -197,6 +216,6 @@ def _check_chosen(state: State, class_names: Sequence[str]) -> None:
             if (label, split) not in seen:
                 raise DataError(
                     f"no image of the class {class_name!r} came into the {SPLITS[split]} split, since groups and "
-                    "images of several classes are not divided; add images of it, leave it out with --exclude, or give "
-                    "another --seed"
+                    "images of several classes are not divided; add images of it, leave it out with "
+                    f"--exclude {shlex.quote(class_name)}, or give another seed, such as --seed {seed + 1}"
                 )

@@ -19,18 +19,30 @@ from trainer.data.manifest import (
     SplitName,
 )
 from trainer.data.preparation.options import PrepareOptions
-from trainer.data.preparation.state import CLASS_NAMES, DEEP_SAMPLES, NUM_LEFT_OUT, State, printable, to_labels
+from trainer.data.preparation.state import (
+    BESIDE,
+    CLASS_NAMES,
+    DEEP_SAMPLES,
+    IGNORED,
+    IS_BAD,
+    NUM_IGNORED,
+    NUM_LEFT_OUT,
+    SPLIT_ORIGINS,
+    State,
+    printable,
+    to_labels,
+)
 from trainer.errors import DataError
 
-_BAD_FILES = (
-    "SELECT filename, reason FROM checks JOIN candidates ON candidates.id = checks.id "
-    "WHERE reason IS NOT NULL ORDER BY filename"
-)
+_OF_BAD_FILES = f"FROM checks JOIN candidates ON candidates.id = checks.id WHERE {IS_BAD} ORDER BY filename"
+_BAD_FILES = f"SELECT filename, reason {_OF_BAD_FILES}"
 
 
 def check_bad_fraction(state: State, max_bad_fraction: float) -> None:
     """Raises DataError where a larger share of the checked files cannot be used."""
-    num_checked, num_bad = state.connection.execute("SELECT count(*), count(reason) FROM checks").fetchone()
+    num_checked, num_bad = state.connection.execute(
+        f"SELECT count(reason IS NULL OR {IS_BAD} OR NULL), count({IS_BAD} OR NULL) FROM checks"  # noqa: S608
+    ).fetchone()
     if num_bad <= max_bad_fraction * num_checked:
         return
     first = ", ".join(f"{bad.path} ({bad.reason})" for bad in _first_bad_files(state, 3))
@@ -80,15 +92,31 @@ def make_manifest(
         options=options.decisive(),
         num_bad_files=_counted(
             state,
-            f"SELECT {kind_of_reason}, count(*) FROM checks WHERE reason IS NOT NULL GROUP BY 1",  # noqa: S608
+            f"SELECT {kind_of_reason}, count(*) FROM checks WHERE {IS_BAD} GROUP BY 1",  # noqa: S608
         ),
         bad_files=_first_bad_files(state, MAX_LISTED),
         num_duplicates_across_splits=num_duplicates,
         duplicates=duplicates,
         num_reencoded=_counted(state, "SELECT change, count(*) FROM checks WHERE change IS NOT NULL GROUP BY 1"),
         num_left_out=state.fact(NUM_LEFT_OUT),
+        num_ignored=_num_ignored(state),
+        beside=state.fact(BESIDE) or [],
+        split_origins=state.fact(SPLIT_ORIGINS) or {},
         deep_samples=state.fact(DEEP_SAMPLES),
     )
+
+
+def _num_ignored(state: State) -> dict[str, int]:
+    """By kind: what was known by its name, and what was known by its content."""
+    counts = collections.Counter(state.fact(NUM_IGNORED) or {})
+    counts.update(
+        _counted(
+            state,
+            f"SELECT substr(reason, {len(IGNORED) + 1}), count(*) FROM checks "  # noqa: S608
+            f"WHERE reason IS NOT NULL AND NOT ({IS_BAD}) GROUP BY 1",
+        )
+    )
+    return dict(sorted(counts.items()))
 
 
 def _first_bad_files(state: State, limit: int) -> list[BadFile]:

@@ -26,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from trainer.data.preparation import picture as pictures
 from trainer.data.preparation.deep_samples import FULL_BITS, DeepSamples, read_deep_samples
+from trainer.data.preparation.file_kinds import find_kind
 from trainer.data.preparation.image_header import PlainImage, can_hold_jpeg, find_plain_image, gif_frame_pixels
 from trainer.data.preparation.pixel_budget import PixelBudget
 from trainer.data.preparation.training_decoder import BATCH_SIZE, decode_as_training, shapes_as_training
@@ -38,6 +39,7 @@ MAX_GIF_PIXELS = 2**25
 # One call of the decoder takes many small images; those in it are decoded before the first is let go.
 _MAX_BATCH_PIXELS = 2**22
 SMALLER = "made smaller"
+NOT_AN_IMAGE = "not an image"
 
 _STORED_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WEBP": "webp"}
 # Known by unmistakable first bytes and decoded by Pillow alone. EPS is left out: Pillow would start Ghostscript.
@@ -156,11 +158,14 @@ def compare_decoders(encoded: bytes, *, max_side_px: int | None = None, sample_b
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
             return UnreadableImage(_too_large(str(e)))
         except UnidentifiedImageError:
-            broken = encoded.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF"))
-            return UnreadableImage("corrupt: its header is broken" if broken else "not an image")
+            is_webp = encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP"
+            if is_webp or encoded.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")):
+                return UnreadableImage("corrupt: its header is broken")
+            kind = find_kind(encoded)
+            return UnreadableImage(NOT_AN_IMAGE if kind is None else f"{NOT_AN_IMAGE}: {kind}")
         except Exception as e:
-            kind = "truncated" if "truncated" in str(e).lower() else "corrupt"
-            return UnreadableImage(f"{kind}: {' '.join(str(e).split()) or type(e).__name__}")
+            problem = "truncated" if "truncated" in str(e).lower() else "corrupt"
+            return UnreadableImage(f"{problem}: {' '.join(str(e).split()) or type(e).__name__}")
         checked = _as_training_reads(encoded, container, change, picture)
         is_open = deep is not None and (deep.declared_bits is None or deep.is_scaled_up)
         if deep is None or not is_open or isinstance(checked, UnreadableImage):

@@ -10,10 +10,22 @@ from trainer.data.manifest import SPLITS
 from trainer.data.preparation import splits
 from trainer.data.preparation.fingerprint import SourceFingerprint
 from trainer.data.preparation.options import PrepareOptions
-from trainer.data.preparation.state import CLASS_NAMES, FINGERPRINT, NUM_LEFT_OUT, State, printable, to_bytes
+from trainer.data.preparation.state import (
+    BESIDE,
+    CLASS_NAMES,
+    FINGERPRINT,
+    NUM_IGNORED,
+    NUM_LEFT_OUT,
+    TRAINING_FREED,
+    State,
+    printable,
+    to_bytes,
+)
 from trainer.data.sources import Candidate, Source
 from trainer.errors import DataError
 from trainer.system.names import check_class_names, find_spelling_twins, normalize_class_name, show_name
+
+BESIDE_CLASSES = "beside the class folders"
 
 
 def list_candidates(state: State, source: Source, source_text: str, options: PrepareOptions) -> None:
@@ -29,7 +41,7 @@ def list_candidates(state: State, source: Source, source_text: str, options: Pre
         check_class_names(class_names)
         _check_named_once(state)
         _set_labels(state, listing, class_names)
-        left_out = {"of an excluded class": listing.num_excluded}
+        left_out = {"of an excluded class": listing.num_excluded, BESIDE_CLASSES: source.passed_over.num_beside}
         left_out["over --fraction"] = _leave_out(
             state, lambda counts: splits.sizes_of_fraction(counts, options.fraction)
         )
@@ -38,7 +50,19 @@ def list_candidates(state: State, source: Source, source_text: str, options: Pre
             left_out["over --per-class"] = _leave_out(state, lambda counts: splits.sizes_per_class(counts, per_class))
         state.set_fact(CLASS_NAMES, class_names)
         state.set_fact(NUM_LEFT_OUT, {reason: count for reason, count in left_out.items() if count})
+        state.set_fact(NUM_IGNORED, source.passed_over.num_ignored)
+        state.set_fact(BESIDE, [printable(to_bytes(name)) for name in source.passed_over.beside])
+        _free_training(state, options)
         state.set_fact(FINGERPRINT, listing.fingerprint.hexdigest())
+
+
+def _free_training(state: State, options: PrepareOptions) -> None:
+    """Lets what is asked for be cut from the training images of a source that names a split for every image."""
+    own = {split for (split,) in state.connection.execute("SELECT DISTINCT split FROM candidates")}
+    is_missing = any(share > 0 and SPLITS.index(split) not in own for split, share in options.fractions.items())
+    if None not in own and (is_missing or options.train_fraction is not None):
+        state.connection.execute("UPDATE candidates SET split = NULL WHERE split = ?", (SPLITS.index("train"),))
+        state.set_fact(TRAINING_FREED, True)
 
 
 class _Listing:

@@ -86,7 +86,7 @@ class PrepareOptions:
 
     @property
     def for_source(self) -> SourceOptions:
-        return SourceOptions(group_column=self.group_column, sha256=self.sha256)
+        return SourceOptions(group_column=self.group_column, sha256=self.sha256, exclude=self.exclude)
 
     def decisive(self) -> dict[str, Any]:
         """Those that decide the content, as JSON can say them."""

@@ -1,6 +1,6 @@
 """The findings of a preparation that people must know of, a line each; the same from every command that prepares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from trainer.data.manifest import BAD_FILES_NAME, DeepSamples, Manifest
 
@@ -8,8 +8,13 @@ from trainer.data.manifest import BAD_FILES_NAME, DeepSamples, Manifest
 def remarks_on(manifest: Manifest, out: str) -> list[tuple[str, str]]:
     """(a word, a sentence) of each finding on the dataset `out`."""
     remarks = []
+    if manifest.split_origins:
+        remarks.append(("splits", _on_splits(manifest)))
     if manifest.num_left_out:
-        remarks.append(("not taken", _counts(manifest.num_left_out)))
+        beside = f"; beside them {'lies' if len(manifest.beside) == 1 else 'lie'} " if manifest.beside else ""
+        remarks.append(("not taken", f"{_counts(manifest.num_left_out)}{beside}{_named(manifest.beside)}"))
+    if manifest.num_ignored:
+        remarks.append(("ignored", f"{_counts(manifest.num_ignored)}, which are no images and no classes"))
     if manifest.num_bad_files:
         remarks.append(("left out", f"{_counts(manifest.num_bad_files)}; {out}/{BAD_FILES_NAME} names each"))
     if manifest.num_reencoded:
@@ -26,6 +31,35 @@ def remarks_on(manifest: Manifest, out: str) -> list[tuple[str, str]]:
             )
         )
     return remarks
+
+
+def _on_splits(manifest: Manifest) -> str:
+    cut: dict[str, list[str]] = {"train": [], "all": []}
+    given = []
+    for split, origin in manifest.split_origins.items():
+        count = f"{split} ({manifest.splits[split].num_examples:,})" if split in manifest.splits else split
+        if origin == "given":
+            given.append(count)
+        elif split != "train":
+            cut[origin].append(count)
+    pool = f"the source's own {manifest.splits['train'].num_examples + _num_cut_from_train(manifest):,} for training"
+    parts = [f"{_and(cut['train'])} cut from {pool}"] if cut["train"] else []
+    parts += [f"{_and(cut['all'])} cut from all images"] if cut["all"] else []
+    parts += [f"{_and(given)} as the source has {'them' if len(given) > 1 else 'it'}"] if given else []
+    return "; ".join(parts) or "all images are for training"
+
+
+def _num_cut_from_train(manifest: Manifest) -> int:
+    origins = manifest.split_origins
+    return sum(manifest.splits[split].num_examples for split in manifest.splits if origins.get(split) == "train")
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _named(names: Sequence[str]) -> str:
+    return _and([*names[:3], f"{len(names) - 3:,} more"] if len(names) > 3 else names)
 
 
 def _on_deep_samples(found: DeepSamples) -> str:

@@ -22,6 +22,15 @@ FILE_NAME = "state.sqlite"
 CLASS_NAMES, NUM_LEFT_OUT, FINGERPRINT = "class_names", "num_left_out", "fingerprint"
 # Facts that the check leaves.
 DEEP_SAMPLES = "deep_samples"
+# What the source has that is no candidate, see `sources.left_behind.PassedOver`.
+NUM_IGNORED, BESIDE = "num_ignored", "beside"
+# Where the splits are from, see `manifest.SplitOrigin`.
+SPLIT_ORIGINS = "split_origins"
+# Whether images that the source itself has named as those for training may go to other splits.
+TRAINING_FREED = "training_freed"
+# Begins a `reason` that is no fault of the source: its kind follows.
+IGNORED = "ignored: "
+IS_BAD = f"reason IS NOT NULL AND substr(reason, 1, {len(IGNORED)}) != '{IGNORED}'"
 
 # File names are bytes: what is not UTF-8 in them would not go into a column of text. `labels` are the example's, in
 # rising order with commas between; `stratum` is the rarest of them. Splits are numbered as in `manifest.SPLITS`.

@@ -90,7 +90,7 @@ _KINDS = (
         "a http:// or https:// address of an archive, with --sha256",
         "a .zip or .tar (gzip, bzip2, xz) of folders of images, downloaded and verified",
         lambda text: text.lower().startswith(URL_SCHEMES),
-        lambda text, options: ArchiveSource(text, sha256=options.sha256),
+        lambda text, options: ArchiveSource(text, sha256=options.sha256, exclude=options.exclude),
         takes_sha256=True,
     ),
     _Kind(
@@ -105,7 +105,7 @@ _KINDS = (
         "a .zip or .tar file of folders of images",
         "compressed with gzip, bzip2 or xz, or not; nothing is unpacked under a name from it",
         lambda text: pathlib.Path(text).is_file() and (is_archive_name(text) or is_archive(pathlib.Path(text))),
-        lambda text, options: ArchiveSource(text, sha256=options.sha256),
+        lambda text, options: ArchiveSource(text, sha256=options.sha256, exclude=options.exclude),
         is_path=True,
         takes_sha256=True,
     ),
@@ -113,7 +113,7 @@ _KINDS = (
         "a folder with one folder of images per class",
         "or with train, val and test that hold such folders",
         lambda text: pathlib.Path(text).exists(),
-        lambda text, options: FolderSource(pathlib.Path(text)),
+        lambda text, options: FolderSource(pathlib.Path(text), exclude=options.exclude),
         is_path=True,
     ),
 )

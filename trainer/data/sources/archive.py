@@ -5,15 +5,16 @@ One folder that holds all the others is passed over, and so is an archive that h
 
 import pathlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from trainer.data.sources.archive_layout import ArchiveLayout, find_layout
-from trainer.data.sources.archive_limits import ARCHIVE_SUFFIXES, ArchiveLimits, is_archive_name, is_hidden
+from trainer.data.sources.archive_limits import ARCHIVE_SUFFIXES, ArchiveLimits, is_archive_name
 from trainer.data.sources.candidate import Candidate, Source
 from trainer.data.sources.catalogue import CATALOGUE, Published
 from trainer.data.sources.download import download
 from trainer.data.sources.forward_stream import is_tar
+from trainer.data.sources.left_behind import PassedOver, kind_of_path
 from trainer.data.sources.staging import (
     Entry,
     StagedIndex,
@@ -28,6 +29,7 @@ from trainer.data.sources.tar_archive import index_tar
 from trainer.data.sources.zip_archive import index_zip, iterate_zip_member
 from trainer.data.task_progress import ShowProgress
 from trainer.errors import DataError, TrainerError
+from trainer.system.names import normalize_class_name
 
 URL_SCHEMES = ("http://", "https://")
 
@@ -51,8 +53,17 @@ class ArchiveSource(Source):
     that leads out of the archive, and what expands without bound, is an error of the whole archive.
     """
 
-    def __init__(self, location: str, *, sha256: str | None = None, published: Published | None = None) -> None:
+    def __init__(
+        self,
+        location: str,
+        *,
+        sha256: str | None = None,
+        published: Published | None = None,
+        exclude: Sequence[str] = (),
+    ) -> None:
         """`location` is a path or a URL; a local copy of something in the catalogue is known by its `sha256`.
+
+        `exclude` names folders that are neither classes nor splits.
 
         Raises DataError where a file is missing or no archive, or a URL comes without a checksum.
         """
@@ -75,6 +86,8 @@ class ArchiveSource(Source):
             )
         self._staged: _Staged | None = None
         self._layout: ArchiveLayout | None = None
+        self._exclude = frozenset(map(normalize_class_name, exclude))
+        self._passed_over = PassedOver()
 
     @property
     def class_names(self) -> list[str]:
@@ -109,12 +122,24 @@ class ArchiveSource(Source):
                 "of images per class, as in cat/1.jpg"
             )
 
+    @property
+    def passed_over(self) -> PassedOver:
+        return self._passed_over
+
     def candidates(self) -> Iterator[Candidate]:
         assert self._staged is not None and self._layout is not None, "stage comes first"
         class_names = frozenset(self._layout.class_names)
+        self._passed_over = PassedOver()
         for entry in self._staged.entries.entries():
-            place = None if entry.name.endswith("/") else self._layout.place_of(entry.name)
-            if place is not None and place[1] in class_names:
+            if entry.name.endswith("/"):
+                continue
+            kind = kind_of_path(entry.name)
+            place = self._layout.place_of(entry.name)
+            if kind is not None:
+                self._passed_over.num_ignored[kind] += 1
+            elif place is None:
+                self._passed_over.add_beside(entry.name)
+            elif place[1] in class_names:
                 split, class_name = place
                 yield Candidate(filename=entry.name, class_names=(class_name,), split=split, locator=entry.locator)
 
@@ -123,8 +148,8 @@ class ArchiveSource(Source):
         return b"".join(self._staged.blocks(candidate.locator, candidate.filename))
 
     def _layout_of(self, staged: _Staged) -> ArchiveLayout:
-        exclude = self._published.exclude if self._published else frozenset()
-        return find_layout(staged.entries.names, exclude)
+        no_classes = self._published.exclude if self._published else frozenset()
+        return find_layout(self._location, staged.entries.names, no_classes, self._exclude)
 
     def _verified_file(self, workspace: pathlib.Path, progress: ShowProgress) -> pathlib.Path:
         if self._is_remote:
@@ -151,7 +176,7 @@ class ArchiveSource(Source):
         found = [
             entry
             for entry in staged.entries.entries()
-            if (entry.name == wanted if wanted else is_archive_name(entry.name)) and not is_hidden(entry.name)
+            if (entry.name == wanted if wanted else is_archive_name(entry.name)) and kind_of_path(entry.name) is None
         ]
         if wanted is not None and not found:
             raise DataError(f"the archive {self._location} holds no {wanted}; copy it again")

@@ -1,11 +1,12 @@
 """Which folders of an archive are its classes: the rules of `FolderSource`, below the one folder that holds all."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from trainer.data.manifest import SplitName
-from trainer.data.sources.archive_limits import is_hidden
-from trainer.data.sources.split_names import are_splits, fixed_split
+from trainer.data.sources.class_folders import Contents, find_split_folders
+from trainer.data.sources.left_behind import kind_of_path
+from trainer.system.names import normalize_class_name
 
 _MAX_DEPTH = 16
 
@@ -15,47 +16,67 @@ class ArchiveLayout:
     """Where the class folders are.
 
     prefix: path of the folder that holds them, or their splits, with a slash at its end; "" for the top.
-    has_splits: whether folders of splits lie there.
+    splits: of each folder that lies there and is one; empty where these are the classes.
     class_names: of the class folders, sorted; also of those without a file.
+    excluded: folders that lie beside those of splits.
     """
 
     prefix: str
-    has_splits: bool
+    splits: Mapping[str, SplitName]
     class_names: Sequence[str]
+    excluded: frozenset[str] = frozenset()
 
     def place_of(self, name: str) -> tuple[SplitName | None, str] | None:
-        """(split, class) of a file in the archive; None where it lies beside the class folders, or is hidden."""
-        if is_hidden(name) or not name.startswith(self.prefix):
+        """(split, class) of a file in the archive; None where it lies beside the class folders."""
+        if not name.startswith(self.prefix):
             return None
         parts = name[len(self.prefix) :].split("/")
-        split = fixed_split(parts.pop(0)) if self.has_splits else None
-        return (split, parts[0]) if len(parts) > 1 else None
+        split = None
+        if self.splits and not (len(parts) > 1 and parts[0] in self.excluded):
+            split = self.splits.get(parts.pop(0))
+        return (None if split == "train" else split, parts[0]) if len(parts) > 1 else None
 
 
-def find_layout(names: Callable[[], Iterable[str]], exclude: frozenset[str]) -> ArchiveLayout:
+def find_layout(
+    archive: str, names: Callable[[], Iterable[str]], no_classes: frozenset[str], exclude: frozenset[str]
+) -> ArchiveLayout:
     """The layout of an archive with these files, and folders with a slash at their end.
 
-    `names` is called several times, since a million names are not held. Folders `exclude` are no classes.
+    `names` is called several times, since a million names are not held. Folders `no_classes` are none; those to
+    `exclude` are neither classes nor splits, and given with the classes for whoever leaves them out.
+
+    Raises DataError where only some of the folders are splits.
     """
-    prefix = ""
-    for _ in range(_MAX_DEPTH):
-        folders, below = _folders_at(names(), prefix)
-        if len(folders) != 1 or not below:
-            break
-        prefix += f"{folders.pop()}/"
-    has_splits = are_splits(sorted(folders))
-    if has_splits:
-        folders = {folder for split in folders for folder in _folders_at(names(), f"{prefix}{split}/")[0]}
-    return ArchiveLayout(prefix, has_splits, sorted(folders - exclude))
+    prefix, depth = "", 0
+    contents = _contents_below(names(), prefix)
+    while len(contents) == 1 and depth < _MAX_DEPTH and next(iter(contents.values())).folders:
+        prefix += f"{next(iter(contents))}/"
+        contents = _contents_below(names(), prefix)
+        depth += 1
+    folders = [folder for folder in sorted(contents) if normalize_class_name(folder) not in exclude]
+    where = f"the archive {archive}" + (f", in {prefix}," if prefix else "")
+    splits = find_split_folders(where, folders, lambda folder: contents[folder])
+    if not splits:
+        return ArchiveLayout(prefix, {}, sorted(contents.keys() - no_classes))
+    excluded = frozenset(contents.keys() - splits.keys())
+    class_names = {name for split in splits for name in contents[split].folders} | excluded
+    return ArchiveLayout(prefix, splits, sorted(class_names - no_classes), excluded)
 
 
-def _folders_at(names: Iterable[str], prefix: str) -> tuple[set[str], bool]:
-    """The folders in the folder `prefix`, and whether these hold folders."""
-    folders, below = set(), False
+def _contents_below(names: Iterable[str], prefix: str) -> dict[str, Contents]:
+    """Of each folder in the folder `prefix` that is not left behind."""
+    num_files: dict[str, int] = {}
+    folders: dict[str, set[str]] = {}
     for name in names:
-        if name.startswith(prefix) and not is_hidden(name):
-            folder, slash, rest = name[len(prefix) :].partition("/")
-            if slash:
-                folders.add(folder)
-                below = below or "/" in rest
-    return folders, below
+        if not name.startswith(prefix) or kind_of_path(name) is not None:
+            continue
+        folder, slash, rest = name[len(prefix) :].partition("/")
+        if not slash:
+            continue
+        below = folders.setdefault(folder, set())
+        inner, slash, _ = rest.partition("/")
+        if slash:
+            below.add(inner)
+        elif inner:
+            num_files[folder] = num_files.get(folder, 0) + 1
+    return {folder: Contents(num_files.get(folder, 0), sorted(below)) for folder, below in folders.items()}

@@ -87,8 +87,3 @@ _FIX = "get it from whom you trust, or pack the folder of images anew"
 
 def is_archive_name(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-def is_hidden(name: str) -> bool:
-    """Of a member: below a name with a dot first, or what a Mac packs beside the files."""
-    return name.startswith((".", "__MACOSX/")) or "/." in name

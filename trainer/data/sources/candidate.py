@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from trainer.data.manifest import SplitName
+from trainer.data.sources.left_behind import PassedOver
 from trainer.data.task_progress import ShowProgress
 
 # A record is one protocol buffer, which must stay under 2 GiB; an image file of this size is something else.
@@ -41,10 +42,12 @@ class SourceOptions:
 
     group_column: the column of a listing that names what must not be divided between splits.
     sha256: of an archive, in hexadecimal; what is given by URL must have one, here or in the catalogue.
+    exclude: classes that are left out, and folders that are neither classes nor splits.
     """
 
     group_column: str | None = None
     sha256: str | None = None
+    exclude: tuple[str, ...] = ()
 
 
 class Source(abc.ABC):
@@ -61,6 +64,11 @@ class Source(abc.ABC):
     def remarks(self) -> Sequence[str]:
         """What a person should know of how the source is read, a sentence each."""
         return ()
+
+    @property
+    def passed_over(self) -> PassedOver:
+        """What the last call of `candidates`, once it is through, has found and not given."""
+        return PassedOver()
 
     def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:  # noqa: B027  nothing, for most
         """Fetches or unpacks what the source needs into the folder `workspace`, before anything else is asked of it.

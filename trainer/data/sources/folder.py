@@ -2,20 +2,22 @@
 
     FOLDER/cat/1.jpg  FOLDER/cat/more/2.png  FOLDER/dog/3.jpg
 
-Every file below a class folder is a candidate, whatever its name ends in; hidden files and folders (a dot first)
-and files beside the class folders are not. A folder whose folders are `train` and `val` or `test` is taken as
-split already: the classes are below those.
+Every file below a class folder is a candidate, unless it is known by its name to be none (`left_behind`); files
+beside the class folders are not, and counted. A folder whose folders are `train` and `val` or `test` is taken as split
+already: the classes are below those (`class_folders`).
 """
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from trainer.data.manifest import SplitName
 from trainer.data.sources.candidate import Candidate, FileSource
+from trainer.data.sources.class_folders import Contents, find_split_folders, find_wrapped
+from trainer.data.sources.left_behind import PassedOver, kind_of_file, kind_of_folder
 from trainer.data.sources.own_products import is_own_product
-from trainer.data.sources.split_names import are_splits, fixed_split
 from trainer.errors import DataError
+from trainer.system.names import normalize_class_name
 
 MAX_DEPTH = 100
 
@@ -26,8 +28,11 @@ class FolderSource(FileSource):
     Of a million files, the names in one folder at a time are held.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        """Raises DataError where `folder` is no folder, or holds no class folder."""
+    def __init__(self, folder: pathlib.Path, *, exclude: Sequence[str] = ()) -> None:
+        """`exclude` names folders that are neither classes nor splits.
+
+        Raises DataError where `folder` is no folder, or holds no class folder.
+        """
         if not folder.is_dir():
             raise DataError(
                 f"the source {folder} is a file; give a folder with one folder of images per class, a .zip or .tar "
@@ -36,7 +41,10 @@ class FolderSource(FileSource):
         self.base = str(folder)
         self.name = folder.resolve().name
         self._own_products: list[str] = []
-        self._class_folders = self._find_class_folders(folder)
+        self._exclude = frozenset(map(normalize_class_name, exclude))
+        self._beside: list[str] = []
+        self._passed_over = PassedOver()
+        self._class_folders = self._find_class_folders()
 
     @property
     def class_names(self) -> list[str]:
@@ -48,27 +56,74 @@ class FolderSource(FileSource):
         """What trainer itself has written there is no class."""
         return [f"{self.base}/{name} is left out: trainer has written it" for name in self._own_products]
 
+    @property
+    def passed_over(self) -> PassedOver:
+        return self._passed_over
+
     def candidates(self) -> Iterator[Candidate]:
+        self._passed_over = PassedOver()
+        for directory in self._beside:
+            for name, is_folder in self._list(directory, self._passed_over):
+                if not is_folder:
+                    self._passed_over.add_beside(os.path.join(directory, name))
         for split, class_folder, class_name in self._class_folders:
             for filename in self._walk(class_folder, ancestors=()):
                 yield Candidate(filename=filename, class_names=(class_name,), split=split)
 
-    def _find_class_folders(self, folder: pathlib.Path) -> list[tuple[SplitName | None, str, str]]:
-        """(split, path below the folder, class name) of each class folder, sorted."""
-        visible = _visible_folders(folder)
-        self._own_products = [name for name in visible if is_own_product(folder / name)]
-        folders = [name for name in visible if name not in self._own_products]
-        if are_splits(folders):
-            return [
-                (fixed_split(name), f"{name}/{class_name}", class_name)
-                for name in folders
-                for class_name in _visible_folders(folder / name)
+    def _find_class_folders(self) -> list[tuple[SplitName | None, str, str]]:
+        """(split, path below the folder, class name) of each class folder, sorted; notes which folders lie around."""
+        self._beside = [""]
+        top = self._contents("").folders
+        self._own_products = [name for name in top if is_own_product(pathlib.Path(self.base, name))]
+        every = [name for name in top if name not in self._own_products]
+        excluded = [name for name in every if normalize_class_name(name) in self._exclude]
+        folders = [name for name in every if normalize_class_name(name) not in self._exclude]
+        splits = find_split_folders(self.base, folders, self._contents)
+        if splits:
+            inside = self._inside(list(splits))
+            self._beside += inside.values()
+            found = [
+                (None if split == "train" else split, f"{inside[folder]}/{class_name}", class_name)
+                for folder, split in splits.items()
+                for class_name in self._contents(inside[folder]).folders
             ]
-        if not folders:
-            num_files = sum(1 for entry in folder.iterdir() if not entry.name.startswith("."))
-            found = f"holds {num_files} files and no folders" if num_files else "is empty"
-            raise DataError(f"the folder {folder} {found}; expected one folder of images per class, as in cat/1.jpg")
-        return [(None, name, name) for name in folders]
+            if not found:
+                raise DataError(
+                    f"the folders {', '.join(splits)} of {self.base} hold no folders; expected one folder of images "
+                    f"per class in each, as in {next(iter(splits))}/cat/1.jpg"
+                )
+            return [*found, *((None, name, name) for name in excluded)]
+        if not folders and not excluded:
+            num_files = self._contents("").num_files
+            found_files = f"holds {num_files} files and no folders" if num_files else "is empty"
+            raise DataError(
+                f"the folder {self.base} {found_files}; expected one folder of images per class, as in cat/1.jpg"
+            )
+        wrapped = find_wrapped(folders[0], self._contents) if len(folders) == 1 else None
+        if wrapped is not None:
+            path, inner = wrapped
+            raise DataError(
+                f"the folder {self.base} holds the one folder {folders[0]}, which would be a single class; "
+                f"{len(inner)} folders ({', '.join(inner[:3])}{', ...' if len(inner) > 3 else ''}) lie in "
+                f"{os.path.join(self.base, path)}: give that in its place"
+            )
+        return [(None, name, name) for name in sorted([*folders, *excluded])]
+
+    def _inside(self, splits: Sequence[str]) -> dict[str, str]:
+        """Where the class folders of each split lie: in it, or, where each holds a single folder, in that one."""
+        inside = {split: split for split in splits}
+        for _ in range(MAX_DEPTH):
+            below = {split: self._contents(path).folders for split, path in inside.items()}
+            deeper = {split: f"{inside[split]}/{names[0]}" for split, names in below.items() if len(names) == 1}
+            if len(deeper) < len(inside) or not all(self._contents(path).folders for path in deeper.values()):
+                return inside
+            inside = deeper
+        return inside
+
+    def _contents(self, directory: str) -> Contents:
+        entries = self._list(directory)
+        folders = [name for name, is_folder in entries if is_folder]
+        return Contents(len(entries) - len(folders), folders)
 
     def _walk(self, directory: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
         """Files below `directory` (a path below the base), also through links, sorted."""
@@ -79,21 +134,30 @@ class FolderSource(FileSource):
             raise DataError(f"{path} is a link to a folder that it lies in; remove the link")
         if len(ancestors) == MAX_DEPTH:
             raise DataError(f"{path} lies {MAX_DEPTH} folders deep; expected images nearer to their class folder")
-        for name, is_folder in _list(path):
+        for name, is_folder in self._list(directory, self._passed_over):
             if is_folder:
                 yield from self._walk(f"{directory}/{name}", (*ancestors, identity))
             else:
                 yield f"{directory}/{name}"
 
+    def _list(self, directory: str, passed_over: PassedOver | None = None) -> list[tuple[str, bool]]:
+        """(name, whether it is a folder) of what may be or hold an image, sorted; `passed_over` counts the rest."""
+        path = os.path.join(self.base, directory)
+        listed = []
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    is_folder = entry.is_dir()
+                    kind = kind_of_folder(entry.name) if is_folder else kind_of_file(entry.name)
+                    if kind is None:
+                        listed.append((entry.name, is_folder))
+                    elif passed_over is not None:
+                        passed_over.num_ignored[kind] += _count_files(entry.path) if is_folder else 1
+        except OSError as e:
+            raise DataError(f"the folder {path} cannot be read: {e.strerror}") from None
+        return sorted(listed)
 
-def _visible_folders(folder: pathlib.Path) -> list[str]:
-    return [name for name, is_folder in _list(str(folder)) if is_folder]
 
-
-def _list(path: str) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of what is not hidden, sorted."""
-    try:
-        with os.scandir(path) as entries:
-            return sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    except OSError as e:
-        raise DataError(f"the folder {path} cannot be read: {e.strerror}") from None
+def _count_files(folder: str) -> int:
+    """At least one, for the folder itself; one that cannot be read, as lost+found, does not matter."""
+    return max(1, sum(len(files) for _, _, files in os.walk(folder)))

@@ -7,27 +7,37 @@
     photos/1.jpg,cat|sofa,test,  {"path": "photos/2.jpg", "labels": ["dog"], "weight": 2.5}
 
 `label` or `labels`, not both. `split` is train, validation or test, or what else people call them; a line that names
-one is fixed to it, `train` too, and a line that leaves it empty is for `prepare` to divide. `weight` is above 0, and
-1 where it is empty. Other columns are ignored. Labels are text: 7 and "7" are the same class.
+one is fixed to it, and a line that leaves it empty is for `prepare` to divide; where none does, a split that is missing
+is cut from `train`. `weight` is above 0, and 1 where it is empty. Other columns are ignored. Labels are text: 7 and "7"
+are the same class.
+
+Between the columns may stand commas, semicolons, tabs or bars, as the first line shows or a line `sep=;` before it
+says; UTF-8 and UTF-16 are read. A path with back-slashes, as Windows writes them, is one with slashes, unless there is
+a file of that very name.
 """
 
 import csv
+import itertools
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, Final
 
 import numpy as np
 
 from trainer.data.manifest import SplitName
 from trainer.data.sources.candidate import Candidate, FileSource
+from trainer.data.sources.left_behind import PassedOver, kind_of_system_file
 from trainer.data.sources.split_names import SPLIT_SYNONYMS, find_split
+from trainer.data.sources.table_form import find_declared_delimiter, find_delimiter, find_encoding, not_text
 from trainer.errors import DataError
 
 LABEL_SEPARATOR: Final = "|"
 MAX_LINE_CHARS = 2**20
+_OF_WINDOWS: Final = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 class ListingSource(FileSource):
@@ -45,20 +55,31 @@ class ListingSource(FileSource):
         self._group_column = group_column
         self.base = str(file.parent)
         self.name = file.stem
+        self._passed_over = PassedOver()
+
+    @property
+    def passed_over(self) -> PassedOver:
+        return self._passed_over
 
     def candidates(self) -> Iterator[Candidate]:
-        is_csv = self._file.suffix.lower() == ".csv"
+        is_csv = self._file.suffix.lower() != ".jsonl"
+        self._passed_over = PassedOver()
+        encoding = find_encoding(self._file)
         try:
-            # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first column's name.
-            with self._file.open(encoding="utf-8-sig", newline="") as f:
+            with self._file.open(encoding=encoding, newline="") as f:
                 for line, row in self._read_csv(f) if is_csv else self._read_jsonl(f):
-                    yield self._to_candidate(line, row, is_csv=is_csv)
-        except UnicodeDecodeError as e:
-            raise DataError(f"{self._file} is not UTF-8 text ({e.reason}); save it as UTF-8") from None
+                    candidate = self._to_candidate(line, row, is_csv=is_csv)
+                    kind = kind_of_system_file(os.path.basename(candidate.filename))
+                    if kind is None:
+                        yield candidate
+                    else:
+                        self._passed_over.num_ignored[kind] += 1
+        except UnicodeError as e:
+            raise not_text(self._file, encoding, getattr(e, "reason", str(e))) from None
 
     def _to_candidate(self, line: int, row: dict[str, Any], *, is_csv: bool) -> Candidate:
         path = row["path"]
-        filename = _without_dots(path.strip()) if isinstance(path, str) and _is_usable(path) else ""
+        filename = self._spelled(path.strip()) if isinstance(path, str) and _is_usable(path) else ""
         if not filename:
             raise self._error(line, f"has {path!r} for 'path'; expected text")
         return Candidate(
@@ -69,6 +90,12 @@ class ListingSource(FileSource):
             group=self._group_of(line, row),
             locator=str(line),
         )
+
+    def _spelled(self, path: str) -> str:
+        """`path` with slashes and without what leads nowhere."""
+        if "\\" in path and not _OF_WINDOWS.match(path) and not os.path.lexists(os.path.join(self.base, path)):
+            path = path.replace("\\", "/")
+        return _without_dots(path)
 
     def _labels_of(self, line: int, row: dict[str, Any], *, is_csv: bool) -> tuple[str, ...]:
         if "labels" not in row:
@@ -140,7 +167,14 @@ class ListingSource(FileSource):
             raise DataError(f"{where} has the columns {', '.join(columns) or '(none)'}; {problem}")
 
     def _read_csv(self, f: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        reader = csv.DictReader(self._read_lines(f), strict=True)
+        lines = self._read_lines(f)
+        header = next(lines, "")
+        declared = find_declared_delimiter(header)
+        num_before = 0 if declared is None else 1
+        if declared is not None:
+            header = next(lines, "")
+        delimiter = declared or find_delimiter(header, _is_header)
+        reader = csv.DictReader(itertools.chain([header], lines), strict=True, delimiter=delimiter)
         try:
             columns = [name.strip() for name in reader.fieldnames or []]
             self._check_columns(f"the first line of {self._file}", columns)
@@ -149,10 +183,10 @@ class ListingSource(FileSource):
             reader.fieldnames = columns
             for row in reader:
                 if None in row:
-                    raise self._error(reader.line_num, f"has more than {len(columns)} values")
-                yield reader.line_num, row
+                    raise self._error(num_before + reader.line_num, f"has more than {len(columns)} values")
+                yield num_before + reader.line_num, row
         except csv.Error as e:
-            raise DataError(f"line {reader.line_num} of {self._file} is not CSV ({e}); correct the line") from None
+            raise self._error(num_before + reader.line_num, f"is not CSV ({e})") from None
 
     def _read_jsonl(self, f: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         for line, text in enumerate(self._read_lines(f), start=1):
@@ -175,6 +209,10 @@ class ListingSource(FileSource):
             if len(text) == MAX_LINE_CHARS:
                 raise self._error(line, f"has over {MAX_LINE_CHARS:,} characters; expected a path and labels")
             yield text
+
+
+def _is_header(columns: Sequence[str]) -> bool:
+    return "path" in columns and ("label" in columns or "labels" in columns)
 
 
 def _as_text(value: Any) -> str | None:
@@ -200,4 +238,4 @@ def _without_dots(path: str) -> str:
     return ("/" if path.startswith("/") else "") + "/".join(parts)
 
 
-LISTING_SUFFIXES = (".csv", ".jsonl")
+LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl")

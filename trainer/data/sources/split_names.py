@@ -1,22 +1,57 @@
-"""What people call the three splits, in folder names, columns and file names."""
+"""The names that people give the three splits, in folders, columns and file names."""
+
+import re
+from typing import Final
 
 from trainer.data.manifest import SplitName
 
-SPLIT_SYNONYMS: dict[str, SplitName] = {
+SPLIT_SYNONYMS: Final[dict[str, SplitName]] = {
     "train": "train",
     "training": "train",
+    "trn": "train",
+    "tr": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "validate": "validation",
     "dev": "validation",
+    "development": "validation",
     "test": "test",
     "testing": "test",
+    "tst": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
+# What stands beside the name of a split and means nothing: train_set, TestData, images-val, val2017.
+_FILLERS: Final = "sets?|data|datasets?|images?|imgs?|pictures|pics|photos|splits?|subset|samples|folder|files"
+_WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+")
+_JOINED: Final = re.compile(f"({'|'.join(SPLIT_SYNONYMS)})({_FILLERS})")
+_MEANS_NOTHING: Final = re.compile(rf"({_FILLERS}|(19|20)\d\d)")
 
 
 def find_split(text: str) -> SplitName | None:
-    """The split that `text` names, in whatever case; None where it names none."""
-    return SPLIT_SYNONYMS.get(text.strip().lower())
+    """The split that `text` names, in whatever case and with whatever between its words; None where it names none."""
+    return SPLIT_SYNONYMS.get(" ".join(_telling_words(text)))
+
+
+def find_splits(names: list[str]) -> dict[str, SplitName]:
+    """The splits of those of `names` that name one, alone or by one word in a common pattern: seg_train, seg_test."""
+    found: dict[str, SplitName] = {}
+    by_pattern: dict[str, dict[str, SplitName]] = {}
+    for name in names:
+        split = find_split(name)
+        if split is not None:
+            found[name] = split
+            continue
+        words = _telling_words(name)
+        splits = [SPLIT_SYNONYMS[word] for word in words if word in SPLIT_SYNONYMS]
+        if len(splits) == 1:
+            pattern = " ".join("*" if word in SPLIT_SYNONYMS else word for word in words)
+            by_pattern.setdefault(pattern, {})[name] = splits[0]
+    for of_pattern in by_pattern.values():
+        if "train" in of_pattern.values() and len(set(of_pattern.values())) > 1:
+            found.update(of_pattern)
+    return {name: found[name] for name in names if name in found}
 
 
 def fixed_split(text: str) -> SplitName | None:
@@ -29,7 +64,8 @@ def fixed_split(text: str) -> SplitName | None:
     return None if split == "train" else split
 
 
-def are_splits(folders: list[str]) -> bool:
-    """Whether folders with these names divide a source into splits: `train` and at least one other, nothing else."""
-    splits = [find_split(folder) for folder in folders]
-    return len(folders) > 1 and "train" in splits and None not in splits
+def _telling_words(text: str) -> list[str]:
+    words = [word.lower() for word in _WORD.findall(text)]
+    joined = (_JOINED.fullmatch(word) for word in words)
+    words = [match[1] if match else word for match, word in zip(joined, words, strict=True)]
+    return [word for word in words if not _MEANS_NOTHING.fullmatch(word)]

@@ -25,7 +25,7 @@ from trainer.errors import DataError
 BLOCK_BYTES = 2**20
 # A locator that starts so holds the reason why the image cannot be read.
 _UNREADABLE = "!"
-_VERSION = 1
+_VERSION = 2
 
 
 class Entry(NamedTuple):

@@ -8,8 +8,9 @@ import pathlib
 import tarfile
 from typing import IO
 
-from trainer.data.sources.archive_limits import ArchiveLimits, is_hidden
+from trainer.data.sources.archive_limits import ArchiveLimits
 from trainer.data.sources.forward_stream import ForwardStream
+from trainer.data.sources.left_behind import kind_of_path
 from trainer.data.sources.staging import Entry, IndexWriter, SpoolWriter, range_locator, unreadable
 from trainer.data.task_progress import Advances
 from trainer.errors import DataError
@@ -56,10 +57,12 @@ def _add_member(
 ) -> None:
     limits.add_member()
     name = limits.clean_name(member.name)
-    if not name or is_hidden(name):
+    if not name:
         return
     if member.isdir():
         name, locator = name.rstrip("/") + "/", ""
+    elif kind_of_path(name) is not None:
+        locator = unreadable("left behind in the archive")
     elif not member.isreg() or member.issparse():
         locator = unreadable(_kind_of(member))
     else:

@@ -31,6 +31,8 @@ _ENCRYPTED, _UTF8 = 0x1 | 0x40 | 0x2000, 0x800
 _STORED, _DEFLATED = 0, 8
 _IN_ZIP64, _ZIP64_EXTRA = 0xFFFFFFFF, 1
 _READ_BYTES = 2**16
+# Systems (section 4.4.2.2) that divide folders by back-slashes: MS-DOS, OS/2, NTFS, VFAT.
+_OF_WINDOWS = (0, 6, 10, 14)
 
 
 class _Member(NamedTuple):
@@ -145,7 +147,7 @@ def _central_members(f: IO[bytes], end: int, archive: str) -> Iterator[_Member]:
         header = f.read(_CENTRAL.size)
         if len(header) < _CENTRAL.size or not header.startswith(_CENTRAL_MAGIC):
             raise _damaged(archive, "its directory is not one")
-        (_, _, _, flags, method, _, _, crc, compressed_bytes, num_bytes, *lengths, attributes, offset) = (
+        (_, made_by, _, flags, method, _, _, crc, compressed_bytes, num_bytes, *lengths, attributes, offset) = (
             _CENTRAL.unpack(header)
         )
         name_bytes, extra_bytes, comment_bytes, _, _ = lengths
@@ -154,6 +156,8 @@ def _central_members(f: IO[bytes], end: int, archive: str) -> Iterator[_Member]:
         f.seek(comment_bytes, os.SEEK_CUR)
         num_bytes, compressed_bytes, offset = _with_zip64(extra, [num_bytes, compressed_bytes, offset], archive)
         name = raw_name.decode("utf-8", "surrogateescape") if flags & _UTF8 else raw_name.decode("cp437")
+        if made_by >> 8 in _OF_WINDOWS:
+            name = name.replace("\\", "/")  # some programs write their own, against section 4.4.17.1
         yield _Member(name, name_bytes, flags, method, crc, compressed_bytes, num_bytes, offset, mode=attributes >> 16)
 
 

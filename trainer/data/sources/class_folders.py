@@ -1,0 +1,83 @@
+"""Decides which folders of a folder or an archive are classes and which are splits, and never guesses.
+
+A vehicle may be a class called `train`: a folder with the name of a split is one where it holds folders and no
+images of its own, or where folders of two different splits lie side by side.
+"""
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from trainer.data.manifest import SplitName
+from trainer.data.sources.split_names import find_splits
+from trainer.errors import DataError
+
+_MAX_NAMED = 5
+
+
+class Contents(NamedTuple):
+    """A folder's files that may be images, counted, and its folders that may hold some, sorted."""
+
+    num_files: int
+    folders: Sequence[str]
+
+
+def find_split_folders(
+    source: str, folders: Sequence[str], contents_of: Callable[[str], Contents]
+) -> dict[str, SplitName]:
+    """The split of each of `folders`, where they divide `source` into splits; empty where they are its classes.
+
+    Raises DataError where only some of them are splits, or none of those is for training.
+    """
+    splits = find_splits(list(folders))
+    if not splits or len(folders) < 2:
+        return {}
+    odd = [folder for folder in folders if folder not in splits]
+    if len(set(splits.values())) < 2 and odd and not any(map(_looks_like_split, map(contents_of, splits))):
+        return {}
+    for split in sorted(set(splits.values())):
+        of_split = [folder for folder in splits if splits[folder] == split]
+        if len(of_split) > 1:
+            raise DataError(
+                f"{source} holds {_listed(of_split)}, which all name the {split} split; put their images together, or "
+                "rename what is something else"
+            )
+    if odd:
+        exclude = " ".join(f"--exclude {shlex.quote(folder)}" for folder in odd[:_MAX_NAMED])
+        more = "" if len(odd) <= _MAX_NAMED else f" and {len(odd) - _MAX_NAMED:,} more"
+        raise DataError(
+            f"{source} holds {_listed(list(splits))}, named like splits, beside {_listed(odd)}{more}, not named like "
+            f"one; move {'it' if len(odd) == 1 else 'them'} away or leave out with {exclude}, or, where all of them "
+            "are classes, rename those that are named like splits"
+        )
+    if "train" not in splits.values():
+        raise DataError(
+            f"{source} holds {_listed(list(splits))} and no folder of training images; add one called train, or give "
+            "a folder that holds the classes"
+        )
+    return splits
+
+
+def find_wrapped(folder: str, contents_of: Callable[[str], Contents]) -> tuple[str, Sequence[str]] | None:
+    """The path below `folder`, the only one of its source, whose folders may be the classes that were meant, with them.
+
+    None where no folder below holds several.
+    """
+    path = folder
+    for _ in range(16):
+        contents = contents_of(path)
+        if len(contents.folders) > 1:
+            return path, contents.folders
+        if len(contents.folders) != 1:
+            return None
+        path = f"{path}/{contents.folders[0]}"
+    return None
+
+
+def _looks_like_split(contents: Contents) -> bool:
+    return bool(contents.folders) and not contents.num_files
+
+
+def _listed(names: Sequence[str]) -> str:
+    named = list(names[:_MAX_NAMED])
+    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
