@@ -140,11 +140,13 @@ def test_advice_for_a_small_class_leads_to_a_dataset_that_can_be_trained_on(tmp_
 def test_what_prepares_a_folder_beside_it_names_the_command_that_takes_the_options(tmp_path: pathlib.Path) -> None:
     source = make(tmp_path / "photos", all=10)
     (source / "cat/0.png").write_bytes(b"\xff\xd8\xff broken")
-    with pytest.raises(DataError, match="or raise --max-bad-fraction; such options are taken by: trainer prepare") as e:
+    with pytest.raises(
+        DataError, match=r"with --max-bad-fraction 0\.05; such options are taken by: trainer prepare"
+    ) as e:
         prepare_beside(source, note=lambda _: None)
     command = shlex.split(str(e.value).partition("by: ")[2].partition(" OPTIONS")[0])
     assert command == ["trainer", "prepare", str(source), "--out", str(tmp_path / "photos-dataset")]
-    assert run(*command[1:], "--max-bad-fraction", "0.1").exit_code == 0
+    assert run(*command[1:], "--max-bad-fraction", "0.05").exit_code == 0
 
 
 # Files that are no images.

@@ -90,7 +90,7 @@ def test_split_folders_of_any_name_are_splits(tmp_path: pathlib.Path, kind: str,
         ),
         (
             ("train/cat/1", "train/dog/1", "samples/1"),
-            r"train, named like splits?, beside samples, .* leave out with --exclude samples",
+            r"holds train, named like a split, beside samples, which is not; .* leave it out with --exclude samples",
         ),
         (
             ("train/cat/1", "val/cat/1", "lost & found/x/1"),

@@ -49,8 +49,14 @@ def check_bad_fraction(state: State, max_bad_fraction: float) -> None:
     more = f" and {num_bad - 3:,} more" if num_bad > 3 else ""
     raise DataError(
         f"{num_bad:,} of {num_checked:,} files ({num_bad / num_checked:.1%}) cannot be used, more than "
-        f"--max-bad-fraction {max_bad_fraction:g}: {first}{more}; repair or remove them, or raise --max-bad-fraction"
+        f"--max-bad-fraction {max_bad_fraction:g}: {first}{more}; repair or remove them, or accept so many with "
+        f"--max-bad-fraction {_enough_for(num_bad, num_checked):g}"
     )
+
+
+def _enough_for(num_bad: int, num_checked: int) -> float:
+    """The smallest share in hundredths that lets so many bad files pass."""
+    return next(i / 100 for i in range(101) if num_bad <= i / 100 * num_checked)
 
 
 def write_bad_files(state: State, directory: pathlib.Path) -> None:

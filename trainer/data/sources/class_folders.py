@@ -43,19 +43,25 @@ def find_split_folders(
                 "rename what is something else"
             )
     if odd:
-        exclude = " ".join(f"--exclude {shlex.quote(folder)}" for folder in odd[:_MAX_NAMED])
-        more = "" if len(odd) <= _MAX_NAMED else f" and {len(odd) - _MAX_NAMED:,} more"
-        raise DataError(
-            f"{source} holds {_listed(list(splits))}, named like splits, beside {_listed(odd)}{more}, not named like "
-            f"one; move {'it' if len(odd) == 1 else 'them'} away or leave out with {exclude}, or, where all of them "
-            "are classes, rename those that are named like splits"
-        )
+        raise _half_a_layout(source, list(splits), odd)
     if "train" not in splits.values():
         raise DataError(
             f"{source} holds {_listed(list(splits))} and no folder of training images; add one called train, or give "
             "a folder that holds the classes"
         )
     return splits
+
+
+def _half_a_layout(source: str, splits: Sequence[str], odd: Sequence[str]) -> DataError:
+    be, them = ("is", "it") if len(odd) == 1 else ("are", "them")
+    more = f" and {len(odd) - _MAX_NAMED:,} more" if len(odd) > _MAX_NAMED else ""
+    exclude = " ".join(f"--exclude {shlex.quote(folder)}" for folder in odd)
+    leave_out = f" or leave {them} out with {exclude}" if not more else ""
+    return DataError(
+        f"{source} holds {_listed(splits)}, named like {'a split' if len(splits) == 1 else 'splits'}, beside "
+        f"{_listed(odd)}{more}, which {be} not; move {them} away{leave_out}, or, "
+        f"where all of these are classes, rename {_listed(splits)}"
+    )
 
 
 def find_wrapped(folder: str, contents_of: Callable[[str], Contents]) -> tuple[str, Sequence[str]] | None:

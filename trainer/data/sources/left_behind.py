@@ -76,8 +76,7 @@ def kind_of_file(name: str) -> str | None:
 
 def kind_of_system_file(name: str) -> str | None:
     """As `kind_of_file`, but only of what no person has made, where files were named one by one."""
-    kind = kind_of_file(name)
-    return kind if kind is not None and (name[:1] == "." or name.lower() in _FILES) else None
+    return kind_of_file(name) if name[:1] == "." or name.lower() in _FILES else None
 
 
 def kind_of_folder(name: str) -> str | None:
