@@ -182,7 +182,10 @@ def test_a_file_that_is_no_image_is_named_by_its_kind_and_what_is_left_behind_is
     (source / "top.png").write_bytes(image_bytes(500))
     result = run("prepare", str(source), "--out", str(out), "--max-bad-fraction", "0.4")
     assert result.exit_code == 0, result.output
-    bad = {json.loads(line)["path"]: json.loads(line)["reason"] for line in (out / "bad_files.jsonl").open()}
+    bad = {
+        json.loads(line)["path"]: json.loads(line)["reason"]
+        for line in (out / "bad_files.jsonl").read_text().splitlines()
+    }
     assert sorted(bad) == sorted(f"cat/{name}" for name in BAD)
     for name, (_, kind) in BAD.items():
         assert bad[f"cat/{name}"].startswith(f"not an image: {kind.replace(chr(92), '')}"), name
@@ -193,7 +196,7 @@ def test_a_file_that_is_no_image_is_named_by_its_kind_and_what_is_left_behind_is
     assert all(any(kind in found for found in manifest.num_ignored) for _, kind in IGNORED.values())
     assert manifest.beside == ["top.png"]
     text = " ".join(result.stdout.split())
-    assert "not taken 1 beside the class folders; beside them lies top.png" in text
+    assert "not taken 1 beside the class folders (top.png)" in text
     assert "ignored " in text
     assert "1 Thumbs.db" in text
 

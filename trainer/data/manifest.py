@@ -22,6 +22,8 @@ from trainer.system.names import ClassNames
 FILE_NAME = "manifest.json"
 BAD_FILES_NAME = "bad_files.jsonl"
 SCHEMA_VERSION: Final = 2
+# The reason in `num_left_out` of the files that `beside` names.
+BESIDE_CLASSES: Final = "beside the class folders"
 # The manifest is read whole by every worker: of what may be endless it lists the first so many.
 MAX_LISTED = 1_000
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainer.data.manifest import SPLITS
+from trainer.data.manifest import BESIDE_CLASSES, SPLITS
 from trainer.data.preparation import splits
 from trainer.data.preparation.fingerprint import SourceFingerprint
 from trainer.data.preparation.options import PrepareOptions
@@ -24,8 +24,6 @@ from trainer.data.preparation.state import (
 from trainer.data.sources import Candidate, Source
 from trainer.errors import DataError
 from trainer.system.names import check_class_names, find_spelling_twins, normalize_class_name, show_name
-
-BESIDE_CLASSES = "beside the class folders"
 
 
 def list_candidates(state: State, source: Source, source_text: str, options: PrepareOptions) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from trainer.data.manifest import BAD_FILES_NAME, DeepSamples, Manifest
+from trainer.data.manifest import BAD_FILES_NAME, BESIDE_CLASSES, DeepSamples, Manifest
 
 
 def remarks_on(manifest: Manifest, out: str) -> list[tuple[str, str]]:
@@ -11,8 +11,9 @@ def remarks_on(manifest: Manifest, out: str) -> list[tuple[str, str]]:
     if manifest.split_origins:
         remarks.append(("splits", _on_splits(manifest)))
     if manifest.num_left_out:
-        beside = f"; beside them {'lies' if len(manifest.beside) == 1 else 'lie'} " if manifest.beside else ""
-        remarks.append(("not taken", f"{_counts(manifest.num_left_out)}{beside}{_named(manifest.beside)}"))
+        names = f" ({_named(manifest.beside)})" if manifest.beside else ""
+        text = _counts(manifest.num_left_out).replace(BESIDE_CLASSES, f"{BESIDE_CLASSES}{names}")
+        remarks.append(("not taken", text))
     if manifest.num_ignored:
         remarks.append(("ignored", f"{_counts(manifest.num_ignored)}, which are no images and no classes"))
     if manifest.num_bad_files:
