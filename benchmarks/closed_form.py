@@ -16,6 +16,8 @@ import tempfile
 
 from transfer_study import trainer, write_listing
 
+from trainer.system.child_python import python_command
+
 BACKBONE, SIZE_PX = "efficientnet_lite0", 224
 TRAINING_SHARE = 0.04  # of 60,000, a tenth of it for validation
 MAX_SHARE_OF_TIME, MAX_ACCURACY_DROP = 0.05, 0.005
@@ -28,7 +30,7 @@ def launch(recipe: str, dataset: pathlib.Path, run: pathlib.Path) -> str:
     settings = ["--set", f"model.backbone={BACKBONE}", "--set", f"model.image_size_px={SIZE_PX}"]
     command = ["launch", "--device=cpu", f"--recipe={recipe}", f"--data={dataset}", f"--run-dir={run}", *settings]
     done = subprocess.run(
-        [sys.executable, "-m", "trainer", *command],
+        python_command("trainer", *command),
         check=True,
         stderr=subprocess.PIPE,
         text=True,

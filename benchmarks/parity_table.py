@@ -18,6 +18,7 @@ from transfer_study import trainer, write_listing
 from export.markdown import format_bytes
 from export.parity import ParityReport
 from export.signature import Signature
+from trainer.system.child_python import python_command
 
 SHARE = 0.4  # of 60,000 images, a tenth of it for validation
 MIN_ACCURACY = 0.85
@@ -98,7 +99,7 @@ def main() -> int:
         if not out.is_dir():
             # What is over its budget is to be seen in the table, and ends in status 1
             command = ["export", str(run), "--out", str(out), f"--formats={FORMATS}", "--allow-failed"]
-            subprocess.run([sys.executable, "-m", "trainer", *command], check=True)
+            subprocess.run(python_command("trainer", *command), check=True)
         is_good &= describe(name, out)
     return 0 if is_good else 1
 

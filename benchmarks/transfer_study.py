@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from trainer.data.sources import open_source
 from trainer.data.sources.candidate import Candidate
+from trainer.system.child_python import python_command
 
 BACKBONE = "efficientnet_lite0"
 VALIDATION_SHARE = 0.1
@@ -65,7 +66,7 @@ def write_listing(folder: pathlib.Path, share: float, num_test_images: int) -> p
 def trainer(*arguments: str) -> Any:
     """Runs the command with --json and returns its answer."""
     done = subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments, "--json"],
+        python_command("trainer", *arguments, "--json"),
         check=True,
         stdout=subprocess.PIPE,
         text=True,

@@ -20,6 +20,7 @@ import pydantic
 from trainer import atomic, trust
 from trainer.environment import cpu_model
 from trainer.errors import ArtifactError, ExportError, RunError, UsageError
+from trainer.system.child_python import python_command
 
 FILE_NAME = "latency.json"
 SCHEMA_VERSION: Final = 1
@@ -95,7 +96,7 @@ def measure_latency(
         if trust.is_given():
             arguments.append(_TRUST)
         ended = subprocess.run(  # noqa: S603  this very program
-            [sys.executable, "-m", "export.latency", *arguments],
+            python_command("export.latency", *arguments),
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -218,7 +219,7 @@ def _warm_up(call: Callable[[], object]) -> int:
 
 
 def main() -> None:
-    """python -m export.latency EXPORT RUN NUM_THREADS NUM_ROUNDS [--trust]: one line of JSON; RUN may be empty."""
+    """export.latency EXPORT RUN NUM_THREADS NUM_ROUNDS [--trust]: one line of JSON; RUN may be empty."""
     from trainer.errors import TrainerError
 
     export_dir, run_dir, num_threads, num_rounds, *options = sys.argv[1:]

@@ -214,7 +214,7 @@ def _say(message: str) -> None:
     print(f"horovod: {message}", flush=True)
 
 
-_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+_PIP = (sys.executable, "-P", "-m", "pip", "--disable-pip-version-check")
 
 
 def _pip_logged(arguments: list[str], log: pathlib.Path, environment: dict[str, str]) -> None:

@@ -62,6 +62,7 @@ def topology_before_joining(config: DistributeConfig) -> Topology:
                 f"this worker is process {index} of its host, which has {len(gpus)} GPUs; give the host no more slots "
                 "than it has GPUs"
             )
+        hvd.check_gpu_reductions()
         tf.config.set_visible_devices(gpus[index], "GPU")
     return Topology(
         strategy="horovod",
@@ -238,7 +239,8 @@ class ElasticWorker:
             self._holding.enter_context(hold_run(self._run, self._plan.identity(self._config), note=self._note))
 
     def _plan_for(self, topology: Topology) -> Plan:
-        found = make_plan(self._config, parse_path(self._plan.dataset_dir), topology, tf_runtime.list_gpus()[:1])
+        capabilities = tf_runtime.list_compute_capabilities(tf_runtime.list_gpus()[:1])
+        found = make_plan(self._config, parse_path(self._plan.dataset_dir), topology, capabilities)
         # The caches are open, whatever memory is free by now.
         kept = {name: getattr(self._plan, name) for name in Plan.model_fields if "cache" in name}
         return found.model_copy(update=kept)

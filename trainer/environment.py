@@ -7,8 +7,6 @@ import pathlib
 import platform
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,6 +14,8 @@ from typing import Any, Final
 import psutil
 
 import trainer
+from trainer.system.nvidia_smi import list_driver_gpus
+from trainer.system.programs import output_of
 
 SCHEMA_VERSION: Final = 1
 
@@ -45,7 +45,6 @@ _VARIABLE_PREFIXES = (
     "TF_USE_",
     "TF_XLA_",
 )
-_TIMEOUT_SECS = 10
 
 
 def collect(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -94,19 +93,18 @@ def _version(package: str) -> str | None:
 def _git_state() -> dict[str, Any]:
     """The commit of the checkout that this module lies in, and whether files were changed since."""
     root = pathlib.Path(__file__).resolve().parent.parent
-    commit = _output_of("git", "-C", str(root), "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None
+    commit = output_of("git", "-C", str(root), "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None
     if commit is None:
         return {"git_commit": None, "git_dirty": None}
-    changes = _output_of("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    changes = output_of("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
 def cpu_model() -> str | None:
     """Of this machine, as its kernel names it."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.is_file() and (
-        found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
-    ):
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    if found := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
         return found[1].strip()
     return platform.processor() or None
 
@@ -127,14 +125,14 @@ def _gpus() -> list[dict[str, Any]]:
     """The GPUs that TensorFlow sees; driver and memory as nvidia-smi tells them, null where it is not there."""
     import tensorflow as tf
 
-    of_driver = _gpus_of_driver()
+    of_driver = list_driver_gpus() or []
     gpus = []
     for device in tf.config.list_physical_devices("GPU"):
         details = tf.config.experimental.get_device_details(device)
         name, capability = details.get("device_name"), details.get("compute_capability")
         # TensorFlow and the driver may number devices differently, so they are matched by name; a name whose
         # devices differ (MIG slices, say) has no one memory size.
-        known = {(gpu["memory_bytes"], gpu["driver"]) for gpu in of_driver if gpu["name"] == name}
+        known = {(gpu.memory_bytes, gpu.driver) for gpu in of_driver if gpu.name == name}
         memory_bytes, driver = known.pop() if len(known) == 1 else (None, None)
         gpus.append(
             {
@@ -145,34 +143,3 @@ def _gpus() -> list[dict[str, Any]]:
             }
         )
     return gpus
-
-
-def _gpus_of_driver() -> list[dict[str, Any]]:
-    table = _output_of("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
-    gpus = []
-    for line in (table or "").splitlines():
-        name, mebibytes, driver = (cell.strip() for cell in line.split(","))
-        gpus.append(
-            {"name": name, "memory_bytes": int(mebibytes) * 2**20 if mebibytes.isdigit() else None, "driver": driver}
-        )
-    return gpus
-
-
-def _output_of(program: str, *arguments: str) -> str | None:
-    """What a program prints, or None where there is no such program or it fails: facts of a machine may be missing."""
-    path = shutil.which(program)
-    if path is None:
-        return None
-    try:
-        done = subprocess.run(  # noqa: S603 -- fixed arguments, no shell
-            [path, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECS,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -20,9 +20,11 @@ from trainer.distribute.launchers.hosts import Host, Place, parse_hosts, place_w
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
 from trainer.distribute.launchers.versions import installed_versions
 from trainer.distribute.launchers.worker import Ready
-from trainer.distribute.topology import Strategy, Topology, resolve_devices
+from trainer.distribute.topology import Device, Strategy, Topology, resolve_devices
 from trainer.errors import ConfigError, DeviceError
+from trainer.plan import Plan
 from trainer.settings.distribute import DistributeConfig
+from trainer.system.child_python import python_command
 
 LOG_DIR_NAME = "logs"
 _STRATEGIES = ("multiworker", "horovod")
@@ -74,9 +76,8 @@ def _is_started_elsewhere(config: DistributeConfig) -> bool:
     return not wants_more and can_meet(config.strategy, place)
 
 
-def topology_of_job(config: DistributeConfig, places: Sequence[Place], *, num_gpus_found: int) -> Topology:
+def topology_of_job(config: DistributeConfig, places: Sequence[Place], device: Device) -> Topology:
     """The job as its chief will see it: one replica for each place."""
-    device = config.device if config.device != "auto" else "gpu" if config.gpus or num_gpus_found else "cpu"
     strategy: Strategy = "horovod" if config.strategy == "horovod" else "multiworker"
     return Topology(strategy=strategy, device=device, num_local_replicas=1, num_workers=len(places))
 
@@ -114,7 +115,12 @@ def _run_elastic_workers(config: DistributeConfig, *, arguments: list[str], run_
 
 
 def worker_arguments(
-    arguments: Sequence[str], *, run_dir: pathlib.Path | str, dataset_dir: str, recipe: str | None = None
+    arguments: Sequence[str],
+    *,
+    run_dir: pathlib.Path | str,
+    dataset_dir: str,
+    recipe: str | None = None,
+    devices: Sequence[str] = (),
 ) -> list[str]:
     """The arguments of every worker: those of this command after "trainer", and what was decided here once for all."""
     passed_on = list(arguments)
@@ -122,17 +128,22 @@ def worker_arguments(
     # The launcher alone answers; and a dry run shows what the command without --dry-run does.
     passed_on = [argument for argument in passed_on if argument not in ("--json", "--dry-run")]
     decided = [f"--run-dir={run_dir}", f"--data={dataset_dir}"]
-    return [*passed_on, *decided, *([f"--recipe={recipe}"] if recipe is not None else [])]
+    return [*passed_on, *decided, *([f"--recipe={recipe}"] if recipe is not None else []), *devices]
+
+
+def device_arguments(plan: Plan) -> list[str]:
+    """What was decided for all hosts together: the GPUs of one host alone might come to something else."""
+    return [f"--device={plan.device}", f"--precision={plan.precision}", f"--xla={'on' if plan.jit_compile else 'off'}"]
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
     """What runs at every place."""
-    return [sys.executable, "-m", "trainer", "launch", *arguments]
+    return python_command("trainer", "launch", *arguments)
 
 
 def supervisor_options(config: DistributeConfig) -> SupervisorOptions:
     return SupervisorOptions(
-        start_timeout_secs=config.start_timeout_secs,
+        start_timeout_secs=config.start_timeout_secs or SupervisorOptions.start_timeout_secs,
         stall_timeout_secs=config.stall_timeout_secs,
         host_timeout_secs=config.host_timeout_secs,
         ssh_options=config.ssh_options,

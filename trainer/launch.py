@@ -23,6 +23,8 @@ from trainer.data.task_progress import show_nothing
 from trainer.distribute import hvd, multiworker, tf_strategy
 from trainer.distribute.elastic import request
 from trainer.distribute.engine import Engine
+from trainer.distribute.job_devices import JobDevices, find_job_devices
+from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS
 from trainer.distribute.launchers.hosts import Place
 from trainer.distribute.topology import Device, Topology, resolve_topology
 from trainer.errors import DataError, DeviceError
@@ -49,6 +51,8 @@ class PlannedRun:
     run: RunDir
     # The workers that this process has to start; where there are none, it trains itself.
     places: Sequence[Place] = ()
+    # What these places compute on; None where there are none.
+    devices: JobDevices | None = None
     # The recipe by name, where one was given or chosen, for the workers.
     recipe: str | None = None
     # Whether `run` was given or found, and not just named by the time.
@@ -72,6 +76,11 @@ class PlannedRun:
         )
 
     @property
+    def device_arguments(self) -> list[str]:
+        """What other hosts need to be told of devices, precision and XLA."""
+        return job.device_arguments(self.plan) if self.devices is not None and self.devices.are_asked else []
+
+    @property
     def first_step(self) -> int:
         """The step that the run goes on from: that of its last checkpoint, or 0."""
         return max(CheckpointStore.of_run(self.run, self.config.checkpoint).steps(), default=0)
@@ -92,11 +101,20 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
     places = job.find_places(config.distribute, num_gpus_found=len(tf_runtime.list_gpus()))
     if request.is_elastic(config.distribute):
         request.check_batch(config.distribute, config.train.global_batch_size, num_places=len(places))
-    topology = _find_topology(config.distribute, places)
+    devices = _find_devices(config.distribute, places, note)
+    topology = _find_topology(config.distribute, places, devices, note)
     dataset_dir = find_dataset(config, note)
-    plan = make_plan(config, dataset_dir, topology, tf_runtime.list_gpus()[: topology.num_local_replicas])
+    own = tf_runtime.list_gpus()[: topology.num_local_replicas]
+    capabilities = devices.compute_capabilities if devices else tf_runtime.list_compute_capabilities(own)
+    plan = make_plan(config, dataset_dir, topology, capabilities)
     planned = PlannedRun(
-        config=config, topology=topology, plan=plan, run=RunDir(run_dir or ""), places=places, resume=resume
+        config=config,
+        topology=topology,
+        plan=plan,
+        run=RunDir(run_dir or ""),
+        places=places,
+        devices=devices,
+        resume=resume,
     )
     if run_dir is not None:
         if topology.is_chief:
@@ -146,7 +164,7 @@ def _train_in(planned: PlannedRun, note: Callable[[str], None]) -> None:
     dataset_dir = parse_path(plan.dataset_dir)
     verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
     is_chief = planned.topology.is_chief
-    engine = _make_engine(planned.topology, config.distribute)
+    engine = _make_engine(planned.topology, config.distribute, note)
     job.check_workers_agree(engine, {"configuration": plan.identity(config), "dataset": plan.dataset_hash})
     store = CheckpointStore.of_run(run, config.checkpoint) if is_chief else None
     reports: list[WeightsReport] = []
@@ -185,17 +203,29 @@ def _train_in(planned: PlannedRun, note: Callable[[str], None]) -> None:
         work(plan, config, run, engine, state, store, caches, progress)
 
 
-def _find_topology(config: DistributeConfig, places: Sequence[Place]) -> Topology:
+def _find_devices(config: DistributeConfig, places: Sequence[Place], note: Callable[[str], None]) -> JobDevices | None:
+    return find_job_devices(places, config, job.supervisor_options(config), note=note) if places else None
+
+
+def _find_topology(
+    config: DistributeConfig, places: Sequence[Place], devices: JobDevices | None, note: Callable[[str], None]
+) -> Topology:
     gpus = tf_runtime.list_gpus()
-    if places:
-        return job.topology_of_job(config, places, num_gpus_found=len(gpus))
+    if devices is not None:
+        return job.topology_of_job(config, places, devices.device)
     if config.strategy not in ("multiworker", "horovod"):
         return resolve_topology(config, num_gpus_found=len(gpus))
     if request.is_worker():
         return elastic_worker.topology_before_joining(config)
     device: Device = "gpu" if config.device == "gpu" or (config.device == "auto" and gpus) else "cpu"
     if config.strategy == "horovod":
-        topology = hvd.start(device, fusion_bytes=config.fusion_bytes, cycle_time_ms=config.cycle_time_ms)
+        topology = hvd.start(
+            device,
+            fusion_bytes=config.fusion_bytes,
+            cycle_time_ms=config.cycle_time_ms,
+            start_timeout_secs=config.start_timeout_secs,
+            note=note,
+        )
     else:
         topology = multiworker.find_topology(device)
     asked = config.gpus or config.replicas
@@ -207,11 +237,17 @@ def _find_topology(config: DistributeConfig, places: Sequence[Place]) -> Topolog
     return topology
 
 
-def _make_engine(topology: Topology, config: DistributeConfig) -> Engine:
+def _make_engine(topology: Topology, config: DistributeConfig, note: Callable[[str], None]) -> Engine:
     if topology.strategy == "horovod":
         return hvd.make_engine(topology)
-    make = multiworker.make_engine if topology.strategy == "multiworker" else tf_strategy.make_engine
-    return make(topology, fusion_bytes=config.fusion_bytes)
+    if topology.strategy == "multiworker":
+        return multiworker.make_engine(
+            topology,
+            fusion_bytes=config.fusion_bytes,
+            start_timeout_secs=config.start_timeout_secs or JOIN_TIMEOUT_SECS,
+            note=note,
+        )
+    return tf_strategy.make_engine(topology, fusion_bytes=config.fusion_bytes)
 
 
 def find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:

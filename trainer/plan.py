@@ -5,7 +5,8 @@
 
 import math
 import pathlib
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from typing import Final, Literal
 
 import pydantic
 
@@ -106,8 +107,10 @@ class Plan(pydantic.BaseModel):
         )
 
 
-def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus: list[Any]) -> Plan:
-    """Resolves `config` for a prepared dataset and the replicas of `topology`.
+def make_plan(
+    config: Config, dataset_dir: DatasetPath, topology: Topology, compute_capabilities: Sequence[tuple[int, int]]
+) -> Plan:
+    """Resolves `config` for a prepared dataset and the replicas of `topology`, on GPUs of these compute capabilities.
 
     Raises:
         UsageError: the batch, the dataset, the backbone or its weights do not go together.
@@ -125,7 +128,10 @@ def make_plan(config: Config, dataset_dir: DatasetPath, topology: Topology, gpus
     checkpoint_every_steps = config.checkpoint.every_steps or math.ceil(steps_per_epoch)
     image_size_px = config.model.image_size_px or backbone.image_size_px
     num_evaluations = math.ceil(num_train_steps / checkpoint_every_steps)
-    batch_norm, precision = resolve_batch_norm(config, weights), resolve_precision(config, topology, gpus)
+    batch_norm, precision = (
+        resolve_batch_norm(config, weights),
+        resolve_precision(config, topology, compute_capabilities),
+    )
     features = _plan_features(config, manifest, dataset_dir, topology, image_size_px, task, batch_norm, precision)
     class_weights = resolve_class_weights(config, task, manifest)
     cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, features, num_evaluations)

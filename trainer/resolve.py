@@ -1,7 +1,8 @@
 """What "auto" comes to for batch normalisation, precision and XLA; what cannot be had together is an error."""
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from trainer.config import Config
 from trainer.distribute.topology import BatchDivision, Topology
@@ -27,16 +28,13 @@ def resolve_batch_norm(config: Config, weights: str) -> BatchNorm:
     return config.model.batch_norm
 
 
-def resolve_precision(config: Config, topology: Topology, gpus: list[Any]) -> Precision:
+def resolve_precision(config: Config, topology: Topology, compute_capabilities: Sequence[tuple[int, int]]) -> Precision:
+    """`compute_capabilities`: of the GPUs of all replicas; the oldest decides."""
     if config.distribute.precision != "auto":
         return config.distribute.precision
     if topology.device == "cpu":
         return "float32"
-    # TensorFlow is imported by whoever listed the GPUs.
-    import tensorflow as tf
-
-    capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
-    return "mixed_bfloat16" if min(capabilities) >= _BFLOAT16_COMPUTE_CAPABILITY else "mixed_float16"
+    return "mixed_bfloat16" if min(compute_capabilities) >= _BFLOAT16_COMPUTE_CAPABILITY else "mixed_float16"
 
 
 def resolve_jit_compile(config: Config, topology: Topology) -> bool:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer.errors import DeviceError
@@ -74,6 +74,14 @@ def list_gpus() -> list[Any]:
     import tensorflow as tf
 
     return list(tf.config.get_visible_devices("GPU"))
+
+
+def list_compute_capabilities(gpus: Sequence[Any]) -> list[tuple[int, int]]:
+    """Of each of `gpus`, as (8, 0); (0, 0) where TensorFlow does not know it."""
+    import tensorflow as tf
+
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return [detail.get("compute_capability", (0, 0)) for detail in details]
 
 
 def split_cpu(num_devices: int) -> list[str]:

@@ -74,10 +74,16 @@ def test_gpus_that_the_driver_lists_and_tensorflow_does_not_are_a_problem_that_n
 
 
 def test_gpus_and_hosts_that_are_asked_for_and_not_there_are_problems() -> None:
-    status, findings = run_doctor("--gpus", "8", "--hosts", "no-such-host.invalid:2", "--ssh-option=-oConnectTimeout=2")
+    status, findings = run_doctor(
+        "--gpus=8", "--strategy=horovod", "--hosts=no-such-host.invalid:2", "--ssh-option=-oConnectTimeout=2"
+    )
     assert status == 1
     assert findings["GPU driver"][0]["verdict"] == "problem"
     assert "8 asked for" in findings["GPUs"][0]["found"]
     (finding,) = findings["host no-such-host.invalid"]
     assert finding["verdict"] == "problem"
     assert "no-such-host.invalid" in finding["found"]
+    *_, finding = findings["Horovod"]
+    # What is installed here is without NCCL, where it is installed.
+    assert finding["verdict"] == "problem" or "NCCL" in finding["found"]
+    assert "make horovod" in finding["fix"] or finding["verdict"] == "ok"

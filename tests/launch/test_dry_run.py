@@ -267,7 +267,7 @@ def test_a_person_reads_every_section_and_commands_in_one_line(digits: pathlib.P
     places = [next(i for i, line in enumerate(lines) if line.startswith(heading)) for heading in headings]
     assert places == sorted(places)
     assert "1439 reads of 1439 examples: each exactly once over all replicas" in lines
-    (started,) = [line for line in lines if f"--data={digits}" in line and "-m trainer launch" in line]
+    (started,) = [line for line in lines if f"--data={digits}" in line and "run_module.py trainer launch" in line]
     assert f"--run-dir={run_dir}" in started
     assert "--dry-run" not in started
     assert any("HOROVOD_RANK=1" in line for line in lines)

@@ -20,9 +20,11 @@ from launching import QUICK, command, metrics
 
 from trainer.config import load_config
 from trainer.distribute.topology import Topology
+from trainer.job import worker_command
 from trainer.launch import plan_run
 from trainer.streams import Caches, make_training_stream
 
+WORKER = worker_command([])
 RECORDED_START = pathlib.Path(__file__).parent / "recorded_start"
 # What changes the arithmetic is on.
 SETTINGS = (
@@ -57,7 +59,7 @@ class Launched:
         """The record of each worker's start, in the order of the workers."""
         if len(self.document["workers"]["starts"]) == 1:
             return [start for start in self.starts if start["command"][-1:] == [self.own_last_argument]]
-        workers = [start for start in self.starts if start["command"][1:4] == ["-m", "trainer", "launch"]]
+        workers = [start for start in self.starts if start["command"][: len(WORKER)] == WORKER]
         return sorted(workers, key=lambda start: worker_index(start["environment"]))
 
     @property

@@ -13,7 +13,10 @@ import pytest
 from launching import QUICK, command, launch, metrics
 
 from trainer.distribute.launchers.cluster import slurm_addresses
+from trainer.distribute.launchers.environments import horovod_rendezvous
 from trainer.distribute.launchers.external import check_size
+from trainer.distribute.launchers.hosts import Host, place_workers
+from trainer.distribute.launchers.worker import Ready
 from trainer.errors import DeviceError
 
 # Dropout is keyed by the slice of a replica, so it is left out where replicas are compared.
@@ -136,29 +139,81 @@ import sys
 from trainer import tf_runtime
 from trainer.errors import DeviceError
 tf_runtime.configure(use_gpus=False)
+from trainer.distribute.launchers import waiting
 from trainer.distribute.launchers.cluster import join_cluster
 from trainer.distribute.launchers.external import find_place
+waiting.TELL_AFTER_SECS = 1.0
 try:
-    join_cluster(find_place(), timeout_secs=3)
+    join_cluster(find_place(), timeout_secs=3, note=lambda line: print("note:", line, flush=True))
+except DeviceError as e:
+    sys.exit(f"error: {e}")
+print("joined")
+"""
+# Nothing listens there. The password is nobody's business.
+PROXY = {"http_proxy": "http://me:secret@127.0.0.1:9", "no_proxy": "example.org"}
+
+
+def join(index: int, ports: list[int]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", JOIN],
+        env={**os.environ, **tf_config(index, ports), **PROXY},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_workers_meet_around_a_proxy_of_the_environment() -> None:
+    ports = [free_port(), free_port()]
+    workers = [join(i, ports) for i in range(2)]
+    outputs = [worker.communicate(timeout=600)[0] for worker in workers]
+    assert all("joined" in output for output in outputs), outputs
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_worker_that_never_comes_is_told_of_and_waited_for_no_longer_than_was_said(index: int) -> None:
+    ports = [free_port(), free_port()]
+    waits = join(index, ports)
+    output, _ = waits.communicate(timeout=600)
+    assert waits.returncode == 1
+    missing = f"worker {1 - index} at 127.0.0.1:{ports[1 - index]}"
+    told = f"note: worker {index} waits for {missing}, up to 3 s: TF_CONFIG names 2 workers"
+    assert told in output, output
+    error = output.partition("error: ")[2]
+    assert f"worker {index} has waited 3 s for {missing}, without an answer" in error
+    assert "env -u TF_CONFIG" in error and "http_proxy is http://127.0.0.1:9" in error and "secret" not in output
+
+
+JOIN_HOROVOD = """
+import sys
+from trainer import tf_runtime
+from trainer.errors import DeviceError
+tf_runtime.configure(use_gpus=False)
+from trainer.distribute import hvd
+from trainer.distribute.launchers import waiting
+waiting.TELL_AFTER_SECS = 1.0
+try:
+    hvd.start("cpu", start_timeout_secs=3, note=lambda line: print("note:", line, flush=True))
 except DeviceError as e:
     sys.exit(f"error: {e}")
 """
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_worker_that_never_comes_is_waited_for_no_longer_than_it_was_said(index: int) -> None:
-    ports = [free_port(), free_port()]
-    waits = subprocess.run(
-        [sys.executable, "-c", JOIN],
-        env={**os.environ, **tf_config(index, ports)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+@pytest.mark.horovod
+def test_a_worker_of_horovod_that_never_comes_is_told_of_and_ends_the_wait_without_a_crash() -> None:
+    places = place_workers([Host(None, 2)])
+    ready = Ready(
+        host="here", address="127.0.0.1", interface="lo", port=1, launcher_address="127.0.0.1", time=0.0, versions={}
     )
-    assert waits.returncode == 1
-    missing = f"worker {1 - index} at 127.0.0.1:{ports[1 - index]}"
-    assert f"worker {index} has waited 3 s for {missing}, without an answer" in waits.stderr, waits.stderr
+    with horovod_rendezvous() as rendezvous:
+        environment = {**os.environ, **rendezvous.environments(places, [ready, ready])[1], **PROXY}
+        waits = subprocess.run(
+            [sys.executable, "-c", JOIN_HOROVOD], env=environment, capture_output=True, text=True, timeout=600
+        )
+    assert waits.returncode == 2, waits.stderr
+    who = "for the other 1 of 2 workers (HOROVOD_SIZE is 2, and http_proxy is http://127.0.0.1:9)"
+    assert f"note: worker 1 waits {who}, up to 3 s" in waits.stdout
+    assert f"error: worker 1 has waited 3 s {who}, without an answer" in waits.stderr
 
 
 @pytest.mark.horovod

@@ -13,13 +13,21 @@ import psutil
 import pytest
 from launching import QUICK, check_that_a_second_command_is_refused, command, launch, metrics
 
+from trainer.system.child_python import python_command
+
 COMPARABLE = ("--set=train.epochs=1",)
 STRATEGIES = [pytest.param("horovod", marks=pytest.mark.horovod), "multiworker"]
 
 
 def start(dataset: pathlib.Path, run_dir: pathlib.Path, strategy: str, *more: str) -> subprocess.Popen[str]:
+    """In a directory where a user's own files have the names of our package and of modules that it needs."""
+    place = run_dir.with_name("place of the user")
+    place.mkdir(exist_ok=True)
+    for name in ("trainer", "random", "numpy", "tensorflow", "export"):
+        (place / f"{name}.py").write_text(f"raise SystemExit('the {name}.py of the user')")
     return subprocess.Popen(
-        command(
+        python_command(
+            "trainer",
             "launch",
             f"--data={dataset}",
             f"--run-dir={run_dir}",
@@ -29,6 +37,7 @@ def start(dataset: pathlib.Path, run_dir: pathlib.Path, strategy: str, *more: st
             *COMPARABLE,
             *more,
         ),
+        cwd=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -11,6 +11,7 @@ from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.environments import multiworker_environments
 from trainer.distribute.launchers.external import ExternalPlace, find_place
 from trainer.distribute.launchers.hosts import Host, parse_hosts, place_workers
+from trainer.distribute.launchers.proxies import go_directly
 from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.worker import Ready
 from trainer.errors import ConfigError, DeviceError, UsageError
@@ -170,6 +171,7 @@ SEVERAL_PROCESSES = [
         "SLURM_NTASKS is 2",
         "add --strategy multiworker",
     ),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE is 2", "add --strategy horovod"),
     ({"TF_CONFIG": TF_CONFIG}, "TF_CONFIG names 4 workers", "add --strategy multiworker"),
     ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE is 2", "run the command once, with --strategy"),
 ]
@@ -184,9 +186,12 @@ def test_one_of_several_processes_does_not_train_alone(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as raised:
         find_places(DistributeConfig(strategy=strategy), num_gpus_found=0)
-    assert (
-        evidence in str(raised.value) and fix in str(raised.value) and f"--strategy is {strategy}" in str(raised.value)
-    )
+    message = str(raised.value)
+    assert evidence in message and fix in message and f"--strategy is {strategy}" in message
+    # What it advises for variables that nobody stands behind.
+    for name in re.findall(r"-u (\w+)", message):
+        monkeypatch.delenv(name)
+    assert find_places(DistributeConfig(strategy=strategy), num_gpus_found=0) == []
 
 
 def test_a_strategy_of_several_processes_has_a_place_for_each_replica() -> None:
@@ -224,3 +229,13 @@ def test_a_worker_of_one_that_this_project_has_started_starts_no_other(monkeypat
     monkeypatch.setenv("TF_CONFIG", ONE_WORKER)
     monkeypatch.setenv(heartbeat.VARIABLE, "3")
     assert find_places(DistributeConfig(strategy="multiworker", hosts="a:1"), num_gpus_found=0) == []
+
+
+def test_the_hosts_of_the_workers_are_exceptions_beside_those_that_the_user_has_named() -> None:
+    environment = {"no_proxy": "example.org, .local", "NO_PROXY": "example.org", "no_grpc_proxy": "other"}
+    go_directly(["10.0.0.1:2222", "[fd00::1]:2222", "node1:2222", "node1:2223"], environment)
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "example.org,.local,10.0.0.1,fd00::1,node1"
+    assert environment["no_grpc_proxy"] == "other,10.0.0.1,fd00::1,node1", "gRPC reads this one alone, where it is set"
+    without: dict[str, str] = {}
+    go_directly(["node1:1"], without)
+    assert without == {"no_proxy": "node1", "NO_PROXY": "node1"}

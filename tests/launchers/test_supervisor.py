@@ -13,6 +13,11 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from trainer.distribute.launchers import waiting
+from trainer.distribute.launchers.hosts import parse_hosts, place_workers
+from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
+from trainer.errors import DeviceError
+
 JOB = pathlib.Path(__file__).with_name("job.py")
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -184,3 +189,21 @@ def test_a_job_stopped_before_its_workers_run_says_so_and_leaves_nobody(start, n
     assert job.process.returncode == 75, output
     assert "StoppedOnRequest: stopped on request" in output
     job.wait_until_nobody_is_left()
+
+
+def test_a_host_that_does_not_answer_is_named_while_the_launcher_waits_and_given_up_in_time(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(waiting, "TELL_AFTER_SECS", 0.2)
+    lines: list[str] = []
+    options = SupervisorOptions(start_timeout_secs=1.0)  # this limit is tested
+    places = place_workers(parse_hosts("gone.invalid:2"))
+    supervisor = Supervisor(places, log_dir=tmp_path / "logs", show=lines.append, options=options)
+    start = time.monotonic()
+    with pytest.raises(DeviceError, match=r"gone\.invalid did not answer within 1 s"):
+        supervisor.run(["never"], lambda ready: [])
+    assert lines == ["waiting for gone.invalid to answer, up to 1 s"]
+    assert time.monotonic() - start < 500, "and not as long as that ssh would have taken"

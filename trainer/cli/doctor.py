@@ -49,7 +49,9 @@ def doctor(
     from trainer.doctor.other_hosts import check_hosts
 
     findings = [
-        *check_frameworks(wants_horovod=strategy == "horovod"),
+        *check_frameworks(
+            wants_horovod=strategy == "horovod", wants_gpus=gpus is not None or bool(tf_runtime.list_gpus())
+        ),
         *check_gpus(gpus),
         *check_machine(),
         *check_hosts(parsed, ssh_option or []),

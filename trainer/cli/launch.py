@@ -216,6 +216,7 @@ def _train(planned: "PlannedRun") -> None:
         run_dir=planned.run.path.resolve(),
         dataset_dir=planned.plan.dataset_dir,
         recipe=planned.recipe,
+        devices=planned.device_arguments,
     )
     with naming_this_command():
         job.run_workers(planned.places, planned.config.distribute, arguments=arguments, run_dir=planned.run.path)

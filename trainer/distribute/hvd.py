@@ -4,8 +4,11 @@ Horovod's Keras wrapper does not work with Keras 3; its TensorFlow functions do.
 Horovod's words for what the rest of the project calls worker index, local index and number of workers.
 """
 
+import atexit
 import contextlib
+import math
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +16,17 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.distribute.engine import Tensor, reduce_by_dtype
-from trainer.distribute.launchers.external import check_size
+from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS
+from trainer.distribute.launchers.environments import GLOO_TIMEOUT_VARIABLE
+from trainer.distribute.launchers.external import check_size, find_place
+from trainer.distribute.launchers.proxies import describe_proxies
+from trainer.distribute.launchers.waiting import told
 from trainer.distribute.topology import Topology
 from trainer.errors import DeviceError
+
+# Gloo's own patience (horovod/common/gloo/gloo_context.cc), and how much before its end `start` gives up.
+_GLOO_TIMEOUT_SECS = 30
+_GIVE_UP_FIRST_SECS = 2
 
 
 class HorovodEngine:
@@ -60,23 +71,39 @@ class HorovodEngine:
         return bool(self._hvd.allreduce(tf.constant(float(flag)), op=self._hvd.Sum) > 0)
 
 
-def start(device: str, *, fusion_bytes: int | None = None, cycle_time_ms: float | None = None) -> Topology:
+def start(
+    device: str,
+    *,
+    fusion_bytes: int | None = None,
+    cycle_time_ms: float | None = None,
+    start_timeout_secs: float | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Topology:
     """Initialises Horovod and returns this process's place; on GPUs, the process takes the one of its local rank.
 
     Args:
         fusion_bytes: how much of the gradients travels together; None leaves it to Horovod, as does `cycle_time_ms`,
             how long it waits for more.
+        start_timeout_secs: how long to wait for the other workers; None: as long as Horovod does.
+        note: told where the others are long in coming. None: somebody else watches over the meeting, and where the
+            others do not come, Horovod may abort the process.
 
     Raises:
-        DeviceError: Horovod is not installed, or there are more processes on this host than GPUs.
+        DeviceError: Horovod is not installed, cannot add up what GPUs compute or finds other workers than there are,
+            or there are more processes on this host than GPUs.
     """
+    if device == "gpu":
+        check_gpu_reductions()
     horovod = _import_horovod()
     # It reads them once, when it is initialised.
     if fusion_bytes is not None:
         os.environ["HOROVOD_FUSION_THRESHOLD"] = str(fusion_bytes)
     if cycle_time_ms is not None:
         os.environ["HOROVOD_CYCLE_TIME"] = str(cycle_time_ms)
-    horovod.init()
+    if note is None:
+        horovod.init()
+    else:
+        _initialize(horovod, _find_timeout_secs(start_timeout_secs), note)
     check_size(horovod.size())
     if device == "gpu":
         gpus = tf.config.list_physical_devices("GPU")
@@ -92,6 +119,91 @@ def start(device: str, *, fusion_bytes: int | None = None, cycle_time_ms: float 
         num_local_replicas=1,
         num_workers=horovod.size(),
         worker_index=horovod.rank(),
+    )
+
+
+def has_nccl() -> bool | None:
+    """Whether Horovod adds up what GPUs compute on the GPUs; None where it is not installed."""
+    try:
+        return bool(_import_horovod().nccl_built())
+    except DeviceError:
+        return None
+
+
+def check_gpu_reductions() -> None:
+    """Raises DeviceError where Horovod is not installed, or would add up on the CPU what GPUs have computed."""
+    if not _import_horovod().nccl_built():
+        raise without_nccl("this machine")
+
+
+def without_nccl(host: str, *, is_installed: bool = True) -> DeviceError:
+    """The error where the Horovod on `host` cannot add up what its GPUs compute."""
+    found = "is built without it, so that every gradient would pass through the CPU" if is_installed else "is not there"
+    return DeviceError(
+        f"--strategy horovod on GPUs needs a Horovod with NCCL, and the one on {host} {found}; install nvcc and NCCL's "
+        "headers there (libnccl-dev, or HOROVOD_NCCL_HOME) and build it with: make horovod; or use --strategy "
+        "multiworker, for which TensorFlow brings NCCL along"
+    )
+
+
+def _initialize(horovod: Any, timeout_secs: float, note: Callable[[str], None]) -> None:
+    """Raises DeviceError where the other workers do not come within `timeout_secs`.
+
+    Horovod waits in C++ code that cannot be interrupted; where it gives up by itself, it aborts the process.
+    """
+    failures: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            horovod.init()
+        except Exception as e:
+            failures.append(e)
+
+    waiting = threading.Thread(target=initialize, name="horovod.init", daemon=True)
+    waiting.start()
+    try:
+        with told(note, lambda: f"{_describe_wait('waits')}, up to {timeout_secs:g} s"):
+            waiting.join(timeout_secs)
+    finally:
+        if waiting.is_alive():
+            # At the end of the process, Horovod would wait for that thread.
+            atexit.register(os._exit, DeviceError.exit_status)
+    if failures:
+        raise failures[0]
+    if waiting.is_alive():
+        place = find_place()
+        by = f", or, where nobody starts them, put {place.without} before the command" if place is not None else ""
+        raise DeviceError(
+            f"{_describe_wait(f'has waited {timeout_secs:g} s')}, without an answer; see that every worker was "
+            "started, give those that start later more time with --set distribute.start_timeout_secs=1800"
+            f"{by}"
+        )
+
+
+def _find_timeout_secs(asked: float | None) -> float:
+    """How long to wait for the others: as long as asked, or as Gloo does, which must not give up first.
+
+    What Gloo waits for at the start it also waits for a silent peer later, so that it is changed only where it must.
+    """
+    place = find_place()
+    if place is None or place.by != "HOROVOD_RANK":
+        return asked or JOIN_TIMEOUT_SECS
+    text = os.environ.get(GLOO_TIMEOUT_VARIABLE, "")
+    gloo_secs = int(text) if text.isdecimal() else _GLOO_TIMEOUT_SECS
+    if asked is None:
+        return max(1.0, gloo_secs - _GIVE_UP_FIRST_SECS)
+    os.environ[GLOO_TIMEOUT_VARIABLE] = str(max(gloo_secs, math.ceil(asked) + _GIVE_UP_FIRST_SECS))
+    return asked
+
+
+def _describe_wait(does: str) -> str:
+    place = find_place()
+    if place is None:
+        return f"this process {does} for Horovod to start"
+    proxies = describe_proxies()
+    return (
+        f"worker {place.worker_index} {does} for the other {place.num_workers - 1} of {place.num_workers} workers "
+        f"({place.evidence}{f', and {proxies}' if proxies else ''})"
     )
 
 

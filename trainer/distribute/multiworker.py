@@ -1,12 +1,13 @@
 """The engine over MultiWorkerMirroredStrategy: one process on each host, with that host's replicas."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.distribute.launchers.cluster import join_cluster
+from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS, join_cluster
 from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
 from trainer.distribute.launchers.external import can_meet, find_place
 from trainer.distribute.tf_strategy import TfStrategyEngine
@@ -103,9 +104,18 @@ def find_topology(device: Device) -> Topology:
     )
 
 
-def make_engine(topology: Topology, *, fusion_bytes: int | None = None) -> MultiWorkerEngine:
-    """Connects to the other workers; before anything else in the process has run a TensorFlow operation."""
+def make_engine(
+    topology: Topology,
+    *,
+    fusion_bytes: int | None = None,
+    start_timeout_secs: float = JOIN_TIMEOUT_SECS,
+    note: Callable[[str], None] = lambda _: None,
+) -> MultiWorkerEngine:
+    """Connects to the other workers; before anything else in the process has run a TensorFlow operation.
+
+    `note` is told where they are long in coming.
+    """
     place = find_place()
     assert place is not None, "find_topology has found it"
-    strategy = join_cluster(place)
+    strategy = join_cluster(place, timeout_secs=start_timeout_secs, note=note)
     return MultiWorkerEngine(topology, strategy, fusion_bytes=fusion_bytes)

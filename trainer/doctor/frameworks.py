@@ -5,22 +5,22 @@ import json
 import pathlib
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.doctor.finding import Finding, absent, ok, problem
+from trainer.doctor.finding import Finding, absent, ok, problem, warning
+from trainer.system.programs import output_of
 
-_TIMEOUT_SECS = 20
+_TIMEOUT_SECS = 20.0
 _BUILD_HOROVOD = "make horovod"
 
 
-def check_frameworks(*, wants_horovod: bool) -> Iterator[Finding]:
+def check_frameworks(*, wants_horovod: bool, wants_gpus: bool) -> Iterator[Finding]:
     """What is installed, tried out where that takes a moment."""
     yield ok("Python", platform.python_version())
     yield _check_tensorflow()
     yield _check_xla()
-    yield from _check_horovod(wants_horovod=wants_horovod)
+    yield from _check_horovod(wants_horovod=wants_horovod, wants_gpus=wants_gpus)
     yield _check_mpi()
 
 
@@ -45,7 +45,7 @@ def _check_xla() -> Finding:
     return ok("XLA", "compiles and runs")
 
 
-def _check_horovod(*, wants_horovod: bool) -> Iterator[Finding]:
+def _check_horovod(*, wants_horovod: bool, wants_gpus: bool) -> Iterator[Finding]:
     say = problem if wants_horovod else absent
     try:
         horovod = _import_horovod()
@@ -64,14 +64,14 @@ def _check_horovod(*, wants_horovod: bool) -> Iterator[Finding]:
         "NCCL": bool(horovod.nccl_built()),
     }
     there = ", ".join(name for name, is_there in parts.items() if is_there)
-    yield ok("Horovod", f"{importlib.metadata.version('horovod')} for TensorFlow {tf.__version__}, with {there}")
-    from trainer import tf_runtime
-
-    if tf_runtime.list_gpus() and not parts["NCCL"]:
-        yield problem(
+    only = "" if parts["NCCL"] else "; without NCCL, so for CPUs only"
+    yield ok("Horovod", f"{importlib.metadata.version('horovod')} for TensorFlow {tf.__version__}, with {there}{only}")
+    if wants_gpus and not parts["NCCL"]:
+        say = problem if wants_horovod else warning
+        yield say(
             "Horovod",
-            "built without NCCL: gradients would go through the CPU",
-            f"install NCCL, then {_BUILD_HOROVOD}",
+            "built without NCCL: --strategy horovod refuses GPUs, whose gradients would pass through the CPU",
+            f"install nvcc and NCCL's headers (libnccl-dev), then {_BUILD_HOROVOD}; or use --strategy multiworker",
         )
 
 
@@ -90,18 +90,8 @@ def _tensorflow_of_horovod(horovod: Any) -> str | None:
 
 
 def _check_mpi() -> Finding:
-    program = shutil.which("mpirun")
     fix = "not needed: Horovod meets through Gloo; with it (libopenmpi-dev on Debian), make horovod builds it in"
-    if program is None:
+    if shutil.which("mpirun") is None:
         return absent("MPI", "no mpirun", fix)
-    done = subprocess.run(  # noqa: S603 -- fixed arguments, no shell
-        [program, "--version"],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_SECS,
-        check=False,
-        encoding="utf-8",
-        errors="replace",
-    )
-    lines = done.stdout.strip().splitlines()
-    return ok("MPI", lines[0]) if lines else absent("MPI", f"{program} says no version", fix)
+    lines = (output_of("mpirun", "--version", timeout_secs=_TIMEOUT_SECS) or "").splitlines()
+    return ok("MPI", lines[0]) if lines else absent("MPI", "mpirun says no version", fix)

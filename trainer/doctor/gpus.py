@@ -3,12 +3,11 @@
 import ctypes
 import importlib.util
 import pathlib
-import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer.doctor.finding import Finding, absent, ok, problem
+from trainer.system.nvidia_smi import list_driver_gpus
 
 # The names that TensorFlow opens at run time, by the major version of CUDA that it was built for, and the package of
 # NVIDIA's that brings each (xla/tsl/platform/default/dso_loader.cc).
@@ -26,7 +25,6 @@ _LIBRARIES = {
     }
 }
 _NCCL = ("libnccl.so.2", "nvidia-nccl-cu12")
-_TIMEOUT_SECS = 20
 
 
 def check_gpus(num_gpus_wanted: int | None) -> Iterator[Finding]:
@@ -44,23 +42,10 @@ def check_gpus(num_gpus_wanted: int | None) -> Iterator[Finding]:
 
 def gpus_of_driver() -> list[str] | None:
     """The names of the GPUs that the driver lists; None where there is no driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    found = list_driver_gpus()
+    if found is None:
         return None
-    command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(  # noqa: S603
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECS,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    return done.stdout.strip().splitlines() if done.returncode == 0 else None
+    return [", ".join(filter(None, [gpu.name or "a GPU without a name", gpu.driver])) for gpu in found]
 
 
 def _check_driver(names: Sequence[str] | None, *, is_wanted: bool) -> Finding:
@@ -69,7 +54,7 @@ def _check_driver(names: Sequence[str] | None, *, is_wanted: bool) -> Finding:
     say = problem if is_wanted else absent
     return say(
         "GPU driver",
-        "nvidia-smi is not there, or lists no GPU",
+        "nvidia-smi is not there, fails, or lists no GPU",
         "install NVIDIA's driver; in a container, start it with --gpus all (NVIDIA Container Toolkit)",
     )
 

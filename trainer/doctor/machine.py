@@ -5,12 +5,12 @@ import pathlib
 import resource
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 
 import psutil
 
 from trainer.doctor.finding import Finding, absent, ok, problem, warning
+from trainer.system.programs import output_of
 
 _SHARED_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108 -- looked at, never written to
 # NCCL and Open MPI pass messages between the processes of a host through it; a container's usual 64 MiB are too few.
@@ -101,25 +101,13 @@ def _check_ports() -> Finding:
 
 
 def _check_clock() -> Finding:
-    program = shutil.which("timedatectl")
     fix = "start a time service (chrony, systemd-timesyncd): logs and certificates of several hosts must agree"
-    if program is None:
+    if shutil.which("timedatectl") is None:
         return absent("clock", "no timedatectl to ask whether it is synchronised", fix)
-    try:
-        done = subprocess.run(  # noqa: S603 -- fixed arguments, no shell
-            [program, "show", "--property=NTPSynchronized", "--value"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired:
-        return absent("clock", "timedatectl does not answer", fix)
-    if done.returncode != 0:
+    answer = output_of("timedatectl", "show", "--property=NTPSynchronized", "--value", timeout_secs=5.0)
+    if answer is None:
         return absent("clock", "timedatectl cannot say whether it is synchronised", fix)
-    if done.stdout.strip() != "yes":
+    if answer != "yes":
         return warning("clock", "not synchronised", fix)
     return ok("clock", "synchronised")
 

@@ -75,7 +75,9 @@ def _examine(planned: PlannedRun) -> Iterator[Finding]:
     known = [place.host for place in planned.places if place.host.name not in (None, HOST_TO_COME)]
     hosts = list(dict.fromkeys(known))
     run_dir = planned.run.path.absolute()
-    yield from check_frameworks(wants_horovod=planned.plan.strategy == "horovod")
+    yield from check_frameworks(
+        wants_horovod=planned.plan.strategy == "horovod", wants_gpus=planned.plan.device == "gpu" and not hosts
+    )
     # What the hosts have is theirs to say.
     yield from check_gpus(None if hosts else config.gpus)
     yield from check_machine(next(path for path in (run_dir, *run_dir.parents) if path.is_dir()))
@@ -90,6 +92,6 @@ def _name_collectives(plan: Plan) -> str:
     if plan.strategy == "multiworker":
         return "NCCL" if plan.device == "gpu" else "a ring over gRPC"
     if plan.device == "gpu":
-        return "NCCL, where Horovod has it; Gloo to meet"
+        return "NCCL; Gloo or MPI to meet"
     place = find_place()
     return "MPI" if place is not None and place.by != "HOROVOD_RANK" else "Gloo"

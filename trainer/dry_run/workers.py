@@ -97,7 +97,11 @@ class _NotAskedYet:
 def _starts_of_job(planned: PlannedRun, run_dir: str) -> list[WorkerStart]:
     places, config = planned.places, planned.config.distribute
     arguments = job.worker_arguments(
-        sys.argv[1:], run_dir=run_dir, dataset_dir=planned.plan.dataset_dir, recipe=planned.recipe
+        sys.argv[1:],
+        run_dir=run_dir,
+        dataset_dir=planned.plan.dataset_dir,
+        recipe=planned.recipe,
+        devices=planned.device_arguments,
     )
     endpoints = [_NotAskedYet(place.worker_index) for place in places]
     if request.is_elastic(config):

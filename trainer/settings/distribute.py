@@ -16,8 +16,10 @@ class DistributeConfig(Section):
     replicas: Positive | None = pydantic.Field(None, description="on the CPU: how many; null: one")
     hosts: str | None = pydantic.Field(None, description="machines and how many workers each takes, as in a:8,b:8")
     ssh_options: list[str] = pydantic.Field([], description="given to ssh before the name of a host, such as -p2222")
-    start_timeout_secs: Annotated[float, pydantic.Field(gt=0)] = pydantic.Field(
-        30.0, description="for each of the hosts to answer"
+    start_timeout_secs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
+        None,
+        description="for each of the hosts to answer, and for the workers to find each other; null: 30 for the first, "
+        "and 600 for the second, since a cluster may still be pulling images",
     )
     stall_timeout_secs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
         600.0, description="a job of several workers without a step for so long is ended; null: never"

@@ -22,8 +22,9 @@ from trainer.distribute.elastic.roster import Roster
 from trainer.distribute.launchers.channel import Message
 from trainer.distribute.launchers.hosts import Host, Place
 from trainer.distribute.launchers.line_printer import LinePrinter
-from trainer.distribute.launchers.supervisor import SupervisorOptions
+from trainer.distribute.launchers.supervisor import SupervisorOptions, describe_wait
 from trainer.distribute.launchers.versions import differences
+from trainer.distribute.launchers.waiting import told
 from trainer.distribute.launchers.worker import Worker
 from trainer.errors import ConfigError, DeviceError, StoppedOnRequest, TrainingError
 
@@ -143,7 +144,8 @@ class ElasticSupervisor:
         worker, options = member.worker, self._options.supervisor
         try:
             await worker.open()
-            member.ready = await worker.wait_until_ready(options.start_timeout_secs)
+            with told(self._note, lambda: describe_wait([worker], options.start_timeout_secs)):
+                member.ready = await worker.wait_until_ready(options.start_timeout_secs)
             if found := differences(self._roster.versions_beside(member)):
                 raise DeviceError(f"it would not compute the same: {'; '.join(found)}; install the same on all")
             member.ended = await worker.run(command, environment, options.stall_timeout_secs)

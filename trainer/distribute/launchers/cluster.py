@@ -1,10 +1,11 @@
 """Where the workers of `MultiWorkerMirroredStrategy` meet: the addresses of TF_CONFIG or Slurm, and the way in."""
 
+import contextlib
 import errno
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psutil
@@ -17,20 +18,26 @@ from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import
 from tensorflow.python.eager import context
 
 from trainer.distribute.launchers.external import ExternalPlace
+from trainer.distribute.launchers.proxies import describe_proxies, go_directly
+from trainer.distribute.launchers.waiting import told
 from trainer.errors import DeviceError
 
 # For the other workers to come: they may still be pulling an image.
 JOIN_TIMEOUT_SECS = 600.0
 # A worker that says nothing for so long is gone, for all others.
 _HEARTBEAT_TIMEOUT_SECS = 100
+# Workers that may ask at the same time whether another one is there.
+_MAX_CALLERS = 4096
 # For all workers to reach the end of the job together.
 _LEAVE_TIMEOUT_SECS = 60
 # Below the ports that Linux gives to those who ask for any.
 _SLURM_PORTS = range(20_000, 32_000)
 
 
-def join_cluster(place: ExternalPlace, *, timeout_secs: float = JOIN_TIMEOUT_SECS) -> Any:
-    """The strategy over all workers, once all of them are there.
+def join_cluster(
+    place: ExternalPlace, *, timeout_secs: float = JOIN_TIMEOUT_SECS, note: Callable[[str], None] = lambda _: None
+) -> Any:
+    """The strategy over all workers, once all of them are there; `note` is told whom that takes long for.
 
     Raises:
         DeviceError: this worker's port is in use, or some of the others have not come within `timeout_secs`.
@@ -38,9 +45,9 @@ def join_cluster(place: ExternalPlace, *, timeout_secs: float = JOIN_TIMEOUT_SEC
     resolver = find_resolver(place)
     addresses = list(resolver.cluster_spec().as_dict()["worker"])
     own = addresses[place.worker_index]
-    _check_port(own, place)
-    if place.worker_index == 0:
-        _wait_for_others(addresses, place, timeout_secs)
+    go_directly(addresses)
+    with _presence(own, place):
+        _wait_for_others(addresses, place, timeout_secs, note)
     # TensorFlow's own settings wait an hour for a worker that does not come. What is set here it does not set.
     context.context().configure_coordination_service(
         service_type="standalone",
@@ -99,44 +106,76 @@ def slurm_addresses(environment: Mapping[str, str]) -> list[str]:
     return [f"{node}:{first + i}" for node, count in zip(nodes, num_tasks, strict=True) for i in range(count)]
 
 
-def _check_port(address: str, place: ExternalPlace) -> None:
+@contextlib.contextmanager
+def _presence(address: str, place: ExternalPlace) -> Iterator[None]:
+    """Listens at this worker's `address` during the block, so that the others see that it is there.
+
+    TensorFlow listens only once it waits for the others itself, in C++ code that lets nothing else in the process run,
+    and for an hour, whatever it is told.
+    """
     port = address.rpartition(":")[2]
-    if not port.isdecimal():
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
         raise DeviceError(f"{place.by} gives worker {place.worker_index} the address {address}; expected HOST:PORT")
-    with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind(("", int(port)))
-        except OSError as e:
-            if e.errno == errno.EADDRINUSE:
-                raise _port_in_use(address, place) from None
+    is_dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if is_dual else socket.AF_INET
+    try:
+        listener = socket.create_server(("", int(port)), family=family, dualstack_ipv6=is_dual, backlog=_MAX_CALLERS)
+    except OSError as e:
+        if e.errno == errno.EADDRINUSE:
+            raise _port_in_use(address, place) from None
+        raise DeviceError(
+            f"this host does not let worker {place.worker_index} listen on port {port}, which {place.by} gives it "
+            f"({e.strerror}); give the workers ports above 1023"
+        ) from None
+    with listener:
+        yield
 
 
-def _wait_for_others(addresses: list[str], place: ExternalPlace, timeout_secs: float) -> None:
-    """Returns once they all listen: the chief's TensorFlow would wait an hour for them, whatever it is told."""
+def _wait_for_others(
+    addresses: list[str], place: ExternalPlace, timeout_secs: float, note: Callable[[str], None]
+) -> None:
+    """Returns once they all listen."""
     missing = [i for i in range(len(addresses)) if i != place.worker_index]
     give_up_at = time.monotonic() + timeout_secs
-    while missing := [i for i in missing if not _listens(addresses[i])]:
-        if time.monotonic() >= give_up_at:
-            raise _no_answer(missing, addresses, place, timeout_secs)
-        time.sleep(0.2)
+    with told(note, lambda: _describe_wait(missing, addresses, place, timeout_secs)):
+        while missing := [i for i in missing if not _listens(addresses[i], give_up_at)]:
+            if time.monotonic() >= give_up_at:
+                raise _no_answer(missing, addresses, place, timeout_secs)
+            time.sleep(0.2)
 
 
-def _listens(address: str) -> bool:
+def _listens(address: str, give_up_at: float) -> bool:
     host, _, port = address.rpartition(":")
+    left_secs = max(0.1, min(2.0, give_up_at - time.monotonic()))
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=left_secs).close()
     except OSError:
         return False
     return True
 
 
 def _no_answer(missing: list[int], addresses: list[str], place: ExternalPlace, timeout_secs: float) -> DeviceError:
-    names = ", ".join(f"worker {i} at {addresses[i]}" for i in missing)
+    proxies = describe_proxies()
+    around = f", and around the proxy ({proxies}; the addresses were added to no_proxy)" if proxies else ""
     return DeviceError(
-        f"worker {place.worker_index} has waited {timeout_secs:g} s for {names}, without an answer; see that every "
-        f"worker was started, and that they reach each other by the addresses that {place.by} gives"
+        f"worker {place.worker_index} has waited {timeout_secs:g} s for {_name(missing, addresses)}, without an "
+        f"answer; see that every worker was started, and that they reach each other by the addresses that {place.by} "
+        f"gives{around}; give those that start later more time with --set distribute.start_timeout_secs=1800, or, "
+        f"where nobody starts them, put {place.without} before the command"
     )
+
+
+def _describe_wait(missing: list[int], addresses: list[str], place: ExternalPlace, timeout_secs: float) -> str:
+    proxies = describe_proxies()
+    return (
+        f"worker {place.worker_index} waits for {_name(missing, addresses)}, up to {timeout_secs:g} s: "
+        f"{place.evidence}{f' ({proxies}, which the workers go around)' if proxies else ''}"
+    )
+
+
+def _name(workers: list[int], addresses: list[str]) -> str:
+    names = [f"worker {i} at {addresses[i]}" for i in workers]
+    return ", ".join([*names[:8], *([f"and {len(names) - 8} more"] if len(names) > 8 else [])])
 
 
 def _port_in_use(address: str, place: ExternalPlace) -> DeviceError:

@@ -25,14 +25,18 @@ from trainer.errors import ConfigError, DeviceError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExternalPlace:
-    """This process as its starter sees it. `by` is the variable that says so, and `evidence` says in words what is set
-    in the environment: "OMPI_COMM_WORLD_SIZE is 2"."""
+    """This process as its starter sees it.
+
+    by: the variable that says so. evidence: what is set, in words: "OMPI_COMM_WORLD_SIZE is 2". without: what a command
+    begins with that is to run as if nobody had started it.
+    """
 
     by: str
     worker_index: int
     num_workers: int
     local_index: int
     evidence: str = dataclasses.field(default="", compare=False)
+    without: str = dataclasses.field(default="", compare=False)
 
 
 _TF_CONFIG = "TF_CONFIG"
@@ -52,8 +56,12 @@ _OF_MULTIWORKER = (_TF_CONFIG, "SLURM_PROCID")
 _OF_NO_STRATEGY = ("RANK",)
 # Slurm numbers batch scripts, the shells of allocations and the like as steps from here on (slurm.h).
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-# Each says by itself that there are others. So does PMIx, which tells no number of processes in the environment.
-_LONE_RANKS = ("PMIX_RANK", *(rank for rank, _, _ in _KINDS if rank not in _OF_NO_STRATEGY))
+# Each says by itself that there are other processes, where it is above this. PMIx tells no number of processes.
+_HALVES = {
+    "PMIX_RANK": 0,
+    **{rank: 0 for rank, _, _ in _KINDS if rank not in _OF_NO_STRATEGY},
+    **{size: 1 for rank, size, _ in _KINDS if rank not in (*_OF_NO_STRATEGY, "SLURM_PROCID")},
+}
 # What a starter says of a process's place holds for that process, and not for the workers that it starts in turn.
 PLACE_VARIABLES = frozenset({_TF_CONFIG, "PMIX_RANK", *(name for kind in _KINDS for name in kind)})
 
@@ -76,7 +84,7 @@ def check_alone(strategy: str, environment: Mapping[str, str] = os.environ) -> N
     Raises:
         ConfigError: each process would make a whole training of its own, all in one run directory.
     """
-    place = find_place(environment) or _find_lone_rank(environment)
+    place = find_place(environment) or _find_half_a_place(environment)
     if place is None or place.num_workers == 1:
         return
     if place.by in _OF_NO_STRATEGY:
@@ -84,9 +92,9 @@ def check_alone(strategy: str, environment: Mapping[str, str] = os.environ) -> N
     else:
         fix = f"add --strategy {'multiworker' if place.by in _OF_MULTIWORKER else 'horovod'}"
     raise ConfigError(
-        f"{place.evidence}, so this process was started as worker {place.worker_index} of {place.num_workers}, but "
-        f"--strategy is {strategy}, with which each of them would make a training of its own; {fix}, or, where nobody "
-        f"started the others, put env -u {place.by} before the command"
+        f"{place.evidence}, so this process was started as one of several, but --strategy is {strategy}, with which "
+        f"each of them would make a training of its own; {fix}, or, where nobody started the others, put "
+        f"{place.without} before the command"
     )
 
 
@@ -110,6 +118,7 @@ def _list_places(environment: Mapping[str, str]) -> Iterator[ExternalPlace]:
                 num_workers=_whole_number(environment, size),
                 local_index=_whole_number(environment, local_rank) if local_rank in environment else 0,
                 evidence=f"{size} is {environment[size]}",
+                without=f"env -u {rank} -u {size}",
             )
 
 
@@ -125,12 +134,18 @@ def _find_slurm_size(environment: Mapping[str, str]) -> str:
     return "" if environment.get(size) == "1" else size
 
 
-def _find_lone_rank(environment: Mapping[str, str]) -> ExternalPlace | None:
-    """The place of a process that is not the first, where nobody says how many there are."""
-    for name in _LONE_RANKS:
-        if environment.get(name, "").isdecimal() and (rank := int(environment[name])) > 0:
+def _find_half_a_place(environment: Mapping[str, str]) -> ExternalPlace | None:
+    """Where there is only a rank above 0, or only a number of processes above 1, there are others all the same."""
+    for name, least in _HALVES.items():
+        number = int(environment[name]) if environment.get(name, "").isdecimal() else 0
+        if number > least:
             return ExternalPlace(
-                by=name, worker_index=rank, num_workers=rank + 1, local_index=0, evidence=f"{name} is {rank}"
+                by=name,
+                worker_index=0,
+                num_workers=2,
+                local_index=0,
+                evidence=f"{name} is {number}",
+                without=f"env -u {name}",
             )
     return None
 
@@ -149,7 +164,8 @@ def check_size(num_workers: int, environment: Mapping[str, str] = os.environ) ->
         raise DeviceError(
             f"{place.by} makes this process worker {place.worker_index} of {place.num_workers}, but Horovod has found "
             f"{num_workers}; it was built for another MPI, or for none (see trainer doctor): use mpirun of that MPI, "
-            "horovodrun, or trainer launch --hosts"
+            f"horovodrun, or trainer launch --hosts; where nobody started the others, put {place.without} before "
+            "the command"
         )
 
 
@@ -180,6 +196,7 @@ def _of_tf_config(text: str) -> ExternalPlace | None:
         num_workers=len(workers),
         local_index=local_index,
         evidence=f"TF_CONFIG names {len(workers)} workers",
+        without="env -u TF_CONFIG",
     )
 
 

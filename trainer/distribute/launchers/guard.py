@@ -31,13 +31,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 
 from trainer.distribute.launchers import channel, heartbeat, versions
-from trainer.distribute.launchers.external import PLACE_VARIABLES
 from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
 
 # What a worker may take to save after the launcher has died.
@@ -129,11 +128,6 @@ class Guard:
             return {"state": "unknown"}
 
 
-def _without_place(environment: Mapping[str, str]) -> dict[str, str]:
-    """A launcher that somebody started as a single process of a job starts workers of another."""
-    return {name: value for name, value in environment.items() if name not in PLACE_VARIABLES}
-
-
 def own_variables(heartbeat_fd: str) -> dict[str, str]:
     """What a guard adds to the environment of its worker."""
     return {heartbeat.VARIABLE: heartbeat_fd, "PYTHONUNBUFFERED": "1"}
@@ -205,7 +199,7 @@ def _obey(guard: Guard, order: dict[str, Any]) -> None:
     if order["order"] == "start":
         guard.start(
             order["command"],
-            {**_without_place(os.environ), **order["environment"]},
+            {**os.environ, **order["environment"]},
             order.get("stall_timeout_secs"),
             has_channel=order.get("has_channel", False),
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from trainer.distribute.launchers.hosts import Place
 from trainer.distribute.launchers.line_printer import LinePrinter
 from trainer.distribute.launchers.versions import differences
+from trainer.distribute.launchers.waiting import told
 from trainer.distribute.launchers.worker import Ended, Ready, Worker
 from trainer.errors import DeviceError, StoppedOnRequest, TrainingError
 
@@ -32,6 +33,12 @@ class SupervisorOptions:
     stall_timeout_secs: float | None = None
     host_timeout_secs: float = 30.0
     ssh_options: Sequence[str] = ()
+
+
+def describe_wait(workers: Sequence[Worker], timeout_secs: float) -> str:
+    """Whom a launcher waits for before it starts a worker."""
+    missing = dict.fromkeys(str(worker.place.host) for worker in workers if not worker.is_ready)
+    return f"waiting for {', '.join(missing)} to answer, up to {timeout_secs:g} s"
 
 
 class Supervisor:
@@ -72,7 +79,7 @@ class Supervisor:
         with LinePrinter(self._show) as show:
             self._workers = [self._make_worker(place, show) for place in self._places]
             try:
-                ready = await self._open_all()
+                ready = await self._open_all(show)
                 await self._watch(command, environments(ready))
             finally:
                 await asyncio.gather(*(worker.close() for worker in self._workers))
@@ -88,10 +95,12 @@ class Supervisor:
             lease_secs=self._options.host_timeout_secs,
         )
 
-    async def _open_all(self) -> list[Ready]:
+    async def _open_all(self, show: Callable[[str], None]) -> list[Ready]:
         await asyncio.gather(*(worker.open() for worker in self._workers))
-        waits = (worker.wait_until_ready(self._options.start_timeout_secs) for worker in self._workers)
-        answers = await asyncio.gather(*waits, return_exceptions=True)
+        timeout_secs = self._options.start_timeout_secs
+        with told(show, lambda: describe_wait(self._workers, timeout_secs)):
+            waits = (worker.wait_until_ready(timeout_secs) for worker in self._workers)
+            answers = await asyncio.gather(*waits, return_exceptions=True)
         if self._num_stop_requests:
             raise StoppedOnRequest("stopped on request before any worker was started; the same command goes on")
         for answer in answers:

@@ -16,6 +16,8 @@ from trainer.distribute.launchers.channel import Message
 from trainer.distribute.launchers.hosts import Host, Place, find_own_address
 from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
 from trainer.errors import DeviceError
+from trainer.system import run_module
+from trainer.system.child_python import python_command
 
 _GUARD = "trainer.distribute.launchers.guard"
 _SSH = "ssh"
@@ -25,6 +27,7 @@ _NUM_BYTES_A_LINE = 2**20
 _LAST_WORDS_SECS = 10.0
 # For a guard that has no worker to end by itself.
 _CLOSE_SECS = 5.0
+_CLOSE_UNREADY_SECS = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class Ended:
 
 def guard_command(host: Host, *, ssh_options: Sequence[str], lease_secs: float | None) -> list[str]:
     """What starts a guard on `host`, here or by ssh."""
-    guard = [sys.executable, "-m", _GUARD]
+    guard = python_command(_GUARD)
     name = host.name
     own_address = find_own_address(name) if name is not None else "127.0.0.1"
     if own_address is not None:
@@ -116,6 +119,11 @@ class Worker:
     def name(self) -> str:
         return f"worker {self.place.worker_index} on {self.place.host}"
 
+    @property
+    def is_ready(self) -> bool:
+        """Its host has answered."""
+        return self._ready.done() and not self._ready.cancelled()
+
     async def open(self) -> None:
         """Starts the guard.
 
@@ -151,18 +159,20 @@ class Worker:
                 waits: list[asyncio.Future[Any]] = [self._ready, self._tasks[0]]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            raise DeviceError(
-                f"{self.place.host} did not answer within {timeout_secs:g} s; see that it is up and that "
-                f"ssh -o BatchMode=yes {self.place.host} true returns at once"
-            ) from None
+            raise DeviceError(f"{self.place.host} did not answer within {timeout_secs:g} s; {self._advice()}") from None
         if not self._ready.done():
             self._ready.cancel()
             words = " ".join(" ".join(self._other_words).split()) or "it said nothing"
-            raise DeviceError(
-                f"no worker can be started on {self.place.host} ({words}); see that ssh -o BatchMode=yes "
-                f"{self.place.host} reaches it, and that {sys.executable} and {pathlib.Path.cwd()} are there"
-            )
+            raise DeviceError(f"no worker can be started on {self.place.host} ({words}); {self._advice()}")
         return self._ready.result()
+
+    def _advice(self) -> str:
+        if not self._is_far:
+            return f"see what this prints: {shlex.join(self._guard_command())} </dev/null"
+        return (
+            f"see that ssh -o BatchMode=yes {self.place.host} true returns at once, and that {sys.executable}, "
+            f"{run_module.__file__} and {pathlib.Path.cwd()} are there"
+        )
 
     async def run(self, command: list[str], environment: dict[str, str], stall_timeout_secs: float | None) -> Ended:
         """Starts the worker and returns when it, its output and its guard have ended."""
@@ -209,7 +219,8 @@ class Worker:
         self.abandon()
         if self._process is not None:
             try:
-                await asyncio.wait_for(self._process.wait(), _CLOSE_SECS)
+                # An ssh that still tries to connect does not see that its input has ended.
+                await asyncio.wait_for(self._process.wait(), _CLOSE_SECS if self.is_ready else _CLOSE_UNREADY_SECS)
             except TimeoutError:
                 self.kill()
                 await self._process.wait()
@@ -246,8 +257,8 @@ class Worker:
                 await self._process.stdin.drain()
 
     def _write(self, order: dict[str, Any]) -> None:
-        if self._process is None or self._process.stdin is None:
-            return  # stopped before it was opened
+        if self._process is None or self._process.stdin is None or self._process.stdin.is_closing():
+            return  # stopped before it was opened, or given up
         # Where the guard has ended, that is seen where its output ends.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
