@@ -15,7 +15,7 @@ from trainer.distribute.elastic.supervisor import ElasticSupervisor
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.environments import horovod_rendezvous, multiworker_environments
-from trainer.distribute.launchers.external import can_meet, check_alone, find_place
+from trainer.distribute.launchers.external import OF_SEVERAL_PROCESSES, can_meet, check_alone, find_place
 from trainer.distribute.launchers.hosts import Host, Place, parse_hosts, place_workers
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
 from trainer.distribute.launchers.versions import installed_versions
@@ -27,7 +27,6 @@ from trainer.settings.distribute import DistributeConfig
 from trainer.system.child_python import python_command
 
 LOG_DIR_NAME = "logs"
-_STRATEGIES = ("multiworker", "horovod")
 _Environments = Callable[[Sequence[Ready]], list[dict[str, str]]]
 
 
@@ -41,15 +40,13 @@ def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]
     """
     if request.is_elastic(config):
         return [] if request.is_worker() else request.find_places(config, num_gpus_found=num_gpus_found)
-    if config.hosts is not None and config.strategy not in _STRATEGIES:
+    check_alone(config.strategy)
+    if config.hosts is not None and config.strategy not in OF_SEVERAL_PROCESSES:
         raise ConfigError(
             f"--hosts {config.hosts} needs a strategy of several processes, and --strategy is {config.strategy}; add "
             "--strategy horovod or --strategy multiworker"
         )
-    if config.strategy not in _STRATEGIES:
-        check_alone(config.strategy)
-        return []
-    if _is_started_elsewhere(config):
+    if config.strategy not in OF_SEVERAL_PROCESSES or _is_started_elsewhere(config):
         return []
     if config.hosts is not None:
         places = place_workers(parse_hosts(config.hosts))

@@ -6,7 +6,9 @@ import re
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from trainer.cli.app import app
 from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.environments import multiworker_environments
 from trainer.distribute.launchers.external import ExternalPlace, find_place
@@ -188,6 +190,8 @@ def test_one_of_several_processes_does_not_train_alone(
         find_places(DistributeConfig(strategy=strategy), num_gpus_found=0)
     message = str(raised.value)
     assert evidence in message and fix in message and f"--strategy is {strategy}" in message
+    ended = CliRunner().invoke(app, ["launch", "--recipe=auto", f"--strategy={strategy}", "--data=nowhere"])
+    assert str(ended.exception) == message, "said before a folder is looked at, or TensorFlow started"
     # What it advises for variables that nobody stands behind.
     for name in re.findall(r"-u (\w+)", message):
         monkeypatch.delenv(name)

@@ -30,7 +30,10 @@ def run(command: list[str], place: pathlib.Path, **environment: str) -> subproce
 
 @pytest.mark.parametrize(
     ("module", "arguments", "expected"),
-    [(GUARD, ["127.0.0.1"], '"report": "ready"'), ("trainer", ["--help"], "verified and served model")],
+    [
+        (GUARD, ["127.0.0.1"], '"report": "ready"'),
+        ("trainer", ["--help"], "verified and served model"),
+    ],
 )
 def test_a_child_imports_this_installation_and_nothing_of_the_users_directory(
     module: str, arguments: list[str], expected: str, crowded: pathlib.Path

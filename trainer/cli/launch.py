@@ -159,6 +159,11 @@ def launch(
     }
     settings = load_config(file, set_ or [], recipe=None if recipe == AUTO else recipe, flags=_given(flags))
 
+    from trainer.distribute.launchers.external import check_alone
+
+    # Before TensorFlow starts, and before each of several processes prepares a folder of images.
+    check_alone(settings.distribute.strategy)
+
     from trainer import tf_runtime
 
     tf_runtime.configure(use_gpus=settings.distribute.device != "cpu")

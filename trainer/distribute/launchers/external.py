@@ -39,6 +39,7 @@ class ExternalPlace:
     without: str = dataclasses.field(default="", compare=False)
 
 
+OF_SEVERAL_PROCESSES = ("multiworker", "horovod")
 _TF_CONFIG = "TF_CONFIG"
 _KINDS = (
     ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK"),
@@ -79,11 +80,14 @@ def find_place(environment: Mapping[str, str] = os.environ) -> ExternalPlace | N
 
 
 def check_alone(strategy: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuses to train in this process alone where it was started as one of several.
+    """Refuses to train in this process alone, as all strategies do but those of several processes, where it was started
+    as one of several.
 
     Raises:
         ConfigError: each process would make a whole training of its own, all in one run directory.
     """
+    if strategy in OF_SEVERAL_PROCESSES:
+        return
     place = find_place(environment) or _find_half_a_place(environment)
     if place is None or place.num_workers == 1:
         return
