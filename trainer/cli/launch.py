@@ -229,11 +229,15 @@ def _train(planned: "PlannedRun") -> None:
 
 def _print_preparation(settings: "Config", *, as_json: bool) -> bool:
     """Says what would be prepared before there is anything to plan; False where that is nothing."""
+    from trainer.distribute.launchers.external import find_place
     from trainer.launch import find_preparation
 
     found = find_preparation(settings)
     if found is None:
         return False
+    place = find_place()
+    if place is not None and place.worker_index:
+        return True  # the first of several processes says it for all
     if as_json:
         print_json({"schema_version": 1, "would_prepare": found._asdict()})
         return True
