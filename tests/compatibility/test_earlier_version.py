@@ -10,6 +10,7 @@ They were made with trainer 0.1.0 (3e56ec3) from the digits 0, 1 and 7 of scikit
 
 import json
 import pathlib
+import shlex
 import shutil
 
 import httpx
@@ -21,12 +22,12 @@ from typer.testing import CliRunner
 from trainer.cli.app import app
 
 MADE = pathlib.Path(__file__).with_name("made_by_0_1_0")
-ARGUMENTS = (
+ARGUMENTS = shlex.split(
     "--data dataset --device cpu --set model.backbone=backbone.keras --set model.weights=none --set model.pixels=0-1 "
     "--set model.image_size_px=16 --set train.global_batch_size=20 --set train.epochs=12 --set train.ema_decay=0.8 "
     "--set optimizer.learning_rate=0.01 --set augment.preset=light --set checkpoint.every_steps=40 "
     "--set log.every_steps=10"
-).split()
+)
 
 
 @pytest.fixture(scope="module")
