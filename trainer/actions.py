@@ -121,14 +121,14 @@ class EvaluateAndSave:
         self.is_over = False
 
     def is_due(self, step: int) -> bool:
-        is_last = step == self._plan.num_train_steps
-        return is_last or step % self._plan.checkpoint_every_steps == 0 or self._ends_epoch(step)
+        every_steps = self._plan.checkpoint_every_steps
+        return self._is_evaluated(step) or (every_steps is not None and step % every_steps == 0)
 
     def __call__(self, step: int) -> None:
         started_secs = time.monotonic()
         with self._progress.paused():
             validation = {}
-            if step == self._plan.num_train_steps or self._ends_epoch(step):
+            if self._is_evaluated(step):
                 validation = {name: self._evaluate(name, step) for name in self._evaluators}["validation"]
             self.save(step, validation)
             if validation and step < self._plan.num_train_steps and self._is_enough(step):
@@ -153,9 +153,8 @@ class EvaluateAndSave:
         model = named_arrays(saved_variables(state.model))
         self._store.save(Checkpoint(info, model, slot_arrays(state), average_arrays(state, model)))
 
-    def _ends_epoch(self, step: int) -> bool:
-        epochs_before = int((step - 1) / self._plan.steps_per_epoch)
-        return int(step / self._plan.steps_per_epoch) > epochs_before
+    def _is_evaluated(self, step: int) -> bool:
+        return step == self._plan.num_train_steps or self._plan.epochs.ends_with(step)
 
     def _evaluate(self, name: MetricsSplit, step: int) -> dict[str, float]:
         labels, logits = self._evaluators[name].run()

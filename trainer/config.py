@@ -19,14 +19,13 @@ from trainer.errors import ConfigError
 from trainer.settings.data import AugmentConfig, DataConfig
 from trainer.settings.distribute import DistributeConfig
 from trainer.settings.features import FeaturesConfig
+from trainer.settings.identity import decisive_settings, first_decisive_settings
 from trainer.settings.model import ModelConfig
 from trainer.settings.saving import CheckpointConfig, LogConfig
 from trainer.settings.section import Section
 from trainer.settings.training import OptimizerConfig, TrainConfig
 
 RECIPES_DIR = pathlib.Path(__file__).resolve().parents[1] / "recipes"
-# Settings that are no part of the identity of a run while they are null, since runs were made without them.
-_ADDED_LATER = {"augment": {"rotation_degrees", "shift", "zoom"}}
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -50,20 +49,18 @@ class Config(Section):
     def identity(self, *, dataset_hash: str, precision: str) -> str:
         """SHA-256 of what decides the trained weights: a run may only go on where this is the same.
 
-        Where it runs (devices, number of replicas, XLA), how often it saves and where the data lies are left
-        out: a run may move to another machine. `precision` is the resolved one.
+        What does not is listed in `trainer.settings.identity`. `precision` is the resolved one.
         """
-        parts = self.model_dump(mode="json", include={"model", "train", "optimizer", "augment"})
-        for section, names in _ADDED_LATER.items():
-            # Runs from before go on.
-            parts[section] = {k: v for k, v in parts[section].items() if k not in names or v is not None}
-        decisive = {"resize", "sampling", "run_length", "last_batch", "scaled_decoding"}
-        parts["data"] = self.data.model_dump(mode="json", include=decisive)
-        if self.features.views is not None:
-            parts["views"] = self.features.views
-        parts["dataset"] = dataset_hash
-        parts["precision"] = precision
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return _hash_of(decisive_settings(self), dataset_hash, precision)
+
+    def first_identity(self, *, dataset_hash: str, precision: str) -> str:
+        """What earlier versions recorded as the identity of a run with these settings."""
+        return _hash_of(first_decisive_settings(self), dataset_hash, precision)
+
+
+def _hash_of(settings: dict[str, Any], dataset_hash: str, precision: str) -> str:
+    parts = {**settings, "dataset": dataset_hash, "precision": precision}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def load_config(

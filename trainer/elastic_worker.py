@@ -320,9 +320,8 @@ class ElasticWorker:
 
     def _show_progress(self, plan: Plan, step: int, *, is_chief: bool) -> TrainingProgress:
         return TrainingProgress(
-            num_train_steps=plan.num_train_steps,
+            epochs=plan.epochs,
             start_step=step,
-            steps_per_epoch=plan.steps_per_epoch,
             global_batch_size=plan.global_batch_size,
             console=None if is_chief else Console(quiet=True),
         )

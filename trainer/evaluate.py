@@ -67,23 +67,23 @@ class Evaluator:
     def num_steps(self) -> int:
         return self._stream.num_steps
 
-    def run(self, on_step: Callable[[int], None] = lambda _: None) -> tuple[Labels, Logits]:
+    def run(self, on_steps: Callable[[int], None] = lambda _: None) -> tuple[Labels, Logits]:
         """Returns the labels [n] (of several labels each, [n, num_classes]) and the logits [n, num_classes] of all n
         examples, in the order of the split.
 
-        `on_step` is called with the number of finished steps.
+        `on_steps` is called with how many more steps are finished.
         """
         batches = self._batches or iter(self._engine.distribute(self._stream.dataset().repeat()))
         self._batches = None
         make_steps = self._alone if self._engine.topology.num_workers == 1 else self._with_others
-        logits = np.concatenate([found.reshape(-1, found.shape[-1]) for found in make_steps(batches, on_step)])
+        logits = np.concatenate([found.reshape(-1, found.shape[-1]) for found in make_steps(batches, on_steps)])
         self._batches = batches
         # Batches hold the examples in their order; what fills up the last ones is at the end.
         if self._labels is None:
             self._labels = _read_labels(self._stream.reader)
         return self._labels, logits[: len(self._labels)]
 
-    def _alone(self, batches: Iterator[Any], on_step: Callable[[int], None]) -> Iterator[Logits]:
+    def _alone(self, batches: Iterator[Any], on_steps: Callable[[int], None]) -> Iterator[Logits]:
         step, num_at_once = 0, 1
         while step < self.num_steps:
             started_secs = time.monotonic()
@@ -92,12 +92,12 @@ class Evaluator:
             if step:
                 num_at_once = steps_at_once(time.monotonic() - started_secs, num_steps)
             step += num_steps
-            on_step(step)
+            on_steps(num_steps)
 
-    def _with_others(self, batches: Iterator[Any], on_step: Callable[[int], None]) -> Iterator[Logits]:
-        for step in range(self.num_steps):
+    def _with_others(self, batches: Iterator[Any], on_steps: Callable[[int], None]) -> Iterator[Logits]:
+        for _ in range(self.num_steps):
             yield self._engine.gather(self._step(next(batches)))
-            on_step(step + 1)
+            on_steps(1)
 
 
 def _read_labels(reader: SplitReader) -> npt.NDArray[Any]:
@@ -187,7 +187,7 @@ def _splits_to_evaluate(
 
 def _run_with_progress(evaluator: Evaluator, split: SplitName) -> tuple[Labels, Logits]:
     with task_progress(f"evaluate {split}", evaluator.num_steps) as progress:
-        return evaluator.run(lambda _: progress.advance())
+        return evaluator.run(progress.advance)
 
 
 def find_tuning(run: RunDir, step: int, weights: Weights, dataset_hash: str) -> Tuning | None:

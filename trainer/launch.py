@@ -193,9 +193,8 @@ def _train_in(planned: PlannedRun, note: Callable[[str], None]) -> None:
             plan, config, engine, state.model, caches, progress=show_progress, note=note if is_chief else lambda _: None
         )
     with TrainingProgress(
-        num_train_steps=plan.num_train_steps,
+        epochs=plan.epochs,
         start_step=first_step,
-        steps_per_epoch=plan.steps_per_epoch,
         global_batch_size=plan.global_batch_size,
         console=None if is_chief else Console(quiet=True),
     ) as progress:

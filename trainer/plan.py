@@ -3,7 +3,6 @@
 `trainer launch --dry-run` prints the plan; the run then follows it and nothing else.
 """
 
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -20,6 +19,7 @@ from trainer.data.order import check_run_length, run_length_warning
 from trainer.data.pixel_cache import CachePlace
 from trainer.data.preparation.command import check_trainable
 from trainer.data.ram_budget import find_ram_budget_bytes
+from trainer.data.sampling.epochs import Epochs
 from trainer.data.storage import DatasetPath
 from trainer.distribute.topology import BatchDivision, Device, Strategy, Topology, divide_batch
 from trainer.errors import ConfigError
@@ -85,8 +85,19 @@ class Plan(pydantic.BaseModel):
     peak_learning_rate: float
     warmup_steps: int
     stages: list[Stage]
-    checkpoint_every_steps: int
+    # Beside the ends of epochs; null: then alone.
+    checkpoint_every_steps: int | None
     warnings: list[str]
+
+    @property
+    def epochs(self) -> Epochs:
+        return Epochs(
+            num_examples=self.num_train_examples,
+            # The one step of a head in closed form takes all positions.
+            batch_size=max(self.global_batch_size, -(-self.num_positions // self.num_train_steps)),
+            num_train_steps=self.num_train_steps,
+            num_positions=self.num_positions,
+        )
 
     def identity(self, config: Config) -> str:
         return config.identity(dataset_hash=self.dataset_hash, precision=self.precision)
@@ -122,19 +133,16 @@ def make_plan(
     weights = _weights_of_run(resolve_weights(config.model.weights, backbone))
     division = divide_batch(config.distribute, config.train.global_batch_size, topology.num_replicas)
     check_accumulation(config, division)
-    num_train_steps, num_positions = _count_steps(config, num_train)
-    schedule = Schedule.of(config, num_train_steps=num_train_steps)
-    steps_per_epoch = num_train / config.train.global_batch_size
-    checkpoint_every_steps = config.checkpoint.every_steps or math.ceil(steps_per_epoch)
+    epochs = Epochs.of(config, num_train)
+    schedule = Schedule.of(config, num_train_steps=epochs.num_train_steps, epochs=epochs)
     image_size_px = config.model.image_size_px or backbone.image_size_px
-    num_evaluations = math.ceil(num_train_steps / checkpoint_every_steps)
     batch_norm, precision = (
         resolve_batch_norm(config, weights),
         resolve_precision(config, topology, compute_capabilities),
     )
     features = _plan_features(config, manifest, dataset_dir, topology, image_size_px, task, batch_norm, precision)
     class_weights = resolve_class_weights(config, task, manifest)
-    cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, features, num_evaluations)
+    cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, features, epochs.num_ends)
     return Plan(
         dataset_dir=str(dataset_dir.resolve()),
         dataset_name=manifest.name,
@@ -164,23 +172,23 @@ def make_plan(
         global_batch_size=config.train.global_batch_size,
         per_replica_batch_size=division.per_replica_batch_size,
         replica_slices=[division.slice_of(r) for r in range(topology.num_replicas)],
-        steps_per_epoch=steps_per_epoch,
-        num_train_steps=num_train_steps,
-        num_positions=num_positions,
+        steps_per_epoch=num_train / epochs.batch_size,
+        num_train_steps=epochs.num_train_steps,
+        num_positions=epochs.num_positions,
         peak_learning_rate=schedule.peak,
         warmup_steps=schedule.warmup_steps,
-        stages=_plan_stages(config, backbone, num_train_steps=num_train_steps, image_size_px=image_size_px),
-        checkpoint_every_steps=checkpoint_every_steps,
+        stages=_plan_stages(config, backbone, epochs, image_size_px),
+        checkpoint_every_steps=config.checkpoint.every_steps,
         warnings=_warnings(division, num_train, config.data.run_length, schedule),
     )
 
 
-def _plan_stages(config: Config, backbone: Backbone, *, num_train_steps: int, image_size_px: int) -> list[Stage]:
+def _plan_stages(config: Config, backbone: Backbone, epochs: Epochs, image_size_px: int) -> list[Stage]:
     return plan_stages(
         config.augment.progressive_sizes_px,
         config.train,
         trainable=config.model.trainable,
-        num_train_steps=num_train_steps,
+        epochs=epochs,
         image_size_px=image_size_px,
         min_image_size_px=backbone.min_image_size_px,
         backbone=backbone.name,
@@ -217,25 +225,6 @@ def _weights_of_run(weights: str) -> str:
     run = RunDir(weights)
     load_model_arrays(run)  # a damaged one is found now
     return str(find_model_file(run)[0])
-
-
-def _count_steps(config: Config, num_train: int) -> tuple[int, int]:
-    """The steps of the run, and the positions in them that count."""
-    if config.train.solver == "ridge":
-        return 1, num_train
-    batch_size = config.train.global_batch_size
-    num_positions = int(config.train.epochs * num_train)
-    if num_positions < 1:
-        raise ConfigError(f"train.epochs is {config.train.epochs}, less than one of the {num_train} training images")
-    if config.data.last_batch == "mask":
-        return math.ceil(num_positions / batch_size), num_positions
-    num_train_steps = num_positions // batch_size
-    if num_train_steps == 0:
-        raise ConfigError(
-            f"data.last_batch is drop, and train.epochs {config.train.epochs} of {num_train} training images do not "
-            f"fill one batch of {batch_size}; use --set data.last_batch=mask or a smaller train.global_batch_size"
-        )
-    return num_train_steps, num_train_steps * batch_size
 
 
 def _plan_features(

@@ -12,10 +12,11 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from trainer.cli import output
+from trainer.data.sampling.epochs import Epochs
 
 LINE_EVERY_SECS = 10.0
 RATE_WINDOW_SECS = 30.0
@@ -68,8 +69,7 @@ class TrainingProgress:
     def __init__(
         self,
         *,
-        num_train_steps: int,
-        steps_per_epoch: float,
+        epochs: Epochs,
         global_batch_size: int,
         start_step: int = 0,
         console: Console | None = None,
@@ -77,8 +77,7 @@ class TrainingProgress:
         wall_clock: Callable[[], datetime.datetime] = datetime.datetime.now,
     ) -> None:
         """`start_step` is the restored step; `clock` times, `wall_clock` stamps the plain lines."""
-        self._num_train_steps = num_train_steps
-        self._steps_per_epoch = steps_per_epoch
+        self._epochs, self._num_train_steps = epochs, epochs.num_train_steps
         self._global_batch_size = global_batch_size
         self._console = console or output.console
         self._clock = clock
@@ -86,7 +85,7 @@ class TrainingProgress:
         self._step = start_step
         self._metrics: dict[str, float] = {}
         self._lines = _Lines(self._console, clock, wall_clock)
-        self._bar = _TrainingBar(self._console, num_train_steps, start_step) if _is_live(self._console) else None
+        self._bar = _TrainingBar(self._console, epochs.num_train_steps, start_step) if _is_live(self._console) else None
 
     def __enter__(self) -> "TrainingProgress":
         if self._bar:
@@ -127,8 +126,8 @@ class TrainingProgress:
         return None if rate is None else rate * self._global_batch_size
 
     def _figures(self) -> str:
-        epochs = self._num_train_steps / self._steps_per_epoch
-        figures = [f"epoch {self._step / self._steps_per_epoch:.1f}/{epochs:.1f}"]
+        done, of_all = (self._epochs.done_after(step) for step in (self._step, self._num_train_steps))
+        figures = [f"epoch {done:.1f}/{of_all:.1f}"]
         if "loss" in self._metrics:
             figures.append(f"loss {self._metrics['loss']:.4f}")
         if "accuracy" in self._metrics:
@@ -143,7 +142,7 @@ class TrainingProgress:
 
 
 class TaskProgress:
-    """Counts up to `total`; made by `task_progress`."""
+    """Counts the parts that are done; made by `task_progress`."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance = advance
@@ -156,21 +155,24 @@ class TaskProgress:
 @contextlib.contextmanager
 def task_progress(
     description: str,
-    total: int,
+    total: int | None,
     *,
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
     wall_clock: Callable[[], datetime.datetime] = datetime.datetime.now,
 ) -> Iterator[TaskProgress]:
-    """Shows how far something is that has `total` equal parts, such as the examples of a split.
+    """Shows how far something is that has `total` equal parts, such as the examples of a split; None: not known.
 
-    On a terminal a bar; off it a line every `LINE_EVERY_SECS` and one at the end.
+    On a terminal a bar; off it a line every `LINE_EVERY_SECS` and one at the end. A block that ends without an
+    exception has done all of it, also what it had no need to look at, such as the padding of an archive.
     """
     console = console or output.console
     if _is_live(console):
         with Progress(*_columns(), TimeRemainingColumn(), console=console, redirect_stdout=False) as bar:
             task = bar.add_task(description, total=total)
             yield TaskProgress(lambda amount: bar.advance(task, amount))
+            num_done = int(bar.tasks[0].completed) if total is None else total
+            bar.update(task, total=num_done, completed=num_done)
         return
     start = clock()
     lines = _Lines(console, clock, wall_clock, last=start)
@@ -179,11 +181,13 @@ def task_progress(
     def advance(amount: int) -> None:
         nonlocal num_done
         num_done += amount
-        if num_done < total and lines.are_due():
-            lines.print(f"{description} {num_done:,}/{total:,}", regular=True)
+        if (total is None or num_done < total) and lines.are_due():
+            lines.print(f"{description} {num_done:,}{of_total}", regular=True)
 
+    of_total = "" if total is None else f"/{total:,}"
     yield TaskProgress(advance)
-    lines.print(f"{description} {num_done:,}/{total:,} in {format_duration(clock() - start)}")
+    all_done = num_done if total is None else total
+    lines.print(f"{description} {all_done:,}{of_total} in {format_duration(clock() - start)}")
 
 
 def format_duration(secs: float) -> str:
@@ -242,11 +246,17 @@ class _TrainingBar(Progress):
             yield Text(f"      {task.fields['figures']}", style="dim")
 
 
+class _Count(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        of_total = "" if task.total is None else f"/{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}{of_total}")
+
+
 def _columns() -> list[ProgressColumn]:
     return [
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=32),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        _Count(),
     ]
 
 

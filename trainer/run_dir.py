@@ -92,6 +92,15 @@ class RunDir:
                 f"{self.info_file} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}"
             ) from None
 
+    def identity(self) -> str:
+        """What its settings come to now, by which a run of an earlier version may go on; as recorded where they were
+        changed since.
+        """
+        info, config = self.info(), self.config()
+        facts = {"dataset_hash": info.dataset_hash, "precision": info.precision}
+        is_as_recorded = info.identity == config.first_identity(**facts)
+        return config.identity(**facts) if is_as_recorded else info.identity
+
     def config(self) -> Config:
         """Raises RunError where `path` is no run directory, ConfigError for settings that are none."""
         self.info()

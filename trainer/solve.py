@@ -54,6 +54,7 @@ def solve(
             leave_out=lambda _: None,
         )
         saving(1)
+        progress.update(1, {})
     engine.barrier()
 
 

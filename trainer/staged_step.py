@@ -62,6 +62,7 @@ class StagedStep:
             self._state,
             self._config,
             num_train_steps=self._plan.num_train_steps,
+            epochs=self._plan.epochs,
             jit_compile=self._plan.jit_compile,
             objective=self._objective,
             unfrozen_at=self._unfrozen_at,

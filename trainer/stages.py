@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from trainer.data.sampling.epochs import Epochs
 from trainer.errors import ConfigError
 from trainer.settings.training import TrainConfig
 
@@ -27,7 +28,7 @@ def plan_stages(
     train: TrainConfig,
     *,
     trainable: str,
-    num_train_steps: int,
+    epochs: Epochs,
     image_size_px: int,
     min_image_size_px: int,
     backbone: str,
@@ -38,9 +39,9 @@ def plan_stages(
         ConfigError: the sizes do not rise to the model's own, the backbone does not take them, there are more sizes
             than steps, or the epochs of `train.unfreeze` do not rise within the run.
     """
-    sizes = list(sizes_px or [image_size_px])
+    sizes, num_train_steps = list(sizes_px or [image_size_px]), epochs.num_train_steps
     _check_sizes(sizes, num_train_steps, image_size_px, backbone, min_image_size_px if sizes_px else 0)
-    starts = {0: trainable, **_unfreezing_steps(train, num_train_steps)}
+    starts = {0: trainable, **_unfreezing_steps(train, epochs)}
     size_bounds = divide_steps(num_train_steps, len(sizes))
     bounds = sorted({*size_bounds, *starts})
     return [
@@ -59,18 +60,18 @@ def divide_steps(num_train_steps: int, num_parts: int) -> list[int]:
     return [num_train_steps * i // num_parts for i in range(num_parts + 1)]
 
 
-def _unfreezing_steps(train: TrainConfig, num_train_steps: int) -> dict[int, str]:
-    """What is trained from which step on, after the start."""
-    epochs = [unfreezing.epoch for unfreezing in train.unfreeze]
-    if any(a >= b for a, b in itertools.pairwise(epochs)) or any(epoch >= train.epochs for epoch in epochs):
+def _unfreezing_steps(train: TrainConfig, epochs: Epochs) -> dict[int, str]:
+    """What is trained from which step on, after the start: once the epoch that is named has ended."""
+    asked, num_train_steps = [unfreezing.epoch for unfreezing in train.unfreeze], epochs.num_train_steps
+    if any(a >= b for a, b in itertools.pairwise(asked)) or any(epoch >= train.epochs for epoch in asked):
         raise ConfigError(
-            f"train.unfreeze has the epochs {epochs}, which must rise and lie within the run of {train.epochs:g} epochs"
+            f"train.unfreeze has the epochs {asked}, which must rise and lie within the run of {train.epochs:g} epochs"
         )
-    steps = [round(num_train_steps * epoch / train.epochs) for epoch in epochs]
+    steps = [epochs.last_step_of(epoch) for epoch in asked]
     found = dict(zip(steps, (unfreezing.trainable for unfreezing in train.unfreeze), strict=True))
     if len(found) < len(steps) or 0 in found or num_train_steps in found:
         raise ConfigError(
-            f"train.unfreeze has the epochs {epochs}, and the run only {num_train_steps} steps, so that some would "
+            f"train.unfreeze has the epochs {asked}, and the run only {num_train_steps} steps, so that some would "
             "come at the same one; raise train.epochs, or lower train.global_batch_size"
         )
     return found

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.batch import Batch
+from trainer.data.sampling.epochs import Epochs
 from trainer.distribute.engine import Engine
 from trainer.forward_backward import ForwardBackward, Local
 from trainer.model.averages import update_averages
@@ -79,6 +80,7 @@ class TrainStep:
         *,
         num_train_steps: int,
         jit_compile: bool,
+        epochs: Epochs | None = None,
         objective: Objective | None = None,
         unfrozen_at: Mapping[int, int] | None = None,
         new_statistics: Mapping[int, float] | None = None,
@@ -86,6 +88,7 @@ class TrainStep:
         """Trains the variables that are trainable in the model now, some or all of those that the run learns.
 
         Args:
+            epochs: of the run, for a schedule that counts in them.
             objective: None for one label an image.
             unfrozen_at: by the id of a variable, from which step on it is trained; 0 where left out.
             new_statistics: by the id of a batch statistic that the training starts from nothing, its momentum; see
@@ -95,7 +98,7 @@ class TrainStep:
             ValueError: synchronised batch statistics under XLA, which has no collectives.
         """
         self._engine, self._state, self._config = engine, state, config
-        self._schedule = Schedule.of(config, num_train_steps=num_train_steps)
+        self._schedule = Schedule.of(config, num_train_steps=num_train_steps, epochs=epochs)
         self._trained, self._statistics = list(state.model.trainable_variables), changing_statistics(state.model)
         self._new_statistics = new_statistics or {}
         self._optimizer = _make_optimizer(config, state.model, self._trained, unfrozen_at)

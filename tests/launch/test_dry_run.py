@@ -147,7 +147,7 @@ def test_batches_and_rates_add_up(digits: pathlib.Path, tmp_path: pathlib.Path) 
     empty = Batch(*(tf.zeros([batches.per_replica_batch_size]) for _ in range(5)))
     assert split_batch(empty, 4).weights.shape == [4, batches.chunk_size]
     assert rate.peak == plan.peak_learning_rate == pytest.approx(1e-3 * math.sqrt(50 / 200))
-    assert rate.warmup_steps == plan.warmup_steps == round(batches.num_train_steps / 4)
+    assert rate.warmup_steps == plan.warmup_steps == math.ceil(1439 / 2 / 50)
     assert max(at.learning_rate for at in rate.at) == pytest.approx(rate.peak)
 
 

@@ -4,6 +4,7 @@ import io
 import pytest
 from rich.console import Console
 
+from trainer.data.sampling.epochs import Epochs
 from trainer.progress import StepRate, TrainingProgress, format_duration, task_progress
 
 
@@ -26,9 +27,16 @@ def noon() -> datetime.datetime:
     return datetime.datetime(2025, 6, 1, 12, 0, 0)
 
 
-def training(console: Console, clock: Clock, **changes) -> TrainingProgress:
-    arguments = {"num_train_steps": 100, "steps_per_epoch": 10, "global_batch_size": 32} | changes
-    return TrainingProgress(console=console, clock=clock, wall_clock=noon, **arguments)
+def training(console: Console, clock: Clock, *, start_step: int = 0, **changes) -> TrainingProgress:
+    epochs = {"num_examples": 320, "batch_size": 32, "num_train_steps": 100, "num_positions": 3200} | changes
+    return TrainingProgress(
+        console=console,
+        clock=clock,
+        wall_clock=noon,
+        epochs=Epochs(**epochs),
+        global_batch_size=32,
+        start_step=start_step,
+    )
 
 
 def plain() -> Console:
@@ -122,7 +130,7 @@ def test_a_note_is_a_line_of_its_own_with_its_brackets_and_keeps_the_rhythm(cloc
 @pytest.mark.parametrize("width", [80, 140])
 def test_on_a_terminal_the_bar_and_every_figure_fit(clock, width):
     console = terminal(width)
-    with training(console, clock, num_train_steps=100_000, steps_per_epoch=10_000) as progress:
+    with training(console, clock, num_train_steps=100_000, num_examples=320_000, num_positions=3_200_000) as progress:
         progress.update(50_000, {"loss": 1.25, "accuracy": 0.875})
         clock.secs += 1
         progress.update(50_100, {})
@@ -151,6 +159,26 @@ def test_a_task_off_a_terminal_says_where_it_is_and_when_it_is_done(clock):
         "2025-06-01 12:00:00  evaluate test 1,000/2,000",
         "2025-06-01 12:00:00  evaluate test 2,000/2,000 in 20 s",
     ]
+
+
+@pytest.mark.parametrize("make_console", [plain, terminal])
+@pytest.mark.parametrize(
+    ("total", "amounts", "ends_at"),
+    [
+        # What is left of an archive behind its end mark, or read twice, is done as well.
+        (2000, (100, 400), "2,000/2,000"),
+        (2000, (1900, 400), "2,000/2,000"),
+        (None, (1900, 400), "2,300"),
+    ],
+)
+def test_a_task_that_is_finished_ends_at_its_total(make_console, clock, total, amounts, ends_at):
+    console = make_console()
+    with task_progress("index", total, console=console, clock=clock, wall_clock=noon) as task:
+        for amount in amounts:
+            clock.secs += 20
+            task.advance(amount)
+    assert ends_at in lines_of(console)[-1 if make_console is plain else -2]
+    assert "None" not in console.file.getvalue()
 
 
 def test_a_task_that_fails_does_not_claim_to_be_done(clock):

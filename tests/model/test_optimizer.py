@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.config import load_config
+from trainer.data.sampling.epochs import Epochs
 from trainer.errors import ConfigError
 from trainer.model.optimizer import Optimizer, clipping_factor
 from trainer.model.schedule import Schedule
@@ -129,7 +130,8 @@ def test_a_parameter_has_its_own_rate_and_counts_its_updates_from_when_it_is_tra
 )
 def test_the_other_schedules_go_where_they_say(settings: list[str], expected: dict[int, float]) -> None:
     config = load_config(overrides=["optimizer.learning_rate=1.0", "train.epochs=10", *settings])
-    schedule = Schedule.of(config, num_train_steps=100)
+    epochs = Epochs.of(config, num_examples=10 * config.train.global_batch_size)
+    schedule = Schedule.of(config, num_train_steps=100, epochs=epochs)
     found = {step: float(schedule.at(tf.constant(step))) for step in expected}
     assert found == pytest.approx(expected, rel=1e-4)
 
@@ -144,7 +146,8 @@ def test_the_peak_is_scaled_with_the_global_batch(scaling: str, factor: float) -
 
 def test_a_warm_up_in_epochs_is_that_part_of_the_steps() -> None:
     config = load_config(overrides=["optimizer.warmup_epochs=0.5", "train.epochs=5"])
-    assert Schedule.of(config, num_train_steps=1000).warmup_steps == 100
+    epochs = Epochs.of(config, num_examples=200 * config.train.global_batch_size)
+    assert Schedule.of(config, num_train_steps=1000, epochs=epochs).warmup_steps == 100
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ LAYERS = (
         "trainer.environment",
         "trainer.tf_runtime",
     ),
-    ("trainer.run_dir", "trainer.distribute.topology", "trainer.stages"),
+    ("trainer.run_dir", "trainer.distribute.topology"),
     ("trainer.data",),
     ("trainer.model",),
     ("trainer.distribute",),
@@ -49,6 +49,7 @@ LAYERS = (
     ("trainer.features",),
     (
         "trainer.resolve",
+        "trainer.stages",
         "trainer.plan",
         "trainer.streams",
         "trainer.progress",

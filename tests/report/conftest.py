@@ -63,6 +63,7 @@ def build_digits_run(directory: pathlib.Path, class_names: list[str] = CLASS_NAM
             "num_train_steps": NUM_STEPS,
             "steps_per_epoch": 1149 / BATCH_SIZE,
             "num_train_examples": 1149,
+            "num_positions": NUM_STEPS * BATCH_SIZE,
             "warnings": [],
         },
     )

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config import load_config
+from trainer.data.sampling.epochs import Epochs
 from trainer.errors import ConfigError
 from trainer.patience import has_lost_patience
 from trainer.settings.training import TrainConfig, Unfreezing
@@ -20,7 +21,7 @@ def stages(train: TrainConfig, sizes_px: list[int] | None = None, num_steps: int
         sizes_px,
         train,
         trainable="head",
-        num_train_steps=num_steps,
+        epochs=Epochs(num_examples=num_steps, batch_size=10, num_train_steps=num_steps, num_positions=10 * num_steps),
         image_size_px=64,
         min_image_size_px=32,
         backbone="a backbone",
@@ -59,7 +60,7 @@ def test_the_stages_are_all_of_the_run_and_nothing_twice(epochs: list[float], nu
     [
         (unfreeze((5.0, "top:1"), (3.0, "all")), "must rise and lie within the run of 10 epochs"),
         (unfreeze((10.0, "all")), "must rise and lie within"),
-        (unfreeze((0.01, "all")), "only 100 steps"),
+        (unfreeze((0.01, "top:1"), (0.02, "all")), "only 100 steps"),
     ],
 )
 def test_epochs_that_make_no_sense_are_refused(train: TrainConfig, answer: str) -> None:

@@ -11,8 +11,9 @@ class Advances(Protocol):
     def advance(self, amount: int = 1) -> None: ...
 
 
-# Called with what is being done and how many parts it has; `trainer.progress.task_progress` is one.
-ShowProgress = Callable[[str, int], contextlib.AbstractContextManager[Advances]]
+# Called with what is being done and how many parts it has, None where that is not known before; a block that ends
+# without an exception has done them all. `trainer.progress.task_progress` is one.
+ShowProgress = Callable[[str, int | None], contextlib.AbstractContextManager[Advances]]
 
 
 class _Silence:
@@ -20,5 +21,5 @@ class _Silence:
         pass
 
 
-def show_nothing(description: str, total: int) -> contextlib.AbstractContextManager[Advances]:
+def show_nothing(description: str, total: int | None) -> contextlib.AbstractContextManager[Advances]:
     return contextlib.nullcontext(_Silence())

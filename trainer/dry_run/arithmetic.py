@@ -66,7 +66,7 @@ def count_batches(plan: Plan, config: Config) -> BatchArithmetic:
 
 def find_learning_rates(plan: Plan, config: Config) -> LearningRate:
     """The schedule of the run, and its rates at the start, at the end of the warm-up, and along the way."""
-    schedule = Schedule.of(config, num_train_steps=plan.num_train_steps)
+    schedule = Schedule.of(config, num_train_steps=plan.num_train_steps, epochs=plan.epochs)
     last = plan.num_train_steps - 1
     steps = {0, schedule.warmup_steps, *(last * quarter // 4 for quarter in range(1, 5))}
     return LearningRate(

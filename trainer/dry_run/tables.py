@@ -12,6 +12,7 @@ from rich.text import Text
 from trainer.distribute.elastic.request import is_elastic
 from trainer.dry_run.document import DryRun
 from trainer.dry_run.workers import WorkerStart
+from trainer.plan import Plan
 
 _VERDICT_STYLES = {"warning": "yellow", "problem": "bold red"}
 _NUM_DIGEST_CHARS = 12
@@ -43,10 +44,17 @@ def _run(found: DryRun) -> Text:
         "features": plan.features.reason,
         "cache": plan.cache_reason,
         "model": f"{plan.backbone}, {plan.weights} weights, {plan.image_size_px} px, trains {plan.trainable}",
-        "checkpoint": f"every {plan.checkpoint_every_steps} steps",
+        "checkpoint": _saving(plan),
         **{f"warning {i}": warning for i, warning in enumerate(plan.warnings, 1)},
     }
     return _heading("run") + _lines(facts)
+
+
+def _saving(plan: Plan) -> str:
+    """When the run is saved."""
+    num_ends = plan.epochs.num_ends
+    ends = f"at the ends of epochs, {num_ends} time{'' if num_ends == 1 else 's'}"
+    return ends if plan.checkpoint_every_steps is None else f"every {plan.checkpoint_every_steps} steps, and {ends}"
 
 
 def _topology_and_engine(found: DryRun) -> Text:

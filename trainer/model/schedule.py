@@ -7,6 +7,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data.sampling.epochs import Epochs
 from trainer.errors import ConfigError
 from trainer.settings.training import OptimizerConfig, TrainConfig
 
@@ -33,8 +34,8 @@ class Schedule:
     step_factor: float = 0.1
 
     @classmethod
-    def of(cls, config: Config, *, num_train_steps: int) -> "Schedule":
-        """The schedule of a run.
+    def of(cls, config: Config, *, num_train_steps: int, epochs: Epochs | None = None) -> "Schedule":
+        """The schedule of a run; what it has in epochs is counted in `epochs`, without which there may be none of it.
 
         The peak is scaled with the batch where the configuration asks for it: linearly (Goyal et al. 2017,
         arXiv:1706.02677), or with the square root (Krizhevsky 2014, arXiv:1404.5997, and Hoffer et al. 2017).
@@ -45,7 +46,11 @@ class Schedule:
         """
         optimizer, train = config.optimizer, config.train
         _check(optimizer, train)
-        warmup_steps = optimizer.warmup_steps or round(num_train_steps * optimizer.warmup_epochs / train.epochs)
+        warmup_steps, falls_at = optimizer.warmup_steps, []
+        if optimizer.warmup_epochs or optimizer.step_epochs:
+            assert epochs is not None, "a schedule in epochs needs to know where they end"
+            warmup_steps = warmup_steps or epochs.last_step_of(optimizer.warmup_epochs)
+            falls_at = [epochs.last_step_of(epoch) for epoch in optimizer.step_epochs]
         ratio = train.global_batch_size / optimizer.scaling_batch_size
         factor = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[optimizer.scaling]
         return cls(
@@ -53,7 +58,7 @@ class Schedule:
             peak=optimizer.learning_rate * factor,
             warmup_steps=warmup_steps,
             num_train_steps=num_train_steps,
-            falls_at=[round(num_train_steps * epoch / train.epochs) for epoch in optimizer.step_epochs],
+            falls_at=falls_at,
             step_factor=optimizer.step_factor,
         )
 

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from trainer.config import Config
+from trainer.data.sampling.epochs import Epochs
 from trainer.data.storage import DatasetPath, parse_path
 from trainer.metric_writers import read_metrics
 from trainer.metrics.evaluation import ClassMetrics, Evaluation, load_arrays
@@ -162,17 +163,30 @@ def _headline(
         figures.append(
             Figure(name="Top-5 accuracy", value=f"{evaluation.top5_accuracy:.2%}", detail="label among the first five")
         )
-    num_steps, steps_per_epoch = plan.get("num_train_steps"), plan.get("steps_per_epoch")
-    epochs = f", epoch {evaluation.global_step / steps_per_epoch:.1f}" if steps_per_epoch else ""
+    num_steps, epochs = plan.get("num_train_steps"), _epochs_of(plan)
     figures.append(
         Figure(
             name="Evaluated step",
             value=f"{evaluation.global_step:,}",
-            detail=(f"of {num_steps:,}" if num_steps else "of the run") + epochs,
+            detail=(f"of {num_steps:,}" if num_steps else "of the run")
+            + (f", epoch {epochs.done_after(evaluation.global_step):.1f}" if epochs else ""),
         )
     )
     figures.append(Figure(name="Training images", value=f"{info.num_train_examples:,}", detail=_skipped(entries)))
     return figures
+
+
+def _epochs_of(plan: dict[str, Any]) -> Epochs | None:
+    """None where the run was copied without its plan."""
+    try:
+        return Epochs(
+            num_examples=plan["num_train_examples"],
+            batch_size=plan["global_batch_size"],
+            num_train_steps=plan["num_train_steps"],
+            num_positions=plan["num_positions"],
+        )
+    except KeyError:
+        return None
 
 
 def _areas(evaluation: Evaluation) -> list[Figure]:

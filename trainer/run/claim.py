@@ -100,7 +100,7 @@ def check_run_dir(run: RunDir, identity: str, *, resume: bool, differences: Call
         if run.path.is_dir() and any(path.name not in (LOG_DIR_NAME, LOCK_NAME) for path in run.path.iterdir()):
             raise RunError(f"{run.path} holds files, but no run; give --run-dir a new or an empty directory")
         return
-    if run.info().identity != identity:
+    if run.identity() != identity:
         raise RunError(
             f"{run.path} holds another run: {differences()}; give --run-dir a new directory, or the settings of the "
             f"run that is there ({run.config_file})"
@@ -145,7 +145,7 @@ def find_unfinished_run(
     for path in sorted(runs_dir.glob("*/run.json"), key=_modified_at, reverse=True):
         run = RunDir(path.parent)
         try:
-            if run.info().identity != identity:
+            if run.identity() != identity:
                 continue
             steps = CheckpointStore.of_run(run, config.checkpoint).steps()
         except (RunError, OSError) as e:

@@ -24,4 +24,4 @@ NonNegative = Annotated[int, pydantic.Field(ge=0)]
 class Section(pydantic.BaseModel):
     """A section of the configuration: unknown keys and values of another type are errors."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -106,8 +106,8 @@ class _Fetch:
             if not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
                 start = 0
             length = response.headers.get("content-length", "")
-            total = start + int(length) if length.isdigit() else self._max_bytes
-            self._check_size(total if length else start)
+            total = start + int(length) if length.isdigit() else None
+            self._check_size(start if total is None else total)
             with progress("downloading", total) as shown:
                 shown.advance(start)
                 self._append(response, start, shown)
