@@ -1,9 +1,15 @@
-"""`EXPORT/checksums.json`: the SHA-256 of every other file of an export. Written last, it completes the export."""
+"""`EXPORT/checksums.json`: the SHA-256 of every other file of an export. Written last, it completes the export.
 
+Files of a finished export are replaced by `replace_files` alone, which a kill at any moment leaves verifiable.
+"""
+
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 import pydantic
@@ -17,12 +23,17 @@ SCHEMA_VERSION: Final = 1
 
 
 class Checksums(pydantic.BaseModel):
-    """`files` maps a path relative to the export, with forward slashes, to a SHA-256 in hexadecimal."""
+    """`files` maps a path relative to the export, with forward slashes, to a SHA-256 in hexadecimal.
+
+    replacing: the same of files that were being replaced or added when the writer was killed: each is as in `files`,
+    or as here. Left out of the file where there are none.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = SCHEMA_VERSION
     files: dict[str, str]
+    replacing: dict[str, str] = {}
 
     @classmethod
     def of(cls, export_dir: pathlib.Path, *, only: Sequence[str] | None = None) -> "Checksums":
@@ -31,7 +42,8 @@ class Checksums(pydantic.BaseModel):
         return cls(files={name: _sha256_of(export_dir / name) for name in names})
 
     def save(self, export_dir: pathlib.Path) -> None:
-        atomic.write_text(export_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+        left_out = None if self.replacing else {"replacing"}
+        atomic.write_text(export_dir / FILE_NAME, self.model_dump_json(indent=2, exclude=left_out) + "\n")
 
     @classmethod
     def load(cls, export_dir: pathlib.Path) -> "Checksums":
@@ -49,17 +61,54 @@ class Checksums(pydantic.BaseModel):
             ParityError: a file is missing, changed, or was not there when the export was published; it is named.
         """
         found = set(_list_files(export_dir))
-        for name, expected in self.files.items():
-            if name not in found:
-                raise ParityError(f"{name} is missing from {export_dir}; copy the export again")
+        for name in sorted(set(self.files) - found):
+            raise ParityError(f"{name} is missing from {export_dir}; copy the export again")
+        for name in sorted(found):
+            allowed = [of[name] for of in (self.files, self.replacing) if name in of]
+            if not allowed:
+                raise ParityError(f"{name} was added after {export_dir} was published; remove it, or export again")
             actual = _sha256_of(export_dir / name)
-            if actual != expected:
+            if actual not in allowed:
                 raise ParityError(
                     f"{name} was changed after {export_dir} was published: SHA-256 {actual[:12]}... where "
-                    f"{FILE_NAME} says {expected[:12]}...; copy the export again"
+                    f"{FILE_NAME} says {allowed[0][:12]}...; copy the export again"
                 )
-        for name in sorted(found - set(self.files)):
-            raise ParityError(f"{name} was added after {export_dir} was published; remove it, or export again")
+
+    def _settled(self, export_dir: pathlib.Path) -> "Checksums":
+        """Those of the files as they are, where an earlier writer was killed; what else was changed still shows."""
+        there = {name: expected for name, expected in self.replacing.items() if (export_dir / name).is_file()}
+        done = {name: expected for name, expected in there.items() if _sha256_of(export_dir / name) == expected}
+        return Checksums(files={**self.files, **done})
+
+
+def replace_files(export_dir: pathlib.Path, contents: Mapping[str, bytes]) -> None:
+    """Replaces or adds files of a finished export, by their names in it; all others keep the checksums that they had.
+
+    A kill leaves an export that verifies: first the checksums say what is to come, then the files come one by one, then
+    the checksums say that they are there.
+
+    Raises:
+        ArtifactError: `export_dir` is no finished export.
+    """
+    with _locked(export_dir):
+        before = Checksums.load(export_dir)._settled(export_dir)
+        new = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        before.model_copy(update={"replacing": new}).save(export_dir)
+        for name, content in contents.items():
+            atomic.write_bytes(export_dir / name, content)
+        Checksums(files=dict(sorted({**before.files, **new}.items()))).save(export_dir)
+
+
+@contextlib.contextmanager
+def _locked(export_dir: pathlib.Path) -> Iterator[None]:
+    """One writer at a time; on the folder itself, since a file of its own would be one too many in the export."""
+    descriptor = os.open(export_dir, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks on folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _list_files(export_dir: pathlib.Path) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import pydantic
 
-from trainer import atomic, trust
+from trainer import trust
 from trainer.environment import cpu_model
 from trainer.errors import ArtifactError, ExportError, RunError, UsageError
 from trainer.system.child_python import python_command
@@ -73,9 +73,6 @@ class LatencyReport(_Model):
                 f"export {export_dir} --record"
             ) from None
 
-    def save(self, export_dir: pathlib.Path) -> None:
-        atomic.write_text(export_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
-
 
 def measure_latency(
     export_dir: pathlib.Path, run_dir: pathlib.Path | None, *, num_threads: Sequence[int], num_rounds: int
@@ -126,13 +123,12 @@ def check_run(export_dir: pathlib.Path, run_dir: pathlib.Path) -> None:
 def record_latency(export_dir: pathlib.Path, report: LatencyReport) -> None:
     """Writes the figures beside the artifacts and into the model card, and renews the checksums of these two files."""
     from export import model_card
-    from export.checksums import Checksums
+    from export.checksums import replace_files
 
-    checksums, card = Checksums.load(export_dir), export_dir / model_card.FILE_NAME
-    report.save(export_dir)
-    atomic.write_text(card, model_card.with_latency(card.read_text(encoding="utf-8"), report))
-    changed = Checksums.of(export_dir, only=[FILE_NAME, model_card.FILE_NAME]).files
-    Checksums(files=dict(sorted({**checksums.files, **changed}.items()))).save(export_dir)
+    card = model_card.with_latency((export_dir / model_card.FILE_NAME).read_text(encoding="utf-8"), report)
+    replace_files(
+        export_dir, {FILE_NAME: f"{report.model_dump_json(indent=2)}\n".encode(), model_card.FILE_NAME: card.encode()}
+    )
 
 
 def _measure_in_this_process(

@@ -121,6 +121,8 @@ def publish(
             options=_options_of(publication, allow_failed),
         ).save(directory)
         Checksums.of(directory).save(directory)
+        # Another export may have taken the place in all this time.
+        check_target(export_dir, overwrite=overwrite)
     return report
 
 

@@ -107,21 +107,27 @@ def roll_back(root: pathlib.Path, to: int | None = None) -> Switch:
     """
     if to is not None:
         check_version(to)
+    if current_version(root) is None:
+        raise ArtifactError(f"{root} has no current version; fill it with: trainer publish EXPORT {root}")
+    with lock.hold(root / _LOCK_FILE):
+        # What is current may have changed while another writer had the lock.
+        to = _version_to_go_back_to(root, to)
+        Checksums.load(root / str(to)).verify(root / str(to))
+        return _make_current(root, to)
+
+
+def _version_to_go_back_to(root: pathlib.Path, to: int | None) -> int:
     before, versions = current_version(root), find_versions(root)
     there = f"it has {', '.join(map(str, versions)) or 'none'}"
-    if before is None:
-        raise ArtifactError(f"{root} has no current version; fill it with: trainer publish EXPORT {root}")
     if to is None:
-        to = max((version for version in versions if version < before), default=None)
+        to = max((version for version in versions if before is not None and version < before), default=None)
         if to is None:
             raise ArtifactError(
                 f"{root} has no version below {before}, the current one ({there}); choose one with --to"
             )
     if to not in versions:
         raise ArtifactError(f"{root} has no version {to} ({there}); choose one of them with --to")
-    with lock.hold(root / _LOCK_FILE):
-        Checksums.load(root / str(to)).verify(root / str(to))
-        return _make_current(root, to)
+    return to
 
 
 def _find_published(root: pathlib.Path, versions: list[int], checksums: Checksums) -> int | None:

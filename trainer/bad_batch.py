@@ -1,9 +1,13 @@
-"""`RUN/bad_batch.npz`: the batch whose gradient was not finite when a run gave up, for who wants to know why.
+"""`RUN/bad_batch.npz`: the batch whose gradient was not finite when a run gave up, as the step got it.
+
+With the weights of the step before, it makes the same gradient again.
 
 step        of the run, from 1
 examples    [b] int64, numbers in the training split; filenames [b] as in the source
 labels      [b] int64, or [b, num_classes]; weights [b], of the examples in the loss
-images      [b, size, size, 3] uint8 as the host gave them to the devices, or the features that the run trains on
+images      [b, size, size, 3] uint8 as the host gave them to the devices, in the size of that step, or the features
+            that the run trains on
+positions   [b] int64 in the stream of examples; randomness [b, k] float32, that of the random changes on the device
 """
 
 import dataclasses
@@ -20,7 +24,10 @@ from trainer.distribute.topology import BatchDivision, Topology
 
 
 def save_bad_batch(path: pathlib.Path, stream: TrainingStream, *, step: int) -> None:
-    """Reads the whole global batch of `step` (from 1) once more, and writes it to `path`."""
+    """Reads the whole global batch of `step` (from 1) once more, and writes it to `path`.
+
+    `stream` is that of the step's own stage, which has a size of image of its own.
+    """
     whole = dataclasses.replace(
         stream,
         division=BatchDivision(stream.division.global_batch_size, 1),
@@ -38,5 +45,7 @@ def save_bad_batch(path: pathlib.Path, stream: TrainingStream, *, step: int) -> 
         labels=batch.labels.numpy(),
         weights=batch.weights.numpy(),
         images=batch.images.numpy(),
+        positions=batch.positions.numpy(),
+        randomness=batch.randomness.numpy(),
     )
     atomic.write_bytes(path, content.getvalue())

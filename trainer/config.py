@@ -4,6 +4,7 @@ A recipe is a YAML file that states only what differs from these defaults; `--se
 one setting, its value read as YAML. What a run used is written out in full as `RUN/config.yaml`.
 """
 
+import datetime
 import difflib
 import hashlib
 import itertools
@@ -14,6 +15,7 @@ from typing import Any
 
 import pydantic
 import yaml
+from yaml.constructor import ConstructorError
 
 from trainer.errors import ConfigError
 from trainer.settings.data import AugmentConfig, DataConfig
@@ -24,6 +26,7 @@ from trainer.settings.model import ModelConfig
 from trainer.settings.saving import CheckpointConfig, LogConfig
 from trainer.settings.section import Section
 from trainer.settings.training import OptimizerConfig, TrainConfig
+from trainer.settings.yaml_text import read_yaml
 
 RECIPES_DIR = pathlib.Path(__file__).resolve().parents[1] / "recipes"
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -122,7 +125,7 @@ def parse_config(values: dict[str, Any], *, origin: str) -> Config:
 
 def _read_recipe(path: pathlib.Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"the recipe {path} does not exist; give --config the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as e:
@@ -140,9 +143,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not (equals and dot and section and name):
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=5")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value {text!r} is not YAML; quote it") from None
+        value = read_yaml(text)
+    except yaml.YAMLError as e:
+        problem = f"{e.problem}; write it once" if isinstance(e, ConstructorError) else "it is not YAML; quote it"
+        raise ConfigError(f"--set {override!r}: the value {text!r} cannot be read: {problem}") from None
     if value is not None and not isinstance(values.setdefault(section, {}), dict):
         raise ConfigError(f"{section!r} of the recipe is not a section, so --set {override!r} cannot change it")
     values.setdefault(section, {})[name] = _number_from_yaml(value)
@@ -173,6 +177,11 @@ def _explain(error: Any, origin: str) -> str:
         return f"{origin} has no setting {name!r}; {_nearest(location)}"
     message = error["msg"].removeprefix("Value error, ")
     expected = message[0].lower() + message[1:]
+    if error["type"] == "string_type" and isinstance(error["input"], int | float | datetime.date):
+        expected += (
+            ", and YAML reads this as another kind of value; write it in quotes, on a command line in two pairs: --set "
+            f"{name}='\"TEXT\"'"
+        )
     return f"{name} in {origin} is {error['input']!r}: {expected}"
 
 

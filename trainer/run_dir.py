@@ -23,7 +23,7 @@ import yaml
 from trainer import atomic
 from trainer.bounded_read import read_small
 from trainer.config import Config, load_config
-from trainer.errors import RunError
+from trainer.errors import RunError, UsageError
 from trainer.settings.training import ModelTask
 from trainer.system.names import ClassNames
 from trainer.system.paths import as_path
@@ -94,9 +94,13 @@ class RunDir:
 
     def identity(self) -> str:
         """What its settings come to now, by which a run of an earlier version may go on; as recorded where they were
-        changed since.
+        changed since, or cannot be read.
         """
-        info, config = self.info(), self.config()
+        info = self.info()
+        try:
+            config = self.config()
+        except UsageError:
+            return info.identity
         facts = {"dataset_hash": info.dataset_hash, "precision": info.precision}
         is_as_recorded = info.identity == config.first_identity(**facts)
         return config.identity(**facts) if is_as_recorded else info.identity

@@ -87,7 +87,10 @@ def train(
             # A launcher ends the whole job when the first worker exits: not before the chief has saved.
             engine.barrier()
 
-        with StopRequest().listen() as stop_request, _keeping_bad_batch(run, training, is_chief=store is not None):
+        with (
+            StopRequest().listen() as stop_request,
+            _keeping_bad_batch(run, plan, training, is_chief=store is not None),
+        ):
             run_loop(
                 make_steps=make_steps(plan, engine, training, step, first_step),
                 first_step=first_step,
@@ -103,14 +106,15 @@ def train(
 
 
 @contextlib.contextmanager
-def _keeping_bad_batch(run: RunDir, stream: TrainingStream, *, is_chief: bool) -> Iterator[None]:
+def _keeping_bad_batch(run: RunDir, plan: Plan, stream: TrainingStream, *, is_chief: bool) -> Iterator[None]:
     """Where the block ends for gradients that are not finite, the chief saves the last batch that had one."""
     try:
         yield
     except NonFiniteGradientError as e:
         if not is_chief:
             raise
-        save_bad_batch(run.bad_batch_file, stream, step=e.step)
+        stage = next(stage for stage in plan.stages if e.step <= stage.stop_step)
+        save_bad_batch(run.bad_batch_file, stream_of_stage(stream, stage), step=e.step)
         raise NonFiniteGradientError(f"{e}; the batch of step {e.step} is in {run.bad_batch_file}", step=e.step) from e
 
 
@@ -174,10 +178,15 @@ def staged_batches(plan: Plan, engine: Engine, stream: TrainingStream, first_ste
             yield from _distribute_stage(stage, engine, stream, first_step)
 
 
+def stream_of_stage(stream: TrainingStream, stage: Stage) -> TrainingStream:
+    """The same stream with images in the size of `stage`."""
+    geometry = dataclasses.replace(stream.geometry, image_size_px=stage.image_size_px)
+    return dataclasses.replace(stream, geometry=geometry)
+
+
 def _distribute_stage(stage: Stage, engine: Engine, stream: TrainingStream, first_step: int) -> Any:
     """The steps of `stage` from `first_step` on."""
-    geometry = dataclasses.replace(stream.geometry, image_size_px=stage.image_size_px)
-    staged = dataclasses.replace(stream, geometry=geometry)
+    staged = stream_of_stage(stream, stage)
     return engine.distribute(staged.dataset(max(stage.start_step, first_step), stage.stop_step))
 
 

@@ -27,6 +27,33 @@ def test_flags_win_over_set_and_set_over_the_recipe(tmp_path: pathlib.Path) -> N
     assert config.distribute.xla == "off" and config.distribute.precision == "mixed_bfloat16"
 
 
+# As YAML 1.1 reads them plain: 7, True, False, None, 1000, 16, 90 in base 60, infinity, a date, and a merge.
+NAMES = ["07", "yes", "off", "null", "~", "1_000", "0x10", "1:30", ".inf", "2024-01-01", "=", "on", "y", "1e3"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_classes_are_named_as_they_are_written(name: str, tmp_path: pathlib.Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"train:\n  class_weights:\n    {name}: 2\n    other: 3\n")
+    expected = {name: 2.0, "other": 3.0}
+    assert load_config(recipe).train.class_weights == expected
+    written = load_config(overrides=[f"train.class_weights={{{name}: 2, other: 3}}"])
+    assert written.train.class_weights == expected
+    # And as a run writes them out.
+    recipe.write_text(written.to_yaml())
+    assert load_config(recipe) == written
+
+
+def test_a_recipe_may_repeat_itself_by_alias_and_no_key_is_lost(tmp_path: pathlib.Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: &all {resize: squash}\ntrain:\n  <<: {seed: 1, epochs: 3}\n  seed: 2\n")
+    config = load_config(recipe)
+    assert (config.train.seed, config.train.epochs, config.data.resize) == (2, 3, "squash")
+    recipe.write_text("train:\n  seed: 1\n  epochs: 3\n  seed: 2\n")
+    with pytest.raises(ConfigError, match=r"the key 'seed' is there twice"):
+        load_config(recipe)
+
+
 def test_the_written_configuration_reads_back_as_itself() -> None:
     config = load_config(overrides=["optimizer.learning_rate=1e-5", "data.path=photos"])
     assert parse_config(yaml.safe_load(config.to_yaml()), origin="itself") == config
@@ -44,6 +71,8 @@ def test_the_written_configuration_reads_back_as_itself() -> None:
         ("optimizer.name=adamm", "'sgd', 'adam', 'adamw' or 'lars'"),
         ("train", "is not of the form section.key=value"),
         ("train.epochs=[", "is not YAML"),
+        ("train.class_weights={a: 1, a: 2}", "the key 'a' is there twice; write it once"),
+        ("data.path=2024", "write it in quotes, on a command line in two pairs: --set data.path='\"TEXT\"'"),
     ],
 )
 def test_a_mistake_is_answered_with_the_value_and_what_was_expected(override: str, answer: str) -> None:

@@ -1,11 +1,14 @@
 """`trainer publish` and `trainer rollback`: versions side by side, one current, whole whatever happens meanwhile."""
 
+import concurrent.futures
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -225,6 +228,24 @@ def test_a_kill_leaves_the_old_version_whole_and_current(
     assert all(whole(root / str(version)) for version in find_versions(root))
     assert publish_version(fourth, root).now == 4
     assert sorted(path.name for path in root.iterdir()) == [".lock", "3", "4", CURRENT]
+
+
+def test_a_rollback_that_had_to_wait_goes_back_from_what_is_current_then(
+    root: pathlib.Path, third: pathlib.Path, fourth: pathlib.Path
+) -> None:
+    publish_version(fourth, root)
+    with (root / ".lock").open("w") as lock, concurrent.futures.ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = pool.submit(roll_back, root)
+        while "->" not in pathlib.Path("/proc/locks").read_text():
+            time.sleep(0.01)
+        # Another writer, which has the lock, has gone back meanwhile: below version 3 there is nothing.
+        (root / CURRENT).unlink()
+        (root / CURRENT).symlink_to("3")
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        with pytest.raises(ArtifactError, match="has no version below 3, the current one"):
+            waiting.result()
+    assert current_version(root) == 3
 
 
 def test_what_is_no_root_and_no_version_is_refused(

@@ -20,6 +20,8 @@ from trainer.launch import plan_run, start_run
 from trainer.metrics.calibration import fit_temperature
 from trainer.metrics.evaluation import Evaluation, load_arrays
 from trainer.run_dir import RunDir
+from trainer.streams import Caches, make_training_stream
+from trainer.train import staged_batches
 
 SMALL = [
     "distribute.device=cpu",
@@ -252,13 +254,20 @@ def test_gradients_that_are_not_finite_end_the_run_with_the_batch_saved(
 ) -> None:
     # The first step gives weights that all later ones overflow with.
     overrides = [*SMALL, f"data.path={digits}", "optimizer.learning_rate=1e38", "train.max_skipped_steps=3"]
-    config = load_config(overrides=[*overrides, "train.global_batch_size=100", "log.every_steps=1"])
+    sizes = ["model.image_size_px=36", "augment.progressive_sizes_px=[32,36]", "augment.preset=strong"]
+    config = load_config(overrides=[*overrides, *sizes, "train.global_batch_size=100", "log.every_steps=1"])
     planned = plan_run(config, run_dir=tmp_path / "run", resume=True, note=no_note)
     with pytest.raises(TrainingError, match=r"3 steps up to step 4 were skipped.* the batch of step 4 is in"):
         start_run(planned, no_note)
     saved = np.load(planned.run.bad_batch_file)
     assert int(saved["step"]) == 4
-    assert saved["images"].shape[0] == len(set(saved["examples"].tolist())) == 100
+    # As the step got it: in the size of its stage, with what the random changes on the device are made of.
+    stream = make_training_stream(planned.plan, config, planned.topology, Caches())
+    made = next(staged_batches(planned.plan, make_engine(planned.topology), stream, first_step=3))
+    for name in ("images", "weights", "positions", "randomness"):
+        np.testing.assert_array_equal(saved[name], getattr(made, name))
+    assert saved["images"].shape == (100, 32, 32, 3) and saved["randomness"].size
+    assert len(set(saved["examples"].tolist())) == 100
     with SplitReader(digits, Manifest.load(digits), "train") as reader:
         np.testing.assert_array_equal(saved["labels"], reader.labels()[saved["examples"]])
 
