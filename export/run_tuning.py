@@ -27,7 +27,7 @@ def tuning_to_apply(
     calibrate: None divides by the temperature where there is one. step: of `which`, where it was found before.
 
     Raises:
-        RunError: `calibrate` is asked for, and the run was not evaluated with these weights.
+        RunError: `calibrate` is asked for, and the run was not evaluated with these weights, or none calibrates it.
     """
     info = run.info()
     tuning = _find_tuning(run, info, which if step is None else step, weights)
@@ -35,6 +35,11 @@ def tuning_to_apply(
         raise RunError(
             f"{run.path} has no temperature for these weights; make it with: trainer evaluate {run.path} "
             f"--split validation --which {which} --weights {weights}"
+        )
+    if calibrate and tuning is not None and tuning.temperature is None:
+        raise RunError(
+            f"no temperature calibrates {run.path}: on the validation split it is always right, or knows nothing; "
+            "export it with --no-calibrate"
         )
     temperature = tuning.temperature if tuning and calibrate is not False else None
     thresholds = tuning.thresholds if tuning and info.task == "multi_label" else None

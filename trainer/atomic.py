@@ -11,17 +11,24 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 TEMPORARY_PREFIX = ".tmp-"
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes `content` to `path` atomically, replacing what was there."""
+    with new_file(path) as f:
+        f.write(content)
+
+
+@contextlib.contextmanager
+def new_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Yields a file to write; on a clean exit it is flushed and takes the name `path`, replacing what was there."""
     temporary = _temporary_name(path)
     try:
         with open(temporary, "wb") as f:
-            f.write(content)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)

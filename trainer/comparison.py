@@ -11,7 +11,7 @@ from trainer.errors import RunError
 from trainer.metrics.bootstrap import Statistic, make_statistics
 from trainer.metrics.comparison import holm_correction, mcnemar_p_value, paired_differences
 from trainer.metrics.evaluation import Evaluation, Interval, load_arrays
-from trainer.metrics.predictions import is_correct, predicted_classes
+from trainer.metrics.predictions import is_correct, predict
 from trainer.metrics.scores import Bools, Labels, Task
 from trainer.run_cost import Cost, read_cost
 from trainer.run_dir import RunDir
@@ -95,7 +95,7 @@ class _Measured:
         is_tuned = e.task == "multi_label" and e.tuning is not None and e.tuning.thresholds is not None
         thresholds = np.array(e.tuning.thresholds) if is_tuned and e.tuning else None
         self.statistics: dict[str, Statistic] = dict(make_statistics(self.labels, logits, e.task, thresholds))
-        self.correct: Bools = is_correct(self.labels, predicted_classes(logits, e.task, thresholds))
+        self.correct: Bools = is_correct(self.labels, predict(logits, e.task, thresholds))
 
 
 def compare_runs(runs: Sequence[RunDir], split: str = "test") -> Comparison:

@@ -101,6 +101,7 @@ class Evaluator:
 
 
 def _read_labels(reader: SplitReader) -> npt.NDArray[Any]:
+    """[n] int64, or of several labels multi-hot [n, num_classes] uint8."""
     return reader.labels().astype(np.int64) if reader.num_multi_hot is None else reader.multi_hot_labels()
 
 

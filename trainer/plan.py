@@ -256,6 +256,7 @@ def _plan_features(
             precision=precision,
             num_train=_num_examples(manifest, "train", dataset_dir),
             num_validation=_num_examples(manifest, "validation", dataset_dir),
+            num_classes=manifest.num_classes,
             find_trunk=find_trunk_of_run,
         )
     )

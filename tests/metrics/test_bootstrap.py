@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.metrics.score_cases import (
     binary_splits,
@@ -11,6 +12,7 @@ from tests.metrics.score_cases import (
     skewed_multi_label,
 )
 from trainer.metrics import bootstrap
+from trainer.metrics.comparison import paired_differences
 from trainer.metrics.predictions import wilson_interval
 from trainer.metrics.summary import summarize
 
@@ -77,8 +79,9 @@ def test_the_interval_of_an_area_covers_the_truth_as_often_as_it_says():
         labels, logit = _population(150, seed)
         logits = np.stack([np.zeros_like(logit), logit], axis=1).astype(np.float32)
         statistics = bootstrap.make_statistics(labels, logits, "binary")
-        values = bootstrap.resample({"roc_auc": statistics["roc_auc"]}, len(labels), 400)["roc_auc"]
-        low, high = bootstrap.percentile_interval(values)
+        of_area = {"roc_auc": statistics["roc_auc"]}
+        values = bootstrap.resample(of_area, len(labels), 400)["roc_auc"]
+        low, high = bootstrap.interval_around(bootstrap.estimates(of_area, len(labels))["roc_auc"], values)
         held += low <= truth <= high
     assert 0.95 - 4 * np.sqrt(0.95 * 0.05 / 200) <= held / 200 <= 1
 
@@ -87,6 +90,50 @@ def _population(num_examples: int, seed: int):
     rng = np.random.default_rng(seed)
     labels = (rng.random(num_examples) < 0.4).astype(np.int64)
     return labels, rng.normal(size=num_examples) + labels
+
+
+METRICS = ["accuracy", "macro_f1", "average_precision", "roc_auc"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.one_of(st.tuples(st.just("single_label"), single_label_splits()),
+                 st.tuples(st.just("multi_label"), multi_label_splits()),
+                 st.tuples(st.just("binary"), binary_splits())))  # fmt: skip
+def test_every_interval_holds_its_estimate_and_stays_within_what_the_metric_can_be(case):
+    task, (labels, logits) = case
+    class_names = names(logits.shape[1])
+    found = summarize(labels, logits, class_names, task=task, split="test", global_step=1, num_resamples=60)
+    of_metrics = {
+        "accuracy": found.accuracy,
+        "macro_f1": found.macro.f1,
+        "average_precision": found.ranking.average_precision,
+        "roc_auc": found.ranking.roc_auc,
+    }
+    for name in METRICS:
+        interval = getattr(found.intervals, name)
+        if interval is not None:
+            low, high = interval
+            assert 0 <= low <= of_metrics[name] + 1e-9 and of_metrics[name] - 1e-9 <= high <= 1, name
+    low, high = found.accuracy_interval
+    assert low <= found.accuracy <= high
+    first, second = (bootstrap.make_statistics(labels, sign * logits, task) for sign in (1, -1))
+    for difference in paired_differences(first, second, len(labels), num_resamples=60).values():
+        if difference.interval is not None:
+            low, high = difference.interval
+            assert -1 <= low <= difference.value + 1e-9 and difference.value - 1e-9 <= high <= 1
+
+
+def test_classes_that_resamples_lack_do_not_move_an_interval_off_its_estimate():
+    # Ten classes of one or two images each: most resamples lack several, and rank those that are there more easily.
+    rng = np.random.default_rng(0)
+    labels = np.arange(15) % 10
+    logits = rng.normal(size=[15, 10]).astype(np.float32)
+    found = summarize(labels, logits, names(10), split="test", global_step=1)
+    statistics = bootstrap.make_statistics(labels, logits, "single_label")
+    resampled = bootstrap.resample(statistics, 15)["average_precision"]
+    assert np.nanpercentile(resampled, 2.5) > found.ranking.average_precision, "the case that is mended"
+    low, high = found.intervals.average_precision
+    assert low < found.ranking.average_precision < high
 
 
 def test_the_same_seed_gives_the_same_interval_and_blocks_do_not_matter(monkeypatch):

@@ -142,8 +142,13 @@ def _within(interval: "Interval | None") -> str:
     return f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
 
 
+NO_TEMPERATURE = "no temperature calibrates the model: on the validation split it is always right, or knows nothing"
+
+
 def _cooled(evaluation: "Evaluation") -> str:
     calibration, tuning = evaluation.calibration, evaluation.tuning
+    if tuning is not None and tuning.temperature is None:
+        return f"; {NO_TEMPERATURE}"
     if tuning is None or calibration.ece_with_temperature is None or calibration.loss_with_temperature is None:
         return ""
     return (

@@ -203,16 +203,17 @@ def decoded_batches(draws: Any, reader: SplitReader, decode: Any, resources: Res
 
 def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: Resources, *, num_views: int = 1) -> Any:
     """The same as `decoded_batches`, from pixels that were decoded before."""
-    labels = reader.labels().astype(np.int64) if reader.num_multi_hot is None else reader.multi_hot_labels()
+    label_dtype = np.int64 if reader.num_multi_hot is None else np.float32
+    labels = reader.labels() if reader.num_multi_hot is None else reader.multi_hot_labels()
     weights = reader.weights()
 
     def gather(examples: npt.NDArray[np.int64], visits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
         rows = examples * num_views + visits % num_views
-        return np.take(pixels, rows, axis=0), labels[examples], weights[examples]
+        return np.take(pixels, rows, axis=0), labels[examples].astype(label_dtype), weights[examples]
 
     def read(draw: Draw) -> tuple[Batch, Tensor]:
         images, label, weight = tf.numpy_function(
-            gather, [draw.examples, draw.visits], [pixels.dtype, labels.dtype, tf.float32]
+            gather, [draw.examples, draw.visits], [pixels.dtype, label_dtype, tf.float32]
         )
         for tensor, array in ((images, pixels), (label, labels), (weight, weights)):
             tensor.set_shape([draw.examples.shape[0], *array.shape[1:]])

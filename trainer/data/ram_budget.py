@@ -1,8 +1,10 @@
-"""How much memory the input of this process may take."""
+"""How much memory there is for this process, and a refusal before the start of what would not fit."""
 
 import pathlib
 
 import psutil
+
+from trainer.errors import UsageError
 
 _BYTES_PER_GIB = 2**30
 # A container's limit, which the system's figure of free memory does not know: version 2 and 1 of control groups.
@@ -16,10 +18,24 @@ def find_ram_budget_bytes(ram_budget_gib: float | None) -> int:
     """What was asked for, or half of what is free now, within the limit of the container where there is one."""
     if ram_budget_gib is not None:
         return int(ram_budget_gib * _BYTES_PER_GIB)
-    return _free_bytes() // 2
+    return free_bytes() // 2
 
 
-def _free_bytes() -> int:
+def check_fits(num_bytes: int, what: str, fix: str) -> None:
+    """Refuses work whose memory grows with classes, images or features before it is started, and not the system later.
+
+    Raises UsageError, which ends with `fix`, where `num_bytes` are more than is free.
+    """
+    free = free_bytes()
+    if num_bytes > free:
+        raise UsageError(
+            f"{what} takes about {num_bytes / _BYTES_PER_GIB:,.1f} GiB of memory, and {free / _BYTES_PER_GIB:,.1f} GiB "
+            f"are free; {fix}"
+        )
+
+
+def free_bytes() -> int:
+    """What is free now, within the limit of the container where there is one."""
     free: int = psutil.virtual_memory().available
     for limit_file, usage_file in _CGROUP_FILES:
         try:

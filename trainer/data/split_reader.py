@@ -103,14 +103,14 @@ class SplitReader:
         """The label of every example, [num_examples], or `SEVERAL_LABELS`; from the indexes alone."""
         return np.concatenate([np.frombuffer(index, INDEX_DTYPE)["label"] for index in self._indexes])
 
-    def multi_hot_labels(self) -> npt.NDArray[np.float32]:
+    def multi_hot_labels(self) -> npt.NDArray[np.uint8]:
         """The labels of every example, [num_examples, num_multi_hot] of 0 and 1; reads every record."""
         assert self.num_multi_hot is not None, "each example has one label"
-        found = np.zeros([self.num_examples, self.num_multi_hot], np.float32)
+        found = np.zeros([self.num_examples, self.num_multi_hot], np.uint8)
         for start in range(0, self.num_examples, _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, self.num_examples))
             for row, payload in zip(rows, self.read(rows), strict=True):
-                found[row, list(Example.from_payload(payload).labels)] = 1.0
+                found[row, list(Example.from_payload(payload).labels)] = 1
         return found
 
     def weights(self) -> npt.NDArray[np.float32]:

@@ -5,6 +5,7 @@ Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, section 3.4.
 image and 0 for the others; means are taken out, so that the bias is not penalised.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 # What the outputs, regressed to 0 and 1, are multiplied with to be logits: the best of these on the validation images.
 _LOGIT_SCALES = np.geomspace(1.0, 100.0, 41)
+# Values in float64 at a time: 32 MB.
+_BLOCK_VALUES = 2**22
 
 
 class Solution(NamedTuple):
@@ -36,6 +39,9 @@ def solve_path(
 ) -> Solution:
     """Solves for every strength, and chooses by the accuracy on the validation images.
 
+    Images, strengths and outputs are gone through in blocks: what is kept is a few matrices of the size of the head and
+    of the smaller of images and features squared; see `needed_bytes`.
+
     Args:
         features: [n, d] float32; `labels` [n] from 0; `weights` [n] float32 of the examples in the squared error.
         validation: features [m, d] and labels [m].
@@ -43,35 +49,111 @@ def solve_path(
     """
     num_classes = int(max(labels.max(), validation[1].max())) + 1
     share = (weights / weights.sum()).astype(np.float64)
-    targets = np.eye(num_classes)[labels]
-    mean, target_mean = share @ features, share @ targets
-    root = np.sqrt(share)[:, np.newaxis]
-    centred = (features - mean) * root
-    basis, values, projected = _decompose(centred, (targets - target_mean) * root)
-    unit = max(float(np.square(centred).sum()) / features.shape[1], 1e-30)
-    seen = (validation[0] - mean) @ basis
-    outputs = [seen @ (projected / (values + strength * unit)[:, np.newaxis]) + target_mean for strength in strengths]
-    accuracies = [float((output.argmax(axis=1) == validation[1]).mean()) for output in outputs]
+    mean = sum((share[rows] @ features[rows] for rows in _blocks(features)), np.zeros(features.shape[1]))
+    centred = _Centred(features, mean, share)
+    target_mean = np.bincount(labels, share, num_classes)
+    path = _Path.of(centred, labels, target_mean)
+    unit = max(centred.sum_of_squares() / features.shape[1], 1e-30)
+    added = [strength * unit for strength in strengths]
+    accuracies = [0.0] * len(strengths)
+    for rows in _blocks(validation[0], num_classes):
+        for i, outputs in enumerate(path.outputs(validation[0][rows], added)):
+            accuracies[i] += float((outputs.argmax(axis=1) == validation[1][rows]).sum())
+    accuracies = [count / len(validation[1]) for count in accuracies]
     best = max(range(len(strengths)), key=lambda i: (accuracies[i], strengths[i]))
-    scale = min(_LOGIT_SCALES, key=lambda scale: _cross_entropy(outputs[best] * scale, validation[1]))
-    kernel = basis @ (projected / (values + strengths[best] * unit)[:, np.newaxis])
+    losses = np.zeros(len(_LOGIT_SCALES))
+    for rows in _blocks(validation[0], num_classes):
+        (outputs,) = path.outputs(validation[0][rows], [added[best]])
+        losses += [_cross_entropy(outputs * scale, validation[1][rows]) for scale in _LOGIT_SCALES]
+    scale = _LOGIT_SCALES[losses.argmin()]
+    kernel = path.basis @ (path.projected / (path.values + added[best])[:, np.newaxis])
     bias = target_mean - mean @ kernel
     return Solution((kernel * scale).astype(np.float32), (bias * scale).astype(np.float32), strengths[best], accuracies)
 
 
-def _decompose(centred: Array, targets: Array) -> tuple[Array, Array, Array]:
+def needed_bytes(num_images: int, num_features: int, num_classes: int) -> int:
+    """About what `solve_path` needs at its height, the features themselves left out."""
+    rank = min(num_images, num_features)
+    # The product, its eigenvectors and what the decomposition works in; the basis; sums, targets, solution, kernel.
+    squares, basis, heads = 4 * rank**2, 2 * num_features * rank, 4 * num_classes * max(num_features, rank)
+    return 8 * (squares + basis + heads + 4 * _BLOCK_VALUES)
+
+
+def _blocks(features: Array, num_columns: int = 0) -> Iterator[slice]:
+    """Rows of `features` for which as many values as they have, or `num_columns` for each, fill a block."""
+    size = max(1, _BLOCK_VALUES // max(features.shape[1], num_columns))
+    return (slice(start, start + size) for start in range(0, len(features), size))
+
+
+class _Centred(NamedTuple):
+    """Features less their mean, times the square root of each image's share; made a block at a time."""
+
+    features: Array
+    mean: Array
+    share: Array
+
+    def block(self, rows: slice) -> Array:
+        return (self.features[rows] - self.mean) * np.sqrt(self.share[rows])[:, np.newaxis]
+
+    def sum_of_squares(self) -> float:
+        return sum(float(np.square(self.block(rows)).sum()) for rows in _blocks(self.features))
+
+    def gram(self) -> Array:
+        """Its product with itself over the images, [d, d]."""
+        product = np.zeros([self.features.shape[1]] * 2)
+        for rows in _blocks(self.features):
+            block = self.block(rows)
+            product += block.T @ block
+        return product
+
+
+class _Path(NamedTuple):
     """A basis [d, r], eigenvalues [r] and the targets in it [r, num_classes]: the solution of strength s is
-    `basis @ (projected / (values + s))`. From the smaller of the two products of `centred` with itself.
+    `basis @ (projected / (values + s))`. From the smaller of the two products of the centred features with themselves.
     """
-    num_rows, num_columns = centred.shape
-    if num_columns <= num_rows:
-        values, basis = np.linalg.eigh(centred.T @ centred)
-        return basis, np.maximum(values, 0.0), basis.T @ (centred.T @ targets)
-    values, vectors = np.linalg.eigh(centred @ centred.T)
-    return centred.T @ vectors, np.maximum(values, 0.0), vectors.T @ targets
+
+    basis: Array
+    values: Array
+    projected: Array
+    mean: Array
+    target_mean: Array
+
+    @classmethod
+    def of(cls, centred: _Centred, labels: Array, target_mean: Array) -> "_Path":
+        num_rows, num_columns = centred.features.shape
+        root = np.sqrt(centred.share)
+        if num_columns <= num_rows:
+            values, basis = np.linalg.eigh(centred.gram())
+            sums = np.zeros([len(target_mean), num_columns])
+            for rows in _blocks(centred.features):
+                _add_by_class(sums, labels[rows], centred.block(rows) * root[rows, np.newaxis])
+            projected = basis.T @ sums.T
+        else:
+            # Fewer images than features: all of them together are no more than the other product.
+            whole = centred.block(slice(None))
+            values, vectors = np.linalg.eigh(whole @ whole.T)
+            basis = whole.T @ vectors
+            sums = np.zeros([len(target_mean), num_rows])
+            weighted = vectors * root[:, np.newaxis]
+            _add_by_class(sums, labels, weighted)
+            projected = (sums - np.outer(target_mean, weighted.sum(axis=0))).T
+        return cls(basis, np.maximum(values, 0.0), projected, centred.mean, target_mean)
+
+    def outputs(self, features: Array, added: list[float]) -> Iterator[Array]:
+        """For each strength, what images [b, d] come to, [b, num_classes]."""
+        seen = (features - self.mean) @ self.basis
+        return ((seen / (self.values + strength)) @ self.projected + self.target_mean for strength in added)
+
+
+def _add_by_class(sums: Array, labels: Array, values: Array) -> None:
+    """Adds each row of `values` to the row of its class."""
+    order = np.argsort(labels, kind="stable")
+    classes, starts = np.unique(labels[order], return_index=True)
+    sums[classes] += np.add.reduceat(values[order], starts, axis=0)
 
 
 def _cross_entropy(logits: Array, labels: Array) -> float:
+    """The sum over the images."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     chosen = shifted[np.arange(len(labels)), labels]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - chosen).mean())
+    return float((np.log(np.exp(shifted).sum(axis=1)) - chosen).sum())

@@ -15,9 +15,11 @@ import pydantic
 
 from trainer.config import Config
 from trainer.data.augmentation.presets import resolve_augmentation
+from trainer.data.ram_budget import check_fits
 from trainer.data.storage import DatasetPath, RemotePath
 from trainer.distribute.topology import Topology
 from trainer.errors import ConfigError
+from trainer.features.closed_form import needed_bytes
 from trainer.features.runtimes import Runtime
 from trainer.features.store import num_bytes
 
@@ -77,6 +79,7 @@ class FeatureQuestion:
     precision: str
     num_train: int
     num_validation: int
+    num_classes: int
     find_trunk: Callable[[], TrunkFacts | None]
 
     @property
@@ -126,6 +129,8 @@ def plan_features(question: FeatureQuestion) -> FeaturePlan:
             raise ConfigError(f"{asked}, but {obstacle.reason}; {obstacle.fix}, or leave features to auto")
         return FeaturePlan(reason=obstacle.reason)
     assert trunk is not None, "there is no obstacle"
+    if is_ridge:
+        _check_memory(question, math.prod(trunk.shape))
     if settings.cache == "auto" and settings.views is None and not is_ridge and question.config.train.epochs <= 1:
         return FeaturePlan(reason="no training image is read twice, so that features would save nothing")
     return _fitting(question, trunk)
@@ -175,6 +180,14 @@ def _check_ridge(config: Config) -> None:
                 f"train.solver is ridge, which minimises squared errors, but {name} is {value}; use --set "
                 f"{name}={default} or --set train.solver=gradient"
             )
+
+
+def _check_memory(question: FeatureQuestion, num_features: int) -> None:
+    check_fits(
+        needed_bytes(question.num_train * question.num_views, num_features, question.num_classes),
+        f"train.solver is ridge, which for {num_features} features and {question.num_classes} classes",
+        "use --set train.solver=gradient",
+    )
 
 
 def _why_wrong(question: FeatureQuestion) -> _Obstacle | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.metrics.bootstrap import NUM_RESAMPLES, SEED, Statistic, percentile_interval, resample
+from trainer.metrics.bootstrap import NUM_RESAMPLES, SEED, Statistic, estimates, interval_around, resample
 from trainer.metrics.scores import Bools
 
 
@@ -59,12 +59,12 @@ def paired_differences(
     """
     names = [name for name in first if name in second]
     drawn = {(side, name): of[name] for side, of in enumerate((first, second)) for name in names}
-    # One pass, so that both see the same resamples; and once everything as it is.
+    # One pass, so that both see the same resamples.
     resampled = resample({f"{side}{name}": s for (side, name), s in drawn.items()}, num_examples, num_resamples, seed)
-    once = np.ones([1, num_examples])
+    of_first, of_second = estimates(first, num_examples), estimates(second, num_examples)
     differences = {}
     for name in names:
-        value = float(second[name](once)[0] - first[name](once)[0])
-        interval = percentile_interval(resampled[f"1{name}"] - resampled[f"0{name}"])
+        value = of_second[name] - of_first[name]
+        interval = interval_around(value, resampled[f"1{name}"] - resampled[f"0{name}"], bounds=(-1.0, 1.0))
         differences[name] = Difference(None if np.isnan(value) else value, interval)
     return differences

@@ -1,11 +1,10 @@
 """`RUN/evaluation/<split>.json`: the exact metrics of one split. This module owns its format.
 
-The arrays that they were computed from lie beside them as `<split>.npz`: `labels` [n] int64, or multi-hot
+The arrays that they were computed from lie beside them as `<split>.npz`: `labels` [n] int64, or multi-hot uint8
 [n, num_classes] for multi_label, `logits` [n, num_classes] float32 and `global_step`; row i is example i of the split,
 in the order of its shards.
 """
 
-import io
 import json
 import pathlib
 import zipfile
@@ -16,7 +15,7 @@ import pydantic
 
 from trainer import atomic
 from trainer.errors import RunError
-from trainer.metrics.calibration import ReliabilityBin
+from trainer.metrics.calibration import ReliabilityBin, is_at_bound
 from trainer.metrics.scores import Labels, Logits, Task
 
 SCHEMA_VERSION: Final = 2
@@ -96,7 +95,8 @@ class Calibration(_Model):
 
 
 class Tuning(_Model):
-    """What was fitted on the validation split, at `global_step`; `thresholds` is null for single_label.
+    """What was fitted on the validation split, at `global_step`; `thresholds` is null for single_label, `temperature`
+    where none calibrates (see `fit_temperature`).
 
     On the validation split itself the figures that it gives are optimistic.
     """
@@ -104,12 +104,18 @@ class Tuning(_Model):
     global_step: int
     weights: str
     dataset_hash: str | None
-    temperature: float
+    temperature: float | None
     thresholds: list[float] | None
+
+    @pydantic.field_validator("temperature")
+    @classmethod
+    def _leave_out_a_bound(cls, temperature: float | None) -> float | None:
+        # Evaluations of before recorded the end of the search where it had found nothing.
+        return None if temperature is not None and is_at_bound(temperature) else temperature
 
 
 class Intervals(_Model):
-    """95% percentile bootstrap intervals over the examples; null where too many resamples do not define the metric,
+    """95% bootstrap intervals over the examples, each around its metric; null where too many resamples do not define the metric,
     or, for the areas, where the split is too large to resample them."""
 
     num_resamples: int
@@ -142,7 +148,7 @@ class Evaluation(_Model):
     top5_accuracy: the label is among the `min(5, num_classes)` largest logits; null for multi_label.
     loss: mean cross-entropy in nats, without label smoothing or weight decay.
     at_thresholds: at one half and then at the tuned thresholds; none for single_label.
-    confusion_matrix: [true class][predicted class], counts; null for multi_label.
+    confusion_matrix: [true class][predicted class], counts; null for multi_label, and for more than 2,000 classes.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -212,11 +218,14 @@ def save_arrays(
     """Writes `<split>.npz` atomically."""
     evaluation_dir.mkdir(parents=True, exist_ok=True)
     path = evaluation_dir / f"{split}.npz"
-    content = io.BytesIO()
-    np.savez_compressed(
-        content, labels=labels.astype(np.int64), logits=logits.astype(np.float32), global_step=np.int64(global_step)
-    )
-    atomic.write_bytes(path, content.getvalue())
+    labels_dtype = np.int64 if labels.ndim == 1 else np.uint8
+    with atomic.new_file(path) as file:
+        np.savez_compressed(
+            file,
+            labels=labels.astype(labels_dtype, copy=False),
+            logits=logits.astype(np.float32, copy=False),
+            global_step=np.int64(global_step),
+        )
     return path
 
 
@@ -229,7 +238,7 @@ def load_arrays(evaluation_dir: pathlib.Path, evaluation: Evaluation) -> tuple[L
     split = evaluation.split
     path = evaluation_dir / f"{split}.npz"
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             labels, logits, global_step = arrays["labels"], arrays["logits"], int(arrays["global_step"])
     except FileNotFoundError:
         raise RunError(f"{path} is missing; {_evaluate_again(evaluation_dir, split)}") from None

@@ -1,39 +1,55 @@
-"""What is predicted, and how often it is right."""
+"""What is predicted, and how often it is right.
+
+Predictions have the form of labels: the class of each example, [n] int64, or, for multi_label, whether each class is
+predicted for it, [n, num_classes] bool.
+"""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task, membership, sigmoid
+from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task, row_blocks, sigmoid
+
+Predictions = npt.NDArray[np.int64] | Bools
 
 # Two-sided 95% of the standard normal distribution.
 _Z_95 = 1.959963984540054
 
 
-def predicted_classes(logits: Logits, task: Task, thresholds: Floats | None = None) -> Bools:
-    """Whether each class is predicted for each example, [n, num_classes].
-
-    The class of the largest logit, the first of equal ones; for multi_label every class whose probability reaches
+def predict(logits: Logits, task: Task, thresholds: Floats | None = None) -> Predictions:
+    """The class of the largest logit, the first of equal ones; for multi_label every class whose probability reaches
     its threshold ([num_classes]; None: one half).
     """
-    if task == "multi_label":
-        return sigmoid(logits) >= (0.5 if thresholds is None else thresholds)
-    return membership(np.argmax(logits, axis=1).astype(np.int64), logits.shape[1])
+    if task != "multi_label":
+        classes: npt.NDArray[np.int64] = np.argmax(logits, axis=1).astype(np.int64)
+        return classes
+    at_least = 0.5 if thresholds is None else thresholds
+    predicted = np.empty(logits.shape, np.bool_)
+    for rows in row_blocks(logits.shape):
+        predicted[rows] = sigmoid(logits[rows]) >= at_least
+    return predicted
 
 
-def is_correct(labels: Labels, predicted: Bools) -> Bools:
+def is_correct(labels: Labels, predicted: Predictions) -> Bools:
     """[n]: whether exactly the true classes are predicted."""
-    correct: Bools = (membership(labels, predicted.shape[1]) == predicted).all(axis=1)
+    if labels.ndim == 1:
+        return np.asarray(labels == predicted)
+    correct = np.empty(len(labels), np.bool_)
+    for rows in row_blocks(labels.shape):
+        correct[rows] = ((labels[rows] > 0) == predicted[rows]).all(axis=1)
     return correct
 
 
 def places(labels: Labels, logits: Logits) -> npt.NDArray[np.int64]:
     """[n]: how many classes come before the true one; equal logits count by index, as argmax does."""
-    true_logits = np.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = np.arange(logits.shape[1])[None, :] < labels[:, None]
-    place: npt.NDArray[np.int64] = np.sum((logits > true_logits) | ((logits == true_logits) & earlier), axis=1)
+    place = np.empty(len(labels), np.int64)
+    for rows in row_blocks(logits.shape):
+        block, of_class = logits[rows], labels[rows, None]
+        true_logits = np.take_along_axis(block, of_class, axis=1)
+        earlier = np.arange(block.shape[1])[None, :] < of_class
+        place[rows] = np.sum((block > true_logits) | ((block == true_logits) & earlier), axis=1)
     return place
 
 
@@ -42,22 +58,64 @@ def top_k_accuracy(labels: Labels, logits: Logits, k: int) -> float:
     return float(np.mean(places(labels, logits) < k))
 
 
-def precision_recall_f1(true: Bools, predicted: Bools, average: str | None = None) -> tuple[Any, Any, Any, Any]:
-    """Precision, recall, F1 and support of true and predicted classes, both [n, num_classes].
+class Averages(NamedTuple):
+    """Of precision, recall and F1 over classes."""
 
-    [num_classes] each, or for the average "macro" or "micro" one number each; a quotient that is undefined is 0. The
-    macro average is over the classes that occur, as a label or as a prediction.
-    """
-    from sklearn import metrics
+    precision: float
+    recall: float
+    f1: float
 
-    occurs = true.any(axis=0) | predicted.any(axis=0)
-    if average == "macro" and not occurs.any():
-        return 0.0, 0.0, 0.0, None
-    labels = np.flatnonzero(occurs) if average == "macro" else None
-    values: tuple[Any, Any, Any, Any] = metrics.precision_recall_fscore_support(
-        true, predicted, labels=labels, average=average, zero_division=0.0
-    )
-    return values
+
+class ClassCounts(NamedTuple):
+    """By class, [num_classes] int64: how often it is rightly predicted, predicted, and true."""
+
+    hits: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
+    support: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, labels: Labels, predicted: Predictions, num_classes: int) -> "ClassCounts":
+        if labels.ndim == 1:
+            hits, all_predicted, support = (
+                np.bincount(classes, minlength=num_classes)
+                for classes in (labels[labels == predicted], predicted, labels)
+            )
+            return cls(hits, all_predicted, support)
+        counts = np.zeros([3, num_classes], np.int64)
+        for rows in row_blocks(labels.shape):
+            true, found = labels[rows] > 0, predicted[rows]
+            counts += np.stack([(true & found).sum(axis=0), found.sum(axis=0), true.sum(axis=0)])
+        return cls(*counts)
+
+    @property
+    def precision(self) -> Floats:
+        """0 where it is undefined, as the other two."""
+        return _ratio(self.hits, self.predicted)
+
+    @property
+    def recall(self) -> Floats:
+        return _ratio(self.hits, self.support)
+
+    @property
+    def f1(self) -> Floats:
+        return _ratio(2 * self.hits, self.predicted + self.support)
+
+    def macro(self) -> Averages:
+        """The means over the classes that occur, as a label or as a prediction; 0 where none does."""
+        occurs = (self.predicted > 0) | (self.support > 0)
+        if not occurs.any():
+            return Averages(0.0, 0.0, 0.0)
+        return Averages(*(float(values[occurs].mean()) for values in (self.precision, self.recall, self.f1)))
+
+    def micro(self) -> Averages:
+        """Of all classes together."""
+        total = ClassCounts(*(counts.sum(keepdims=True) for counts in self))
+        return Averages(float(total.precision[0]), float(total.recall[0]), float(total.f1[0]))
+
+
+def _ratio(numerator: npt.NDArray[np.int64], denominator: npt.NDArray[np.int64]) -> Floats:
+    quotients: Floats = numerator / np.maximum(denominator, 1)
+    return quotients
 
 
 def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task, log_softmax, membership
+from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task, membership, row_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,24 +16,56 @@ class Curve:
     area: float
 
 
-def class_scores(logits: Logits, task: Task) -> Floats:
-    """Scores [n, num_classes] that rank as the probabilities do, and do not saturate where those round to 0 or 1."""
-    wide = logits.astype(np.float64)
-    if task == "binary":
-        margin = wide[:, 1] - wide[:, 0]
-        return np.stack([-margin, margin], axis=1)
-    return wide if task == "multi_label" else log_softmax(wide)
+class ClassScores:
+    """Scores that rank as the probabilities do, and do not saturate where those round to 0 or 1; a class at a time."""
+
+    def __init__(self, logits: Logits, task: Task) -> None:
+        self._logits, self._task = logits, task
+        if task == "single_label":
+            self._largest, self._log_sum = np.empty(len(logits)), np.empty(len(logits))
+            for rows in row_blocks(logits.shape):
+                block = logits[rows].astype(np.float64)
+                self._largest[rows] = block.max(axis=1)
+                self._log_sum[rows] = np.log(np.exp(block - self._largest[rows, None]).sum(axis=1))
+
+    def of(self, class_id: int) -> Floats:
+        """The scores of one class, [n]."""
+        if self._task == "binary":
+            margin = self._logits[:, 1].astype(np.float64) - self._logits[:, 0]
+            return margin if class_id == 1 else -margin
+        column: Floats = self._logits[:, class_id].astype(np.float64)
+        return column if self._task == "multi_label" else column - self._largest - self._log_sum
+
+    def rows(self, rows: slice) -> Floats:
+        """The scores of some examples, [b, num_classes]."""
+        block = self._logits[rows].astype(np.float64)
+        if self._task == "binary":
+            margin = block[:, 1] - block[:, 0]
+            return np.stack([-margin, margin], axis=1)
+        if self._task == "multi_label":
+            return block
+        return block - self._largest[rows, None] - self._log_sum[rows, None]
+
+
+def has_class(labels: Labels, class_id: int) -> Bools:
+    """Whether each example has the class, [n]."""
+    found: Bools = labels[:, class_id] > 0 if labels.ndim == 2 else labels == class_id
+    return found
 
 
 def roc_aucs(labels: Labels, logits: Logits, task: Task) -> list[float | None]:
     """The area under the ROC curve of each class against all others; None for one that all or no examples have."""
     from sklearn import metrics
 
-    true, scores = membership(labels, logits.shape[1]), class_scores(logits, task)
-    return [
-        float(metrics.roc_auc_score(true[:, k], scores[:, k])) if 0 < true[:, k].sum() < len(true) else None
-        for k in range(true.shape[1])
-    ]
+    scores = ClassScores(logits, task)
+
+    def area(class_id: int) -> float | None:
+        true = has_class(labels, class_id)
+        if not 0 < true.sum() < len(true):
+            return None
+        return float(metrics.roc_auc_score(true, scores.of(class_id)))
+
+    return [area(class_id) for class_id in range(logits.shape[1])]
 
 
 def average_precisions(labels: Labels, logits: Logits, task: Task) -> list[float | None]:
@@ -43,21 +75,33 @@ def average_precisions(labels: Labels, logits: Logits, task: Task) -> list[float
     """
     from sklearn import metrics
 
-    true, scores = membership(labels, logits.shape[1]), class_scores(logits, task)
-    return [
-        float(metrics.average_precision_score(true[:, k], scores[:, k])) if true[:, k].any() else None
-        for k in range(true.shape[1])
-    ]
+    scores = ClassScores(logits, task)
+
+    def average(class_id: int) -> float | None:
+        true = has_class(labels, class_id)
+        return float(metrics.average_precision_score(true, scores.of(class_id))) if true.any() else None
+
+    return [average(class_id) for class_id in range(logits.shape[1])]
 
 
 def micro_average_precision(labels: Labels, logits: Logits, task: Task) -> float | None:
-    """The average precision of all pairs of example and class in one list; None where no example has any class."""
-    from sklearn import metrics
+    """The average precision of all pairs of example and class in one list; None where no example has any class.
 
-    true = membership(labels, logits.shape[1])
-    if not true.any():
+    The list is not made: how many pairs score as high as a true one is counted block by block.
+    """
+    scores, num_classes = ClassScores(logits, task), logits.shape[1]
+    of_true = [scores.rows(rows)[membership(labels[rows], num_classes)] for rows in row_blocks(logits.shape)]
+    thresholds, num_at = np.unique(np.concatenate(of_true), return_counts=True)
+    if not len(thresholds):
         return None
-    return float(metrics.average_precision_score(true.ravel(), class_scores(logits, task).ravel()))
+    num_pairs = np.zeros(len(thresholds) + 1, np.int64)
+    for rows in row_blocks(logits.shape):
+        reached = np.searchsorted(thresholds, scores.rows(rows).ravel(), side="right")
+        num_pairs += np.bincount(reached, minlength=len(num_pairs))
+    # Of those that reach each threshold: all, and the true ones.
+    num_above = num_pairs[::-1].cumsum()[::-1][1:]
+    num_true_above = num_at[::-1].cumsum()[::-1]
+    return float((num_true_above / num_above * num_at).sum() / num_at.sum())
 
 
 def roc_curve(true: Bools, scores: Floats) -> Curve:

@@ -1,6 +1,11 @@
-"""Labels and logits of a split: the checks that come before any metric, probabilities, and the loss."""
+"""Labels and logits of a split: the checks that come before any metric, probabilities, and the loss.
+
+The logits of a split, [n, num_classes], are the largest thing there is: with 10,000 classes a few GB. No metric makes
+another array of that size in floating point; what is needed of all logits is made in blocks.
+"""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +20,15 @@ Logits = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-# Rows of float64 softmax at a time: 1,000 classes then take 32 MB whatever the size of the split.
-_BLOCK_ROWS = 4096
+# Values in float64 at a time, such as probabilities: 32 MB, whatever the size of the split.
+BLOCK_VALUES = 2**22
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of an array [n, num_columns] that together hold about `BLOCK_VALUES` values, one row at least."""
+    num_rows, num_columns = shape
+    size = max(1, BLOCK_VALUES // max(num_columns, 1))
+    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> Floats:
@@ -53,19 +65,23 @@ def membership(labels: Labels, num_classes: int) -> Bools:
     return of_one
 
 
-def example_losses(labels: Labels, logits: npt.NDArray[np.floating], task: Task) -> Floats:
+def cooled(logits: npt.NDArray[np.floating], temperature: float | None) -> npt.NDArray[np.floating]:
+    """The logits divided by `temperature`, in float64; as they are for None."""
+    return logits if temperature is None else logits / np.float64(temperature)
+
+
+def example_losses(
+    labels: Labels, logits: npt.NDArray[np.floating], task: Task, temperature: float | None = None
+) -> Floats:
     """Cross-entropy of each example in nats, [n]; for multi_label the mean of the binary ones over the classes."""
-    losses = [
-        _block_losses(labels[start : start + _BLOCK_ROWS], logits[start : start + _BLOCK_ROWS], task)
-        for start in range(0, len(labels), _BLOCK_ROWS)
-    ]
+    losses = [_block_losses(labels[rows], cooled(logits[rows], temperature), task) for rows in row_blocks(logits.shape)]
     return np.concatenate(losses) if losses else np.zeros(0)
 
 
-def mean_loss(labels: Labels, logits: npt.NDArray[np.floating], task: Task) -> float:
+def mean_loss(labels: Labels, logits: npt.NDArray[np.floating], task: Task, temperature: float | None = None) -> float:
     """The mean of `example_losses`."""
     # An exact sum is the same in any order of the examples, and so on any number of replicas.
-    return math.fsum(example_losses(labels, logits, task).tolist()) / len(labels)
+    return math.fsum(example_losses(labels, logits, task, temperature).tolist()) / len(labels)
 
 
 def _block_losses(labels: Labels, logits: npt.NDArray[np.floating], task: Task) -> Floats:
@@ -100,7 +116,8 @@ def check(labels: Labels, logits: Logits, class_names: list[str], task: Task, sp
             f"example {outside[0][0]} of the split {split!r} has label {labels[tuple(outside[0])]}, expected 0 to "
             f"{highest} for {len(class_names)} classes; prepare the dataset again"
         )
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    is_finite = [np.isfinite(logits[rows]).all(axis=1) for rows in row_blocks(logits.shape)]
+    broken = np.flatnonzero(~np.concatenate(is_finite))
     if broken.size:
         raise TrainingError(
             f"{broken.size} of {len(labels)} examples of the split {split!r} got NaN or infinite logits at step "

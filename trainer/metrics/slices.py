@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from trainer.metrics.evaluation import Slice
-from trainer.metrics.predictions import is_correct, precision_recall_f1, predicted_classes, wilson_interval
+from trainer.metrics.predictions import ClassCounts, is_correct, predict, wilson_interval
 from trainer.metrics.ranking import average_precisions, mean_of_known
-from trainer.metrics.scores import Floats, Labels, Logits, Task, mean_loss, membership
+from trainer.metrics.scores import Floats, Labels, Logits, Task, mean_loss
 
 # Numbers with more values than this are cut into quarters of the examples.
 MAX_NUMBERS = 8
@@ -80,7 +80,7 @@ def _number(value: str) -> float | None:
 
 
 def _measure(labels: Labels, logits: Logits, task: Task, column: str, value: str, thresholds: Floats | None) -> Slice:
-    predicted = predicted_classes(logits, task, thresholds)
+    predicted = predict(logits, task, thresholds)
     correct = is_correct(labels, predicted)
     precisions = average_precisions(labels, logits, task)
     return Slice(
@@ -89,7 +89,7 @@ def _measure(labels: Labels, logits: Logits, task: Task, column: str, value: str
         num_examples=len(labels),
         accuracy=float(correct.mean()),
         accuracy_interval=wilson_interval(int(correct.sum()), len(labels)),
-        macro_f1=float(precision_recall_f1(membership(labels, logits.shape[1]), predicted, "macro")[2]),
+        macro_f1=ClassCounts.of(labels, predicted, logits.shape[1]).macro().f1,
         average_precision=precisions[1] if task == "binary" else mean_of_known(precisions),
         loss=mean_loss(labels, logits, task),
     )

@@ -15,18 +15,21 @@ from trainer.metrics.evaluation import (
     Tuning,
 )
 from trainer.metrics.predictions import (
+    ClassCounts,
+    Predictions,
     is_correct,
-    precision_recall_f1,
-    predicted_classes,
+    predict,
     top_k_accuracy,
     wilson_interval,
 )
 from trainer.metrics.ranking import average_precisions, mean_of_known, micro_average_precision, roc_aucs
-from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task, check, mean_loss, membership
+from trainer.metrics.scores import Floats, Labels, Logits, Task, check, mean_loss
 from trainer.metrics.slices import Columns, slice_metrics
 from trainer.metrics.thresholds import tune_thresholds
 
 TOP_K = 5
+# The matrix of more classes would be hundreds of MB of zeros; the logits beside it say the same.
+MAX_MATRIX_CLASSES = 2000
 _POSITIVE = 1
 
 
@@ -63,11 +66,11 @@ def summarize(
     """
     check(labels, logits, class_names, task, split, global_step)
     thresholds = np.array(tuning.thresholds) if tuning and tuning.thresholds and task == "multi_label" else None
-    predicted = predicted_classes(logits, task, thresholds)
-    true = membership(labels, len(class_names))
+    predicted = predict(logits, task, thresholds)
     num_correct = int(is_correct(labels, predicted).sum())
-    macro = precision_recall_f1(true, predicted, "macro")
-    classes = _class_metrics(labels, logits, class_names, task, predicted, thresholds)
+    counts = ClassCounts.of(labels, predicted, len(class_names))
+    macro = counts.macro()
+    classes = _class_metrics(labels, logits, class_names, task, counts, thresholds)
     return Evaluation(
         task=task,
         split=split,
@@ -80,7 +83,7 @@ def summarize(
         accuracy_interval=wilson_interval(num_correct, len(labels)),
         top5_accuracy=None if task == "multi_label" else top_k_accuracy(labels, logits, TOP_K),
         loss=mean_loss(labels, logits, task),
-        macro=MacroAverage(precision=float(macro[0]), recall=float(macro[1]), f1=float(macro[2])),
+        macro=MacroAverage(precision=macro.precision, recall=macro.recall, f1=macro.f1),
         ranking=_ranking(labels, logits, task, classes),
         at_thresholds=_at_thresholds(labels, logits, task, tuning),
         calibration=_calibration(labels, logits, task, tuning),
@@ -88,7 +91,7 @@ def summarize(
         intervals=_intervals(labels, logits, task, thresholds, num_resamples),
         classes=classes,
         slices=slice_metrics(labels, logits, task, columns or {}, thresholds),
-        confusion_matrix=None if task == "multi_label" else _confusion_matrix(labels, predicted),
+        confusion_matrix=_confusion_matrix(labels, predicted, len(class_names)),
     )
 
 
@@ -101,11 +104,11 @@ def training_metrics(
     out. Arguments and errors as for `summarize`.
     """
     check(labels, logits, class_names, task, split, global_step)
-    predicted = predicted_classes(logits, task)
+    predicted = predict(logits, task)
     values: dict[str, float | None] = {
         "accuracy": float(is_correct(labels, predicted).mean()),
         "loss": mean_loss(labels, logits, task),
-        "macro_f1": float(precision_recall_f1(membership(labels, len(class_names)), predicted, "macro")[2]),
+        "macro_f1": ClassCounts.of(labels, predicted, len(class_names)).macro().f1,
     }
     if task == "binary":
         values["roc_auc"] = roc_aucs(labels, logits, task)[_POSITIVE]
@@ -145,9 +148,9 @@ def _positive_logits(logits: Logits) -> Logits:
 
 
 def _class_metrics(
-    labels: Labels, logits: Logits, class_names: list[str], task: Task, predicted: Bools, thresholds: Floats | None
+    labels: Labels, logits: Logits, class_names: list[str], task: Task, counts: ClassCounts, thresholds: Floats | None
 ) -> list[ClassMetrics]:
-    per_class = precision_recall_f1(membership(labels, len(class_names)), predicted)
+    per_class = (counts.precision, counts.recall, counts.f1, counts.support)
     if task == "multi_label":
         used = [0.5] * len(class_names) if thresholds is None else thresholds.tolist()
     else:
@@ -192,33 +195,29 @@ def _at_thresholds(labels: Labels, logits: Logits, task: Task, tuning: Tuning | 
     sets = [np.full(logits.shape[1], 0.5)]
     if tuning and tuning.thresholds:
         sets.append(np.array(tuning.thresholds))
-    return [_at(labels, predicted_classes(logits, "multi_label", thresholds), thresholds) for thresholds in sets]
+    return [_at(labels, predict(logits, "multi_label", thresholds), thresholds) for thresholds in sets]
 
 
-def _at(labels: Labels, predicted: Bools, thresholds: Floats) -> AtThresholds:
-    from sklearn import metrics
-
-    true = membership(labels, predicted.shape[1])
-    if predicted.shape[1] == 1:
-        average = micro = metrics.precision_recall_fscore_support(
-            true[:, 0], predicted[:, 0], average="binary", zero_division=0.0
-        )
-    else:
-        average, micro = (precision_recall_f1(true, predicted, of) for of in ("macro", "micro"))
+def _at(labels: Labels, predicted: Predictions, thresholds: Floats) -> AtThresholds:
+    counts = ClassCounts.of(labels, predicted, predicted.shape[1])
+    average = counts.macro()
+    # Predicted and not true, or true and not predicted.
+    num_wrong = int((counts.predicted + counts.support - 2 * counts.hits).sum())
     return AtThresholds(
         thresholds=thresholds.tolist(),
         accuracy=float(is_correct(labels, predicted).mean()),
-        hamming_loss=float((true != predicted).mean()),
-        precision=float(average[0]),
-        recall=float(average[1]),
-        f1=float(average[2]),
-        micro_f1=float(micro[2]),
+        hamming_loss=num_wrong / predicted.size,
+        precision=average.precision,
+        recall=average.recall,
+        f1=average.f1,
+        micro_f1=counts.micro().f1,
     )
 
 
 def _calibration(labels: Labels, logits: Logits, task: Task, tuning: Tuning | None) -> Calibration:
-    bins = reliability(*answers(labels, logits, task))
-    if tuning is None:
+    bins = reliability(answers(labels, logits, task))
+    temperature = None if tuning is None else tuning.temperature
+    if temperature is None:
         return Calibration(
             ece=expected_calibration_error(bins),
             bins=bins,
@@ -226,13 +225,12 @@ def _calibration(labels: Labels, logits: Logits, task: Task, tuning: Tuning | No
             loss_with_temperature=None,
             bins_with_temperature=[],
         )
-    cooled = logits / np.float64(tuning.temperature)
-    cooled_bins = reliability(*answers(labels, cooled, task))
+    cooled_bins = reliability(answers(labels, logits, task, temperature))
     return Calibration(
         ece=expected_calibration_error(bins),
         bins=bins,
         ece_with_temperature=expected_calibration_error(cooled_bins),
-        loss_with_temperature=mean_loss(labels, cooled, task),
+        loss_with_temperature=mean_loss(labels, logits, task, temperature),
         bins_with_temperature=cooled_bins,
     )
 
@@ -243,8 +241,9 @@ def _intervals(
     if num_resamples == 0:
         return None
     statistics = bootstrap.make_statistics(labels, logits, task, thresholds)
-    resampled = bootstrap.resample(statistics, len(labels), num_resamples)
-    found = {name: bootstrap.percentile_interval(values) for name, values in resampled.items()}
+    resampled = bootstrap.resample(statistics, len(labels), num_resamples, num_classes=logits.shape[1])
+    of_all = bootstrap.estimates(statistics, len(labels))
+    found = {name: bootstrap.interval_around(of_all[name], values) for name, values in resampled.items()}
     return Intervals(
         num_resamples=num_resamples,
         accuracy=found["accuracy"],
@@ -254,10 +253,9 @@ def _intervals(
     )
 
 
-def _confusion_matrix(labels: Labels, predicted: Bools) -> list[list[int]]:
-    from sklearn import metrics
-
-    matrix: list[list[int]] = metrics.confusion_matrix(
-        labels, predicted.argmax(axis=1), labels=np.arange(predicted.shape[1])
-    ).tolist()
+def _confusion_matrix(labels: Labels, predicted: Predictions, num_classes: int) -> list[list[int]] | None:
+    if labels.ndim == 2 or num_classes > MAX_MATRIX_CLASSES:
+        return None
+    flat = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    matrix: list[list[int]] = flat.reshape(num_classes, num_classes).tolist()
     return matrix

@@ -15,8 +15,7 @@ def tune_thresholds(labels: Labels, logits: Logits) -> Floats:
         labels: [n, num_classes], multi-hot, of the validation split.
         logits: [n, num_classes], of independent classes, so that the probability is the sigmoid.
     """
-    probabilities = sigmoid(logits)
-    return np.array([_best_threshold(labels[:, k] > 0, probabilities[:, k]) for k in range(labels.shape[1])])
+    return np.array([_best_threshold(labels[:, k] > 0, sigmoid(logits[:, k])) for k in range(labels.shape[1])])
 
 
 def _best_threshold(is_positive: np.ndarray, probabilities: Floats) -> float:  # type: ignore[type-arg]

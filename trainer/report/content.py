@@ -107,7 +107,7 @@ def gather(
         headline=_headline(info, evaluation, entries, plan),
         charts=_charts(entries),
         matrix=confusion_cells(evaluation),
-        pairs=worst_pairs(evaluation),
+        pairs=worst_pairs(evaluation, labels, logits),
         listed_classes=listed_classes,
         other_classes=other_classes,
         reliability=reliability_chart(evaluation),

@@ -8,7 +8,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from trainer.metrics.evaluation import ClassMetrics, Evaluation
+from trainer.metrics.scores import Labels, Logits
 
 # Two values for each bucket: more than the pixels of a chart would not be seen.
 MAX_BUCKETS = 300
@@ -183,16 +186,18 @@ def confusion_cells(evaluation: Evaluation) -> list[list[Cell]] | None:
     ]
 
 
-def worst_pairs(evaluation: Evaluation) -> list[ConfusedPair]:
-    """The `NUM_WORST_PAIRS` most frequent confusions, most frequent first."""
-    names = evaluation.class_names
-    pairs = [
-        ConfusedPair(true=names[true], predicted=names[predicted], count=count, share=count / sum(row))
-        for true, row in enumerate(evaluation.confusion_matrix or [])
-        for predicted, count in enumerate(row)
-        if count and true != predicted
+def worst_pairs(evaluation: Evaluation, labels: Labels, logits: Logits) -> list[ConfusedPair]:
+    """The `NUM_WORST_PAIRS` most frequent confusions, most frequent first; none where an image has several classes."""
+    if labels.ndim == 2:
+        return []
+    names, predicted = evaluation.class_names, np.argmax(logits, axis=1)
+    wrong, counts = np.unique((labels * len(names) + predicted)[labels != predicted], return_counts=True)
+    pairs = [(*divmod(pair, len(names)), count) for pair, count in zip(wrong.tolist(), counts.tolist(), strict=True)]
+    confused = [
+        ConfusedPair(true=names[true], predicted=names[of], count=count, share=count / evaluation.classes[true].support)
+        for true, of, count in pairs
     ]
-    return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))[:NUM_WORST_PAIRS]
+    return sorted(confused, key=lambda pair: (-pair.count, -pair.share))[:NUM_WORST_PAIRS]
 
 
 def list_classes(evaluation: Evaluation) -> tuple[list[ClassMetrics], list[ClassMetrics]]:

@@ -15,9 +15,10 @@ from trainer.data.records import Example
 from trainer.data.split_reader import SplitReader
 from trainer.data.storage import DatasetPath
 from trainer.errors import DataError
+from trainer.metrics.calibration import answers
 from trainer.metrics.evaluation import Evaluation
-from trainer.metrics.predictions import is_correct, predicted_classes
-from trainer.metrics.scores import Bools, Labels, Logits, example_losses, membership, softmax
+from trainer.metrics.predictions import Predictions, is_correct, predict
+from trainer.metrics.scores import Labels, Logits, example_losses, membership, softmax
 from trainer.run_dir import RunInfo
 
 # Twice what the page shows, for dense screens.
@@ -62,15 +63,15 @@ def choose_mistakes(
         rank = example_losses(labels[wrong], logits[wrong], "multi_label")
     else:
         wrong = np.flatnonzero(np.argmax(logits, axis=1) != labels)
-        rank = softmax(logits[wrong]).max(axis=1, initial=0)
+        rank = np.concatenate([np.zeros(0), *(found for found, _ in answers(labels, logits, "single_label"))])[wrong]
     return wrong[np.argsort(-rank, kind="stable")][:count].astype(np.int64)
 
 
-def predicted_at(logits: Logits, evaluation: Evaluation | None) -> Bools:
+def predicted_at(logits: Logits, evaluation: Evaluation | None) -> Predictions:
     """The classes that are predicted for images of several, at the thresholds of the evaluation."""
     used = [c.threshold for c in evaluation.classes] if evaluation else []
     thresholds = np.array([t for t in used if t is not None])
-    return predicted_classes(logits, "multi_label", thresholds if len(thresholds) else None)
+    return predict(logits, "multi_label", thresholds if len(thresholds) else None)
 
 
 def load_pictures(
@@ -92,13 +93,13 @@ def load_pictures(
         DataError: the dataset is gone, unreadable, or not the one that was evaluated.
     """
     split, names = evaluation.split, evaluation.class_names
-    several = predicted_at(logits, evaluation) if labels.ndim == 2 else None
-    true_classes = membership(labels, len(names))
+    several = predicted_at(logits[indices], evaluation) if labels.ndim == 2 else None
+    true_classes = membership(labels[indices], len(names))
     payloads = read_payloads(info, dataset_dir, split, indices)
     pictures = []
-    for index, payload in zip(indices.tolist(), payloads, strict=True):
+    for row, (index, payload) in enumerate(zip(indices.tolist(), payloads, strict=True)):
         example = Example.from_payload(payload)
-        true = np.flatnonzero(true_classes[index]).tolist()
+        true = np.flatnonzero(true_classes[row]).tolist()
         if list(example.labels) != true:
             raise DataError(
                 f"example {index} of the split {split!r} in {dataset_dir} has label "
@@ -108,7 +109,7 @@ def load_pictures(
         uri, is_pixel_art = _embed(example, resize)
         probabilities = softmax(logits[index : index + 1])[0]
         best = int(np.argmax(logits[index]))
-        predicted = [best] if several is None else np.flatnonzero(several[index]).tolist()
+        predicted = [best] if several is None else np.flatnonzero(several[row]).tolist()
         pictures.append(
             Picture(
                 uri=uri,

@@ -1,14 +1,14 @@
 """Charts whose axes both go from 0 to 1: reliability, ROC, precision against recall."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from trainer.metrics.calibration import ReliabilityBin
 from trainer.metrics.evaluation import Evaluation
-from trainer.metrics.ranking import Curve, class_scores, precision_recall_curve, roc_curve
-from trainer.metrics.scores import Labels, Logits, membership
+from trainer.metrics.ranking import ClassScores, Curve, has_class, precision_recall_curve, roc_curve
+from trainer.metrics.scores import Bools, Floats, Labels, Logits
 from trainer.report.figures import Line, LineChart, Point, Scale, Tick, thin_out
 
 _UNIT = Scale(low=0, high=1)
@@ -32,34 +32,33 @@ def reliability_chart(evaluation: Evaluation) -> LineChart:
 
 def ranking_charts(evaluation: Evaluation, labels: Labels, logits: Logits) -> list[LineChart]:
     """ROC and precision-recall curves: of the positive class, or of the best, the median and the worst class."""
-    true, scores = membership(labels, logits.shape[1]), class_scores(logits, evaluation.task)
-    usable = [k for k in range(true.shape[1]) if 0 < true[:, k].sum() < len(true)]
+    scores, classes = ClassScores(logits, evaluation.task), evaluation.classes
+    usable = [k for k, of_class in enumerate(classes) if of_class.roc_auc is not None]
     if evaluation.task == "binary":
         usable = usable[1:]
     if not usable:
         return []
-    roc = {k: roc_curve(true[:, k], scores[:, k]) for k in usable}
-    precision_recall = {k: precision_recall_curve(true[:, k], scores[:, k]) for k in usable}
+
+    def lines(curve: Callable[[Bools, Floats], Curve], areas: Sequence[float | None]) -> list[Line]:
+        chosen = _choose({k: areas[k] or 0.0 for k in usable})
+        curves = [(classes[k].name, curve(has_class(labels, k), scores.of(k))) for k in chosen]
+        return [_curve(name, color, found) for (name, found), color in zip(curves, _COLORS, strict=False)]
+
     chance = [_line("chance", "reference", [(0.0, 0.0), (1.0, 1.0)], "")]
-    names = evaluation.class_names
     return [
-        _chart("True against false positive rate (ROC)", chance + _chosen(roc, names)),
-        _chart("Precision against recall", _chosen(precision_recall, names)),
+        _chart("True against false positive rate (ROC)", chance + lines(roc_curve, [c.roc_auc for c in classes])),
+        _chart("Precision against recall", lines(precision_recall_curve, [c.average_precision for c in classes])),
     ]
 
 
-def _chosen(curves: dict[int, Curve], names: Sequence[str]) -> list[Line]:
-    ranked = sorted(curves, key=lambda k: -curves[k].area)
-    places = sorted({0, len(ranked) // 2, len(ranked) - 1})
-    return [
-        _line(
-            names[ranked[place]],
-            color,
-            list(zip(curves[ranked[place]].x.tolist(), curves[ranked[place]].y.tolist(), strict=True)),
-            f"{curves[ranked[place]].area:.3f}",
-        )
-        for place, color in zip(places, _COLORS, strict=False)
-    ]
+def _choose(areas: dict[int, float]) -> list[int]:
+    """The classes of the largest area, the median and the smallest: only their curves are worked out."""
+    ranked = sorted(areas, key=lambda k: -areas[k])
+    return [ranked[place] for place in sorted({0, len(ranked) // 2, len(ranked) - 1})]
+
+
+def _curve(name: str, color: str, curve: Curve) -> Line:
+    return _line(name, color, list(zip(curve.x.tolist(), curve.y.tolist(), strict=True)), f"{curve.area:.3f}")
 
 
 def _dots(name: str, color: str, bins: Sequence[ReliabilityBin], last: str) -> Line:
