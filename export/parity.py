@@ -19,6 +19,7 @@ from export.samples import ImageSource, iterate_batches, spread_indices
 from export.signature import IMAGE_BYTES, Signature
 from export.subjects import CLIENT_PIXELS, InputName, Outcome, Subject, open_subjects
 from trainer import atomic
+from trainer.data.ram_budget import check_fits
 from trainer.errors import ArtifactError, ParityError
 from trainer.progress import task_progress
 
@@ -227,6 +228,12 @@ def run_gate(
         for s in open_subjects(export_dir / a.path, signature, a.budget, has_client=a is for_client)
     ]
     indices = spread_indices(source.num_images, max_images)
+    # The answers of the model and of every artifact in float32, and a comparison in float64.
+    check_fits(
+        len(indices) * len(signature.class_names) * (4 * (len(subjects) + 1) + 32),
+        f"comparing {len(indices):,} images on {len(signature.class_names):,} classes in {len(subjects)} ways",
+        f"compare fewer with --parity-images {MIN_NUM_IMAGES}, or make fewer files with --formats",
+    )
     answers, labels = [], []
     with task_progress("comparing images", len(indices)) as progress:
         for batch in iterate_batches(source, indices, signature.geometry, _BATCH_SIZE):

@@ -14,6 +14,7 @@ from trainer.data.example_columns import read_columns
 from trainer.data.geometry import Geometry
 from trainer.data.manifest import Manifest, SplitName
 from trainer.data.pipeline import EvaluationStream
+from trainer.data.ram_budget import check_fits
 from trainer.data.records import verify_shards
 from trainer.data.split_reader import SplitReader
 from trainer.data.storage import DatasetPath, parse_path
@@ -21,6 +22,7 @@ from trainer.distribute.engine import Engine
 from trainer.errors import DataError, RunError
 from trainer.loop import steps_at_once
 from trainer.metrics.evaluation import Evaluation, Tuning, save_arrays
+from trainer.metrics.scores import needed_bytes
 from trainer.metrics.summary import summarize, tune
 from trainer.progress import task_progress
 from trainer.run_dir import RunDir
@@ -46,7 +48,7 @@ class Evaluator:
         instead: Mapping[int, Any] | None = None,
     ) -> None:
         """`instead`: see `EvaluationStep`."""
-        self._engine = engine
+        self._engine, self._num_classes = engine, int(model.output_shape[-1])
         self._step = EvaluationStep(engine, model, jit_compile=jit_compile, instead=instead)
         self._set_stream(stream)
 
@@ -76,12 +78,17 @@ class Evaluator:
         batches = self._batches or iter(self._engine.distribute(self._stream.dataset().repeat()))
         self._batches = None
         make_steps = self._alone if self._engine.topology.num_workers == 1 else self._with_others
-        logits = np.concatenate([found.reshape(-1, found.shape[-1]) for found in make_steps(batches, on_steps)])
-        self._batches = batches
-        # Batches hold the examples in their order; what fills up the last ones is at the end.
         if self._labels is None:
             self._labels = _read_labels(self._stream.reader)
-        return self._labels, logits[: len(self._labels)]
+        # Filled as they come: gathered in pieces, there would be twice as many for a moment.
+        logits, start = np.empty([len(self._labels), self._num_classes], np.float32), 0
+        for found in make_steps(batches, on_steps):
+            rows = found.reshape(-1, self._num_classes)
+            # Batches hold the examples in their order; what fills up the last ones is at the end.
+            logits[start : start + len(rows)] = rows[: len(logits) - start]
+            start += len(rows)
+        self._batches = batches
+        return self._labels, logits
 
     def _alone(self, batches: Iterator[Any], on_steps: Callable[[int], None]) -> Iterator[Logits]:
         step, num_at_once = 0, 1
@@ -143,6 +150,8 @@ def evaluate_run(
     step = find_checkpoint(run, which)
     tuning = None if split == TUNING_SPLIT else find_tuning(run, step, weights, dataset_hash)
     splits = [split] if tuning else _splits_to_evaluate(split, manifest, dataset_dir, note)
+    for part in splits:
+        _check_memory(manifest, part)
     verify_shards(dataset_dir, manifest, splits)
     columns: dict[str, list[str]] = {}
     if slice_columns or slice_file:
@@ -172,6 +181,15 @@ def evaluate_run(
         save_arrays(run.evaluation_dir, split=part, global_step=step, labels=labels, logits=logits)
         evaluation.save(run.evaluation_dir)
     return evaluation
+
+
+def _check_memory(manifest: Manifest, split: SplitName) -> None:
+    num_examples = manifest.splits[split].num_examples if split in manifest.splits else 0
+    check_fits(
+        needed_bytes(num_examples, manifest.num_classes, has_several_labels=manifest.task == "multi_label"),
+        f"evaluating the {num_examples:,} {split} images on {manifest.num_classes:,} classes",
+        "evaluate the run on a machine with more",
+    )
 
 
 def _splits_to_evaluate(

@@ -18,13 +18,14 @@ from trainer.data.manifest import Manifest
 from trainer.data.order import check_run_length, run_length_warning
 from trainer.data.pixel_cache import CachePlace
 from trainer.data.preparation.command import check_trainable
-from trainer.data.ram_budget import find_ram_budget_bytes
+from trainer.data.ram_budget import check_fits, find_ram_budget_bytes
 from trainer.data.sampling.epochs import Epochs
 from trainer.data.storage import DatasetPath
 from trainer.distribute.topology import BatchDivision, Device, Strategy, Topology, divide_batch
 from trainer.errors import ConfigError
 from trainer.features.decision import FeaturePlan, FeatureQuestion, TrunkFacts, plan_features
 from trainer.features.outline import find_trunk
+from trainer.metrics.scores import needed_bytes
 from trainer.model.backbone import Backbone
 from trainer.model.backbones import find_backbone
 from trainer.model.classifier import BatchNorm, resolve_weights
@@ -142,6 +143,7 @@ def make_plan(
     )
     features = _plan_features(config, manifest, dataset_dir, topology, image_size_px, task, batch_norm, precision)
     class_weights = resolve_class_weights(config, task, manifest)
+    _check_memory(manifest, _num_examples(manifest, "validation", dataset_dir))
     cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, features, epochs.num_ends)
     return Plan(
         dataset_dir=str(dataset_dir.resolve()),
@@ -216,6 +218,15 @@ def _check_task(config: Config, manifest: Manifest) -> ModelTask:
             f"{task} one; use accuracy, macro_f1 or loss"
         )
     return task
+
+
+def _check_memory(manifest: Manifest, num_validation: int) -> None:
+    """Raises UsageError where the logits of the validation split do not fit into memory."""
+    check_fits(
+        needed_bytes(num_validation, manifest.num_classes, has_several_labels=manifest.task == "multi_label"),
+        f"evaluating the {num_validation:,} validation images on {manifest.num_classes:,} classes",
+        "prepare the dataset again with a smaller --val",
+    )
 
 
 def _weights_of_run(weights: str) -> str:

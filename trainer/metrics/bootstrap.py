@@ -1,7 +1,7 @@
 """95% intervals of any metric by resampling the examples, and of the difference of two models on the same examples.
 
-Percentile bootstrap (Efron, Annals of Statistics 7 (1979), 1-26), corrected for the bias of its median. A resample is how often each example is drawn, and a
-metric is computed from these counts for many resamples at once.
+Percentile bootstrap (Efron, Annals of Statistics 7 (1979), 1-26), corrected for the bias of its median. A resample is
+how often each example is drawn, and a metric is computed from these counts for many resamples at once.
 """
 
 import functools
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from trainer.metrics.predictions import Predictions, is_correct, predict
 from trainer.metrics.ranking import ClassScores, has_class
-from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task
+from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task, row_blocks
 
 NUM_RESAMPLES = 1000
 SEED = 0
@@ -33,10 +33,13 @@ def make_statistics(
     """The metrics that can be resampled: accuracy, macro_f1 and, unless too large, average_precision and roc_auc."""
     num_classes = logits.shape[1]
     predicted = predict(logits, task, thresholds)
-    has, gets = _sparse(labels, num_classes), _sparse(predicted, num_classes)
     statistics: dict[str, Statistic] = {
         "accuracy": functools.partial(_mean, is_correct(labels, predicted).astype(np.float64)),
-        "macro_f1": functools.partial(_macro_f1, has.multiply(gets).tocsr(), has + gets),
+        "macro_f1": (
+            functools.partial(_macro_f1_of_several, labels, predicted)
+            if labels.ndim == 2
+            else functools.partial(_macro_f1, *_hits_and_occurrences(labels, predicted, num_classes))
+        ),
     }
     if logits.size <= MAX_RANKED:
         scores = ClassScores(logits, task)
@@ -142,18 +145,28 @@ def _mean(values: Floats, counts: Floats) -> Floats:
     return means
 
 
-def _sparse(classes: Labels | Predictions, num_classes: int) -> Any:
-    """[n, num_classes] float64, 1 where an example has, or gets, a class: as many values as there are such places."""
+def _hits_and_occurrences(labels: Labels, predicted: Predictions, num_classes: int) -> tuple[Any, Any]:
+    """[n, num_classes] float64, sparse: where an example has its class and gets it, and how often it does either."""
     from scipy import sparse
 
-    if classes.ndim == 2:
-        return sparse.csr_array(classes > 0, dtype=np.float64)
-    rows = np.arange(len(classes))
-    return sparse.csr_array((np.ones(len(classes)), (rows, classes)), shape=(len(classes), num_classes))
+    def of(classes: Labels | Predictions, ones: Floats) -> Any:
+        return sparse.csr_array((ones, (np.arange(len(classes)), classes)), shape=(len(classes), num_classes))
+
+    hits = of(labels, (labels == predicted).astype(np.float64))
+    return hits, of(labels, np.ones(len(labels))) + of(predicted, np.ones(len(labels)))
 
 
 def _macro_f1(hits: Any, occurrences: Any, counts: Floats) -> Floats:
     return _mean_of_known(2 * _divide(counts @ hits, counts @ occurrences))
+
+
+def _macro_f1_of_several(labels: Labels, predicted: Predictions, counts: Floats) -> Floats:
+    hits, occurrences = np.zeros((2, len(counts), labels.shape[1]))
+    for rows in row_blocks(labels.shape):
+        true, found = labels[rows] > 0, predicted[rows]
+        hits += counts[:, rows] @ (true & found).astype(np.float64)
+        occurrences += counts[:, rows] @ (true.astype(np.float64) + found)
+    return _mean_of_known(2 * _divide(hits, occurrences))
 
 
 def _mean_over_classes(

@@ -115,8 +115,8 @@ class Tuning(_Model):
 
 
 class Intervals(_Model):
-    """95% bootstrap intervals over the examples, each around its metric; null where too many resamples do not define the metric,
-    or, for the areas, where the split is too large to resample them."""
+    """95% bootstrap intervals over the examples, each around its metric; null where too many resamples do not define
+    it, or, for the areas, where the split is too large to resample them."""
 
     num_resamples: int
     accuracy: Interval | None

@@ -1,6 +1,7 @@
 """How well the scores of a class rank its examples above the others: ROC, precision-recall, the areas under them."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -55,31 +56,20 @@ def has_class(labels: Labels, class_id: int) -> Bools:
 
 def roc_aucs(labels: Labels, logits: Logits, task: Task) -> list[float | None]:
     """The area under the ROC curve of each class against all others; None for one that all or no examples have."""
-    from sklearn import metrics
-
     scores = ClassScores(logits, task)
-
-    def area(class_id: int) -> float | None:
-        true = has_class(labels, class_id)
-        if not 0 < true.sum() < len(true):
-            return None
-        return float(metrics.roc_auc_score(true, scores.of(class_id)))
-
-    return [area(class_id) for class_id in range(logits.shape[1])]
+    return [_area(has_class(labels, class_id), scores.of(class_id)) for class_id in range(logits.shape[1])]
 
 
 def average_precisions(labels: Labels, logits: Logits, task: Task) -> list[float | None]:
     """The average precision of each class; None for one that no example has.
 
-    The sum over thresholds of precision times the gain in recall, without interpolation (scikit-learn's).
+    The sum over thresholds of precision times the gain in recall, without interpolation (as scikit-learn's).
     """
-    from sklearn import metrics
-
     scores = ClassScores(logits, task)
 
     def average(class_id: int) -> float | None:
-        true = has_class(labels, class_id)
-        return float(metrics.average_precision_score(true, scores.of(class_id))) if true.any() else None
+        true, of_class = has_class(labels, class_id), scores.of(class_id)
+        return _average_precision(of_class[true], [of_class])
 
     return [average(class_id) for class_id in range(logits.shape[1])]
 
@@ -91,15 +81,29 @@ def micro_average_precision(labels: Labels, logits: Logits, task: Task) -> float
     """
     scores, num_classes = ClassScores(logits, task), logits.shape[1]
     of_true = [scores.rows(rows)[membership(labels[rows], num_classes)] for rows in row_blocks(logits.shape)]
-    thresholds, num_at = np.unique(np.concatenate(of_true), return_counts=True)
+    return _average_precision(np.concatenate(of_true), (scores.rows(r).ravel() for r in row_blocks(logits.shape)))
+
+
+def _area(true: Bools, scores: Floats) -> float | None:
+    """The share of pairs of a positive and a negative in which the positive is first; equal ones count half."""
+    positive, negative = np.sort(scores[true]), scores[~true]
+    if not len(positive) or not len(negative):
+        return None
+    num_below, num_not_above = (int(np.searchsorted(positive, negative, side).sum()) for side in ("left", "right"))
+    num_pairs = len(positive) * len(negative)
+    return (2 * num_pairs - num_below - num_not_above) / (2 * num_pairs)
+
+
+def _average_precision(of_true: Floats, blocks: Iterable[Floats]) -> float | None:
+    """From the scores of what is true, and those of everything in blocks; None where nothing is true."""
+    thresholds, num_at = np.unique(of_true, return_counts=True)
     if not len(thresholds):
         return None
-    num_pairs = np.zeros(len(thresholds) + 1, np.int64)
-    for rows in row_blocks(logits.shape):
-        reached = np.searchsorted(thresholds, scores.rows(rows).ravel(), side="right")
-        num_pairs += np.bincount(reached, minlength=len(num_pairs))
+    num_reached = np.zeros(len(thresholds) + 1, np.int64)
+    for block in blocks:
+        num_reached += np.bincount(np.searchsorted(thresholds, block, "right"), minlength=len(num_reached))
     # Of those that reach each threshold: all, and the true ones.
-    num_above = num_pairs[::-1].cumsum()[::-1][1:]
+    num_above = num_reached[::-1].cumsum()[::-1][1:]
     num_true_above = num_at[::-1].cumsum()[::-1]
     return float((num_true_above / num_above * num_at).sum() / num_at.sum())
 

@@ -31,6 +31,13 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
+def needed_bytes(num_examples: int, num_classes: int, *, has_several_labels: bool) -> int:
+    """About what it takes to measure a split: its logits, of several labels an image those and what is predicted, and
+    what is made in blocks.
+    """
+    return num_examples * num_classes * (6 if has_several_labels else 4) + 8 * 8 * BLOCK_VALUES
+
+
 def softmax(logits: npt.NDArray[np.floating]) -> Floats:
     """Probabilities [n, num_classes] in float64 that add up to 1."""
     probabilities: Floats = np.exp(log_softmax(logits))
@@ -110,12 +117,14 @@ def check(labels: Labels, logits: Logits, class_names: list[str], task: Task, sp
             "evaluate another split, or prepare the dataset with a share for this one"
         )
     highest = 1 if task == "multi_label" else len(class_names) - 1
-    outside = np.argwhere((labels < 0) | (labels > highest))
-    if len(outside):
-        raise DataError(
-            f"example {outside[0][0]} of the split {split!r} has label {labels[tuple(outside[0])]}, expected 0 to "
-            f"{highest} for {len(class_names)} classes; prepare the dataset again"
-        )
+    for rows in row_blocks(logits.shape):
+        block = labels[rows]
+        outside = np.argwhere((block < 0) | (block > highest))
+        if len(outside):
+            raise DataError(
+                f"example {rows.start + outside[0][0]} of the split {split!r} has label {block[tuple(outside[0])]}, "
+                f"expected 0 to {highest} for {len(class_names)} classes; prepare the dataset again"
+            )
     is_finite = [np.isfinite(logits[rows]).all(axis=1) for rows in row_blocks(logits.shape)]
     broken = np.flatnonzero(~np.concatenate(is_finite))
     if broken.size:

@@ -25,7 +25,7 @@ def slice_metrics(
 
     Args:
         columns: by name, the value of every example, [n] texts; "" where an example has none.
-        thresholds: as in `predicted_classes`.
+        thresholds: as in `predict`.
     """
     slices = []
     for column, values in columns.items():
