@@ -3,13 +3,10 @@
 Files of a finished export are replaced by `replace_files` alone, which a kill at any moment leaves verifiable.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import pydantic
@@ -17,6 +14,7 @@ import pydantic
 from export.export_file import read_export_file
 from trainer import atomic
 from trainer.errors import ParityError
+from trainer.system import lock
 
 FILE_NAME = "checksums.json"
 SCHEMA_VERSION: Final = 1
@@ -60,7 +58,7 @@ class Checksums(pydantic.BaseModel):
         Raises:
             ParityError: a file is missing, changed, or was not there when the export was published; it is named.
         """
-        found = set(_list_files(export_dir))
+        found = {name for name in _list_files(export_dir) if not self._is_left_over(name)}
         for name in sorted(set(self.files) - found):
             raise ParityError(f"{name} is missing from {export_dir}; copy the export again")
         for name in sorted(found):
@@ -73,6 +71,10 @@ class Checksums(pydantic.BaseModel):
                     f"{name} was changed after {export_dir} was published: SHA-256 {actual[:12]}... where "
                     f"{FILE_NAME} says {allowed[0][:12]}...; copy the export again"
                 )
+
+    def _is_left_over(self, name: str) -> bool:
+        """Whether it is what a killed writer has left of a file that it was just writing."""
+        return any(name.startswith(f"{atomic.TEMPORARY_PREFIX}{of}-") for of in (FILE_NAME, *self.replacing))
 
     def _settled(self, export_dir: pathlib.Path) -> "Checksums":
         """Those of the files as they are, where an earlier writer was killed; what else was changed still shows."""
@@ -90,25 +92,14 @@ def replace_files(export_dir: pathlib.Path, contents: Mapping[str, bytes]) -> No
     Raises:
         ArtifactError: `export_dir` is no finished export.
     """
-    with _locked(export_dir):
+    with lock.hold_folder(export_dir):
         before = Checksums.load(export_dir)._settled(export_dir)
+        atomic.remove_temporaries(export_dir)
         new = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         before.model_copy(update={"replacing": new}).save(export_dir)
         for name, content in contents.items():
             atomic.write_bytes(export_dir / name, content)
         Checksums(files=dict(sorted({**before.files, **new}.items()))).save(export_dir)
-
-
-@contextlib.contextmanager
-def _locked(export_dir: pathlib.Path) -> Iterator[None]:
-    """One writer at a time; on the folder itself, since a file of its own would be one too many in the export."""
-    descriptor = os.open(export_dir, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks on folders
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _list_files(export_dir: pathlib.Path) -> list[str]:

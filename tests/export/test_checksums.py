@@ -29,11 +29,12 @@ def finished(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def replace_and_be_killed(export_dir: pathlib.Path, contents: dict[str, bytes], *, after: int) -> None:
-    """Replaces files, and dies after so many files have been written."""
+    """Replaces files, and dies in the middle of the next file after so many."""
     number, write = itertools.count(), atomic.write_bytes
 
     def write_or_die(path: pathlib.Path, content: bytes) -> None:
         if next(number) == after:
+            path.with_name(f".tmp-{path.name}-01234567").write_bytes(content[:3])
             raise Killed
         write(path, content)
 
@@ -53,6 +54,7 @@ def test_a_kill_leaves_an_export_that_verifies_and_can_be_finished(finished: pat
     Checksums.load(finished).verify(finished)
     assert Checksums.load(finished) == Checksums.of(finished)
     assert all((finished / name).read_bytes() == content for name, content in NEW.items())
+    assert not list(finished.glob(".*"))
 
 
 @pytest.mark.parametrize("after", range(NUM_WRITES + 1))

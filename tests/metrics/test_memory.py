@@ -20,7 +20,7 @@ NUM_CLASSES = 10_000
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     # As many blocks as a large split has: a test of a few hundred MB would be slow.
-    monkeypatch.setattr(scores, "BLOCK_VALUES", 2**18)
+    monkeypatch.setattr(scores, "BLOCK_VALUES", 2**16)
     monkeypatch.setattr("trainer.features.closed_form._BLOCK_VALUES", 2**16)
 
 

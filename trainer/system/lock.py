@@ -82,6 +82,20 @@ def hold(
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def hold_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process holds the folder itself, in which a file for the lock would be one too many, and
+    holds it in the block; where the file system has no locks for folders, nobody is kept out.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def has_no_locks(error: OSError) -> bool:
     """Whether the file system of a lock is one without locks."""
     return error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
