@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from launching import QUICK, command
 
+from trainer.actions import EvaluateAndSave
 from trainer.config import Config, load_config
 from trainer.data.batch import Batch
 from trainer.data.order import Draws, ExampleOrder
@@ -149,6 +150,24 @@ def test_batches_and_rates_add_up(digits: pathlib.Path, tmp_path: pathlib.Path) 
     assert rate.peak == plan.peak_learning_rate == pytest.approx(1e-3 * math.sqrt(50 / 200))
     assert rate.warmup_steps == plan.warmup_steps == math.ceil(1439 / 2 / 50)
     assert max(at.learning_rate for at in rate.at) == pytest.approx(rate.peak)
+
+
+@pytest.mark.parametrize("every_steps", [None, 50])
+def test_a_run_is_evaluated_and_saved_once_an_epoch(
+    digits: pathlib.Path, tmp_path: pathlib.Path, every_steps: int | None
+) -> None:
+    # Of 1,439 images in batches of 64 an epoch is 22.5 steps.
+    ends = [23, 45, 68, 90, 113, 135, 158, 180, 203, 225]
+    overrides = ["train.epochs=10", f"checkpoint.every_steps={'null' if every_steps is None else every_steps}"]
+    plan, _, _ = plan_with(digits, tmp_path, *overrides)
+    unused: Any = None
+    saving = EvaluateAndSave(
+        plan=plan, identity="", state=unused, store=None, evaluators={}, writers=unused, progress=unused,
+        leave_out=unused,
+    )  # fmt: skip
+    due = [step for step in range(1, plan.num_train_steps + 1) if saving.is_due(step)]
+    assert due == sorted({*ends, *([] if every_steps is None else [50, 100, 150, 200])})
+    assert plan.epochs.num_ends == 10 and plan.num_train_steps == 225
 
 
 @pytest.mark.parametrize(

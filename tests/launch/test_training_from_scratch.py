@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from trainer.checkpoint import CheckpointStore, find_model_file
+from trainer.checkpoint import find_model_file
 from trainer.config import load_config
 from trainer.distribute.tf_strategy import make_engine
 from trainer.distribute.topology import Topology
 from trainer.evaluate import evaluate_run
 from trainer.launch import plan_run, start_run
-from trainer.metric_writers import read_metrics
 from trainer.model import backbones
 from trainer.model.backbone import Backbone
 from trainer.model.scaling import PixelScaling
@@ -71,14 +70,6 @@ def from_scratch(digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory)
 def test_a_network_from_scratch_answers_as_it_was_trained_after_few_steps(from_scratch: RunDir) -> None:
     engine = make_engine(Topology(strategy="single", device="cpu", num_local_replicas=1))
     assert evaluate_run(from_scratch, "validation", engine, which="last").accuracy > 0.4
-
-
-def test_a_run_is_evaluated_and_saved_once_an_epoch(from_scratch: RunDir) -> None:
-    # Of 1,439 images in batches of 64 an epoch is 22.5 steps.
-    lines = [line for line in read_metrics(from_scratch.metrics_file) if line["split"] == "validation"]
-    assert [line["step"] for line in lines] == [23, 45, 68]
-    saved = CheckpointStore.of_run(from_scratch, from_scratch.config().checkpoint.model_copy(update={"keep": 9}))
-    assert set(saved.steps()) <= {23, 45, 68} and 68 in saved.steps()
 
 
 def test_statistics_of_pretrained_weights_go_on_from_what_they_are(
