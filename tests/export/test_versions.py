@@ -1,7 +1,6 @@
 """`trainer publish` and `trainer rollback`: versions side by side, one current, whole whatever happens meanwhile."""
 
 import concurrent.futures
-import fcntl
 import json
 import os
 import pathlib
@@ -23,6 +22,7 @@ from export.provenance import ExportProvenance
 from export.tflite_metadata import with_metadata
 from export.versions import CURRENT, current_version, find_versions, next_version, publish_version, roll_back
 from trainer.errors import ArtifactError, ParityError, UsageError
+from trainer.system import lock
 
 PROJECT = pathlib.Path(export.cli_versions.__file__).parents[1]
 app = typer.Typer()
@@ -234,15 +234,14 @@ def test_a_rollback_that_had_to_wait_goes_back_from_what_is_current_then(
     root: pathlib.Path, third: pathlib.Path, fourth: pathlib.Path
 ) -> None:
     publish_version(fourth, root)
-    with (root / ".lock").open("w") as lock, concurrent.futures.ThreadPoolExecutor() as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        waiting = pool.submit(roll_back, root)
-        while "->" not in pathlib.Path("/proc/locks").read_text():
-            time.sleep(0.01)
-        # Another writer, which has the lock, has gone back meanwhile: below version 3 there is nothing.
-        (root / CURRENT).unlink()
-        (root / CURRENT).symlink_to("3")
-        fcntl.flock(lock, fcntl.LOCK_UN)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with lock.hold(root / ".lock"):
+            waiting = pool.submit(roll_back, root)
+            while "->" not in pathlib.Path("/proc/locks").read_text():
+                time.sleep(0.01)
+            # Another writer, which has the lock, has gone back meanwhile: below version 3 there is nothing.
+            (root / CURRENT).unlink()
+            (root / CURRENT).symlink_to("3")
         with pytest.raises(ArtifactError, match="has no version below 3, the current one"):
             waiting.result()
     assert current_version(root) == 3
