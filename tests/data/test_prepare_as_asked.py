@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from trainer.cli.app import app
+from trainer.cli.launch import evaluate_command
 from trainer.config import Config
 from trainer.data.beside import prepare_beside
 from trainer.data.manifest import Manifest
@@ -106,6 +107,7 @@ def test_of_a_listing_with_empty_splits_only_these_are_divided(tmp_path: pathlib
     manifest = prepare_dataset(str(listing), out, options=PrepareOptions(validation_fraction=0.5, test_fraction=0))
     assert {e.filename.split("/")[0] for e in iterate_examples(out, manifest, "validation")} == {"rest"}
     assert sizes(manifest) == {"train": 30, "validation": 10}
+    assert manifest.split_origins == {"train": "given", "validation": "rest"}
 
 
 def test_without_a_validation_split_the_command_is_named_that_makes_one(tmp_path: pathlib.Path) -> None:
@@ -113,6 +115,7 @@ def test_without_a_validation_split_the_command_is_named_that_makes_one(tmp_path
     assert run("prepare", str(source), "--out", str(out), "--val", "0", "--test", "0.2", "--seed", "3").exit_code == 0
     manifest = Manifest.load(out)
     assert sizes(manifest) == {"train": 16, "test": 4}
+    assert evaluate_command(pathlib.Path("my run"), str(out)) == "trainer evaluate 'my run' --split test"
     with pytest.raises(DataError, match=r"has no validation images; .* prepare it again, with: trainer prepare") as e:
         check_trainable(manifest, out)
     with pytest.raises(DataError, match="has no validation images"):  # before `--recipe auto` computes anything
@@ -132,6 +135,7 @@ def test_advice_for_a_small_class_leads_to_a_dataset_that_can_be_trained_on(tmp_
     with pytest.raises(DataError, match=r"with --exclude 'old cat', or give --test 0$"):
         prepare_dataset(str(source), out)
     check_trainable(prepare_dataset(str(source), out, options=PrepareOptions(test_fraction=0)), out)
+    assert evaluate_command(pathlib.Path("run"), str(out)) == "trainer evaluate run --split validation"
     (source / "old cat/0.png").unlink()
     with pytest.raises(DataError, match=r"with --exclude 'old cat'$"):  # --val 0 would not do
         prepare_dataset(str(source), tmp_path / "other")

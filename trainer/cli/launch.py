@@ -194,8 +194,17 @@ def launch(
             note(_describe_in_a_line(summary))
         _train(planned)
     if speaks:
-        next_command = f"trainer evaluate {shlex.quote(str(planned.run.path))} --split test"
+        next_command = evaluate_command(planned.run.path, planned.plan.dataset_dir)
         print_json(summary) if json_ else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")
+
+
+def evaluate_command(run_dir: pathlib.Path, dataset_dir: str) -> str:
+    """The line that evaluates a run on the split that is for it: test, where the dataset has one."""
+    from trainer.data.manifest import Manifest
+    from trainer.data.storage import parse_path
+
+    splits = Manifest.load(parse_path(dataset_dir)).splits
+    return f"trainer evaluate {shlex.quote(str(run_dir))} --split {'test' if 'test' in splits else 'validation'}"
 
 
 def _choose_recipe(settings: "Config") -> str:

@@ -219,7 +219,7 @@ def split_of(dataset_dir: DatasetPath, manifest: Manifest, split: SplitName) -> 
     """Raises DataError where the dataset has no such split."""
     if split not in manifest.splits:
         known = ", ".join(manifest.splits)
-        raise DataError(f"the dataset {dataset_dir} has no split {split!r}; it has {known}")
+        raise DataError(f"the dataset {dataset_dir} has no split {split!r}; it has {known}: name one of these")
     return manifest.splits[split]
 
 

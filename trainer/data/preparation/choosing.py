@@ -63,7 +63,7 @@ def _splits_of_source(state: State) -> set[SplitName | None]:
 def _origins(state: State, cut: Mapping[SplitName, float]) -> dict[SplitName, SplitOrigin]:
     own = _splits_of_source(state)
     is_divided = own != {None} or bool(state.fact(TRAINING_FREED))
-    of_cut: SplitOrigin = "train" if is_divided else "all"
+    of_cut: SplitOrigin = "rest" if "train" in own else "train" if is_divided else "all"
     found: dict[SplitName, SplitOrigin] = {"train": "given" if is_divided else "all"}
     found.update({split: "given" for split in own if split is not None})
     found.update(dict.fromkeys(cut, of_cut))

@@ -35,24 +35,29 @@ def remarks_on(manifest: Manifest, out: str) -> list[tuple[str, str]]:
 
 
 def _on_splits(manifest: Manifest) -> str:
-    cut: dict[str, list[str]] = {"train": [], "all": []}
+    cut: dict[str, list[str]] = {"train": [], "rest": [], "all": []}
     given = []
     for split, origin in manifest.split_origins.items():
         count = f"{split} ({manifest.splits[split].num_examples:,})" if split in manifest.splits else split
-        if origin == "given":
+        if origin == "given" and not (split == "train" and "train" in manifest.split_origins.values()):
             given.append(count)
         elif split != "train":
             cut[origin].append(count)
-    pool = f"the source's own {manifest.splits['train'].num_examples + _num_cut_from_train(manifest):,} for training"
-    parts = [f"{_and(cut['train'])} cut from {pool}"] if cut["train"] else []
-    parts += [f"{_and(cut['all'])} cut from all images"] if cut["all"] else []
+    pools = {
+        "train": f"the source's own {_num_for_training(manifest):,} for training",
+        "rest": "the images that the source puts into no split",
+        "all": "all images",
+    }
+    parts = [f"{_and(names)} cut from {pools[origin]}" for origin, names in cut.items() if names]
     parts += [f"{_and(given)} as the source has {'them' if len(given) > 1 else 'it'}"] if given else []
     return "; ".join(parts) or "all images are for training"
 
 
-def _num_cut_from_train(manifest: Manifest) -> int:
+def _num_for_training(manifest: Manifest) -> int:
+    """How many usable images the source has in its own training part, before anything is cut from it."""
     origins = manifest.split_origins
-    return sum(manifest.splits[split].num_examples for split in manifest.splits if origins.get(split) == "train")
+    of_train = [split for split in manifest.splits if split == "train" or origins.get(split) == "train"]
+    return sum(manifest.splits[split].num_examples for split in of_train) + manifest.num_left_out.get("over --train", 0)
 
 
 def _and(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import codecs
 import csv
 import pathlib
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -54,7 +55,7 @@ def not_text(file: pathlib.Path, encoding: str, problem: str) -> DataError:
     return DataError(
         f"line {line} of {file} is not UTF-8: it holds the byte 0x{byte:02X}, which a Windows code page may mean for "
         f"{meant!r}, and which one is not said; save it as UTF-8, or, if that is right, with: "
-        f"iconv -f WINDOWS-1252 -t UTF-8"
+        f"iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(file))} > {shlex.quote(f'{file.stem}-utf-8{file.suffix}')}"
     )
 
 
