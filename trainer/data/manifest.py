@@ -32,8 +32,8 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 # single_label: one class an example. multi_label: one or several.
 Task = Literal["single_label", "multi_label"]
 
-# given: by the source. train: cut from what the source has for training. rest: cut from those of its images that it puts
-# into no split, while others are fixed to train. all: cut from a source that is not divided.
+# given: by the source. train: cut from what the source has for training. rest: cut from what it puts into no split,
+# while others are fixed to train. all: cut from a source that is not divided.
 SplitOrigin = Literal["given", "train", "rest", "all"]
 
 
