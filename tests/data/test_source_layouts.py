@@ -51,9 +51,15 @@ def found(source: Source) -> dict[str, tuple[Any, ...]]:
             (name, "train")
             for name in ("train", "Training", "TRAIN", "train_set", "trainset", "TrainingSet", "tr", "trn")
         ),
-        *((name, "train") for name in ("train-images", "images_train", "train data", "train2017", "Train.Split")),
+        *(
+            (name, "train")
+            for name in ("train-images", "images_train", "train data", "train2017", "Train.Split", "01_train")
+        ),
         *((name, "validation") for name in ("val", "valid", "Validation", "dev", "devset", "val_set", "ValImages")),
-        *((name, "test") for name in ("test", "testing", "test_set", "TestSet", "eval", "evaluation_data", "tst")),
+        *(
+            (name, "test")
+            for name in ("test", "testing", "test_set", "TestSet", "eval", "evaluation_data", "tst", "test1")
+        ),
         *((name, None) for name in ("trainer", "contest", "invalid", "train station", "test tube", "set", "valve", "")),
     ],
 )
@@ -102,6 +108,11 @@ def test_split_folders_of_any_name_are_splits(tmp_path: pathlib.Path, kind: str,
             r"holds train and train_set, which all name the train split",
         ),
         (("train/1", "test/1", "labels/1"), r"beside labels"),
+        (("train1/cat/1", "train2/dog/1", "test/cat/1"), r"holds train1 and train2, which all name the train split"),
+        (
+            ("train/cat.1", "train/dog.1", "test1/1"),
+            r"hold no folders; expected one folder of images per class in each",
+        ),
     ],
 )
 def test_half_a_split_layout_is_an_error_that_names_the_odd_folder(

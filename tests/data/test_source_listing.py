@@ -225,7 +225,7 @@ def test_a_table_is_read_with_what_stands_between_its_columns_and_in_its_encodin
 
 
 def test_labels_between_semicolons_keep_their_bars(tmp_path: pathlib.Path) -> None:
-    (candidate,) = read(write(tmp_path / "l.csv", "path;labels;weight\n1,5.jpg;cat|sofa;2.5\n"))
+    (candidate,) = read(write(tmp_path / "l.csv", "Path;LABELS;weight\n1,5.jpg;cat|sofa;2.5\n"))
     assert (candidate.filename, candidate.class_names, candidate.weight) == ("1,5.jpg", ("cat", "sofa"), 2.5)
 
 

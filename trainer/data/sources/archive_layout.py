@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from trainer.data.manifest import SplitName
-from trainer.data.sources.class_folders import Contents, find_split_folders
+from trainer.data.sources.class_folders import Contents, find_split_folders, no_folders_in
 from trainer.data.sources.left_behind import kind_of_path
 from trainer.system.names import normalize_class_name
 
@@ -58,6 +58,8 @@ def find_layout(
     splits = find_split_folders(where, folders, lambda folder: contents[folder])
     if not splits:
         return ArchiveLayout(prefix, {}, sorted(contents.keys() - no_classes))
+    if not any(contents[split].folders for split in splits):
+        raise no_folders_in(where, list(splits))
     excluded = frozenset(contents.keys() - splits.keys())
     class_names = {name for split in splits for name in contents[split].folders} | excluded
     return ArchiveLayout(prefix, splits, sorted(class_names - no_classes), excluded)

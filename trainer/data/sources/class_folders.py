@@ -80,6 +80,14 @@ def find_wrapped(folder: str, contents_of: Callable[[str], Contents]) -> tuple[s
     return None
 
 
+def no_folders_in(source: str, splits: Sequence[str]) -> DataError:
+    """The error for splits without a class."""
+    return DataError(
+        f"{_listed(splits)} of {source} hold no folders; expected one folder of images per class in each, as in "
+        f"{splits[0]}/cat/1.jpg"
+    )
+
+
 def _looks_like_split(contents: Contents) -> bool:
     return bool(contents.folders) and not contents.num_files
 

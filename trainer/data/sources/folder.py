@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from trainer.data.manifest import SplitName
 from trainer.data.sources.candidate import Candidate, FileSource
-from trainer.data.sources.class_folders import Contents, find_split_folders, find_wrapped
+from trainer.data.sources.class_folders import Contents, find_split_folders, find_wrapped, no_folders_in
 from trainer.data.sources.left_behind import PassedOver, kind_of_file, kind_of_folder
 from trainer.data.sources.own_products import is_own_product
 from trainer.errors import DataError
@@ -88,10 +88,7 @@ class FolderSource(FileSource):
                 for class_name in self._contents(inside[folder]).folders
             ]
             if not found:
-                raise DataError(
-                    f"the folders {', '.join(splits)} of {self.base} hold no folders; expected one folder of images "
-                    f"per class in each, as in {next(iter(splits))}/cat/1.jpg"
-                )
+                raise no_folders_in(self.base, list(splits))
             return [*found, *((None, name, name) for name in excluded)]
         if not folders and not excluded:
             num_files = self._contents("").num_files

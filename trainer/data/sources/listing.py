@@ -36,6 +36,7 @@ from trainer.data.sources.table_form import find_declared_delimiter, find_delimi
 from trainer.errors import DataError
 
 LABEL_SEPARATOR: Final = "|"
+_COLUMNS: Final = ("path", "label", "labels", "split", "weight")
 MAX_LINE_CHARS = 2**20
 _OF_WINDOWS: Final = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
@@ -176,7 +177,7 @@ class ListingSource(FileSource):
         delimiter = declared or find_delimiter(header, _is_header)
         reader = csv.DictReader(itertools.chain([header], lines), strict=True, delimiter=delimiter)
         try:
-            columns = [name.strip() for name in reader.fieldnames or []]
+            columns = _columns([name.strip() for name in reader.fieldnames or []])
             self._check_columns(f"the first line of {self._file}", columns)
             if len(set(columns)) < len(columns):
                 raise DataError(f"the first line of {self._file} names a column twice: {', '.join(columns)}")
@@ -211,7 +212,13 @@ class ListingSource(FileSource):
             yield text
 
 
-def _is_header(columns: Sequence[str]) -> bool:
+def _columns(names: Sequence[str]) -> list[str]:
+    """`names` with those that mean something in lower case, unless that is there as well."""
+    return [name.lower() if name.lower() in _COLUMNS and name.lower() not in names else name for name in names]
+
+
+def _is_header(names: Sequence[str]) -> bool:
+    columns = _columns(names)
     return "path" in columns and ("label" in columns or "labels" in columns)
 
 

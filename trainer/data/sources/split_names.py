@@ -22,11 +22,12 @@ SPLIT_SYNONYMS: Final[dict[str, SplitName]] = {
     "eval": "test",
     "evaluation": "test",
 }
-# What stands beside the name of a split and means nothing: train_set, TestData, images-val, val2017.
+# What stands beside the name of a split and means nothing: train_set, TestData, images-val.
 _FILLERS: Final = "sets?|data|datasets?|images?|imgs?|pictures|pics|photos|splits?|subset|samples|folder|files"
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+")
 _JOINED: Final = re.compile(f"({'|'.join(SPLIT_SYNONYMS)})({_FILLERS})")
-_MEANS_NOTHING: Final = re.compile(rf"({_FILLERS}|(19|20)\d\d)")
+# Also years and small numbers: val2017, test1.
+_MEANS_NOTHING: Final = re.compile(rf"({_FILLERS}|(19|20)\d\d|\d{{1,2}})")
 
 
 def find_split(text: str) -> SplitName | None:
