@@ -112,7 +112,9 @@ def test_of_a_listing_with_empty_splits_only_these_are_divided(tmp_path: pathlib
 
 def test_without_a_validation_split_the_command_is_named_that_makes_one(tmp_path: pathlib.Path) -> None:
     source, out = make(tmp_path / "my photos", all=10), tmp_path / "dataset"
-    assert run("prepare", str(source), "--out", str(out), "--val", "0", "--test", "0.2", "--seed", "3").exit_code == 0
+    result = run("prepare", str(source), "--out", str(out), "--val", "0", "--test", "0.2", "--seed", "3")
+    assert result.exit_code == 0
+    assert "trainer launch" not in result.stdout
     manifest = Manifest.load(out)
     assert sizes(manifest) == {"train": 16, "test": 4}
     assert evaluate_command(pathlib.Path("my run"), str(out)) == "trainer evaluate 'my run' --split test"

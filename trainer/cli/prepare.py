@@ -256,5 +256,10 @@ def _summary(manifest: "Manifest", out: str) -> list[str]:
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     num_bytes = sum(shard.num_bytes for shard in shards)
     lines.append(f"written     {out}: {len(shards):,} shard{'s'[: len(shards) != 1]}, {num_bytes / 1e6:,.1f} MB")
-    lines.append(f"next        trainer launch --data {shlex.quote(out)}")
+    if {"train", "validation"} <= manifest.splits.keys():
+        lines.append(f"next        trainer launch --data {shlex.quote(out)}")
+    else:
+        lines.append(
+            f"next        trainer evaluate RUN --data {shlex.quote(out)}: without validation it trains nothing"
+        )
     return lines

@@ -95,7 +95,7 @@ def check_class_counts(state: State, class_names: Sequence[str], options: Prepar
             # Without a validation split it could not be trained on.
             drop = "--test 0" if "test" in cut and num_free >= len(to_fill) - 1 else ""
             raise DataError(
-                f"the class {class_name!r} has {num_free} readable images to divide, and needs one for each of "
+                f"the class {class_name!r} has {num_free} readable image{'s'[: num_free != 1]} to divide, and needs one for each of "
                 f"{len(to_fill)} splits ({', '.join(to_fill)}); add images, or leave the class out with "
                 f"--exclude {shlex.quote(class_name)}{f', or give {drop}' if drop else ''}"
             )
