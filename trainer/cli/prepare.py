@@ -259,7 +259,7 @@ def _summary(manifest: "Manifest", out: str) -> list[str]:
     if {"train", "validation"} <= manifest.splits.keys():
         lines.append(f"next        trainer launch --data {shlex.quote(out)}")
     else:
-        lines.append(
-            f"next        trainer evaluate RUN --data {shlex.quote(out)}: without validation it trains nothing"
-        )
+        split = list(manifest.splits)[-1]
+        lines.append(f"next        trainer evaluate RUN --data {shlex.quote(out)} --split {split}")
+        lines.append("            (training needs both a train and a validation split)")
     return lines
