@@ -1,10 +1,12 @@
 """Pictures of 10, 12 or 14 bits in files of 16: as bright as they were taken, and a word on how that is known."""
 
+import contextlib
 import io
 import json
 import pathlib
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -192,6 +194,36 @@ def test_the_option_decides_and_what_is_above_it_is_white_and_said(
     answer = json.loads(CliRunner().invoke(app, arguments).stdout)
     assert answer["num_reencoded"] == {"10 bits of 16 used": 2, "10 bits of 16 used, higher values cut off": 22}
     assert answer["deep_samples"]["bits"] == 10
+
+
+class Stop(Exception):
+    """Ends a preparation from its progress."""
+
+
+class StopsAtTheSecondLook:
+    """Raises when the first pictures are read with the bits that were found."""
+
+    @contextlib.contextmanager
+    def __call__(self, description: str, total: int) -> Iterator["StopsAtTheSecondLook"]:
+        self._active = description.startswith("reading")
+        yield self
+
+    def advance(self, amount: int = 1) -> None:
+        if self._active and amount:
+            raise Stop
+
+
+def test_stopped_between_the_two_looks_it_ends_with_the_same_bytes(
+    microscope: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    outs = [tmp_path / "stopped/dataset", tmp_path / "whole/dataset"]
+    with pytest.raises(Stop):
+        prepare_dataset(str(microscope), outs[0], progress=StopsAtTheSecondLook())
+    assert not outs[0].exists()
+    for out in outs:
+        prepare_dataset(str(microscope), out)
+    contents = [{path.name: path.read_bytes() for path in out.iterdir()} for out in outs]
+    assert contents[0] == contents[1]
 
 
 def test_full_16_bits_keep_their_bytes(tmp_path: pathlib.Path) -> None:
