@@ -96,8 +96,8 @@ def check_class_counts(state: State, class_names: Sequence[str], options: Prepar
             drop = "--test 0" if "test" in cut and num_free >= len(to_fill) - 1 else ""
             raise DataError(
                 f"the class {class_name!r} has {num_free} readable image{'s'[: num_free != 1]} to divide, and needs "
-                f"one for each of {len(to_fill)} splits ({', '.join(to_fill)}); add images, or leave the class out with "
-                f"--exclude {shlex.quote(class_name)}{f', or give {drop}' if drop else ''}"
+                f"one for each of {len(to_fill)} splits ({', '.join(to_fill)}); add images, or leave the class out "
+                f"with --exclude {shlex.quote(class_name)}{f', or give {drop}' if drop else ''}"
             )
         for split in own:
             if split != "train" and not counts[label, split]:
