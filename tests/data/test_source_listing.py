@@ -100,6 +100,11 @@ HEAD = "path,label,split,weight\n"
             HEAD + "1.jpg,a,,\n2.jpg,a,holdout,\n",
             "line 3 .* has 'holdout' for 'split'; expected one of train,",
         ),
+        (
+            "l.csv",
+            HEAD + "1.jpg,a,test,\n2.jpg,a,eval,\n",
+            "line 3 .* has 'eval' for 'split', and other lines name the test otherwise",
+        ),
         ("l.csv", HEAD + "1.jpg,a,,0\n", "line 2 .* has '0' for 'weight'; expected a number above 0"),
         ("l.csv", HEAD + "1.jpg,a,,-1\n", "for 'weight'"),
         ("l.csv", HEAD + "1.jpg,a,,nan\n", "for 'weight'"),

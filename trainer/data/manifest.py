@@ -79,12 +79,14 @@ class Duplicate(_Model):
 class DeepSamples(_Model):
     """Pictures of 16 bits a sample whose files do not say how many bits they use: so many files, and what was taken.
 
-    highest: the highest value in all of them. bits: how many bits are taken as used, which makes the highest of them
-        white; `is_given` where an option of `prepare` has said so, otherwise it follows from `highest`.
+    highest: the highest value in all of them; `num_darker` of them would fit into fewer bits.
+    bits: how many bits are taken as used, which makes the highest of them white; `is_given` where an option of
+        `prepare` has said so, otherwise it follows from `highest`.
     """
 
     num_files: int = pydantic.Field(ge=1)
     highest: int = pydantic.Field(ge=0, lt=2**16)
+    num_darker: int = pydantic.Field(0, ge=0)
     bits: int = pydantic.Field(ge=8, le=16)
     is_given: bool = False
 

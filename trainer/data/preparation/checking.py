@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.data.manifest import DeepSamples
 from trainer.data.preparation import image_check
-from trainer.data.preparation.deep_samples import FULL_BITS, usual_bits
+from trainer.data.preparation.deep_samples import FULL_BITS, fewer_bits, usual_bits
 from trainer.data.preparation.file_kinds import find_left_behind
 from trainer.data.preparation.in_order import map_chunks_in_order, num_workers_of
 from trainer.data.preparation.options import PrepareOptions
@@ -71,7 +71,13 @@ def look_at_deep_samples(state: State, source: Source, options: PrepareOptions, 
             for rows in found:
                 saver.add(rows)
                 shown.advance(len(rows))
-    decided = DeepSamples(num_files=num_files, highest=highest, bits=bits, is_given=options.sample_bits is not None)
+    decided = DeepSamples(
+        num_files=num_files,
+        highest=highest,
+        num_darker=state.scalar("SELECT count(*) FROM checks WHERE highest_sample < ?", 2 ** fewer_bits(bits)),
+        bits=bits,
+        is_given=options.sample_bits is not None,
+    )
     state.set_fact(DEEP_SAMPLES, decided.model_dump())
 
 

@@ -38,6 +38,11 @@ def usual_bits(highest: int) -> int:
     return next(bits for bits in _USUAL_BITS if highest < 2**bits)
 
 
+def fewer_bits(bits: int) -> int:
+    """The usual number of bits below `bits`; 0 below them all."""
+    return max((usual for usual in _USUAL_BITS if usual < bits), default=0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepSamples:
     """The samples of one picture.

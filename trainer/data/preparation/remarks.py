@@ -70,7 +70,9 @@ def _named(names: Sequence[str]) -> str:
 
 def _on_deep_samples(found: DeepSamples) -> str:
     files = f"{found.num_files:,} pictures of 16 bits do" if found.num_files > 1 else "1 picture of 16 bits does"
-    why = "as --sample-bits says" if found.is_given else f"since no value is above {found.highest:,}"
+    why = "as --sample-bits says" if found.is_given else f"since the highest value is {found.highest:,}"
+    if found.num_darker:
+        why += f", though {found.num_darker:,} would fit into fewer"
     return (
         f"{files} not say how many of them are used: read as {found.bits} bits, {why}; "
         "trainer prepare --sample-bits BITS reads them otherwise"

@@ -57,6 +57,7 @@ class ListingSource(FileSource):
         self.base = str(file.parent)
         self.name = file.stem
         self._passed_over = PassedOver()
+        self._calls_test_eval: set[bool] = set()
 
     @property
     def passed_over(self) -> PassedOver:
@@ -65,6 +66,7 @@ class ListingSource(FileSource):
     def candidates(self) -> Iterator[Candidate]:
         is_csv = self._file.suffix.lower() != ".jsonl"
         self._passed_over = PassedOver()
+        self._calls_test_eval.clear()
         encoding = find_encoding(self._file)
         try:
             with self._file.open(encoding=encoding, newline="") as f:
@@ -121,6 +123,14 @@ class ListingSource(FileSource):
         if split is None:
             known = ", ".join(SPLIT_SYNONYMS)
             raise self._error(line, f"has {value!r} for 'split'; expected one of {known}, or nothing")
+        if split == "test":
+            # Alone it is the test split; beside one it could as well be for validation.
+            self._calls_test_eval.add("eval" in value.lower())
+            if len(self._calls_test_eval) > 1:
+                raise self._error(
+                    line,
+                    f"has {value!r} for 'split', and other lines name the test otherwise: expected test or validation",
+                )
         return split
 
     def _weight_of(self, line: int, value: Any, *, is_csv: bool) -> float:
