@@ -232,7 +232,7 @@ def test_rotated_images_are_turned_and_counted(photos: pathlib.Path, out: pathli
 def test_unusable_files_are_listed_with_their_reasons(photos: pathlib.Path, out: pathlib.Path) -> None:
     (photos / "cat/empty.png").touch()
     (photos / "dog/half.png").write_bytes(image_bytes(0)[:200])
-    (photos / "dog/notes.txt").write_text("a note")
+    (photos / "dog/page.jpg").write_text("a page")
     (photos / "emu/gone.png").symlink_to("nowhere")
     os.mkfifo(photos / "emu/pipe.png")
     (photos / "emu" / os.fsdecode(b"caf\xe9.png")).write_text("x")
@@ -240,7 +240,7 @@ def test_unusable_files_are_listed_with_their_reasons(photos: pathlib.Path, out:
     assert {bad.path: bad.reason.partition(":")[0] for bad in Manifest.load(out).bad_files} == {
         "cat/empty.png": "empty",
         "dog/half.png": "truncated",
-        "dog/notes.txt": "not an image",
+        "dog/page.jpg": "not an image",
         "emu/gone.png": "missing",
         "emu/pipe.png": "cannot be read",
         "emu/caf\\xe9.png": "not an image",
@@ -265,7 +265,7 @@ def test_the_manifest_lists_some_bad_files_and_counts_all(tmp_path: pathlib.Path
 def test_too_many_unusable_files_are_an_error_and_leave_nothing(photos: pathlib.Path, out: pathlib.Path) -> None:
     for i in range(5):
         (photos / f"cat/bad{i}.png").write_bytes(b"text")
-    message = r"5 of 65 files \(7.7%\) .* --max-bad-fraction 0.05: cat/bad0.png \(not an image\).* and 2 more"
+    message = r"5 of 65 files \(7.7%\) .* --max-bad-fraction 0.05: cat/bad0.png \(not an image: a text\).* and 2 more"
     with pytest.raises(DataError, match=message):
         prepare_dataset(str(photos), out, options=PrepareOptions(max_bad_fraction=0.05))
     assert not out.exists()
@@ -288,12 +288,12 @@ def test_one_class_is_an_error(tmp_path: pathlib.Path, out: pathlib.Path) -> Non
         prepare_dataset(str(make_folder(tmp_path / "source", cat=9)), out)
 
 
-@pytest.mark.parametrize("num_dogs", [0, 2])
+@pytest.mark.parametrize(("num_dogs", "fix"), [(0, "--exclude dog"), (2, "--exclude dog, or give --test 0")])
 def test_a_class_with_fewer_images_than_splits_is_an_error(
-    tmp_path: pathlib.Path, out: pathlib.Path, num_dogs: int
+    tmp_path: pathlib.Path, out: pathlib.Path, num_dogs: int, fix: str
 ) -> None:
     source = make_folder(tmp_path / "source", cat=9, dog=num_dogs)
-    message = rf"'dog' has {num_dogs} readable .* 3 splits \(train, validation, test\); .* give --val 0 or --test 0"
+    message = rf"'dog' has {num_dogs} readable .* 3 splits \(train, validation, test\); .* {fix}$"
     with pytest.raises(DataError, match=message):
         prepare_dataset(str(source), out)
     assert not out.exists()
