@@ -1,25 +1,23 @@
-"""What every client does to an image file before it sends it: nothing, but for turning a rotated one upright.
+"""What every client does to an image file before it sends it: `image_file.make_plain`, the reading of training.
 
-TensorFlow ignores the EXIF orientation, so the contract (see `signature`) asks clients to. Who calls a TFLite or ONNX
-file also decodes and resizes; how that is done without TensorFlow is here, and in the README of every export.
+Files that all decoders read alike are sent as they are, any other as an upright, opaque one. Who calls a TFLite or
+ONNX file also resizes; how that is done without TensorFlow is here, and in the README of every export.
 """
 
 import dataclasses
-import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from export.runtimes import Arrays
+from export.signature import STATUS, STATUS_OK
+from trainer.data.decode.image_file import UnreadableImage, make_plain, open_picture
 from trainer.data.geometry import Geometry
-from trainer.errors import UsageError
-
-# What `preprocess.decode_image` reads.
-_READABLE = {"JPEG", "PNG", "GIF", "BMP", "WEBP"}
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = 1
+from trainer.errors import DataError, UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +30,7 @@ class ClientImage:
 
 
 def read_client_images(paths: Sequence[pathlib.Path]) -> list[ClientImage]:
-    """Reads image files, in order. One that is no image, is broken or is in a format that the model does not read is an
-    error of that image alone.
+    """Reads image files, in order. One that `prepare` would leave out of a dataset is an error of that image alone.
 
     Raises:
         UsageError: a file cannot be read.
@@ -42,17 +39,41 @@ def read_client_images(paths: Sequence[pathlib.Path]) -> list[ClientImage]:
 
 
 def load_client_pixels(encoded: Sequence[bytes], geometry: Geometry) -> npt.NDArray[np.uint8]:
-    """[n, size, size, 3], RGB, by Pillow: the resize of the training but for rounding."""
+    """[n, size, size, 3], RGB, by Pillow: the resize of the training but for rounding.
+
+    Raises:
+        DataError: one of them is not an image.
+    """
     return np.stack([_load_pixels(content, geometry) for content in encoded])
+
+
+def predict_files(predict: Callable[[list[bytes]], Arrays], encoded: Sequence[bytes]) -> Arrays:
+    """All outputs for image files from `predict`, a model's input for encoded images.
+
+    The bytes are sent as they are. A file that its graph refuses to read (a `status` other than ok) is sent once more
+    as `make_plain` makes it.
+    """
+    outputs = predict(list(encoded))
+    for i in map(int, np.flatnonzero(outputs[STATUS] != STATUS_OK.encode())):
+        image = make_plain(encoded[i])
+        if not isinstance(image, UnreadableImage) and image.encoded != encoded[i]:
+            again = predict([image.encoded])
+            outputs = {name: _with_row(values, i, again[name][0]) for name, values in outputs.items()}
+    return outputs
+
+
+def _with_row(values: npt.NDArray[Any], row: int, value: Any) -> npt.NDArray[Any]:
+    changed = values.copy()
+    changed[row] = value
+    return changed
 
 
 def _load_pixels(content: bytes, geometry: Geometry) -> npt.NDArray[np.uint8]:
     size = geometry.image_size_px
-    with Image.open(io.BytesIO(content)) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
+    with open_picture(content) as picture:
+        if isinstance(picture, UnreadableImage):
+            raise DataError(f"an image of {len(content)} bytes is {picture.reason}")
+        image = Image.fromarray(picture.pixels)
     if geometry.resize == "crop":
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -62,36 +83,10 @@ def _load_pixels(content: bytes, geometry: Geometry) -> npt.NDArray[np.uint8]:
 
 def _read(path: pathlib.Path) -> ClientImage:
     try:
-        return ClientImage(path=path, content=_upright(_read_file(path)))
-    except _NotSentError as e:
-        return ClientImage(path=path, error=str(e))
-
-
-class _NotSentError(Exception):
-    """Why an image is not sent."""
-
-
-def _read_file(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as e:
         raise UsageError(f"the image {path} cannot be read: {e.strerror}") from None
-
-
-def _upright(content: bytes) -> bytes:
-    """The bytes as they are, or as an upright PNG (which loses nothing) where EXIF says rotated."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            if image.format not in _READABLE:
-                raise _NotSentError(f"is {image.format}; the model reads JPEG, PNG, GIF, BMP and WebP: convert it")
-            if image.getexif().get(_ORIENTATION_TAG, _UPRIGHT) == _UPRIGHT:
-                return content
-            upright = io.BytesIO()
-            ImageOps.exif_transpose(image).convert("RGB").save(upright, "PNG")
-    except UnidentifiedImageError:
-        raise _NotSentError("is not an image; give JPEG, PNG, GIF, BMP or WebP files") from None
-    # Pillow's decoders raise all of these for broken files.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        raise _NotSentError(f"is a broken image: {e}") from None
-    return upright.getvalue()
+    image = make_plain(content)
+    if isinstance(image, UnreadableImage):
+        return ClientImage(path=path, error=f"is {image.reason}")
+    return ClientImage(path=path, content=image.encoded)

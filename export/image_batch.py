@@ -8,23 +8,22 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.signature import STATUS_NOT_AN_IMAGE, STATUS_OK, STATUS_UNDECODABLE
+from export.convert.graph_reading import Reading, load_pixels, read_header
+from export.files.statuses import STATUS_OK, STATUS_UNDECODABLE
 from trainer.data.geometry import Geometry
-from trainer.data.preprocess import load_image
 
 Tensor = Any
 
-# How the files that `preprocess.decode_image` reads begin; WebP has four bytes of any value in between.
-_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
-_WEBP_HEAD = rb"RIFF\C{4}WEBP"
+# So many pixels are decoded at the same time, in as many images as there are; larger batches one image after the other.
+MAX_BATCH_PIXELS = 2**26
 
 
 def load_batch(encoded: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Encoded images, [batch] string, to [batch, size, size, 3] uint8 and [batch] string, one of STATUSES.
 
-    Each image is what `load_image` gives; the pixels of one that it does not read are 0.
+    Each image is as `graph_reading` reads it; the pixels of one that it does not read are 0.
     """
-    # All at once first: an element of a pipeline costs milliseconds, and bad images are rare. What follows the
+    # All at once first: an element of a pipeline costs milliseconds, and broken images are rare. What follows the
     # concatenation is begun only where nothing came out of what stands before it.
     batch = tf.data.Dataset.from_tensors(encoded)
     all_together = batch.map(lambda images: _load_all(images, geometry)).ignore_errors()
@@ -38,39 +37,42 @@ def _shape(geometry: Geometry) -> list[int]:
 
 
 def _load_all(encoded: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    scalars = Reading(tf.string, tf.int64, tf.int32, tf.bool, tf.int32)
+    readings = tf.map_fn(read_header, encoded, fn_output_signature=Reading(*(tf.TensorSpec([], t) for t in scalars)))
+    num_pixels = tf.reduce_sum(tf.where(readings.status == STATUS_OK, readings.num_pixels, 0))
+    fits = tf.debugging.Assert((num_pixels <= MAX_BATCH_PIXELS) | (tf.size(encoded) == 1), ["one by one, then"])
+    with tf.control_dependencies([fits]):
+        readings = Reading(*map(tf.identity, readings))
     images = tf.map_fn(
-        lambda one: load_image(one, geometry),
-        encoded,
+        lambda one: load_pixels(one[0], Reading(*one[1:]), geometry),
+        (encoded, *readings),
         fn_output_signature=tf.TensorSpec(_shape(geometry), tf.uint8),
     )
-    return images, tf.fill(tf.shape(encoded), STATUS_OK)
+    return images, readings.status
 
 
 def _load_each(encoded: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     num_images = tf.size(encoded, out_type=tf.int64)
-    blank = (num_images, tf.zeros(_shape(geometry), tf.uint8))
+    blank = (num_images, tf.zeros(_shape(geometry), tf.uint8), tf.constant(STATUS_UNDECODABLE))
+
+    def load(index: Tensor, one: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        reading = read_header(one)
+        return index, load_pixels(one, reading, geometry), reading.status
+
     decoded = (
         tf.data.Dataset.from_tensor_slices((tf.range(num_images), encoded))
-        .map(lambda index, one: (index, load_image(one, geometry)))
+        .map(load)
         .ignore_errors()
         # Behind all images, so that there is a batch also where none is left.
         .concatenate(tf.data.Dataset.from_tensors(blank))
         .batch(num_images + 1)
         .with_options(_options())
     )
-    indices, pixels = decoded.get_single_element()
+    indices, pixels, status = decoded.get_single_element()
     # Row i of `pixels` is image indices[i]; the images that are missing from `indices` get the last row, the blank one.
     last = tf.size(indices, out_type=tf.int64) - 1
     rows = tf.tensor_scatter_nd_update(tf.fill([num_images + 1], last), indices[:, None], tf.range(last + 1))[:-1]
-    failed = tf.where(_begins_like_an_image(encoded), STATUS_UNDECODABLE, STATUS_NOT_AN_IMAGE)
-    return tf.gather(pixels, rows), tf.where(rows < last, STATUS_OK, failed)
-
-
-def _begins_like_an_image(encoded: Tensor) -> Tensor:
-    begins = tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 12), _WEBP_HEAD)
-    for head in _HEADS:
-        begins = begins | (tf.strings.substr(encoded, 0, len(head)) == head)
-    return begins
+    return tf.gather(pixels, rows), tf.gather(status, rows)
 
 
 def _options() -> tf.data.Options:

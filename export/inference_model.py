@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from export.files.statuses import STATUS_BAD_PIXELS, STATUS_OK
 from export.image_batch import load_batch
 from export.signature import (
     CLASS_ID,
@@ -27,7 +28,6 @@ from export.signature import (
     PROBABILITIES,
     SIGNATURE_IMAGE_BYTES,
     STATUS,
-    STATUS_OK,
     Signature,
 )
 from trainer.errors import ExportError
@@ -43,8 +43,9 @@ WITHOUT_GRADIENTS = tf.saved_model.SaveOptions(experimental_custom_gradients=Fal
 class InferenceModel(tf.Module):
     """A Keras classifier (pixels 0 to 255 in, float32 logits out) with the inputs and outputs of `signature`.
 
-    images: tf.function, [batch, size, size, 3] float32 to all outputs.
-    image_bytes: tf.function, [batch] string to all outputs and `status`; decodes and resizes as training did.
+    images: tf.function, [batch, size, size, 3] float32 to all outputs; pixels that are no numbers of 0 to 255 get a
+        `status`, and no class.
+    image_bytes: tf.function, [batch] string to all outputs; decodes and resizes as training did.
     probabilities: tf.function, `images` to the probabilities alone: what TFLite and ONNX are made from, whose
         runtimes have no strings.
 
@@ -74,14 +75,19 @@ class InferenceModel(tf.Module):
             answers, _ = network.stateless_call(trainable, non_trainable, images, training=False)
             return answers if has_features else (answers, None)
 
+        def answer_where_ok(images: Tensor, status: Tensor) -> dict[str, Tensor]:
+            outputs = _outputs(*infer(images), signature)
+            return {**_blank_where(status != STATUS_OK, outputs), STATUS: status}
+
         def answer(images: Tensor) -> dict[str, Tensor]:
-            return _outputs(*infer(images), signature)
+            # Comparisons with NaN are false.
+            is_right = tf.reduce_all((images >= 0.0) & (images <= 255.0), axis=[1, 2, 3])
+            pixels = tf.where(is_right[:, None, None, None], images, tf.zeros_like(images))
+            return answer_where_ok(pixels, tf.where(is_right, STATUS_OK, STATUS_BAD_PIXELS))
 
         def answer_encoded(image_bytes: Tensor) -> dict[str, Tensor]:
             images, status = load_batch(image_bytes, signature.geometry)
-            is_image = status == STATUS_OK
-            answers = _blank_where(~is_image, answer(tf.cast(images, tf.float32)))
-            return {**answers, STATUS: status}
+            return answer_where_ok(tf.cast(images, tf.float32), status)
 
         def answer_probabilities(images: Tensor) -> dict[str, Tensor]:
             logits, _ = infer(images)

@@ -8,13 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from export.signature import STATUS_NOT_AN_IMAGE, STATUS_UNDECODABLE
+from export.files.statuses import STATUS_IN_WORDS
 from trainer.errors import TrainerError
-
-_STATUS_IN_WORDS = {
-    STATUS_NOT_AN_IMAGE: "is not an image that the model reads",
-    STATUS_UNDECODABLE: "is an image that TensorFlow does not decode: it is broken, or an animated or transparent WebP",
-}
 
 
 class ClassProbability(pydantic.BaseModel):
@@ -71,7 +66,7 @@ ServerPredict = Callable[[str, Sequence[pathlib.Path]], Sequence[ServedPredictio
 
 def describe_status(status: str) -> str:
     """A `status` that is not ok, as the end of a sentence about the image."""
-    return _STATUS_IN_WORDS.get(status, f"has the status {status!r}")
+    return STATUS_IN_WORDS.get(status, f"has the status {status!r}")
 
 
 def most_probable(

@@ -12,6 +12,8 @@ from typing import Any, Final, Literal
 
 import pydantic
 
+from export.files.statuses import HOW_FILES_ARE_READ, STATUS_IN_WORDS, STATUSES
+from export.files.statuses import STATUS_OK as STATUS_OK
 from trainer import atomic
 from trainer.data.geometry import Geometry
 from trainer.errors import ArtifactError, UsageError
@@ -37,11 +39,6 @@ FEATURES = "features"
 STATUS = "status"
 # Outputs that are there by choice.
 OPTIONAL_OUTPUTS = (LOGITS, FEATURES)
-# What `status` says of each image. Words and not numbers: they are read in JSON, and new ones change no old one.
-STATUS_OK: Final = "ok"
-STATUS_NOT_AN_IMAGE: Final = "not_an_image"
-STATUS_UNDECODABLE: Final = "undecodable"
-STATUSES = (STATUS_OK, STATUS_NOT_AN_IMAGE, STATUS_UNDECODABLE)
 # `class_id` of what is no image; its other outputs are 0, false or empty.
 NO_CLASS: Final = -1
 DEFAULT_THRESHOLD = 0.5
@@ -220,7 +217,7 @@ def _inputs(size: int) -> dict[str, TensorInfo]:
             name=IMAGE_BYTES,
             dtype="string",
             shape=[None],
-            description="a JPEG, PNG, GIF, BMP or WebP (still, opaque) of any size, upright: EXIF is not read",
+            description=HOW_FILES_ARE_READ,
         ),
         SIGNATURE_IMAGES: TensorInfo(
             name=IMAGES,
@@ -293,7 +290,6 @@ def _status_info() -> OutputInfo:
         dtype="string",
         shape=[None],
         values=list(STATUSES),
-        description=f"{STATUS_NOT_AN_IMAGE}: bytes that begin like none of the formats; {STATUS_UNDECODABLE}: broken, "
-        f"or an animated or transparent WebP; the numbers of such an image are 0, its class_id {NO_CLASS}",
-        signatures=[SIGNATURE_IMAGE_BYTES],
+        description="; ".join(f"{status}: {words}" for status, words in STATUS_IN_WORDS.items())
+        + f"; the numbers of such an image are 0, its {CLASS_ID} {NO_CLASS}",
     )

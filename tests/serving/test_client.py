@@ -100,13 +100,12 @@ def test_an_address_that_is_none_is_wrong_usage(url: str) -> None:
 def test_a_file_that_is_no_image_is_an_error_of_its_own(tmp_path: pathlib.Path, server_url: str) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "dark.jpg").write_bytes(jpeg(0))
-    # Pillow reads it and so it is sent, but TensorFlow reads no transparent WebP.
-    PIL.Image.new("RGBA", (8, 8), (1, 2, 3, 100)).save(tmp_path / "clear.webp")
+    # TensorFlow reads no transparent WebP: it is sent as the picture on white.
+    PIL.Image.new("RGBA", (8, 8), (1, 2, 3, 0)).save(tmp_path / "clear.webp")
     paths = [tmp_path / name for name in ("text.jpg", "dark.jpg", "clear.webp", "dark.jpg")]
     predictions = predict_images_of_files(server_url, paths)
-    assert [p.label for p in predictions if p.error is None] == ["dark", "dark"]
+    assert [p.label for p in predictions if p.error is None] == ["dark", "bright", "dark"]
     assert predictions[0].error is not None and "is not an image" in predictions[0].error
-    assert predictions[2].error is not None and "does not decode" in predictions[2].error
     with pytest.raises(UsageError, match=r"absent.jpg cannot be read"):
         predict_images_of_files(server_url, [tmp_path / "absent.jpg"])
 

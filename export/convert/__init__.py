@@ -1,0 +1,1 @@
+"""From one trained model to the artifacts of an export."""

@@ -1,0 +1,266 @@
+"""`image_file` inside a graph: the same picture of the same bytes, or a status that says why there is none.
+
+A graph has TensorFlow's decoders alone. What they read otherwise than people see is put right here where operations
+can (EXIF orientation, transparency of PNG, the first frame of a GIF), and refused by its header where they cannot. The
+number of pixels is bounded before anything is decoded.
+"""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from export.convert import file_headers
+from export.convert.file_headers import contains, number
+from export.files.statuses import (
+    STATUS_ANIMATED,
+    STATUS_CMYK,
+    STATUS_NOT_AN_IMAGE,
+    STATUS_OK,
+    STATUS_ROTATED,
+    STATUS_SIXTEEN_BIT,
+    STATUS_TOO_LARGE,
+    STATUS_TRANSPARENT,
+    STATUS_UNDECODABLE,
+    STATUS_UNSUPPORTED,
+)
+from trainer.data import preprocess
+from trainer.data.decode.limits import MAX_IMAGE_PIXELS
+from trainer.data.geometry import Geometry
+
+Tensor = Any
+
+# Putting a transparent picture on white takes 28 bytes a pixel.
+MAX_TRANSPARENT_PIXELS = 2**24
+_JPEG_HEAD, _PNG_HEAD = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_GREY_ALPHA, _RGB_ALPHA = 4, 6
+_PALETTE_BMP, _RGB_BMP = 8, 24
+# Extended WebP: which chunks there are besides the picture.
+_WEBP_ANIMATION, _WEBP_XMP, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x04, 0x08, 0x10
+
+
+class Reading(NamedTuple):
+    """How a file is to be read, all scalars.
+
+    status: string, one of STATUSES. num_pixels: int64. orientation: int32, of EXIF, 0 or 1 for upright.
+    is_transparent: bool, has an alpha channel that is to be put on white. end: int32, decode so many bytes; -1 is all.
+    """
+
+    status: Tensor
+    num_pixels: Tensor
+    orientation: Tensor
+    is_transparent: Tensor
+    end: Tensor
+
+
+def read_header(encoded: Tensor) -> Reading:
+    """Raises (when run) InvalidArgumentError for a header that is cut or contradicts itself."""
+    not_an_image = _refuse(STATUS_NOT_AN_IMAGE)
+    formats = [
+        (_begins(encoded, _JPEG_HEAD), lambda: _read_jpeg(encoded)),
+        (_begins(encoded, _PNG_HEAD), lambda: _read_png(encoded)),
+        (_begins(encoded, b"GIF8"), lambda: _read_gif(encoded)),
+        (_begins(encoded, b"BM"), lambda: _read_bmp(encoded)),
+        (_is_webp(encoded), lambda: _read_webp(encoded)),
+    ]
+    reading = Reading(*tf.case(formats, default=lambda: not_an_image, exclusive=True))
+    size = reading.num_pixels
+    is_too_large = (size > MAX_IMAGE_PIXELS) | (reading.is_transparent & (size > MAX_TRANSPARENT_PIXELS))
+    # A transparent one that is only too large to be put on white here can still be sent on white.
+    why = tf.where(size > MAX_IMAGE_PIXELS, STATUS_TOO_LARGE, STATUS_TRANSPARENT)
+    return reading._replace(status=tf.where((reading.status == STATUS_OK) & is_too_large, why, reading.status))
+
+
+def load_pixels(encoded: Tensor, reading: Reading, geometry: Geometry) -> Tensor:
+    """[size, size, 3] uint8 of what was found readable, 0 of what was not.
+
+    Raises (when run) InvalidArgumentError for what turns out to be broken.
+    """
+    shape = [geometry.image_size_px, geometry.image_size_px, 3]
+    pixels = tf.cond(
+        reading.status == STATUS_OK,
+        lambda: _load(encoded, reading, geometry),
+        lambda: tf.zeros(shape, tf.uint8),
+    )
+    return tf.ensure_shape(pixels, shape)
+
+
+def _load(encoded: Tensor, reading: Reading, geometry: Geometry) -> Tensor:
+    encoded = tf.cond(
+        reading.end < 0,
+        lambda: encoded,
+        lambda: tf.strings.join([tf.strings.substr(encoded, 0, reading.end), b";"]),
+    )
+    image = tf.cond(reading.is_transparent, lambda: _decode_on_white(encoded), lambda: preprocess.decode_image(encoded))
+    image.set_shape([None, None, 3])
+    is_upright = reading.orientation < 2
+    return tf.cond(
+        is_upright,
+        lambda: preprocess.resize_image(image, geometry),
+        lambda: _resize_turned(image, reading.orientation, geometry),
+    )
+
+
+def _resize_turned(image: Tensor, orientation: Tensor, geometry: Geometry) -> Tensor:
+    """The upright picture at the model's size; turned there, where it is small."""
+
+    def is_one_of(*orientations: int) -> Tensor:
+        return tf.reduce_any(orientation == tf.constant(orientations))
+
+    flips_rows, flips_columns, swaps = is_one_of(3, 4, 6, 7), is_one_of(2, 3, 7, 8), is_one_of(5, 6, 7, 8)
+    if geometry.resize == "crop":
+        # The centre is rounded down in the upright picture: up, where that counts from the other side.
+        height, width = tf.unstack(tf.shape(image)[:2])
+        side = tf.minimum(height, width)
+        top = (height - side + tf.cast(flips_rows, tf.int32)) // 2
+        left = (width - side + tf.cast(flips_columns, tf.int32)) // 2
+        image = tf.slice(image, tf.stack([top, left, 0]), [side, side, 3])
+    small = preprocess.resize_to_square(image, geometry.image_size_px)
+    small = tf.where(flips_rows, small[::-1], small)
+    small = tf.where(flips_columns, small[:, ::-1], small)
+    return tf.where(swaps, tf.transpose(small, [1, 0, 2]), small)
+
+
+def _decode_on_white(encoded: Tensor) -> Tensor:
+    """A PNG as `picture.to_upright_rgb` makes it, to the bit."""
+    rgba = tf.io.decode_png(encoded, channels=4)
+    alpha = tf.cast(rgba[:, :, 3:], tf.uint16)
+    # 255 * (value * alpha + 255 * (255 - alpha)) / 255, rounded, as Pillow's alpha_composite does.
+    total = tf.cast(rgba[:, :, :3], tf.uint16) * alpha + 255 * (255 - alpha) + 128
+    shift = tf.constant(8, tf.uint16)
+    return tf.cast(tf.bitwise.right_shift(tf.bitwise.right_shift(total, shift) + total, shift), tf.uint8)
+
+
+def _read_jpeg(encoded: Tensor) -> Reading:
+    height, width, components = tf.unstack(tf.image.extract_jpeg_shape(encoded, output_type=tf.int32))
+    num_pixels = _product(height, width)
+    # As `image_header.can_hold_jpeg`.
+    is_cut = num_pixels > 64 * 8 * tf.cast(tf.strings.length(encoded), tf.int64)
+    status = tf.where(components == 4, STATUS_CMYK, tf.where(is_cut, STATUS_UNDECODABLE, STATUS_OK))
+    return _reading(status, num_pixels, orientation=file_headers.jpeg_orientation(encoded))
+
+
+def _read_png(encoded: Tensor) -> Reading:
+    width, height = (number(encoded, at, 4, little_endian=False) for at in (16, 20))
+    depth, colour = (number(encoded, at, 1, little_endian=False) for at in (24, 25))
+    has_alpha = (colour == _GREY_ALPHA) | (colour == _RGB_ALPHA)
+    # Where four letters stand by chance inside the pixels, the alpha channel is opaque.
+    is_transparent = has_alpha | contains(encoded, b"tRNS")
+    is_animated = contains(encoded, b"acTL") & (tf.strings.length(file_headers.png_chunk(encoded, b"acTL")) > 0)
+    status, orientation = tf.cond(
+        contains(encoded, b"eXIf|Raw profile type|XML:com.adobe.xmp"),
+        lambda: _png_orientation(encoded),
+        lambda: (tf.constant(STATUS_OK), tf.constant(0)),
+    )
+    status = tf.where(is_animated, STATUS_ANIMATED, status)
+    status = tf.where(depth == 16, STATUS_SIXTEEN_BIT, status)
+    return _reading(status, _product(height, width), orientation=orientation, is_transparent=is_transparent)
+
+
+def _png_orientation(encoded: Tensor) -> tuple[Tensor, Tensor]:
+    """The status, and the orientation in EXIF or else XMP."""
+    found = file_headers.exif_orientation(file_headers.png_chunk(encoded, b"eXIf"))
+    orientation = tf.where(found == 0, file_headers.xmp_orientation(encoded), found)
+    # Compressed, or in hexadecimal digits.
+    is_hidden = (found == 0) & contains(encoded, rb"Raw profile type|XML:com.adobe.xmp\x00\x01")
+    return tf.where(is_hidden, STATUS_ROTATED, STATUS_OK), orientation
+
+
+def _read_gif(encoded: Tensor) -> Reading:
+    num_pixels = _product(*(number(encoded, at, 2, little_endian=True) for at in (6, 8)))
+    frame = file_headers.first_gif_frame(encoded)
+    status = tf.where(frame.fills, STATUS_OK, STATUS_UNSUPPORTED)
+    status = tf.where(frame.is_transparent, STATUS_TRANSPARENT, status)
+    status = tf.where(frame.end > 0, status, STATUS_UNDECODABLE)
+    # The other frames are cut off: TensorFlow would unpack them all.
+    return _reading(status, num_pixels, end=frame.end)
+
+
+def _read_bmp(encoded: Tensor) -> Reading:
+    width, height = (tf.cast(number(encoded, at, 4, little_endian=True), tf.int32) for at in (18, 22))
+    header_bytes, compression = (number(encoded, at, 4, little_endian=True) for at in (14, 30))
+    depth = number(encoded, 28, 2, little_endian=True)
+    ramp = b"".join(bytes([i, i, i, 0]) for i in range(256))
+    # TensorFlow takes the numbers of colours for grey: right where the palette says the same.
+    is_grey = (depth == _PALETTE_BMP) & (_slice(encoded, 14 + header_bytes, 1024) == ramp)
+    is_plain = (compression == 0) & (header_bytes >= 40) & ((depth == _RGB_BMP) | is_grey)
+    return _reading(tf.where(is_plain, STATUS_OK, STATUS_UNSUPPORTED), _product(width, height))
+
+
+def _read_webp(encoded: Tensor) -> Reading:
+    kind = tf.strings.substr(encoded, 12, 4)
+    formats = [
+        (kind == b"VP8X", lambda: _read_extended_webp(encoded)),
+        (kind == b"VP8L", lambda: _read_lossless_webp(encoded)),
+    ]
+    return Reading(*tf.case(formats, default=lambda: _read_lossy_webp(encoded), exclusive=True))
+
+
+def _read_lossy_webp(encoded: Tensor) -> Reading:
+    width, height = (number(encoded, at, 2, little_endian=True) % 2**14 for at in (26, 28))
+    return _reading(tf.constant(STATUS_OK), _product(height, width))
+
+
+def _read_lossless_webp(encoded: Tensor) -> Reading:
+    bits = number(encoded, 21, 4, little_endian=True)
+    width, height = bits % 2**14 + 1, bits // 2**14 % 2**14 + 1
+    return _reading(tf.where(bits // 2**28 % 2 == 1, STATUS_TRANSPARENT, STATUS_OK), _product(height, width))
+
+
+def _read_extended_webp(encoded: Tensor) -> Reading:
+    flags = number(encoded, 20, 1, little_endian=True)
+    width, height = (number(encoded, at, 4, little_endian=True) % 2**24 + 1 for at in (24, 27))
+
+    def has(flag: int) -> Tensor:
+        return flags // flag % 2 == 1
+
+    status = tf.where(has(_WEBP_ALPHA), STATUS_TRANSPARENT, STATUS_OK)
+    status = tf.where(has(_WEBP_ANIMATION), STATUS_ANIMATED, status)
+    orientation = tf.cond(has(_WEBP_EXIF) | has(_WEBP_XMP), lambda: _webp_orientation(encoded), lambda: tf.constant(0))
+    return _reading(status, _product(height, width), orientation=orientation)
+
+
+def _webp_orientation(encoded: Tensor) -> Tensor:
+    exif = tf.strings.regex_replace(file_headers.webp_chunk(encoded, b"EXIF"), rb"^Exif\x00\x00", b"")
+    found = file_headers.exif_orientation(exif)
+    return tf.where(found == 0, file_headers.xmp_orientation(file_headers.webp_chunk(encoded, b"XMP ")), found)
+
+
+def _reading(
+    status: Tensor,
+    num_pixels: Tensor,
+    *,
+    orientation: Tensor = 0,
+    is_transparent: Tensor = False,
+    end: Tensor = -1,
+) -> Reading:
+    return Reading(
+        status=status,
+        num_pixels=num_pixels,
+        orientation=tf.convert_to_tensor(orientation, tf.int32),
+        is_transparent=tf.convert_to_tensor(is_transparent, tf.bool),
+        end=tf.convert_to_tensor(end, tf.int32),
+    )
+
+
+def _refuse(status: str) -> Reading:
+    return _reading(tf.constant(status), tf.constant(0, tf.int64))
+
+
+def _product(height: Tensor, width: Tensor) -> Tensor:
+    # No format has longer sides, and the product of these is a number.
+    sides = (tf.minimum(tf.abs(tf.cast(side, tf.int64)), 2**31 - 1) for side in (height, width))
+    return tf.math.multiply(*sides)
+
+
+def _slice(encoded: Tensor, start: Tensor, num_bytes: int) -> Tensor:
+    """May be shorter, or empty, at the end."""
+    start = tf.minimum(start, tf.cast(tf.strings.length(encoded), tf.int64))
+    return tf.strings.substr(encoded, start, tf.constant(num_bytes, tf.int64))
+
+
+def _begins(encoded: Tensor, head: bytes) -> Tensor:
+    return tf.strings.substr(encoded, 0, len(head)) == head
+
+
+def _is_webp(encoded: Tensor) -> Tensor:
+    return tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 12), rb"RIFF\C{4}WEBP")

@@ -1,0 +1,1 @@
+"""The files of an export: what each says, and the one module that owns it."""

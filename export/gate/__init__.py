@@ -1,0 +1,1 @@
+"""The gate that artifacts must pass before they are published."""
