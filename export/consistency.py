@@ -4,7 +4,17 @@ import numpy as np
 
 from export.decisions import decide
 from export.runtimes import Arrays
-from export.signature import CLASS_ID, LABEL, PREDICTED, PROBABILITIES, STATUS, STATUS_OK, Signature
+from export.signature import CLASS_ID, LABEL, NO_CLASS, PREDICTED, PROBABILITIES, STATUS, STATUS_OK, Signature
+
+
+def find_answer_of_refused(outputs: Arrays) -> str | None:
+    """What is wrong with the outputs for images that a status refuses, or None: they must not look like an answer."""
+    refused = outputs[STATUS] != STATUS_OK.encode()
+    status = outputs[STATUS][refused]
+    has_class = (outputs[CLASS_ID][refused] != NO_CLASS) | outputs[PROBABILITIES][refused].any(axis=-1)
+    if has_class.any():
+        return f"an image with the {STATUS} {status[has_class][0].decode()!r} has a class all the same"
+    return None
 
 
 def find_contradiction(outputs: Arrays, signature: Signature) -> str | None:

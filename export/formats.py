@@ -80,6 +80,8 @@ _BFLOAT16 = _INTEGER.model_copy(update={"min_agreement": 0.9, "min_class_agreeme
 # Of pixels that a client decoded and resized without TensorFlow: they differ by a rounding here and there, which the
 # probabilities of one model feel more than those of another.
 CLIENT_BUDGET = _BFLOAT16
+# Of odd files: decoders of JPEG round in their own ways, which is far from a picture that is turned or black.
+ODD_FILES_BUDGET = Budget(max_difference=0.2, max_replay_difference=5e-2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ import pydantic
 from export.export_file import read_export_file
 from export.figures import Figures
 from export.formats import FLOAT32_FORMATS, FORMATS, MIN_NUM_IMAGES, Budget, Format
+from export.gate.odd_files import make_odd_files
 from export.runtimes import Runtime
 from export.samples import ImageSource, iterate_batches, spread_indices
-from export.signature import IMAGE_BYTES, Signature
-from export.subjects import CLIENT_PIXELS, InputName, Outcome, Subject, open_subjects
+from export.signature import IMAGE_BYTES, IMAGES, Signature
+from export.subjects import InputName, Outcome, Subject, open_subjects
 from trainer import atomic
 from trainer.data.ram_budget import check_fits
 from trainer.errors import ArtifactError, ParityError
@@ -51,7 +52,9 @@ class Artifact(_Model):
 class Comparison(_Model):
     """One artifact, through one of its inputs, against the reference. `failure` is null where it is within budget.
 
-    input: client_pixels are those that a client decoded and resized with Pillow, see `client_images`.
+    input: client_pixels are those that a client decoded and resized with Pillow, see `client_images`; odd_files are
+        the original bytes of files as strangers send them, and odd_client_pixels a client's pixels of these; both are
+        compared with what the artifact itself answers to the pixels that training would have seen.
     `figures` is null where the artifact did not run. `ms_per_image` is the mean over the run and not written to the
     file: TFLite takes one image at a time, the others batches of 32. `allowed`: over budget, and published all the
     same (`--allow-failed`).
@@ -70,7 +73,7 @@ class Comparison(_Model):
 
     @property
     def title(self) -> str:
-        return f"{self.format} ({self.input})" if self.input in (IMAGE_BYTES, CLIENT_PIXELS) else self.format
+        return self.format if self.input == IMAGES else f"{self.format} ({self.input})"
 
     @property
     def is_over_budget(self) -> bool:
@@ -186,8 +189,8 @@ class ParityReport(_Model):
         return list(found.values())
 
     def inputs_of(self, artifact: Artifact) -> list[Comparison]:
-        """The comparison of each input of `artifact`, without that of a client's pixels."""
-        return [c for c in self.comparisons if c.path == artifact.path and c.input != CLIENT_PIXELS]
+        """The comparison of each input of `artifact`, without those of a client's pixels and of odd files."""
+        return [c for c in self.comparisons if c.path == artifact.path and c.input in (IMAGES, IMAGE_BYTES)]
 
     def save(self, directory: pathlib.Path) -> None:
         atomic.write_text(directory / FILE_NAME, self.model_dump_json(indent=2) + "\n")
@@ -240,9 +243,11 @@ def run_gate(
             answers.append(reference.predict_probabilities(batch.images))
             labels.append(batch.class_ids)
             for _, subject in subjects:
-                subject.answer(batch)
+                if subject.expect is None:
+                    subject.answer(batch)
             progress.advance(len(batch.class_ids))
     expected, class_ids = np.concatenate(answers), np.concatenate(labels)
+    odd = _ask_with_odd_files([s for _, s in subjects], signature, source)
     return ParityReport(
         signature_hash=signature.content_hash(),
         reference=reference_name,
@@ -252,10 +257,26 @@ def run_gate(
         num_images=len(indices),
         num_images_in_split=source.num_images,
         comparisons=[
-            _describe(a, s, s.compare(expected, class_ids, signature.thresholds), size_on_disk(export_dir / a.path))
+            _describe(
+                a,
+                s,
+                odd[s] if s in odd else s.compare(expected, class_ids, signature.thresholds),
+                size_on_disk(export_dir / a.path),
+            )
             for a, s in subjects
         ],
     )
+
+
+def _ask_with_odd_files(
+    subjects: Sequence[Subject], signature: Signature, source: ImageSource
+) -> dict[Subject, Outcome]:
+    """The outcome of each of the `subjects` that take them."""
+    odd = [subject for subject in subjects if subject.expect is not None]
+    if not odd:
+        return {}
+    files = make_odd_files(source, signature.geometry)
+    return {subject: subject.compare_odd_files(files, signature.thresholds) for subject in odd}
 
 
 def _describe(artifact: Artifact, subject: Subject, outcome: Outcome, num_bytes: int) -> Comparison:

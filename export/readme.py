@@ -14,6 +14,8 @@ from export.signature import (
     LABEL,
     PROBABILITIES,
     SIGNATURE_IMAGE_BYTES,
+    STATUS,
+    STATUS_OK,
     TFLITE_SIGNATURE,
     Signature,
 )
@@ -36,6 +38,7 @@ def render(signature: Signature, report: ParityReport) -> str:
         tflite=tflite,
         onnx=onnx,
         pixels=bool(tflite or onnx),
+        how_files_are_read=signature.inputs[SIGNATURE_IMAGE_BYTES].description,
         names={
             "image_bytes": IMAGE_BYTES,
             "images": IMAGES,
@@ -43,6 +46,8 @@ def render(signature: Signature, report: ParityReport) -> str:
             "probabilities": PROBABILITIES,
             "encoded_signature": SIGNATURE_IMAGE_BYTES,
             "tflite_signature": TFLITE_SIGNATURE,
+            "status": STATUS,
+            "ok": STATUS_OK,
         },
     )
 

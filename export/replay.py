@@ -8,6 +8,7 @@ import numpy as np
 import pydantic
 
 from export.checksums import Checksums
+from export.client_images import predict_files
 from export.formats import FLOAT32_FORMATS
 from export.golden import Golden, max_replay_difference
 from export.parity import Artifact, ParityReport, run_gate
@@ -131,7 +132,7 @@ def replay_golden(export_dir: pathlib.Path, report: ParityReport, golden: Golden
 def _answer(runtime: Runtime, input_name: str, batch: Batch) -> Probabilities:
     if input_name == IMAGE_BYTES:
         assert isinstance(runtime, SavedModelRuntime), "the only artifact that takes encoded images"
-        probabilities: Probabilities = runtime.predict_encoded(batch.encoded)[PROBABILITIES]
+        probabilities: Probabilities = predict_files(runtime.predict_encoded, batch.encoded)[PROBABILITIES]
         return probabilities
     return runtime.predict_probabilities(batch.images)
 

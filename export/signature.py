@@ -148,6 +148,11 @@ class Signature(pydantic.BaseModel):
         return any(output.name == name for output in self.outputs)
 
     @property
+    def reads_odd_files(self) -> bool:
+        """Whether the graph refuses by a status what it would read otherwise than training; older ones do not."""
+        return any(o.name == STATUS and o.values == list(STATUSES) for o in self.outputs)
+
+    @property
     def geometry(self) -> Geometry:
         return Geometry(image_size_px=self.image_size_px, resize=self.resize)
 

@@ -1,6 +1,7 @@
 """What the parity gate asks: one input of one artifact, its answers so far, and what went wrong with it."""
 
 import dataclasses
+import functools
 import pathlib
 import time
 import zipfile
@@ -9,18 +10,22 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from export.client_images import load_client_pixels
-from export.consistency import find_contradiction
+from export.client_images import load_client_pixels, predict_files
+from export.consistency import find_answer_of_refused, find_contradiction
 from export.figures import Figures, compare_probabilities, find_failure
-from export.formats import CLIENT_BUDGET, Budget
+from export.formats import CLIENT_BUDGET, ODD_FILES_BUDGET, Budget
+from export.gate.odd_files import OddFiles
 from export.runtimes import Arrays, Probabilities, Runtime, SavedModelRuntime, open_runtime
 from export.samples import Batch, ClassIds
 from export.signature import IMAGE_BYTES, IMAGES, LABELS_FILE, PROBABILITIES, Signature
 from trainer.errors import ArtifactError
 
-InputName = Literal["images", "image_bytes", "client_pixels"]
+InputName = Literal["images", "image_bytes", "client_pixels", "odd_files", "odd_client_pixels"]
 # Not an input of its own: what `images` is given by a client that decodes and resizes by itself.
 CLIENT_PIXELS: Final = "client_pixels"
+# `image_bytes` and `client_pixels` of files as strangers send them, see `odd_files`.
+ODD_FILES: Final = "odd_files"
+ODD_CLIENT_PIXELS: Final = "odd_client_pixels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +40,23 @@ class Outcome:
 class Subject:
     """`answer` to every batch, then `compare`. An artifact that fails once is asked no more."""
 
-    def __init__(self, input_name: InputName, runtime_name: str, budget: Budget) -> None:
+    def __init__(
+        self,
+        input_name: InputName,
+        runtime_name: str,
+        budget: Budget,
+        run: Callable[[Batch], Probabilities] | None = None,
+        expect: Callable[[Batch], Probabilities] | None = None,
+    ) -> None:
+        """expect: of odd files, what the artifact answers to the pixels that training would have seen."""
         self.input: InputName = input_name
         self.budget = budget
         self.runtime_name = runtime_name
         self._answers: list[Probabilities] = []
         self._secs = 0.0
         self.failure: str | None = None
-        self.run: Callable[[Batch], Probabilities] | None = None
+        self.run = run
+        self.expect = expect
 
     def answer(self, batch: Batch) -> None:
         if self.run is None or self.failure:
@@ -64,11 +78,25 @@ class Subject:
         figures = compare_probabilities(expected, answers, class_ids, self.budget, thresholds)
         return Outcome(figures, find_failure(figures, self.budget), 1e3 * self._secs / len(expected))
 
+    def compare_odd_files(self, files: OddFiles, thresholds: Sequence[float] | None) -> Outcome:
+        """Asks and compares; a failure names the kind of file that differs most."""
+        assert self.expect is not None, "only of those that expect something"
+        try:
+            expected = self.expect(files.batch)
+        except (ArtifactError, _WrongOutputError) as e:
+            return Outcome(None, str(e), None)
+        self.answer(files.batch)
+        outcome = self.compare(expected, files.batch.class_ids, thresholds)
+        if outcome.failure is None or outcome.figures is None:
+            return outcome
+        kind = files.kinds[int(np.abs(self._answers[0] - expected).max(axis=-1).argmax())]
+        return dataclasses.replace(outcome, failure=f"{kind}: {outcome.failure}")
+
 
 def open_subjects(path: pathlib.Path, signature: Signature, budget: Budget, *, has_client: bool) -> Iterator[Subject]:
     """One for each input of the artifact at `path`; a failed one where it does not load.
 
-    has_client: one more, for pixels that a client decoded and resized, where it loads.
+    has_client: two more, for pixels that a client decoded and resized, where it loads.
     """
     try:
         runtime = open_runtime(path)
@@ -77,26 +105,43 @@ def open_subjects(path: pathlib.Path, signature: Signature, budget: Budget, *, h
         subject.failure = str(e)
         yield subject
         return
-    subject = Subject(IMAGES, runtime.name, budget)
+    predict = runtime.predict_probabilities
     if isinstance(runtime, SavedModelRuntime):
-        subject.run = _checked(runtime.predict_images, lambda batch: batch.images, signature)
-        yield subject
-        subject = Subject(IMAGE_BYTES, runtime.name, budget)
-        subject.run = _checked(runtime.predict_encoded, lambda batch: batch.encoded, signature)
+        ask = functools.partial(predict_files, runtime.predict_encoded)
+        pixels = _checked(runtime.predict_images, lambda batch: batch.images, signature)
+        files = _checked(ask, lambda batch: batch.encoded, signature)
+        yield Subject(IMAGES, runtime.name, budget, pixels)
+        yield Subject(IMAGE_BYTES, runtime.name, budget, files)
+        if signature.reads_odd_files:
+            odd = _refusing(runtime.predict_encoded, files)
+            yield Subject(ODD_FILES, runtime.name, ODD_FILES_BUDGET, odd, expect=pixels)
     else:
+        subject = Subject(IMAGES, runtime.name, budget, lambda batch: predict(batch.images))
         if path.suffix == ".tflite":
             subject.failure = _find_other_labels(path, signature)
-        predict = runtime.predict_probabilities
-        subject.run = lambda batch: predict(batch.images)
-    yield subject
+        yield subject
     if has_client:
-        yield _client(runtime, signature)
+        run = functools.partial(_answer_client, runtime, signature)
+        yield Subject(CLIENT_PIXELS, runtime.name, CLIENT_BUDGET, run)
+        yield Subject(ODD_CLIENT_PIXELS, runtime.name, ODD_FILES_BUDGET, run, expect=lambda b: predict(b.images))
 
 
-def _client(runtime: Runtime, signature: Signature) -> Subject:
-    subject = Subject(CLIENT_PIXELS, runtime.name, CLIENT_BUDGET)
-    subject.run = lambda batch: runtime.predict_probabilities(load_client_pixels(batch.encoded, signature.geometry))
-    return subject
+def _answer_client(runtime: Runtime, signature: Signature, batch: Batch) -> Probabilities:
+    return runtime.predict_probabilities(load_client_pixels(batch.encoded, signature.geometry))
+
+
+def _refusing(
+    predict: Callable[[list[bytes]], Arrays], answer: Callable[[Batch], Probabilities]
+) -> Callable[[Batch], Probabilities]:
+    """`answer`, after a look that what is refused has no class."""
+
+    def run(batch: Batch) -> Probabilities:
+        contradiction = find_answer_of_refused(predict(batch.encoded))
+        if contradiction:
+            raise _WrongOutputError(contradiction)
+        return answer(batch)
+
+    return run
 
 
 class _WrongOutputError(Exception):

@@ -1,7 +1,9 @@
 """The gate turns red for every way in which an artifact can silently differ, and then nothing is published."""
 
 import dataclasses
+import io
 import pathlib
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import PIL.Image
 import pytest
 import tensorflow as tf
 from conftest import Exported
@@ -17,7 +20,9 @@ from digits_classifier import CLASS_NAMES, SIGNATURE, SIZE_PX, ListedImages, bui
 
 from export.client_images import load_client_pixels
 from export.conversion import Conversion
+from export.convert.graph_reading import read_header
 from export.formats import FORMATS, ONNX, SAVED_MODEL, TFLITE_FLOAT32, TFLITE_INT8, Format
+from export.gate.odd_files import make_odd_files
 from export.inference_model import InferenceModel
 from export.parity import Artifact, Comparison, ParityReport, run_gate
 from export.publish import Publication, publish
@@ -25,6 +30,7 @@ from export.runtimes import KerasRuntime
 from export.samples import load_images, read_batch
 from export.signature import IMAGES, PROBABILITIES, Signature
 from export.to_saved_model import write_saved_model
+from trainer.data.preparation.image_check import ReadableImage, check_image
 from trainer.errors import ArtifactError, ExportError, ParityError
 
 
@@ -51,7 +57,9 @@ def compare(directory: pathlib.Path, model: Any, validation: ListedImages, *form
         source=validation,
         max_images=150,
     )
-    return report.model_copy(update={"comparisons": [c for c in report.comparisons if c.input != "client_pixels"]})
+    return report.model_copy(
+        update={"comparisons": [c for c in report.comparisons if c.input in ("images", "image_bytes")]}
+    )
 
 
 def perturb_a_layer(model: Any) -> None:
@@ -302,3 +310,75 @@ def test_pixels_that_a_client_resized_otherwise_are_red(
     monkeypatch.setattr("export.subjects.load_client_pixels", squash)
     failure = of_client().failure
     assert failure is not None and "points lower than the model's" in failure
+
+
+def odd_files_of(directory: pathlib.Path, model: Any, validation: ListedImages, wanted: Format) -> dict[str, Any]:
+    report = run_gate(
+        reference=KerasRuntime(model),
+        reference_name="the model",
+        signature=SIGNATURE,
+        export_dir=directory,
+        artifacts=[Artifact.of(wanted, SIGNATURE, 3)],
+        source=validation,
+        max_images=8,
+    )
+    return {c.input: c for c in report.comparisons if c.input.startswith("odd_")}
+
+
+@pytest.mark.parametrize(
+    ("missed", "kind"),
+    [
+        ({"orientation": 1}, "JPEG of orientation [23478]"),
+        ({"is_transparent": False}, "PNG (with the picture in its alpha channel alone|of a palette)"),
+        ({"status": "ok"}, ""),
+    ],
+)
+def test_a_graph_that_reads_strangers_files_otherwise_than_training_is_red(
+    copy_of_export: pathlib.Path,
+    model: Any,
+    validation: ListedImages,
+    monkeypatch: pytest.MonkeyPatch,
+    missed: dict[str, Any],
+    kind: str,
+) -> None:
+    def misread(encoded: Any) -> Any:
+        reading = read_header(encoded)
+        changed = {name: tf.constant(value, getattr(reading, name).dtype) for name, value in missed.items()}
+        return reading._replace(**changed)
+
+    monkeypatch.setattr("export.image_batch.read_header", misread)
+    write_artifact(model, SIGNATURE, SAVED_MODEL, copy_of_export / "saved_model/digits/3")
+    found = odd_files_of(copy_of_export, model, validation, SAVED_MODEL)
+    assert found["odd_client_pixels"].failure is None
+    assert re.match(f"{kind}.*: a probability differs by .* where 2e-01 is allowed", found["odd_files"].failure)
+
+
+def test_a_client_that_drops_transparency_is_red(
+    exported: Exported, model: Any, validation: ListedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drop(encoded: Any, geometry: Any) -> Any:
+        files = []
+        for content in encoded:
+            with PIL.Image.open(io.BytesIO(content)) as image:
+                file = io.BytesIO()
+                image.convert("RGB").save(file, "PNG")
+                files.append(file.getvalue())
+        return load_client_pixels(files, geometry)
+
+    monkeypatch.setattr("export.subjects.load_client_pixels", drop)
+    found = odd_files_of(exported.directory, model, validation, ONNX)
+    assert "a probability differs by" in found["odd_client_pixels"].failure
+
+
+def test_odd_files_are_the_same_for_the_same_images(validation: ListedImages) -> None:
+    from digits_classifier import GEOMETRY
+
+    files = make_odd_files(validation, GEOMETRY)
+    assert files.batch.encoded == make_odd_files(validation, GEOMETRY).batch.encoded
+    assert len(set(files.kinds)) == 21 and len(files.kinds) == 63
+    # Training's reading of them is that of `prepare`.
+    for content, pixels in zip(files.batch.encoded, files.batch.images, strict=True):
+        stored = check_image(content)
+        assert isinstance(stored, ReadableImage)
+        (seen,) = load_images([stored.encoded], GEOMETRY)
+        assert np.abs(seen.astype(int) - pixels).max() <= 24, "but for one more coding as JPEG"

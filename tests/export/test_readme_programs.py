@@ -1,5 +1,7 @@
 """The programs in an export's README run as they stand there, and answer what the model answers."""
 
+import importlib
+import io
 import os
 import pathlib
 import re
@@ -11,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import PIL.Image
 import pytest
 from digits_classifier import CLASS_NAMES, GEOMETRY
 
 from export import model_card, readme
 from export.client_images import load_client_pixels
+from export.gate.odd_files import make_odd_files
 from export.golden import Golden
 from export.parity import ParityReport
 from export.signature import Signature
+from trainer.data.decode.image_file import UnreadableImage, open_picture
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,14 @@ def place(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Pa
     directory = pathlib.Path(shutil.copytree(exported.directory, tmp_path_factory.mktemp("readme") / "digits"))
     for name, text in readme.programs_of((directory / readme.FILE_NAME).read_text()).items():
         (directory / name).write_text(text)
-    (directory / "image.png").write_bytes(Golden.load(directory).batch.encoded[0])
+    content = Golden.load(directory).batch.encoded[0]
+    (directory / "image.png").write_bytes(content)
+    # The same picture in files that TensorFlow does not read, and reads turned.
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        image.save(directory / "image.tiff")
+        exif = PIL.Image.Exif()
+        exif[0x0112] = 6
+        image.transpose(PIL.Image.Transpose.ROTATE_90).save(directory / "turned.png", exif=exif)
     return directory
 
 
@@ -64,7 +76,7 @@ def test_there_is_a_program_for_every_runtime(place: pathlib.Path) -> None:
 
 
 def test_the_saved_model_answers(place: pathlib.Path, expected: tuple[str, float]) -> None:
-    assert agrees(run(place, sys.executable, "saved_model.py", "image.png"), expected, 1e-4)
+    assert agrees(run(place, sys.executable, "saved_model.py", "image.tiff"), expected, 1e-4)
 
 
 def test_every_tflite_file_answers(place: pathlib.Path, expected: tuple[str, float]) -> None:
@@ -80,6 +92,22 @@ def test_the_pixels_of_the_readme_are_those_that_the_gate_has_compared(place: pa
     run(place, sys.executable, "pixels.py", "image.png", "image.raw")
     (expected,) = load_client_pixels([(place / "image.png").read_bytes()], GEOMETRY)
     np.testing.assert_array_equal(np.fromfile(place / "image.raw", np.uint8), expected.reshape(-1))
+
+
+def test_the_readme_sees_in_every_odd_file_what_training_sees(
+    place: pathlib.Path, validation: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(place)
+    files = make_odd_files(validation, GEOMETRY)
+    load_picture = importlib.import_module("picture").load
+    load_pixels = importlib.import_module("pixels").load
+    for kind, content in zip(files.kinds, files.batch.encoded, strict=True):
+        file = tmp_path / "odd"
+        file.write_bytes(content)
+        with open_picture(content) as seen:
+            assert not isinstance(seen, UnreadableImage), kind
+            np.testing.assert_array_equal(np.asarray(load_picture(file)), seen.pixels, err_msg=kind)
+        np.testing.assert_array_equal(load_pixels(file), load_client_pixels([content], GEOMETRY), err_msg=kind)
 
 
 def test_onnx_answers(place: pathlib.Path, expected: tuple[str, float]) -> None:
@@ -130,7 +158,9 @@ def server(place: pathlib.Path) -> Iterator[str]:
 def test_curl_is_answered_by_a_server(place: pathlib.Path, server: str, expected: tuple[str, float]) -> None:
     import json
 
-    (answer,) = json.loads(run(place, "sh", "predict.sh", "image.png", server))["predictions"]
+    (answer,) = json.loads(run(place, "sh", "predict.sh", "image.tiff", server))["predictions"]
+    assert (answer["status"], answer["class_id"], answer["label"]) == ("not_an_image", -1, "")
+    (answer,) = json.loads(run(place, "sh", "predict.sh", "turned.png", server))["predictions"]
     assert answer["label"] == expected[0]
     np.testing.assert_allclose(max(answer["probabilities"]), expected[1], atol=1e-4)
 
@@ -140,7 +170,7 @@ def test_what_was_not_exported_is_not_explained(exported: Any) -> None:
         update={"comparisons": [c for c in exported.report.comparisons if c.format == "onnx"]}
     )
     programs = readme.programs_of(readme.render(Signature.load(exported.directory), report))
-    assert set(programs) == {"pixels.py", "run_onnx.py", "run_onnx.cc"}
+    assert set(programs) == {"picture.py", "pixels.py", "run_onnx.py", "run_onnx.cc"}
 
 
 def test_the_card_points_to_the_readme(exported: Any) -> None:
