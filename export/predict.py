@@ -49,6 +49,8 @@ class Target:
         self._class_names = class_names
         self._geometry = geometry
         self._thresholds = thresholds
+        # Traced once: a graph of its own for every batch would take longer than the batch.
+        self._load = tf.function(lambda encoded: load_batch(encoded, geometry), [tf.TensorSpec([None], tf.string)])
 
     @classmethod
     def of_signature(cls, runtime: Runtime, signature: Signature) -> "Target":
@@ -86,7 +88,7 @@ class Target:
             outputs = self._runtime.predict_encoded([image.content for image in images])
             probabilities, statuses = outputs[PROBABILITIES], [status.decode() for status in outputs[STATUS]]
         else:
-            pixels, found = load_batch(tf.constant([image.content for image in images]), self._geometry)
+            pixels, found = self._load(tf.constant([image.content for image in images]))
             probabilities = self._runtime.predict_probabilities(pixels.numpy())
             statuses = [status.decode() for status in found.numpy()]
         return [

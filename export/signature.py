@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import pydantic
 
-from export.files.statuses import HOW_FILES_ARE_READ, STATUS_IN_WORDS, STATUSES
+from export.files.statuses import HOW_FILES_ARE_READ, STATUS_IN_WORDS, STATUS_TRANSPARENT, STATUSES
 from export.files.statuses import STATUS_OK as STATUS_OK
 from trainer import atomic
 from trainer.data.geometry import Geometry
@@ -150,7 +150,7 @@ class Signature(pydantic.BaseModel):
     @property
     def reads_odd_files(self) -> bool:
         """Whether the graph refuses by a status what it would read otherwise than training; older ones do not."""
-        return any(o.name == STATUS and o.values == list(STATUSES) for o in self.outputs)
+        return any(o.name == STATUS and STATUS_TRANSPARENT in (o.values or ()) for o in self.outputs)
 
     @property
     def geometry(self) -> Geometry:

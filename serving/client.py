@@ -82,7 +82,10 @@ class Client:
         self._http = httpx.Client(timeout=timeout_secs)
 
     def predict_image_bytes(self, images: Sequence[bytes]) -> list[Prediction]:
-        """Classifies encoded images (JPEG, PNG, ..., upright) of any size; one that is none gets an `error`."""
+        """Classifies the bytes of image files; one that the model's graph does not read gets an `error` that says why.
+
+        `predict_images_of_files` re-encodes what the graph does not read before it sends it.
+        """
         return self._predict({"instances": [{"b64": base64.b64encode(image).decode()} for image in images]})
 
     def predict_images(self, images: np.ndarray[Any, Any]) -> list[Prediction]:
@@ -123,7 +126,7 @@ class Client:
 
 
 def predict_images_of_files(url: str, paths: Sequence[pathlib.Path], model_name: str | None = None) -> list[Prediction]:
-    """Classifies image files on a server, in order; rotated (EXIF) images are turned upright first.
+    """Classifies image files on a server, in order; what a graph might read otherwise than training is re-encoded.
 
     A file that is no image is not sent, and one that the server cannot decode does not fail the others: see
     `Prediction.error`.

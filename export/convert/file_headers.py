@@ -19,6 +19,11 @@ _BYTE, _SHORT, _LONG = 1, 3, 4
 _XMP_ORIENTATION = rb'tiff:Orientation(?:="|>)([0-9])'
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 _APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, 0xD9
+JPEG_HEAD, PNG_HEAD = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# Parts of a PNG that change how it is to be read, or may.
+PNG_PARTS = b"tRNS|acTL|eXIf|Raw profile type|XML:com.adobe.xmp"
+# Colours of a JPEG.
+CMYK = 4
 # A GIF of more blocks than this (4 MB, as programs write them) is not looked through.
 _MAX_GIF_BLOCKS = 2**14
 
@@ -34,6 +39,27 @@ def number(encoded: Tensor, position: Tensor, num_bytes: int, *, little_endian: 
     raw = tf.io.decode_raw(tf.strings.substr(encoded, position, num_bytes), dtype, little_endian=little_endian)
     value = tf.cast(raw[0], tf.int64)
     return value % 2**32 if num_bytes == 4 else value
+
+
+def begins(encoded: Tensor, head: bytes) -> Tensor:
+    return tf.strings.substr(encoded, 0, len(head)) == head
+
+
+def product(height: Tensor, width: Tensor) -> Tensor:
+    # No format has longer sides, and the product of these is a number.
+    sides = (tf.minimum(tf.abs(tf.cast(side, tf.int64)), 2**31 - 1) for side in (height, width))
+    return tf.math.multiply(*sides)
+
+
+def png_size(encoded: Tensor) -> tuple[Tensor, Tensor]:
+    """Height and width, int64."""
+    return number(encoded, 20, 4, little_endian=False), number(encoded, 16, 4, little_endian=False)
+
+
+def jpeg_size(encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Height and width, int64, and how many colours, int32."""
+    height, width, colours = tf.unstack(tf.image.extract_jpeg_shape(encoded, output_type=tf.int32))
+    return tf.cast(height, tf.int64), tf.cast(width, tf.int64), colours
 
 
 class Gif(NamedTuple):

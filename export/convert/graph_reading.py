@@ -10,7 +10,18 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from export.convert import file_headers
-from export.convert.file_headers import contains, number
+from export.convert.file_headers import (
+    CMYK,
+    JPEG_HEAD,
+    PNG_HEAD,
+    PNG_PARTS,
+    begins,
+    contains,
+    jpeg_size,
+    number,
+    png_size,
+    product,
+)
 from export.files.statuses import (
     STATUS_ANIMATED,
     STATUS_CMYK,
@@ -31,7 +42,6 @@ Tensor = Any
 
 # Putting a transparent picture on white takes 28 bytes a pixel.
 MAX_TRANSPARENT_PIXELS = 2**24
-_JPEG_HEAD, _PNG_HEAD = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _GREY_ALPHA, _RGB_ALPHA = 4, 6
 _PALETTE_BMP, _RGB_BMP = 8, 24
 # Extended WebP: which chunks there are besides the picture.
@@ -52,14 +62,17 @@ class Reading(NamedTuple):
     end: Tensor
 
 
+READING_SPECS = Reading(*(tf.TensorSpec([], t) for t in (tf.string, tf.int64, tf.int32, tf.bool, tf.int32)))
+
+
 def read_header(encoded: Tensor) -> Reading:
     """Raises (when run) InvalidArgumentError for a header that is cut or contradicts itself."""
     not_an_image = _refuse(STATUS_NOT_AN_IMAGE)
     formats = [
-        (_begins(encoded, _JPEG_HEAD), lambda: _read_jpeg(encoded)),
-        (_begins(encoded, _PNG_HEAD), lambda: _read_png(encoded)),
-        (_begins(encoded, b"GIF8"), lambda: _read_gif(encoded)),
-        (_begins(encoded, b"BM"), lambda: _read_bmp(encoded)),
+        (begins(encoded, JPEG_HEAD), lambda: _read_jpeg(encoded)),
+        (begins(encoded, PNG_HEAD), lambda: _read_png(encoded)),
+        (begins(encoded, b"GIF8"), lambda: _read_gif(encoded)),
+        (begins(encoded, b"BM"), lambda: _read_bmp(encoded)),
         (_is_webp(encoded), lambda: _read_webp(encoded)),
     ]
     reading = Reading(*tf.case(formats, default=lambda: not_an_image, exclusive=True))
@@ -131,29 +144,39 @@ def _decode_on_white(encoded: Tensor) -> Tensor:
 
 
 def _read_jpeg(encoded: Tensor) -> Reading:
-    height, width, components = tf.unstack(tf.image.extract_jpeg_shape(encoded, output_type=tf.int32))
-    num_pixels = _product(height, width)
+    height, width, colours = jpeg_size(encoded)
+    num_pixels = product(height, width)
     # As `image_header.can_hold_jpeg`.
     is_cut = num_pixels > 64 * 8 * tf.cast(tf.strings.length(encoded), tf.int64)
-    status = tf.where(components == 4, STATUS_CMYK, tf.where(is_cut, STATUS_UNDECODABLE, STATUS_OK))
+    status = tf.where(colours == CMYK, STATUS_CMYK, tf.where(is_cut, STATUS_UNDECODABLE, STATUS_OK))
     return _reading(status, num_pixels, orientation=file_headers.jpeg_orientation(encoded))
 
 
 def _read_png(encoded: Tensor) -> Reading:
-    width, height = (number(encoded, at, 4, little_endian=False) for at in (16, 20))
+    height, width = png_size(encoded)
     depth, colour = (number(encoded, at, 1, little_endian=False) for at in (24, 25))
-    has_alpha = (colour == _GREY_ALPHA) | (colour == _RGB_ALPHA)
-    # Where four letters stand by chance inside the pixels, the alpha channel is opaque.
-    is_transparent = has_alpha | contains(encoded, b"tRNS")
-    is_animated = contains(encoded, b"acTL") & (tf.strings.length(file_headers.png_chunk(encoded, b"acTL")) > 0)
-    status, orientation = tf.cond(
-        contains(encoded, b"eXIf|Raw profile type|XML:com.adobe.xmp"),
-        lambda: _png_orientation(encoded),
-        lambda: (tf.constant(STATUS_OK), tf.constant(0)),
+    # Most files have no such part, and one look finds that out.
+    status, orientation, has_transparent_colours = tf.cond(
+        contains(encoded, PNG_PARTS),
+        lambda: _read_png_parts(encoded),
+        lambda: (tf.constant(STATUS_OK), tf.constant(0), tf.constant(False)),
     )
-    status = tf.where(is_animated, STATUS_ANIMATED, status)
+    has_alpha = (colour == _GREY_ALPHA) | (colour == _RGB_ALPHA)
     status = tf.where(depth == 16, STATUS_SIXTEEN_BIT, status)
-    return _reading(status, _product(height, width), orientation=orientation, is_transparent=is_transparent)
+    return _reading(
+        status,
+        product(height, width),
+        orientation=orientation,
+        is_transparent=has_alpha | has_transparent_colours,
+    )
+
+
+def _read_png_parts(encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The status, the orientation, and whether there may be transparent colours."""
+    status, orientation = _png_orientation(encoded)
+    is_animated = tf.strings.length(file_headers.png_chunk(encoded, b"acTL")) > 0
+    # Where the four letters stand by chance inside the pixels, the alpha channel is opaque.
+    return tf.where(is_animated, STATUS_ANIMATED, status), orientation, contains(encoded, b"tRNS")
 
 
 def _png_orientation(encoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +189,7 @@ def _png_orientation(encoded: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _read_gif(encoded: Tensor) -> Reading:
-    num_pixels = _product(*(number(encoded, at, 2, little_endian=True) for at in (6, 8)))
+    num_pixels = product(*(number(encoded, at, 2, little_endian=True) for at in (6, 8)))
     frame = file_headers.first_gif_frame(encoded)
     status = tf.where(frame.fills, STATUS_OK, STATUS_UNSUPPORTED)
     status = tf.where(frame.is_transparent, STATUS_TRANSPARENT, status)
@@ -183,7 +206,7 @@ def _read_bmp(encoded: Tensor) -> Reading:
     # TensorFlow takes the numbers of colours for grey: right where the palette says the same.
     is_grey = (depth == _PALETTE_BMP) & (_slice(encoded, 14 + header_bytes, 1024) == ramp)
     is_plain = (compression == 0) & (header_bytes >= 40) & ((depth == _RGB_BMP) | is_grey)
-    return _reading(tf.where(is_plain, STATUS_OK, STATUS_UNSUPPORTED), _product(width, height))
+    return _reading(tf.where(is_plain, STATUS_OK, STATUS_UNSUPPORTED), product(width, height))
 
 
 def _read_webp(encoded: Tensor) -> Reading:
@@ -197,13 +220,13 @@ def _read_webp(encoded: Tensor) -> Reading:
 
 def _read_lossy_webp(encoded: Tensor) -> Reading:
     width, height = (number(encoded, at, 2, little_endian=True) % 2**14 for at in (26, 28))
-    return _reading(tf.constant(STATUS_OK), _product(height, width))
+    return _reading(tf.constant(STATUS_OK), product(height, width))
 
 
 def _read_lossless_webp(encoded: Tensor) -> Reading:
     bits = number(encoded, 21, 4, little_endian=True)
     width, height = bits % 2**14 + 1, bits // 2**14 % 2**14 + 1
-    return _reading(tf.where(bits // 2**28 % 2 == 1, STATUS_TRANSPARENT, STATUS_OK), _product(height, width))
+    return _reading(tf.where(bits // 2**28 % 2 == 1, STATUS_TRANSPARENT, STATUS_OK), product(height, width))
 
 
 def _read_extended_webp(encoded: Tensor) -> Reading:
@@ -216,7 +239,7 @@ def _read_extended_webp(encoded: Tensor) -> Reading:
     status = tf.where(has(_WEBP_ALPHA), STATUS_TRANSPARENT, STATUS_OK)
     status = tf.where(has(_WEBP_ANIMATION), STATUS_ANIMATED, status)
     orientation = tf.cond(has(_WEBP_EXIF) | has(_WEBP_XMP), lambda: _webp_orientation(encoded), lambda: tf.constant(0))
-    return _reading(status, _product(height, width), orientation=orientation)
+    return _reading(status, product(height, width), orientation=orientation)
 
 
 def _webp_orientation(encoded: Tensor) -> Tensor:
@@ -246,20 +269,10 @@ def _refuse(status: str) -> Reading:
     return _reading(tf.constant(status), tf.constant(0, tf.int64))
 
 
-def _product(height: Tensor, width: Tensor) -> Tensor:
-    # No format has longer sides, and the product of these is a number.
-    sides = (tf.minimum(tf.abs(tf.cast(side, tf.int64)), 2**31 - 1) for side in (height, width))
-    return tf.math.multiply(*sides)
-
-
 def _slice(encoded: Tensor, start: Tensor, num_bytes: int) -> Tensor:
     """May be shorter, or empty, at the end."""
     start = tf.minimum(start, tf.cast(tf.strings.length(encoded), tf.int64))
     return tf.strings.substr(encoded, start, tf.constant(num_bytes, tf.int64))
-
-
-def _begins(encoded: Tensor, head: bytes) -> Tensor:
-    return tf.strings.substr(encoded, 0, len(head)) == head
 
 
 def _is_webp(encoded: Tensor) -> Tensor:

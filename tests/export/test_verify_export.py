@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import Exported
 from digits_classifier import SIGNATURE, ListedImages, copy_of
 from test_parity_gate import write_artifact
 
-from export.formats import FORMATS
+from export.checksums import Checksums
+from export.convert.graph_reading import Reading, read_header
+from export.formats import FORMATS, SAVED_MODEL
 from export.parity import Artifact
 from export.replay import verify_export
 from trainer.errors import ArtifactError, ParityError
@@ -26,6 +29,31 @@ FILES = [
     "labels.txt",
     "signature.json",
 ]
+
+
+def test_an_export_whose_graph_reads_fewer_files_is_verified_without_odd_ones(
+    copy_of_export: pathlib.Path, model: Any, validation: ListedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exports of older versions promise nothing of them; their clients re-encode."""
+
+    def read_as_before(encoded: Any) -> Reading:
+        upright = read_header(encoded)
+        return upright._replace(orientation=tf.constant(0), is_transparent=tf.constant(False))
+
+    def without_new_statuses(output: Any) -> Any:
+        old = {"values": ["ok", "not_an_image", "undecodable"], "description": "", "signatures": ["serving_default"]}
+        return output.model_copy(update=old) if output.name == "status" else output
+
+    signature = SIGNATURE.model_copy(update={"outputs": [without_new_statuses(o) for o in SIGNATURE.outputs]})
+    monkeypatch.setattr("export.image_batch.read_header", read_as_before)
+    write_artifact(model, signature, SAVED_MODEL, copy_of_export / "saved_model/digits/3")
+    signature.save(copy_of_export)
+    Checksums.of(copy_of_export).save(copy_of_export)
+    verification = verify_export(copy_of_export, source=validation, max_images=8)
+    verification.raise_on_failure()
+    assert verification.parity is not None
+    titles = [c.title for c in verification.parity.comparisons]
+    assert "saved_model (odd_files)" not in titles and "saved_model (odd_client_pixels)" in titles
 
 
 def test_an_untouched_export_is_verified_by_checksums_and_golden_images(exported: Exported) -> None:

@@ -1,0 +1,50 @@
+"""The quick way for the files that most requests hold: those that need no more of their header read than this.
+
+Compare `trainer.data.preparation.image_header`, which proves the same to `prepare`.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from export.convert.file_headers import (
+    CMYK,
+    JPEG_HEAD,
+    PNG_HEAD,
+    PNG_PARTS,
+    begins,
+    contains,
+    jpeg_size,
+    png_size,
+    product,
+)
+from trainer.data import preprocess
+from trainer.data.geometry import Geometry
+
+Tensor = Any
+
+
+def are_plain(encoded: Tensor) -> Tensor:
+    """[batch] string to [batch] bool: files that TensorFlow reads as people do, if they are whole and of three colours.
+
+    All at once, and never true of others: JPEG without EXIF and XMP, PNG without alpha and of 8 bits or less.
+    """
+    is_jpeg = begins(encoded, JPEG_HEAD) & ~contains(encoded, rb"Exif\x00\x00|rientation")
+    # Depth and colour of a PNG. Others may be shorter, and are none.
+    depth_and_colour = tf.strings.regex_full_match(encoded, rb"\C{12}IHDR\C{8}[\x01\x02\x04\x08][\x00\x02\x03]\C*")
+    is_png = begins(encoded, PNG_HEAD) & depth_and_colour & ~contains(encoded, PNG_PARTS)
+    return is_jpeg | is_png
+
+
+def load_plain(encoded: Tensor, is_plain: Tensor, max_pixels: Tensor, geometry: Geometry) -> Tensor:
+    """[size, size, 3] uint8 of one of `are_plain`.
+
+    Raises (when run) InvalidArgumentError where it is none after all, is broken, or has more than `max_pixels`.
+    """
+    height, width, colours = tf.cond(
+        begins(encoded, JPEG_HEAD), lambda: jpeg_size(encoded), lambda: (*png_size(encoded), tf.constant(3))
+    )
+    is_right = is_plain & (product(height, width) <= max_pixels) & (colours != CMYK)
+    with tf.control_dependencies([tf.debugging.Assert(is_right, ["not plain"])]):
+        encoded = tf.identity(encoded)
+    return preprocess.resize_image(preprocess.decode_not_webp(encoded), geometry)
