@@ -20,7 +20,7 @@ STATUS_UNSUPPORTED: Final = "unsupported"
 STATUS_BAD_PIXELS: Final = "bad_pixels"
 # Every status but ok, as the end of a sentence about the image.
 STATUS_IN_WORDS = {
-    STATUS_NOT_AN_IMAGE: "is not a JPEG, PNG, GIF, BMP or WebP",
+    STATUS_NOT_AN_IMAGE: "is not an image that the model reads (JPEG, PNG, GIF, BMP or WebP)",
     STATUS_UNDECODABLE: "is a broken image",
     STATUS_TOO_LARGE: f"has more than {MAX_IMAGE_PIXELS:,} pixels",
     STATUS_TRANSPARENT: "is transparent, and a GIF, a WebP or very large; send it on white",

@@ -11,6 +11,7 @@ import tensorflow as tf
 from digits_classifier import HEIGHT_PX, SIGNATURE, WIDTH_PX, read_digits
 from test_export_commands import invoke
 
+from export.files.statuses import STATUSES
 from export.golden import Golden
 from export.parity import ParityReport
 from export.runtimes import SavedModelRuntime
@@ -206,7 +207,7 @@ def test_the_signature_file_holds_the_whole_contract_and_its_hash(multi_label_ex
     outputs = {o["name"]: o for o in content["outputs"]}
     assert list(outputs) == ["probabilities", "class_id", "label", "predicted", "logits", "features", "status"]
     assert outputs["status"]["signatures"] == ["serving_default"]
-    assert outputs["status"]["values"] == ["ok", "not_an_image", "undecodable"]
+    assert outputs["status"]["values"] == list(STATUSES)
     assert [name for name, o in outputs.items() if not o["saved_model_only"]] == ["probabilities"]
     assert tf.saved_model.contains_saved_model(str(directory / "saved_model/multi-label/1"))
 

@@ -114,4 +114,4 @@ def test_a_bad_image_among_bytes_has_an_error_and_no_label(server_url: str) -> N
     with Client(server_url, "brightness") as client:
         dark, bad = client.predict_image_bytes([jpeg(0), b"no image"])
     assert (dark.label, dark.error) == ("dark", None)
-    assert bad.error == "is not an image that the model reads"
+    assert bad.error == "is not an image that the model reads (JPEG, PNG, GIF, BMP or WebP)"
