@@ -9,7 +9,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ NUM_SAMPLES = 3
 # Of a sample: how a file is read does not depend on its size, how long it takes does.
 _MAX_SIDE_PX = 512
 _ORIENTATION_TAG = 0x0112
+# Decoders differ by a rounding of these, and by more of coarser ones, which some models feel.
+_FINE_JPEG: Final[dict[str, Any]] = {"quality": 100, "subsampling": 0}
 # The first row, first column and steps of the passes of an interlaced PNG (ISO/IEC 15948, 8.2).
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 _TURN = Image.Transpose
@@ -87,9 +89,9 @@ def _kinds() -> Iterator[tuple[str, Callable[[Picture], bytes]]]:
     yield "PNG that is animated", functools.partial(_animated, container="PNG")
     yield "PNG of orientation 6", functools.partial(_turned, orientation=6, container="PNG")
     for orientation in _UNDO:
-        turned = functools.partial(_turned, orientation=orientation, container="JPEG", quality=95)
+        turned = functools.partial(_turned, orientation=orientation, container="JPEG", **_FINE_JPEG)
         yield f"JPEG of orientation {orientation}", turned
-    yield "JPEG of CMYK", lambda picture: _encode(picture.convert("CMYK"), "JPEG", quality=95)
+    yield "JPEG of CMYK", lambda picture: _encode(picture.convert("CMYK"), "JPEG", **_FINE_JPEG)
     yield "GIF that is animated", functools.partial(_animated, container="GIF")
     yield "GIF with a transparent colour", lambda picture: _encode(picture.quantize(32), "GIF", transparency=0)
     yield "WebP that is transparent", lambda picture: _encode(_see_through(picture), "WEBP", lossless=True, exact=True)
