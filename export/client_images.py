@@ -17,6 +17,7 @@ from export.runtimes import Arrays
 from export.signature import STATUS, STATUS_OK
 from trainer.data.decode.image_file import UnreadableImage, make_plain, open_picture
 from trainer.data.geometry import Geometry
+from trainer.data.preparation.deep_samples import FULL_BITS, usual_bits
 from trainer.errors import DataError, UsageError
 
 
@@ -29,13 +30,15 @@ class ClientImage:
     error: str | None = None
 
 
-def read_client_images(paths: Sequence[pathlib.Path]) -> list[ClientImage]:
+def read_client_images(paths: Sequence[pathlib.Path], *, sample_bits: int | None = None) -> list[ClientImage]:
     """Reads image files, in order. One that `prepare` would leave out of a dataset is an error of that image alone.
+
+    sample_bits: of the model's `Signature`.
 
     Raises:
         UsageError: a file cannot be read.
     """
-    return [_read(path) for path in paths]
+    return [_read(path, sample_bits) for path in paths]
 
 
 def load_client_pixels(encoded: Sequence[bytes], geometry: Geometry) -> npt.NDArray[np.uint8]:
@@ -81,12 +84,19 @@ def _load_pixels(content: bytes, geometry: Geometry) -> npt.NDArray[np.uint8]:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _read(path: pathlib.Path) -> ClientImage:
+def _read(path: pathlib.Path, sample_bits: int | None) -> ClientImage:
     try:
         content = path.read_bytes()
     except OSError as e:
         raise UsageError(f"the image {path} cannot be read: {e.strerror}") from None
-    image = make_plain(content)
+    image = make_plain(content, sample_bits=sample_bits)
     if isinstance(image, UnreadableImage):
         return ClientImage(path=path, error=f"is {image.reason}")
+    highest = image.highest_sample
+    if sample_bits is None and highest is not None and usual_bits(highest) < FULL_BITS:
+        return ClientImage(
+            path=path,
+            error=f"has 16 bits a sample and does not say how many are used (its values need {usual_bits(highest)}), "
+            "and neither does the model; convert it to 8 bits",
+        )
     return ClientImage(path=path, content=image.encoded)

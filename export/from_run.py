@@ -61,6 +61,7 @@ def publication_of_run(
         thresholds=tuning.thresholds,
         with_logits=LOGITS in outputs,
         num_features=num_features_of(model) if FEATURES in outputs else None,
+        sample_bits=Manifest.load(dataset_dir).sample_bits,
     )
     return Publication(
         model=model,

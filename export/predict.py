@@ -24,8 +24,10 @@ from export.signature import FILE_NAME as SIGNATURE_FILE
 from export.signature import PROBABILITIES, STATUS, STATUS_OK, Signature
 from trainer.checkpoint import Which, load_classifier
 from trainer.data.geometry import Geometry
-from trainer.errors import ArtifactError
-from trainer.run_dir import RunDir
+from trainer.data.manifest import Manifest
+from trainer.data.storage import parse_path
+from trainer.errors import ArtifactError, DataError
+from trainer.run_dir import RunDir, RunInfo
 
 _BATCH_SIZE = 32
 # A run's model has no name to be served under.
@@ -35,7 +37,7 @@ _UNNAMED = "run"
 class Target:
     """Something that predicts: a runtime, the names of its classes, and how an image becomes its input.
 
-    thresholds: of a multi-label model; None for others.
+    thresholds: of a multi-label model; None for others. sample_bits: as in `Signature`.
     """
 
     def __init__(
@@ -44,17 +46,19 @@ class Target:
         class_names: list[str],
         geometry: Geometry,
         thresholds: Sequence[float] | None = None,
+        sample_bits: int | None = None,
     ) -> None:
         self._runtime = runtime
         self._class_names = class_names
         self._geometry = geometry
         self._thresholds = thresholds
+        self._sample_bits = sample_bits
         # Traced once: a graph of its own for every batch would take longer than the batch.
         self._load = tf.function(lambda encoded: load_batch(encoded, geometry), [tf.TensorSpec([None], tf.string)])
 
     @classmethod
     def of_signature(cls, runtime: Runtime, signature: Signature) -> "Target":
-        return cls(runtime, signature.class_names, signature.geometry, signature.thresholds)
+        return cls(runtime, signature.class_names, signature.geometry, signature.thresholds, signature.sample_bits)
 
     def predict_files(self, paths: Sequence[pathlib.Path], top: int) -> list[ImagePrediction]:
         """The `top` most probable classes of each image file, or its error.
@@ -62,7 +66,7 @@ class Target:
         Raises:
             UsageError: a file cannot be read; it is named, and nothing is predicted.
         """
-        images = read_client_images(paths)
+        images = read_client_images(paths, sample_bits=self._sample_bits)
         found = {image.path: ImagePrediction(image=str(image.path), classes=[], error=image.error) for image in images}
         good = [image for image in images if image.error is None]
         for start in range(0, len(good), _BATCH_SIZE):
@@ -122,7 +126,12 @@ def open_target(path: pathlib.Path, *, which: Which = "best") -> Target:
         tuning = tuning_to_apply(run, which=which, weights="auto", calibrate=None)
         # As an export of this run answers.
         signature = Signature.of_classifier(
-            model_name=_UNNAMED, class_names=info.class_names, geometry=geometry, task=info.task, **tuning._asdict()
+            model_name=_UNNAMED,
+            class_names=info.class_names,
+            geometry=geometry,
+            task=info.task,
+            sample_bits=_sample_bits_of(info),
+            **tuning._asdict(),
         )
         runtime = KerasRuntime(load_classifier(run, which=which), task=info.task, temperature=tuning.temperature)
         return Target.of_signature(runtime, signature)
@@ -136,6 +145,14 @@ def open_target(path: pathlib.Path, *, which: Which = "best") -> Target:
     raise ArtifactError(
         f"{path} is not a run, an export, a .tflite or .onnx file or the directory of a SavedModel version"
     )
+
+
+def _sample_bits_of(info: RunInfo) -> int | None:
+    """As the run's dataset has them; None where it is gone, and then a file that leaves them open is an error."""
+    try:
+        return Manifest.load(parse_path(info.dataset_dir)).sample_bits
+    except DataError:
+        return None
 
 
 def _find_signature(artifact: pathlib.Path) -> Signature:

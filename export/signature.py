@@ -78,6 +78,7 @@ class Signature(pydantic.BaseModel):
 
     temperature: what the logits were divided by for the probabilities; null where they were not calibrated.
     thresholds: for multi_label, from which probability on each class is predicted; null for other tasks.
+    sample_bits: how many bits are used in image files of 16 that do not say it; null for all.
     resize: "crop" takes the largest centred square, "squash" the whole image, before the resize to image_size_px.
     channel_order, interpolation, antialias: of the pixels, and of that resize; the only ones there are.
     """
@@ -90,6 +91,7 @@ class Signature(pydantic.BaseModel):
     class_names: ClassNames
     temperature: float | None = pydantic.Field(None, gt=0)
     thresholds: list[float] | None = None
+    sample_bits: int | None = pydantic.Field(None, ge=8, le=16)
     image_size_px: int
     resize: Literal["crop", "squash"]
     channel_order: Literal["RGB"] = "RGB"
@@ -110,6 +112,7 @@ class Signature(pydantic.BaseModel):
         thresholds: Sequence[float] | None = None,
         with_logits: bool = False,
         num_features: int | None = None,
+        sample_bits: int | None = None,
     ) -> "Signature":
         """The signature of a classifier over `class_names`.
 
@@ -129,6 +132,7 @@ class Signature(pydantic.BaseModel):
             class_names=class_names,
             temperature=temperature,
             thresholds=None if thresholds is None else list(thresholds),
+            sample_bits=sample_bits,
             image_size_px=geometry.image_size_px,
             resize=geometry.resize,
             inputs=_inputs(geometry.image_size_px),
@@ -158,7 +162,12 @@ class Signature(pydantic.BaseModel):
 
     def content_hash(self) -> str:
         """SHA-256 of the contract itself, the same for two exports of one run."""
-        return _hash_of(self.model_dump(mode="json"))
+        return _hash_of(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        content = self.model_dump(mode="json")
+        # Later than the first exports, whose hash must not change.
+        return content if self.sample_bits is not None else {k: v for k, v in content.items() if k != "sample_bits"}
 
     def labels_text(self) -> str:
         """The content of `labels.txt`."""
@@ -166,7 +175,7 @@ class Signature(pydantic.BaseModel):
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes `signature.json`, with the hash of all else in it, and `labels.txt`."""
-        content = {**self.model_dump(mode="json"), _HASH: self.content_hash()}
+        content = {**self._content(), _HASH: self.content_hash()}
         atomic.write_text(directory / LABELS_FILE, self.labels_text())
         atomic.write_text(directory / FILE_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -38,5 +38,5 @@ HOW_FILES_ARE_READ = (
     "or XMP say; transparency put on white; of a GIF the first frame; RGB of 8 bits; colour profiles ignored. What the "
     "graph cannot read in this way has a status that says why. trainer predict, the Python client and the programs in "
     "README.md re-encode such a file, and TIFF, PPM, AVIF and JPEG 2000, before they send it: first frame, upright, "
-    "on white, RGB of 8 bits (the upper half of 16), as PNG"
+    "on white, RGB of 8 bits (of 16 the uppermost in use), as PNG"
 )

@@ -1,5 +1,6 @@
 """Predictions from a run, an export and each kind of artifact file, for image files as they come from people."""
 
+import io
 import pathlib
 import shutil
 from typing import Any
@@ -122,6 +123,24 @@ def test_every_file_is_predicted_as_the_picture_that_prepare_makes_of_it(
         assert prediction.error is None, prediction
         for a, b in zip(prediction.classes, expected.classes, strict=True):
             assert (a.class_id, a.probability) == (b.class_id, pytest.approx(b.probability, abs=1e-5)), prediction.image
+
+
+def test_a_picture_of_12_bits_in_16_is_read_as_its_dataset_was_or_not_at_all(
+    exported: Exported, image_files: list[pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    with PIL.Image.open(image_files[3]) as image:
+        grey = np.asarray(image.convert("L"))
+    path = tmp_path / "sensor.png"
+    PIL.Image.fromarray(grey.astype(np.uint16) << 4).save(path)
+    (unknown,) = read_client_images([path])
+    assert unknown.error is not None and "(its values need 12)" in unknown.error
+    (known,) = read_client_images([path], sample_bits=12)
+    with PIL.Image.open(io.BytesIO(known.content)) as seen:
+        np.testing.assert_array_equal(np.asarray(seen.convert("L")), grey)
+    shutil.copytree(exported.directory / "onnx", tmp_path / "onnx")
+    Signature.load(exported.directory).model_copy(update={"sample_bits": 12}).save(tmp_path)
+    first, second = open_target(tmp_path / "onnx/digits.onnx").predict_files([image_files[3], path], top=1)
+    assert second.error is None and first.classes == second.classes
 
 
 def test_an_upright_file_is_passed_on_byte_for_byte(image_files: list[pathlib.Path]) -> None:

@@ -8,8 +8,8 @@ refuses the rest by a status (`export.convert.graph_reading`).
 
 Rules: the format is read from the content, never from the file name; EXIF (or XMP) orientation is applied; real
 transparency is put on white; of an animation the first frame counts; CMYK becomes RGB; of 16-bit values those 8 bits
-count that are uppermost in use (`deep_samples`); ICC profiles are ignored. Sizes are read from the header and bounded before anything is decoded, and all
-threads together decode no more at a time than one image of the largest size.
+count that are uppermost in use (`deep_samples`); ICC profiles are ignored. Sizes are read from the header and bounded
+before anything is decoded, and all threads together decode no more at a time than one image of the largest size.
 
 Needs no TensorFlow.
 """
@@ -96,8 +96,14 @@ class FilePicture:
         """As JPEG (quality 95) from a JPEG, as PNG, which loses nothing more, from anything else."""
         format_name = "jpeg" if self.format == "jpeg" else "png"
         height, width, _ = self.pixels.shape
-        encoded = pictures.encode(self.pixels, format_name)
-        return ReadableImage(encoded=encoded, format=format_name, height=height, width=width, change=change)
+        return ReadableImage(
+            encoded=pictures.encode(self.pixels, format_name),
+            format=format_name,
+            height=height,
+            width=width,
+            change=change,
+            highest_sample=self.highest_sample,
+        )
 
 
 @contextlib.contextmanager
