@@ -53,7 +53,7 @@ class Comparison(_Model):
     """One artifact, through one of its inputs, against the reference. `failure` is null where it is within budget.
 
     input: client_pixels are those that a client decoded and resized with Pillow, see `client_images`; odd_files are
-        the original bytes of files as strangers send them, and odd_client_pixels a client's pixels of these; both are
+        the original bytes of files as strangers send them, and odd_pixels a client's pixels of these; both are
         compared with what the artifact itself answers to the pixels that training would have seen.
     `figures` is null where the artifact did not run. `ms_per_image` is the mean over the run and not written to the
     file: TFLite takes one image at a time, the others batches of 32. `allowed`: over budget, and published all the

@@ -20,12 +20,12 @@ from export.samples import Batch, ClassIds
 from export.signature import IMAGE_BYTES, IMAGES, LABELS_FILE, PROBABILITIES, Signature
 from trainer.errors import ArtifactError
 
-InputName = Literal["images", "image_bytes", "client_pixels", "odd_files", "odd_client_pixels"]
+InputName = Literal["images", "image_bytes", "client_pixels", "odd_files", "odd_pixels"]
 # Not an input of its own: what `images` is given by a client that decodes and resizes by itself.
 CLIENT_PIXELS: Final = "client_pixels"
 # `image_bytes` and `client_pixels` of files as strangers send them, see `odd_files`.
 ODD_FILES: Final = "odd_files"
-ODD_CLIENT_PIXELS: Final = "odd_client_pixels"
+ODD_PIXELS: Final = "odd_pixels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def open_subjects(path: pathlib.Path, signature: Signature, budget: Budget, *, h
     if has_client:
         run = functools.partial(_answer_client, runtime, signature)
         yield Subject(CLIENT_PIXELS, runtime.name, CLIENT_BUDGET, run)
-        yield Subject(ODD_CLIENT_PIXELS, runtime.name, ODD_FILES_BUDGET, run, expect=lambda b: predict(b.images))
+        yield Subject(ODD_PIXELS, runtime.name, ODD_FILES_BUDGET, run, expect=lambda b: predict(b.images))
 
 
 def _answer_client(runtime: Runtime, signature: Signature, batch: Batch) -> Probabilities:

@@ -92,7 +92,7 @@ def export_dir(run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> pathlib
         "ONLY 300 IMAGES",
     ):
         assert row in output
-    assert output.count("passed") == 5 and "FAILED" not in output
+    assert output.count("passed") == 7 and "FAILED" not in output
     return directory
 
 

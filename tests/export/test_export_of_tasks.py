@@ -206,7 +206,7 @@ def test_the_signature_file_holds_the_whole_contract_and_its_hash(multi_label_ex
     assert content["resize"] == "crop" and content["inputs"]["images"]["range"] == [0, 255]
     outputs = {o["name"]: o for o in content["outputs"]}
     assert list(outputs) == ["probabilities", "class_id", "label", "predicted", "logits", "features", "status"]
-    assert outputs["status"]["signatures"] == ["serving_default"]
+    assert outputs["status"]["signatures"] == ["serving_default", "images"]
     assert outputs["status"]["values"] == list(STATUSES)
     assert [name for name, o in outputs.items() if not o["saved_model_only"]] == ["probabilities"]
     assert tf.saved_model.contains_saved_model(str(directory / "saved_model/multi-label/1"))

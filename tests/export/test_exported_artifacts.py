@@ -38,7 +38,7 @@ def test_every_format_was_compared_on_the_whole_split_and_passed(exported: Expor
         "saved_model (image_bytes)",
         "saved_model (odd_files)",
         "saved_model (client_pixels)",
-        "saved_model (odd_client_pixels)",
+        "saved_model (odd_pixels)",
         "saved_model-bfloat16",
         "saved_model-bfloat16 (image_bytes)",
         "saved_model-bfloat16 (odd_files)",

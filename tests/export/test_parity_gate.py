@@ -349,7 +349,7 @@ def test_a_graph_that_reads_strangers_files_otherwise_than_training_is_red(
     monkeypatch.setattr("export.image_batch.read_header", misread)
     write_artifact(model, SIGNATURE, SAVED_MODEL, copy_of_export / "saved_model/digits/3")
     found = odd_files_of(copy_of_export, model, validation, SAVED_MODEL)
-    assert found["odd_client_pixels"].failure is None
+    assert found["odd_pixels"].failure is None
     assert re.match(f"{kind}.*: a probability differs by .* where 2e-01 is allowed", found["odd_files"].failure)
 
 
@@ -367,7 +367,7 @@ def test_a_client_that_drops_transparency_is_red(
 
     monkeypatch.setattr("export.subjects.load_client_pixels", drop)
     found = odd_files_of(exported.directory, model, validation, ONNX)
-    assert "a probability differs by" in found["odd_client_pixels"].failure
+    assert "a probability differs by" in found["odd_pixels"].failure
 
 
 def test_odd_files_are_the_same_for_the_same_images(validation: ListedImages) -> None:

@@ -53,7 +53,7 @@ def test_an_export_whose_graph_reads_fewer_files_is_verified_without_odd_ones(
     verification.raise_on_failure()
     assert verification.parity is not None
     titles = [c.title for c in verification.parity.comparisons]
-    assert "saved_model (odd_files)" not in titles and "saved_model (odd_client_pixels)" in titles
+    assert "saved_model (odd_files)" not in titles and "saved_model (odd_pixels)" in titles
 
 
 def test_an_untouched_export_is_verified_by_checksums_and_golden_images(exported: Exported) -> None:
