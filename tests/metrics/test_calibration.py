@@ -105,6 +105,7 @@ def test_the_end_of_the_search_is_no_temperature(label, scale):
     if label is knows_nothing:
         # Sure of a class, and wrong more often than guessing: less sure is better without end.
         logits[np.arange(400), (knows_nothing(logits) + 1) % 5] += 3 * scale
+    assert fit_temperature(label(logits), logits, "single_label") is None
     tuning = tune(label(logits), logits, task="single_label", global_step=1)
     assert tuning.temperature is None
     evaluation = summarize(label(logits), logits, names(5), split="test", global_step=1, tuning=tuning, num_resamples=0)
