@@ -108,8 +108,8 @@ def compare_probabilities(
     )
 
 
-def find_failure(figures: Figures, budget: Budget) -> str | None:
-    """What is over `budget`, with the figure and the budget, or None."""
+def find_failure(figures: Figures, budget: Budget, class_names: Sequence[str] | None = None) -> str | None:
+    """What is over `budget`, with the figure and the budget, or None; a class by its name where there are some."""
     if figures.num_not_finite or figures.max_difference is None:
         return f"NaN or infinity in the answers to {figures.num_not_finite} of {figures.num_images} images"
     if budget.max_difference is not None and figures.max_difference > budget.max_difference:
@@ -128,10 +128,10 @@ def find_failure(figures: Figures, budget: Budget) -> str | None:
             f"accuracy is {100 * drop:.2f} points lower than the model's ({figures.accuracy:.4f} against "
             f"{figures.reference_accuracy:.4f}), where {100 * budget.max_accuracy_drop:.1f} points are allowed"
         )
-    return _find_disagreement(figures, budget) or _find_lost_information(figures, budget)
+    return _find_disagreement(figures, budget, class_names) or _find_lost_information(figures, budget)
 
 
-def _find_disagreement(figures: Figures, budget: Budget) -> str | None:
+def _find_disagreement(figures: Figures, budget: Budget, class_names: Sequence[str] | None) -> str | None:
     weak = ", and the model itself is too weak to be judged by accuracy" if figures.is_too_weak else ""
     if budget.min_agreement is not None:
         num_others = round((1 - figures.agreement) * figures.num_images)
@@ -143,8 +143,9 @@ def _find_disagreement(figures: Figures, budget: Budget) -> str | None:
             )
     worst = figures.worst_class
     if worst and budget.min_class_agreement is not None and worst.agreement < budget.min_class_agreement - _SLACK:
+        name = repr(class_names[worst.class_id]) if class_names else worst.class_id
         return (
-            f"of the {worst.num_images} images that the model gives class {worst.class_id} it gives "
+            f"of the {worst.num_images} images that the model gives class {name} it gives "
             f"{100 * worst.agreement:.0f}% the same, where {100 * budget.min_class_agreement:g}% are due of every class"
         )
     return None

@@ -260,7 +260,7 @@ def run_gate(
             _describe(
                 a,
                 s,
-                odd[s] if s in odd else s.compare(expected, class_ids, signature.thresholds),
+                odd[s] if s in odd else s.compare(expected, class_ids, signature),
                 size_on_disk(export_dir / a.path),
             )
             for a, s in subjects
@@ -276,7 +276,7 @@ def _ask_with_odd_files(
     if not odd:
         return {}
     files = make_odd_files(source, signature.geometry)
-    return {subject: subject.compare_odd_files(files, signature.thresholds) for subject in odd}
+    return {subject: subject.compare_odd_files(files, signature) for subject in odd}
 
 
 def _describe(artifact: Artifact, subject: Subject, outcome: Outcome, num_bytes: int) -> Comparison:

@@ -5,7 +5,7 @@ import functools
 import pathlib
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -68,17 +68,18 @@ class Subject:
             self.failure = str(e)
         self._secs += time.perf_counter() - start
 
-    def compare(self, expected: Probabilities, class_ids: ClassIds, thresholds: Sequence[float] | None) -> Outcome:
+    def compare(self, expected: Probabilities, class_ids: ClassIds, signature: Signature) -> Outcome:
         if self.failure:
             return Outcome(None, self.failure, None)
         answers = np.concatenate(self._answers)
         if answers.shape != expected.shape:
             failure = f"answers of shape {list(answers.shape)} where the model gives {list(expected.shape)}"
             return Outcome(None, failure, None)
-        figures = compare_probabilities(expected, answers, class_ids, self.budget, thresholds)
-        return Outcome(figures, find_failure(figures, self.budget), 1e3 * self._secs / len(expected))
+        figures = compare_probabilities(expected, answers, class_ids, self.budget, signature.thresholds)
+        over_budget = find_failure(figures, self.budget, signature.class_names)
+        return Outcome(figures, over_budget, 1e3 * self._secs / len(expected))
 
-    def compare_odd_files(self, files: OddFiles, thresholds: Sequence[float] | None) -> Outcome:
+    def compare_odd_files(self, files: OddFiles, signature: Signature) -> Outcome:
         """Asks and compares; a failure names the kind of file that differs most."""
         assert self.expect is not None, "only of those that expect something"
         try:
@@ -86,7 +87,7 @@ class Subject:
         except (ArtifactError, _WrongOutputError) as e:
             return Outcome(None, str(e), None)
         self.answer(files.batch)
-        outcome = self.compare(expected, files.batch.class_ids, thresholds)
+        outcome = self.compare(expected, files.batch.class_ids, signature)
         if outcome.failure is None or outcome.figures is None:
             return outcome
         kind = files.kinds[int(np.abs(self._answers[0] - expected).max(axis=-1).argmax())]

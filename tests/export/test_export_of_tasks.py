@@ -14,6 +14,7 @@ from test_export_commands import invoke
 from export.files.statuses import STATUSES
 from export.golden import Golden
 from export.parity import ParityReport
+from export.provenance import ExportProvenance
 from export.runtimes import SavedModelRuntime
 from export.signature import Signature
 from trainer.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore, load_classifier
@@ -172,6 +173,11 @@ def test_a_binary_run_is_exported_with_two_columns(binary_run: RunDir, tmp_path:
     np.testing.assert_allclose(answer["probabilities"][:, 1], 1 / (1 + np.exp(-one_logit)), atol=1e-5)
     np.testing.assert_allclose(answer["probabilities"].sum(axis=1), 1, atol=1e-6)
     assert {label.decode() for label in answer["label"]} <= {"even", "odd"}
+    # The same command again, which nobody tells a version, makes the next one.
+    again = ["--out", tmp_path / "out", "--formats", "saved_model", "--weights", "raw", "--overwrite"]
+    assert "holds version 2 of binary" in invoke("export", binary_run.path, *again)
+    assert [path.name for path in (tmp_path / "out/saved_model/binary").iterdir()] == ["2"]
+    assert ExportProvenance.load(tmp_path / "out").version_counts_up
 
 
 def test_what_the_run_does_not_have_is_refused(binary_run: RunDir, tmp_path: pathlib.Path) -> None:

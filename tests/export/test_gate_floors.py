@@ -112,6 +112,8 @@ def test_a_rare_class_that_is_lost_fails_though_the_average_is_right(name: str) 
     assert figures.reference_accuracy - figures.accuracy < 0.01 and figures.agreement > 0.99
     failure = find_failure(figures, BUDGETS[name])
     assert failure is not None and "of the 10 images that the model gives class 1 it gives 20% the same" in failure
+    named = find_failure(figures, BUDGETS[name], ["cat", "lynx", "dog"])
+    assert named is not None and "the model gives class 'lynx' it" in named
 
 
 @pytest.mark.parametrize("name", BUDGETS)
