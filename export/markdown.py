@@ -1,6 +1,7 @@
 """Markdown of an export from the templates beside this module; the same text for the same values."""
 
 import importlib.resources
+import re
 from typing import Any
 
 import jinja2
@@ -16,6 +17,7 @@ def render_markdown(template_file: str, **values: Any) -> str:
         autoescape=False,  # noqa: S701  Markdown, not HTML; table cells go through `cell`
     )
     environment.filters["cell"] = _escape_cell
+    environment.filters["code"] = _format_code
     environment.filters["size"] = format_bytes
     environment.filters["shape"] = _format_shape
     template = importlib.resources.files("export").joinpath(template_file).read_text(encoding="utf-8")
@@ -29,6 +31,13 @@ def format_bytes(num_bytes: int) -> str:
 
 def _escape_cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _format_code(text: str) -> str:
+    """`text` as a code span, whatever backticks it has itself: https://spec.commonmark.org/0.31.2/#code-spans"""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _format_shape(shape: list[int | None]) -> str:

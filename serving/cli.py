@@ -85,7 +85,7 @@ def manifests(
     namespace: Annotated[
         str | None, typer.Option(help="Namespace of the objects; by default the one of the kubectl context.")
     ] = None,
-    replicas: Annotated[int, typer.Option(help="Server pods.", min=1)] = 2,
+    replicas: Annotated[int, typer.Option(help="Server pods.", min=1, max=2**31 - 1)] = 2,
     image: Annotated[
         str | None,
         typer.Option(help="Image of TensorFlow Serving, as REPOSITORY:TAG@DIGEST (either may be left out)."),

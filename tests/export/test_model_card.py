@@ -5,9 +5,10 @@ import re
 from typing import Any
 
 import pytest
+from digits_classifier import CLASS_NAMES, SIGNATURE
 
 from export.licence import describe_licence
-from export.model_card import FILE_NAME
+from export.model_card import FILE_NAME, Provenance, render
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,14 @@ def test_the_card_says_data_recipe_limits_sizes_latency_and_licence(exported: An
     for section in ("Data", "Training", "Accuracy", "Artifacts", "Latency", "Limits", "Licence", "How to call it"):
         assert f"\n## {section}\n" in card
     assert "trainer bench export EXPORT --record" in card
+
+
+def test_class_names_with_marks_of_markdown_are_shown_as_they_are(exported: Any) -> None:
+    signature = SIGNATURE.model_copy(update={"class_names": ["a`b", "``c``", "<b>d</b>", "*e*", *CLASS_NAMES[4:]]})
+    provenance = Provenance(
+        run_name="run", run_identity="ab" * 32, global_step=1, which="best", backbone="small_cnn", weights="none",
+        precision="float32", num_train_examples=1, config_yaml="",
+    )  # fmt: skip
+    card = render(signature, exported.report, provenance)
+    for shown in ("`` a`b ``,", "``` ``c`` ```,", "`<b>d</b>`,", "`*e*`,"):
+        assert f"\n{shown}\n" in card

@@ -17,11 +17,15 @@ def _expand(text: str) -> str:
 
 # `~` is the home directory; other texts, such as names, stay as they are.
 PathText = Annotated[str, pydantic.AfterValidator(_expand)]
-Positive = Annotated[int, pydantic.Field(ge=1)]
-NonNegative = Annotated[int, pydantic.Field(ge=0)]
+# Counts stay far below the 64 bits of tensors and indices, also multiplied by one another.
+MAX_COUNT = 2**31 - 1
+Positive = Annotated[int, pydantic.Field(ge=1, le=MAX_COUNT)]
+NonNegative = Annotated[int, pydantic.Field(ge=0, le=MAX_COUNT)]
+# Keras seeds NumPy's generator with it, which takes 32 bits.
+Seed = Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]
 
 
 class Section(pydantic.BaseModel):
-    """A section of the configuration: unknown keys and values of another type are errors."""
+    """A section of the configuration: unknown keys, values of another type, NaN and infinity are errors."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

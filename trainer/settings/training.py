@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from trainer.settings.model import Trainable
-from trainer.settings.section import NonNegative, Positive, Section
+from trainer.settings.section import MAX_COUNT, NonNegative, Positive, Section, Seed
 
 # How a model answers. single_label: one class of several. binary: one of two, the second being the positive one, with a
 # single logit. multi_label: any of them.
@@ -48,7 +48,7 @@ class TrainConfig(Section):
         description="solver=ridge: relative to the mean eigenvalue of the features' covariance; the best on validation "
         "is kept",
     )
-    epochs: Annotated[float, pydantic.Field(gt=0)] = 10.0
+    epochs: Annotated[float, pydantic.Field(gt=0, le=MAX_COUNT)] = 10.0
     global_batch_size: Positive = pydantic.Field(64, description="over all replicas; each takes its slice")
     accumulate_steps: Positive = pydantic.Field(
         1, description="parts that a replica's share of the batch is computed in, one after the other, to save memory"
@@ -64,7 +64,7 @@ class TrainConfig(Section):
     patience: Positive | None = pydantic.Field(
         None, description="end after so many evaluations in a row without a new best checkpoint.best_metric"
     )
-    seed: NonNegative = 0
+    seed: Seed = 0
     label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     max_skipped_steps: Positive = pydantic.Field(
         20, description="this many steps in a row with a non-finite gradient stop the run"
