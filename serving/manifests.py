@@ -95,7 +95,7 @@ def write_manifests(export_dir: pathlib.Path, out: pathlib.Path, settings: Manif
     prefix = object_prefix(model_name)
     with atomic.new_directory(out) as directory:
         _write_tree(directory, model_name=model_name, prefix=prefix, versions=versions, settings=settings)
-        (directory / SCRIPT_FILE).write_text(publish_script(model_name, directories.values()), encoding="utf-8")
+        (directory / SCRIPT_FILE).write_text(publish_script(directories.values()), encoding="utf-8")
         kubectl = find_kubectl()
         if kubectl is not None:
             _require_sound([*render(directory, kubectl), *render(directory / "loader", kubectl)])

@@ -15,10 +15,11 @@ SCRIPT_FILE = pathlib.PurePosixPath("loader", "publish.sh")
 
 # The shell reads a group in braces whole before it runs any of it, so half a script does nothing and says so.
 _SCRIPT = """{{
-# Written by `trainer manifests`; it runs in the pod that holds the volume, and may be repeated.
+# MODEL INCOMING: where the versions lie on the volume, and where they were copied to. `trainer manifests` wrote it; it
+# runs in the pod that holds the volume, and may be repeated.
 set -eu
-model={model}
-incoming={incoming}
+model=$1
+incoming=$2
 
 # is_whole DIRECTORY NUM_FILES: the checksums are on standard input.
 is_whole() {{
@@ -52,15 +53,14 @@ rm -rf "$incoming"
 """
 
 
-def publish_script(model_name: str, versions: Iterable[pathlib.Path]) -> str:
+def publish_script(versions: Iterable[pathlib.Path]) -> str:
     """The script that checks what was copied of `versions`, directories, and gives each its name; for `sh`."""
     calls = []
     for directory in versions:
         files = sorted(path for path in directory.rglob("*") if path.is_file())
         sums = "\n".join(f"{_sha256_of(file)}  {file.relative_to(directory).as_posix()}" for file in files)
         calls.append(f"publish {directory.name} {len(files)} {shlex.quote(sums)}")
-    model, incoming = _places(model_name)
-    return _SCRIPT.format(model=model, incoming=incoming, calls="\n".join(calls))
+    return _SCRIPT.format(calls="\n".join(calls))
 
 
 def load_commands(
@@ -69,7 +69,7 @@ def load_commands(
     """Lines of shell, in order. out: the kustomize tree, with the script at `SCRIPT_FILE`."""
     kubectl = "kubectl" if namespace is None else f"kubectl -n {namespace}"
     pod = f"{prefix}model-loader"
-    _, incoming = _places(model_name)
+    model, incoming = f"{MODELS_DIR}/{model_name}", f"{MODELS_DIR}/.incoming-{model_name}"
     # kubectl puts a folder into one that is there already, so what a cut copy left goes first. A loader that has ended
     # would never be ready again.
     return [
@@ -78,15 +78,10 @@ def load_commands(
         f"kubectl apply -k {shlex.quote(str(out / 'loader'))}",
         f"{kubectl} wait --for=condition=Ready --timeout=5m pod/{pod}",
         f"{kubectl} exec {pod} -- rm -rf {incoming} && {kubectl} cp {shlex.quote(str(base_path))} {pod}:{incoming}",
-        f"{kubectl} exec -i {pod} -- sh -s < {shlex.quote(str(out / SCRIPT_FILE))}",
+        f"{kubectl} exec -i {pod} -- sh -s {model} {incoming} < {shlex.quote(str(out / SCRIPT_FILE))}",
         f"{kubectl} delete pod {pod} --ignore-not-found",
         f"{kubectl} rollout status deployment/{prefix}model-server",
     ]
-
-
-def _places(model_name: str) -> tuple[str, str]:
-    """Where the versions of the model lie on the volume, and where they are copied to before."""
-    return f"{MODELS_DIR}/{model_name}", f"{MODELS_DIR}/.incoming-{model_name}"
 
 
 def _sha256_of(path: pathlib.Path) -> str:

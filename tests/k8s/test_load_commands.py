@@ -20,9 +20,9 @@ exec)
   shift
   [ "$1" = -i ] && shift
   shift 2
-  if [ "$*" = "sh -s" ]; then sed "s#/models/#$VOLUME/#g" | sh -s; exit; fi
-  [ "$1 $2" = "rm -rf" ]
-  rm -rf "$(here "$3")"
+  command=
+  for word; do command="$command $(here "$word")"; done
+  $command
   ;;
 cp)
   to=$(here "${3#*:}")
