@@ -15,12 +15,13 @@ import io
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from export.decisions import decide
 from export.formats import Budget
-from export.information import spread_of
+from export.information import find_uninformative, spread_of
 from export.runtimes import Probabilities, Runtime
 from export.samples import Batch, ImageSource, iterate_batches, read_batch, spread_indices
 from export.signature import Signature
@@ -31,6 +32,7 @@ NUM_IMAGES = 16
 # The golden images are chosen from so many.
 _NUM_CANDIDATES = 4 * NUM_IMAGES
 _BATCH_SIZE = 32
+_MAX_SHARE_SILENT = 0.25
 # Of the spread of the answers. Where all of them are small, a fixed difference would let a file answer anything.
 _MAX_SHARE_OF_SPREAD = 0.4
 _ANSWERS = "answers/"
@@ -69,6 +71,13 @@ class Golden:
     batch: Batch
     probabilities: Probabilities
     answers: dict[str, Probabilities]
+
+    def find_silence(self, title: str, thresholds: Sequence[float] | None) -> str | None:
+        """How many of an artifact's answers say nothing, where they are too many for a replay to prove anything."""
+        silent = find_uninformative(self.probabilities, self.answers[title], thresholds)
+        if silent.mean() <= _MAX_SHARE_SILENT:
+            return None
+        return f"its answers to {silent.sum()} of {len(silent)} golden images say nothing; export again"
 
     def save(self, directory: pathlib.Path) -> None:
         arrays = {

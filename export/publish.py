@@ -24,7 +24,7 @@ from export.signature import OPTIONAL_OUTPUTS, Signature
 from export.to_saved_model import NUM_WARMUP_IMAGES, write_saved_model
 from trainer import atomic
 from trainer.cli.output import note
-from trainer.errors import ArtifactError, ExportError
+from trainer.errors import ArtifactError, ExportError, ParityError
 from trainer.system.names import check_version
 
 
@@ -102,11 +102,13 @@ def publish(
         on_report(report)
         report.raise_on_failure()
         golden_images = choose_golden_images(publication.validation, reference, signature)
-        Golden(
+        golden = Golden(
             batch=golden_images,
             probabilities=reference.predict_probabilities(golden_images.images),
             answers=answer_golden(directory, report, golden_images),
-        ).save(directory)
+        )
+        _raise_on_silence(golden, report, signature)
+        golden.save(directory)
         signature.save(directory)
         report.save(directory)
         card = model_card.render(signature, report, publication.provenance)
@@ -124,6 +126,15 @@ def publish(
         # Another export may have taken the place in all this time.
         check_target(export_dir, overwrite=overwrite)
     return report
+
+
+def _raise_on_silence(golden: Golden, report: ParityReport, signature: Signature) -> None:
+    """Raises ParityError where the golden answers of an artifact, but for those allowed, say nothing of it."""
+    for comparison in report.comparisons:
+        if comparison.title in golden.answers and not comparison.allowed:
+            silence = golden.find_silence(comparison.title, signature.thresholds)
+            if silence is not None:
+                raise ParityError(f"{comparison.title}, {comparison.path}: {silence}")
 
 
 def _make_and_compare(

@@ -97,7 +97,7 @@ def verify_export(
     return Verification(
         num_files=len(checksums.files),
         num_golden_images=len(golden.batch.images),
-        golden=replay_golden(export_dir, published, golden),
+        golden=replay_golden(export_dir, published, golden, signature),
         parity=parity,
     )
 
@@ -112,8 +112,13 @@ def answer_golden(export_dir: pathlib.Path, report: ParityReport, batch: Batch) 
     return answers
 
 
-def replay_golden(export_dir: pathlib.Path, report: ParityReport, golden: Golden) -> list[GoldenResult]:
-    """Asks every artifact for the golden images again; an artifact that does not run is a failed result."""
+def replay_golden(
+    export_dir: pathlib.Path, report: ParityReport, golden: Golden, signature: Signature
+) -> list[GoldenResult]:
+    """Asks every artifact for the golden images again; an artifact that does not run is a failed result.
+
+    So is one whose published answers say nothing, unless it was published on request: it could answer anything.
+    """
     results: list[GoldenResult] = []
     for artifact in report.artifacts():
         comparisons = report.inputs_of(artifact)
@@ -125,7 +130,10 @@ def replay_golden(export_dir: pathlib.Path, report: ParityReport, golden: Golden
             results.extend(failed)
             continue
         for comparison, answer in zip(comparisons, answers, strict=True):
-            results.append(_compare(comparison.title, artifact, golden.answers.get(comparison.title), answer))
+            result = _compare(comparison.title, artifact, golden.answers.get(comparison.title), answer)
+            if not (result.failure or comparison.allowed):
+                result = result.model_copy(update={"failure": golden.find_silence(result.title, signature.thresholds)})
+            results.append(result)
     return results
 
 

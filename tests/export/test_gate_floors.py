@@ -1,10 +1,12 @@
 """The gate judges more than an average: agreement, every class by itself, and what the answers still say."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from conftest import Exported
 from digits_classifier import GEOMETRY, SIZE_PX, ListedImages
 from test_int8_ladder import publish_and_watch
 from test_parity_gate import with_model
@@ -13,7 +15,7 @@ from export.figures import compare_probabilities, find_failure
 from export.formats import CLIENT_BUDGET, FORMATS, TFLITE_INT8, Budget
 from export.golden import Golden, max_replay_difference
 from export.publish import Publication
-from export.replay import verify_export
+from export.replay import replay_golden, verify_export
 from export.signature import Signature
 
 BUDGETS = {**{f.name: f.budget for f in FORMATS.values()}, "client_pixels": CLIENT_BUDGET}
@@ -129,8 +131,6 @@ def test_an_int8_file_of_a_chance_level_model_is_not_published(
     publication: Publication, validation: ListedImages, tmp_path: pathlib.Path
 ) -> None:
     """The whole way, with a real converter and runtime: a network of 1,000 classes that has learned nothing."""
-    import dataclasses
-
     import keras
 
     keras.utils.set_random_seed(3)
@@ -153,7 +153,28 @@ def test_an_int8_file_of_a_chance_level_model_is_not_published(
     verify_export(tmp_path / "export").raise_on_failure()
 
 
-def test_golden_images_are_of_every_class_that_the_model_gives(publication: Publication, exported: object) -> None:
-    golden = Golden.load(exported.directory)  # type: ignore[attr-defined]
+def test_golden_answers_that_say_nothing_verify_nothing(exported: Exported, copy_of_export: pathlib.Path) -> None:
+    """Half of them all zero, as seen, and an artifact that agrees with that."""
+    report, golden = exported.report, Golden.load(copy_of_export)
+    (comparison,) = (c for c in report.comparisons if c.title == "onnx")
+    half = np.arange(len(golden.probabilities)) % 2 == 0
+    silent = np.where(half[:, np.newaxis], golden.answers["onnx"], np.float32(0))
+    changed = dataclasses.replace(golden, answers={**golden.answers, "onnx": silent})
+    said = "its answers to 8 of 16 golden images say nothing; export again"
+    assert changed.find_silence("onnx", None) == said and golden.find_silence("onnx", None) is None
+    artifacts = report.model_copy(update={"comparisons": [comparison]})
+
+    class Answers:
+        def predict_probabilities(self, images: object) -> np.ndarray:
+            return silent
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("export.replay.open_runtime", lambda path: Answers())
+        (result,) = replay_golden(copy_of_export, artifacts, changed, Signature.load(copy_of_export))
+    assert (result.max_difference, result.failure) == (0, said)
+
+
+def test_golden_images_are_of_every_class_that_the_model_gives(exported: Exported) -> None:
+    golden = Golden.load(exported.directory)
     assert set(golden.probabilities.argmax(axis=-1)) == set(range(10))
     assert golden.probabilities.max(axis=-1).min() > 0.5
