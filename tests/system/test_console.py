@@ -39,6 +39,21 @@ def test_an_error_about_such_a_name_tells_it(
     assert f"error: no backbone has '{NAME}' in its name" in capsys.readouterr().err
 
 
+def test_a_terminal_is_given_no_orders_by_a_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders = "\x1b[31mred\x07\x9b2J"
+    table = Table("", orders)
+    table.add_row(orders)
+    print_answer(table)
+    note(orders)
+    monkeypatch.setattr(sys, "argv", ["trainer", "backbones", orders])
+    with pytest.raises(SystemExit):
+        app.main()
+    said = "".join(capsys.readouterr())
+    assert said.count("\\x1b[31mred\\x07\\x9b2J") >= 3 and "\x1b" not in said and "\x9b" not in said
+
+
 def test_a_prediction_of_such_a_class_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     from export.tables import prediction_table
 

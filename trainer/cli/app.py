@@ -21,7 +21,7 @@ from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
 from trainer.cli.evaluate import evaluate
 from trainer.cli.launch import launch
-from trainer.cli.output import console
+from trainer.cli.output import console, visible
 from trainer.cli.prepare import prepare
 from trainer.cli.report import report
 from trainer.errors import TrainerError
@@ -78,5 +78,5 @@ def main() -> None:
     except TrainerError as e:
         if debug:
             raise
-        console.print(Text.assemble(("error:", "bold red"), f" {e}"), soft_wrap=True)
+        console.print(Text.assemble(("error:", "bold red"), f" {visible(str(e))}"), soft_wrap=True)
         sys.exit(e.exit_status)

@@ -1,6 +1,7 @@
 """What every command prints with: people read the console, programs read `--json` on standard output."""
 
 import json
+import re
 import sys
 from typing import Annotated, Any
 
@@ -11,8 +12,24 @@ from rich.text import Text
 # Text is shown as it is, wherever it comes from: "[red]" and ":smile:" may be names of classes, files and runs. What is
 # to be bold or red is a `Text` with a style.
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+# What a terminal would obey: a name of a file, or a label that a server answers, may hold it.
+_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
+
+
+def visible(text: str) -> str:
+    """`text` with its control characters but tabs and line ends written out, as in "\\x1b"."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _PlainConsole(Console):
+    """A console that obeys nothing in the strings that it prints, alone or in a table."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
 # Progress, notes and errors go to standard error, so that standard output holds the answer alone.
-console = Console(stderr=True, **_PLAIN)
+console = _PlainConsole(stderr=True, **_PLAIN)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object on standard output.")]
 
@@ -20,7 +37,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as on
 def print_answer(answer: RenderableType) -> None:
     """Prints the answer of a command (text, or a table) for a person, on standard output."""
     # A path must not be broken at the width of the terminal; a table must.
-    Console(**_PLAIN).print(answer, soft_wrap=isinstance(answer, str | Text))
+    _PlainConsole(**_PLAIN).print(answer, soft_wrap=isinstance(answer, str | Text))
 
 
 def print_json(answer: Any) -> None:
