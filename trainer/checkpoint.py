@@ -227,6 +227,7 @@ def load_classifier(
             num_classes=len(info.class_names),
             image_size_px=info.image_size_px,
             dtype_policy=dtype_policy,
+            to_last_layer=info.to_last_layer,
         )
 
     find_backbone(config.model.backbone, config.model.pixels)  # a saved model is opened once, with its values

@@ -11,7 +11,7 @@ import itertools
 import json
 import pathlib
 import re
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -49,12 +49,13 @@ class Config(Section):
         """Every setting, defaults written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    def identity(self, *, dataset_hash: str, precision: str) -> str:
+    def identity(self, *, dataset_hash: str, precision: str, head: Literal["keep", "replace"] = "replace") -> str:
         """SHA-256 of what decides the trained weights: a run may only go on where this is the same.
 
-        What does not is listed in `trainer.settings.identity`. `precision` is the resolved one.
+        What does not is listed in `trainer.settings.identity`. `precision` and `head` are the resolved ones.
         """
-        return _hash_of(decisive_settings(self), dataset_hash, precision)
+        settings = decisive_settings(self)
+        return _hash_of({**settings, "head": head} if head == "keep" else settings, dataset_hash, precision)
 
     def first_identity(self, *, dataset_hash: str, precision: str) -> str:
         """What earlier versions recorded as the identity of a run with these settings."""

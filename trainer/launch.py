@@ -28,6 +28,7 @@ from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS
 from trainer.distribute.launchers.hosts import Place
 from trainer.distribute.topology import Device, Topology, resolve_topology
 from trainer.errors import DataError, DeviceError
+from trainer.model.head_choice import HeadChoice
 from trainer.model.weight_fit import WeightsReport
 from trainer.plan import Plan, make_plan
 from trainer.progress import TrainingProgress, task_progress
@@ -106,7 +107,7 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
     dataset_dir = find_dataset(config, note)
     own = tf_runtime.list_gpus()[: topology.num_local_replicas]
     capabilities = devices.compute_capabilities if devices else tf_runtime.list_compute_capabilities(own)
-    plan = make_plan(config, dataset_dir, topology, capabilities)
+    plan = make_plan(config, dataset_dir, topology, capabilities, head_of_run=_head_of(run_dir))
     planned = PlannedRun(
         config=config,
         topology=topology,
@@ -126,6 +127,14 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
             RUNS_DIR, planned.identity, config, num_train_steps=plan.num_train_steps, note=note
         )
     return dataclasses.replace(planned, run=found or claim.name_new_run(RUNS_DIR), is_run_known=found is not None)
+
+
+def _head_of(run_dir: pathlib.Path | None) -> HeadChoice | None:
+    """Return what the last layer of the run in `run_dir` started from; None where there is no run."""
+    if run_dir is None or not RunDir(run_dir).exists():
+        return None
+    info = RunDir(run_dir).info()
+    return HeadChoice(info.head, info.to_last_layer)
 
 
 @contextlib.contextmanager

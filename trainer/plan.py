@@ -3,13 +3,11 @@
 `trainer launch --dry-run` prints the plan; the run then follows it and nothing else.
 """
 
-import pathlib
 from collections.abc import Sequence
 from typing import Final, Literal
 
 import pydantic
 
-from trainer.checkpoint import find_model_file, load_model_arrays
 from trainer.config import Config
 from trainer.data.augmentation.presets import resolve_augmentation
 from trainer.data.cache_plan import CachePlan, CacheQuestion, plan_cache
@@ -22,17 +20,26 @@ from trainer.data.ram_budget import check_fits, find_ram_budget_bytes
 from trainer.data.sampling.epochs import Epochs
 from trainer.data.storage import DatasetPath
 from trainer.distribute.topology import BatchDivision, Device, Strategy, Topology, divide_batch
-from trainer.errors import ConfigError
 from trainer.features.decision import FeaturePlan, FeatureQuestion, TrunkFacts, plan_features
 from trainer.features.outline import find_trunk
 from trainer.metrics.scores import needed_bytes
 from trainer.model.backbone import Backbone
 from trainer.model.backbones import find_backbone
 from trainer.model.classifier import BatchNorm, resolve_weights
+from trainer.model.head_choice import Head, HeadChoice
 from trainer.model.schedule import Schedule
-from trainer.objective import resolve_class_weights, resolve_task
-from trainer.resolve import Precision, check_accumulation, resolve_batch_norm, resolve_jit_compile, resolve_precision
-from trainer.run_dir import RunDir, RunInfo
+from trainer.objective import resolve_class_weights
+from trainer.resolve import (
+    Precision,
+    check_accumulation,
+    check_task,
+    resolve_batch_norm,
+    resolve_head,
+    resolve_jit_compile,
+    resolve_precision,
+    weights_of_run,
+)
+from trainer.run_dir import RunInfo
 from trainer.settings.training import ModelTask
 from trainer.stages import Stage, plan_stages
 
@@ -67,6 +74,9 @@ class Plan(pydantic.BaseModel):
     trainable: str
     batch_norm: BatchNorm
     task: ModelTask
+    head: Head = "replace"
+    to_last_layer: bool = False
+    head_reason: str = ""
     class_weights: list[float] | None
     # Replicas.
     strategy: Strategy
@@ -101,7 +111,7 @@ class Plan(pydantic.BaseModel):
         )
 
     def identity(self, config: Config) -> str:
-        return config.identity(dataset_hash=self.dataset_hash, precision=self.precision)
+        return config.identity(dataset_hash=self.dataset_hash, precision=self.precision, head=self.head)
 
     def run_info(self, config: Config, name: str) -> RunInfo:
         return RunInfo(
@@ -116,32 +126,40 @@ class Plan(pydantic.BaseModel):
             precision=self.precision,
             batch_norm=self.batch_norm,
             task=self.task,
+            head=self.head,
+            to_last_layer=self.to_last_layer,
         )
 
 
 def make_plan(
-    config: Config, dataset_dir: DatasetPath, topology: Topology, compute_capabilities: Sequence[tuple[int, int]]
+    config: Config,
+    dataset_dir: DatasetPath,
+    topology: Topology,
+    compute_capabilities: Sequence[tuple[int, int]],
+    *,
+    head_of_run: HeadChoice | None = None,
 ) -> Plan:
     """Resolves `config` for a prepared dataset and the replicas of `topology`, on GPUs of these compute capabilities.
+
+    `head_of_run` is what the last layer of a run that goes on started from.
 
     Raises:
         UsageError: the batch, the dataset, the backbone or its weights do not go together.
     """
     manifest = Manifest.load(dataset_dir)
-    task, num_train = _check_task(config, manifest), _num_examples(manifest, "train", dataset_dir)
+    task, num_train = check_task(config, manifest), _num_examples(manifest, "train", dataset_dir)
     check_run_length(config.data.run_length, sampling=config.data.sampling, num_examples=num_train)
     backbone = find_backbone(config.model.backbone, config.model.pixels)
-    weights = _weights_of_run(resolve_weights(config.model.weights, backbone))
+    weights = weights_of_run(resolve_weights(config.model.weights, backbone))
     division = divide_batch(config.distribute, config.train.global_batch_size, topology.num_replicas)
     check_accumulation(config, division)
     epochs = Epochs.of(config, num_train)
     schedule = Schedule.of(config, num_train_steps=epochs.num_train_steps, epochs=epochs)
     image_size_px = config.model.image_size_px or backbone.image_size_px
-    batch_norm, precision = (
-        resolve_batch_norm(config, weights),
-        resolve_precision(config, topology, compute_capabilities),
-    )
-    features = _plan_features(config, manifest, dataset_dir, topology, image_size_px, task, batch_norm, precision)
+    batch_norm = resolve_batch_norm(config, weights)
+    precision = resolve_precision(config, topology, compute_capabilities)
+    head = resolve_head(config, manifest, task, weights, image_size_px, head_of_run)
+    features = _plan_features(config, manifest, dataset_dir, topology, image_size_px, task, batch_norm, precision, head)
     class_weights = resolve_class_weights(config, task, manifest)
     _check_memory(manifest, _num_examples(manifest, "validation", dataset_dir))
     cache = _plan_cache(config, manifest, dataset_dir, topology, image_size_px, features, epochs.num_ends)
@@ -164,6 +182,9 @@ def make_plan(
         trainable=config.model.trainable,
         batch_norm=batch_norm,
         task=task,
+        head=head.head,
+        to_last_layer=head.to_last_layer,
+        head_reason=head.reason,
         class_weights=class_weights,
         strategy=topology.strategy,
         device=topology.device,
@@ -197,29 +218,6 @@ def _plan_stages(config: Config, backbone: Backbone, epochs: Epochs, image_size_
     )
 
 
-def _check_task(config: Config, manifest: Manifest) -> ModelTask:
-    """The task, which the sampling and the best metric must go with."""
-    task = resolve_task(config.train.task, manifest)
-    if config.data.sampling == "class_balanced" and manifest.task == "multi_label":
-        raise ConfigError(
-            f"data.sampling is class_balanced, and images of the dataset {manifest.name} have several labels, so that "
-            "no order shows all classes equally often; use --set train.class_weights=balanced"
-        )
-    if config.train.solver == "ridge" and task != "single_label":
-        raise ConfigError(
-            f"train.solver is ridge, which solves for one class an image, and this is a {task} model; use --set "
-            "train.solver=gradient"
-        )
-    metric = config.checkpoint.best_metric
-    tasks = {"average_precision": ("binary", "multi_label"), "roc_auc": ("binary",)}
-    if metric in tasks and task not in tasks[metric]:
-        raise ConfigError(
-            f"checkpoint.best_metric is {metric}, which is one of {' and '.join(tasks[metric])} models, and this is a "
-            f"{task} one; use accuracy, macro_f1 or loss"
-        )
-    return task
-
-
 def _check_memory(manifest: Manifest, num_validation: int) -> None:
     """Raises UsageError where the logits of the validation split do not fit into memory."""
     check_fits(
@@ -227,15 +225,6 @@ def _check_memory(manifest: Manifest, num_validation: int) -> None:
         f"evaluating the {num_validation:,} validation images on {manifest.num_classes:,} classes",
         "prepare the dataset again with a smaller --val",
     )
-
-
-def _weights_of_run(weights: str) -> str:
-    """Where `weights` is the directory of a run, the file of its best checkpoint."""
-    if weights in ("bundled", "imagenet", "none") or not pathlib.Path(weights).is_dir():
-        return weights
-    run = RunDir(weights)
-    load_model_arrays(run)  # a damaged one is found now
-    return str(find_model_file(run)[0])
 
 
 def _plan_features(
@@ -247,6 +236,7 @@ def _plan_features(
     task: ModelTask,
     batch_norm: BatchNorm,
     precision: Precision,
+    head: HeadChoice,
 ) -> FeaturePlan:
     def find_trunk_of_run() -> TrunkFacts | None:
         return find_trunk(
@@ -257,6 +247,7 @@ def _plan_features(
             trainable=config.model.trainable,
             batch_norm=batch_norm,
             dtype_policy=precision,
+            to_last_layer=head.to_last_layer,
         )
 
     return plan_features(

@@ -1,17 +1,48 @@
-"""What "auto" comes to for batch normalisation, precision and XLA; what cannot be had together is an error."""
+"""Resolution of "auto" for task, weights, head, batch normalisation, precision and XLA; contradictions are errors."""
 
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
+from trainer.checkpoint import find_model_file, load_model_arrays
 from trainer.config import Config
+from trainer.data.manifest import Manifest
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import ConfigError
 from trainer.model.classifier import BatchNorm
 from trainer.model.freezing import is_frozen
+from trainer.model.head_choice import OF_NOBODY, HeadChoice, HeadQuestion, choose_head
+from trainer.model.own_model import is_own_model
+from trainer.objective import resolve_task
+from trainer.run_dir import RunDir
+from trainer.settings.training import ModelTask
 
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 _BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
+
+
+def check_task(config: Config, manifest: Manifest) -> ModelTask:
+    """The task, which the sampling and the best metric must go with."""
+    task = resolve_task(config.train.task, manifest)
+    if config.data.sampling == "class_balanced" and manifest.task == "multi_label":
+        raise ConfigError(
+            f"data.sampling is class_balanced, and images of the dataset {manifest.name} have several labels, so that "
+            "no order shows all classes equally often; use --set train.class_weights=balanced"
+        )
+    if config.train.solver == "ridge" and task != "single_label":
+        raise ConfigError(
+            f"train.solver is ridge, which solves for one class an image, and this is a {task} model; use --set "
+            "train.solver=gradient"
+        )
+    metric = config.checkpoint.best_metric
+    tasks = {"average_precision": ("binary", "multi_label"), "roc_auc": ("binary",)}
+    if metric in tasks and task not in tasks[metric]:
+        raise ConfigError(
+            f"checkpoint.best_metric is {metric}, which is one of {' and '.join(tasks[metric])} models, and this is a "
+            f"{task} one; use accuracy, macro_f1 or loss"
+        )
+    return task
 
 
 def resolve_batch_norm(config: Config, weights: str) -> BatchNorm:
@@ -26,6 +57,52 @@ def resolve_batch_norm(config: Config, weights: str) -> BatchNorm:
             "statistics; use --set model.batch_norm=frozen or --set model.trainable=all"
         )
     return config.model.batch_norm
+
+
+def resolve_head(
+    config: Config, manifest: Manifest, task: ModelTask, weights: str, image_size_px: int, of_run: HeadChoice | None
+) -> HeadChoice:
+    """Raises ConfigError or ModelError, see `choose_head`. `weights` are resolved; a run that goes on keeps its own,
+    `of_run`, unless the settings ask for one.
+    """
+    if of_run is not None and config.model.head == "auto":
+        starts_from_file = is_own_model(config.model.backbone) or weights not in OF_NOBODY
+        kept = "kept" if of_run.head == "keep" else "new"
+        return of_run._replace(reason=f"the last layer is {kept}, as when the run began" if starts_from_file else "")
+    obstacle = None
+    if config.train.solver == "ridge":
+        obstacle = "train.solver is ridge, which solves for a new one"
+    elif config.augment.progressive_sizes_px is not None and is_own_model(config.model.backbone):
+        obstacle = "augment.progressive_sizes_px changes the size of the images"
+    return choose_head(
+        HeadQuestion(
+            config=config.model,
+            weights=weights,
+            task=task,
+            class_names=manifest.class_names,
+            class_names_of_weights=_class_names_of(weights),
+            image_size_px=image_size_px,
+            obstacle=obstacle,
+        )
+    )
+
+
+def _class_names_of(weights: str) -> list[str] | None:
+    """Those of the run that a file of weights is the checkpoint of; None where it is of none."""
+    above = pathlib.Path(weights).resolve().parents
+    if weights in OF_NOBODY or len(above) < 3:
+        return None
+    run = RunDir(above[2])
+    return run.info().class_names if run.exists() else None
+
+
+def weights_of_run(weights: str) -> str:
+    """Where `weights` is the directory of a run, the file of its best checkpoint."""
+    if weights in OF_NOBODY or not pathlib.Path(weights).is_dir():
+        return weights
+    run = RunDir(weights)
+    load_model_arrays(run)  # a damaged one is found now
+    return str(find_model_file(run)[0])
 
 
 def resolve_precision(config: Config, topology: Topology, compute_capabilities: Sequence[tuple[int, int]]) -> Precision:

@@ -49,6 +49,8 @@ class RunInfo(pydantic.BaseModel):
     precision: str
     batch_norm: Literal["frozen", "frozen_statistics", "per_replica", "synchronized"]
     task: ModelTask = "single_label"
+    head: Literal["keep", "replace"] = "replace"
+    to_last_layer: bool = False
 
 
 class RunDir:
@@ -103,7 +105,9 @@ class RunDir:
             return info.identity
         facts = {"dataset_hash": info.dataset_hash, "precision": info.precision}
         is_as_recorded = info.identity == config.first_identity(**facts)
-        return config.identity(**facts) if is_as_recorded else info.identity
+        if not is_as_recorded:
+            return info.identity
+        return config.identity(dataset_hash=info.dataset_hash, precision=info.precision)
 
     def config(self) -> Config:
         """Raises RunError where `path` is no run directory, ConfigError for settings that are none."""

@@ -231,6 +231,7 @@ def make_state(
             trainable=plan.stages[-1].trainable,
             batch_norm=plan.batch_norm,
             dtype_policy=plan.precision,
+            to_last_layer=plan.to_last_layer,
             other_sizes_px=[stage.image_size_px for stage in plan.stages[:-1]],
         )
         state = TrainState.create(model, config, precision=plan.precision)
@@ -238,7 +239,13 @@ def make_state(
         _restore(state, store, steps[-1])
     else:
         report = load_pretrained(
-            model, plan.backbone, plan.weights, pixels=config.model.pixels, features_at=config.model.features_at
+            model,
+            plan.backbone,
+            plan.weights,
+            pixels=config.model.pixels,
+            features_at=config.model.features_at,
+            keeps_head=plan.head == "keep",
+            to_last_layer=plan.to_last_layer,
         )
         if report:
             on_weights(report)

@@ -96,6 +96,18 @@ def test_a_missing_or_broken_recipe_is_named(tmp_path: pathlib.Path) -> None:
         load_config(broken)
 
 
+def test_a_run_from_before_a_setting_was_added_keeps_its_identity() -> None:
+    def identity(*overrides: str) -> str:
+        return load_config(overrides=list(overrides)).identity(dataset_hash="d", precision="float32")
+
+    before = "1814a9ada1631f31346b1ab39597895ada2c1ee1d8e7b80f3dbd025023bb7118"
+    assert identity() == before
+    assert identity("model.head=replace") == before
+    assert load_config().identity(dataset_hash="d", precision="float32", head="keep") != before
+    for added in ("augment.rotation_degrees=20", "augment.shift=0.1", "augment.zoom=0.1"):
+        assert identity(added) != before
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_project_is_valid_and_states_no_default(recipe: pathlib.Path) -> None:
     load_config(recipe)

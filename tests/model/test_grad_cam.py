@@ -1,3 +1,5 @@
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -59,3 +61,16 @@ def test_a_backbone_without_any_extent_is_an_error():
     classifier = keras.Model(images, head)
     with pytest.raises(ModelError, match="no feature map"):
         grad_cam(classifier, np.zeros([1, 8, 8, 3], np.float32), np.array([0]))
+
+
+def test_a_network_within_the_backbone_has_its_map_where_it_is_called(tmp_path: pathlib.Path) -> None:
+    inside = keras.Input((20, 20, 3))
+    nested = keras.Model(inside, keras.layers.Conv2D(5, 3, activation="relu")(inside), name="nested")
+    pixels = keras.Input((20, 20, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(nested(keras.layers.Rescaling(1 / 255)(pixels)))
+    keras.Model(pixels, keras.layers.Dense(3)(pooled)).save(tmp_path / "mine.keras")
+    images = np.random.default_rng(0).integers(0, 256, [2, 20, 20, 3]).astype(np.float32)
+    for to_last_layer in (True, False):
+        own = {"backbone": str(tmp_path / "mine.keras"), "pixels": "0-255", "to_last_layer": to_last_layer}
+        classifier = build_classifier(num_classes=3, image_size_px=20, **own)
+        assert grad_cam(classifier, images, np.array([0, 1])).shape == (2, 18, 18)

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate",
     "report",
     "compare",
+    "study",
     "export",
     "verify",
     "predict",

@@ -24,6 +24,8 @@ from trainer.cli.launch import launch
 from trainer.cli.output import console, visible
 from trainer.cli.prepare import prepare
 from trainer.cli.report import report
+from trainer.cli.study import CONTEXT_SETTINGS as STUDY_SETTINGS
+from trainer.cli.study import study
 from trainer.errors import TrainerError
 from trainer.system.paths import expand_argument
 from trainer.system.utf8 import ensure_utf8
@@ -64,6 +66,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
+app.command(context_settings=STUDY_SETTINGS)(study)
 bench.app.command("export")(export.cli_bench.bench_export)
 app.add_typer(bench.app, name="bench")
 

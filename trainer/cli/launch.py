@@ -203,8 +203,8 @@ def evaluate_command(run_dir: pathlib.Path, dataset_dir: str) -> str:
     from trainer.data.manifest import Manifest
     from trainer.data.storage import parse_path
 
-    splits = Manifest.load(parse_path(dataset_dir)).splits
-    return f"trainer evaluate {shlex.quote(str(run_dir))} --split {'test' if 'test' in splits else 'validation'}"
+    split = Manifest.load(parse_path(dataset_dir)).held_out_split
+    return f"trainer evaluate {shlex.quote(str(run_dir))} --split {split}"
 
 
 def _choose_recipe(settings: "Config") -> str:
@@ -291,5 +291,5 @@ def _describe_in_a_line(summary: dict[str, Any]) -> str:
         f"{summary['device']} replica{'s' if summary['num_replicas'] != 1 else ''} ({summary['strategy']}), "
         f"{summary['precision']}, XLA {'on' if summary['jit_compile'] else 'off'}\n"
         f"features: {summary['features']['reason']}\n"
-        f"cache: {summary['cache_reason']}"
+        f"cache: {summary['cache_reason']}" + (f"\nhead: {summary['head_reason']}" if summary["head_reason"] else "")
     )

@@ -133,6 +133,11 @@ class Manifest(_Model):
         """How many bits are used in a file of 16 that does not say it, such as one to predict on; None: not known."""
         return None if self.deep_samples is None else self.deep_samples.bits
 
+    @property
+    def held_out_split(self) -> SplitName:
+        """The split to measure a model on: test, or validation where there is no test."""
+        return "test" if "test" in self.splits and self.splits["test"].num_examples else "validation"
+
     def content_hash(self) -> str:
         """SHA-256 over what the examples are: class names and shard checksums, not names of folders."""
         digest = hashlib.sha256("\0".join(self.class_names).encode())

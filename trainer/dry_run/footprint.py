@@ -81,6 +81,7 @@ def measure_footprint(plan: Plan, config: Config, batch: BatchArithmetic) -> Foo
             trainable=plan.stages[-1].trainable,
             batch_norm=plan.batch_norm,
             dtype_policy=plan.precision,
+            to_last_layer=plan.to_last_layer,
         )
     parameters = Parameters(
         num_parameters=_count(model.variables),

@@ -44,6 +44,7 @@ def _run(found: DryRun) -> Text:
         "features": plan.features.reason,
         "cache": plan.cache_reason,
         "model": f"{plan.backbone}, {plan.weights} weights, {plan.image_size_px} px, trains {plan.trainable}",
+        **({"head": plan.head_reason} if plan.head_reason else {}),
         "checkpoint": _saving(plan),
         **{f"warning {i}": warning for i, warning in enumerate(plan.warnings, 1)},
     }

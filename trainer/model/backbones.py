@@ -65,17 +65,17 @@ def list_backbones() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def find_backbone(name: str, pixels: str | None = None) -> Backbone:
+def find_backbone(name: str, pixels: str | None = None, *, to_last_layer: bool = False) -> Backbone:
     """The backbone called `name`; case, '-' and '_' do not matter (`ResNet50` is `resnet50`).
 
     `hub:PRESET` is one of keras-hub, and what ends with .keras is the file of a saved model, of which `pixels`, the
-    setting `model.pixels`, says what it was trained on.
+    setting `model.pixels`, says what it was trained on; with `to_last_layer` it goes up to the last one of its layers.
 
     Raises:
         ModelError: there is none, and the message names the nearest; or `pixels` is missing or not needed.
     """
     if own_model.is_own_model(name):
-        return own_model.open_backbone(name, pixels)
+        return own_model.open_backbone(name, pixels, to_last_layer=to_last_layer)
     if pixels is not None:
         raise ModelError(
             f"model.pixels is {pixels!r}, and the backbone {name} is known to want its pixels in a way of its own; "

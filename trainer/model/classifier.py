@@ -34,6 +34,7 @@ def build_classifier(
     batch_norm: BatchNorm = "frozen",
     features_at: str | None = None,
     pixels: str | None = None,
+    to_last_layer: bool = False,
     dtype_policy: str = "float32",
     other_sizes_px: Sequence[int] = (),
 ) -> Any:
@@ -47,13 +48,14 @@ def build_classifier(
         trainable: see `settings.model`; the head always is.
         features_at: the layer of the backbone that the head gets the output of; None for the last.
         pixels: what a model of the user's own was trained on; see `settings.model`.
+        to_last_layer: whether a model of the user's own stays as it is up to its last layer.
         other_sizes_px: sides of images that it takes as well; at `image_size_px` it computes the same as without.
 
     Raises:
         ModelError: the backbone is unknown, has no such layer or blocks, the images are too small for it, or it cannot
             take the other sizes.
     """
-    spec = find_backbone(backbone, pixels)
+    spec = find_backbone(backbone, pixels, to_last_layer=to_last_layer)
     if image_size_px < spec.min_image_size_px:
         raise ModelError(
             f"{spec.name} takes images of at least {spec.min_image_size_px} px, not {image_size_px}; "
@@ -108,6 +110,13 @@ def backbone_of(classifier: Any) -> Any:
 def find_backbone_in(model: Any) -> Any | None:
     """The backbone inside a classifier, or what a part of a classifier has of it."""
     return next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
+
+
+def head_layers_of(classifier: Any) -> list[Any]:
+    """The layers with weights behind the backbone, in order."""
+    network = backbone_of(classifier)
+    behind = classifier.layers[classifier.layers.index(network) + 1 :]
+    return [layer for layer in behind if saved_variables(layer)]
 
 
 def resolve_weights(weights: str, backbone: Backbone) -> str:

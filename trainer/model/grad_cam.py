@@ -59,10 +59,13 @@ def _split(classifier: Any) -> tuple[Any, Any, Any]:
 def _last_feature_map(backbone: Any) -> Any:
     # Neither the image itself nor one that is only padded with zeros is a feature map.
     no_maps = (keras.layers.InputLayer, keras.layers.ZeroPadding2D)
+    # A network within the backbone has an output of its own beside what its call gives here.
+    outputs = {id(node.operation): node.outputs[0] for nodes in backbone._nodes_by_depth.values() for node in nodes}
     for layer in reversed([layer for layer in backbone.layers if not isinstance(layer, no_maps)]):
-        shape = getattr(layer.output, "shape", ())
+        output = outputs[id(layer)]
+        shape = getattr(output, "shape", ())
         if len(shape) == 4 and all(side is None or side > 1 for side in shape[1:3]):
-            return layer.output
+            return output
     raise ModelError(
         f"the backbone {backbone.name} has no feature map of height and width above 1 at this image size, so there is "
         "nothing to draw; train with a larger model.image_size_px"

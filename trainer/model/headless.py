@@ -17,6 +17,18 @@ def without_head(model: Any, *, origin: str) -> Any:
     Raises:
         ModelError: `model` has several inputs or outputs, takes no RGB images, or has no such features.
     """
+    model = check_takes_images(model, origin=origin)
+    features = _last_features(model)
+    if features is None:
+        raise ModelError(
+            f"{origin} has no features of height, width and channels, nor pooled ones, that a layer with weights "
+            "makes; a backbone is a convolutional network or a transformer"
+        )
+    return _flattened(keras.Model(model.inputs[0], features, name=model.name))
+
+
+def check_takes_images(model: Any, *, origin: str) -> Any:
+    """Return `model` as a functional one; raises ModelError where it does not make one output of RGB images."""
     if isinstance(model, keras.Sequential):
         model = model._functional
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
@@ -27,13 +39,7 @@ def without_head(model: Any, *, origin: str) -> Any:
         )
     if len(inputs[0].shape) != 4 or inputs[0].shape[-1] != 3:
         raise ModelError(f"{origin} takes {list(inputs[0].shape)}, not RGB images [batch, height, width, 3]")
-    features = _last_features(model)
-    if features is None:
-        raise ModelError(
-            f"{origin} has no features of height, width and channels, nor pooled ones, that a layer with weights "
-            "makes; a backbone is a convolutional network or a transformer"
-        )
-    return _flattened(keras.Model(inputs[0], features, name=model.name))
+    return model
 
 
 def _last_features(model: Any) -> Any | None:
@@ -46,7 +52,7 @@ def _last_features(model: Any) -> Any | None:
         if isinstance(operation, keras.Model) and not isinstance(operation, keras.Sequential):
             inner = _last_features(operation)
             if inner is not None:
-                return keras.Model(operation.inputs[0], inner, name=operation.name)(_input_of(operation, tensor))
+                return keras.Model(operation.inputs[0], inner, name=operation.name)(input_of(operation, tensor))
         if len(shape) == 3:  # a sequence: its pooled form is what follows
             pooled = after if after is not None else keras.layers.GlobalAveragePooling1D(name="pool_sequence")(tensor)
             return keras.layers.Reshape((1, 1, pooled.shape[-1]), name="as_image")(pooled)
@@ -63,7 +69,8 @@ def _makes_something(model: Any, tensor: Any) -> bool:
     return bool(keras.Model(model.inputs, tensor).weights)
 
 
-def _input_of(operation: Any, output: Any) -> Any:
+def input_of(operation: Any, output: Any) -> Any:
+    """The tensor that `operation` was called on when it made `output`."""
     node = next(n for n in operation._inbound_nodes if any(t is output for t in n.outputs))
     return node.input_tensors[0]
 

@@ -17,7 +17,8 @@ from keras.src.saving import serialization_lib
 from trainer import trust
 from trainer.errors import ModelError
 from trainer.model.backbone import Backbone
-from trainer.model.headless import without_head
+from trainer.model.headless import check_takes_images, without_head
+from trainer.model.last_layer import LastLayer, find_last_layer, up_to_last_layer
 from trainer.model.saved_archive import open_archive, open_weights, read_config
 from trainer.model.saved_config import check_config, check_sizes
 from trainer.model.scaling import BY_NAME
@@ -32,9 +33,23 @@ def is_own_model(name: str) -> bool:
     return name.endswith(_SUFFIX)
 
 
-def open_backbone(name: str, pixels: str | None) -> Backbone:
-    """The model in the file `name` without its head. Its preprocessing layers stay; layers that change images at random
-    are left out, since that is the work of the settings `augment`.
+def last_layer_of(name: str) -> LastLayer | None:
+    """The last layer of the model in the file `name`; None where it does not end with a dense layer.
+
+    Raises ModelError as `open_backbone`.
+    """
+    return find_last_layer(_open(pathlib.Path(name)))
+
+
+def check_features(name: str) -> None:
+    """Raises ModelError where the model in the file `name` has no features that a head of ours could stand on."""
+    without_head(_open(pathlib.Path(name)), origin=name)
+
+
+def open_backbone(name: str, pixels: str | None, *, to_last_layer: bool = False) -> Backbone:
+    """The model in the file `name` without its head, or with `to_last_layer` up to its last layer, whose weights
+    `load_last_layer` then sets. Its preprocessing layers stay; layers that change images at random are left out, since
+    that is the work of the settings `augment`.
 
     Raises:
         ModelError: the file is missing, damaged, asks for code that is not Keras's, or is no model of images; or
@@ -47,16 +62,30 @@ def open_backbone(name: str, pixels: str | None) -> Backbone:
             f"can tell from a file what pixels it was trained on: set model.pixels to one of {', '.join(BY_NAME)} "
             "(caffe: BGR less the mean of ImageNet; torch: mean 0, deviation 1; 0-255 for a model that scales itself)"
         )
-    network = _open(path)
-    height = network.input_shape[1]
+    model = check_takes_images(_open(path), origin=str(path))
+    last = find_last_layer(model) if to_last_layer else None
+
+    @functools.cache
+    def network() -> Any:
+        return without_head(model, origin=str(path)) if last is None else up_to_last_layer(model, last)
+
+    height = model.inputs[0].shape[1]
     return Backbone(
         name=name,
         image_size_px=height or _DEFAULT_IMAGE_SIZE_PX,
         min_image_size_px=1,
         scaling=BY_NAME[pixels],
-        build=lambda shape: _rebuild(network, shape, name),
-        load_bundled=lambda model: model.set_weights(network.get_weights()),
+        build=lambda shape: _rebuild(network(), shape, name),
+        load_bundled=lambda model: model.set_weights(network().get_weights()),
+        load_last_layer=None if last is None else lambda head: _copy_last_layer(last.dense, head),
     )
+
+
+def _copy_last_layer(source: Any, head: Any) -> None:
+    head.kernel.assign(source.kernel)
+    # Its own starts at zero where the saved layer has none.
+    if source.use_bias:
+        head.bias.assign(source.bias)
 
 
 def _open(path: pathlib.Path) -> Any:
@@ -78,10 +107,9 @@ def _load(path: pathlib.Path, _mtime_ns: int, _num_bytes: int, _is_trusted: bool
         with _float32(), _safe_mode():
             config = {**config, "compile_config": None}
             check_sizes(config, path, num_stored=sum(math.prod(array.shape) for array in arrays))
-            model = keras.models.load_model(path, compile=False, safe_mode=not trust.is_given())
+            return keras.models.load_model(path, compile=False, safe_mode=not trust.is_given())
     except UNREADABLE as e:
         raise ModelError(f"{path} is not a readable model saved by Keras 3: {' '.join(str(e).split())[:300]}") from None
-    return without_head(model, origin=str(path))
 
 
 def _rebuild(network: Any, shape: tuple[int, int, int], name: str) -> Any:

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -31,9 +31,21 @@ class WeightsReport(pydantic.BaseModel):
     loaded: list[str]
     # Of the backbone, that the file has nothing for.
     missing: list[str]
-    # Of the file, that the backbone has no place for, such as those of a head.
+    # Of the file, that the backbone has no place for, such as those of a head that was not kept.
     left_over: list[str]
     other_shape: list[str]
+
+    def with_head(self, pairs: list[tuple[Any, StoredArray]]) -> "WeightsReport":
+        """The report of a head whose arrays were taken as well."""
+        size, taken = sum(_size(variable) for variable, _ in pairs), [array.name for _, array in pairs]
+        return self.model_copy(
+            update={
+                "num_parameters": self.num_parameters + size,
+                "num_parameters_loaded": self.num_parameters_loaded + size,
+                "loaded": self.loaded + [variable.path for variable, _ in pairs],
+                "left_over": [name for name in self.left_over if name not in taken],
+            }
+        )
 
     @property
     def share(self) -> float:
@@ -60,8 +72,16 @@ class _Owner:
     variables: list[Any]
 
 
-def fit(network: Any, arrays: list[StoredArray], *, file: str, backbone: str) -> WeightsReport:
-    """Sets the variables of `network` from `arrays`, all that fit, or none where that is little.
+class Match(NamedTuple):
+    """What of a file belongs to a network: each variable with its array, and the arrays that it has no place for."""
+
+    pairs: list[tuple[Any, StoredArray]]
+    left_over: list[StoredArray]
+    report: WeightsReport
+
+
+def match(network: Any, arrays: list[StoredArray], *, file: str, backbone: str) -> Match:
+    """Find the array of each variable of `network`.
 
     A layer takes the arrays of the layer of its name; names that Keras makes up (conv2d_17) count by their order.
     Layers around the network in the file, such as a whole classifier, do not matter.
@@ -72,33 +92,65 @@ def fit(network: Any, arrays: list[StoredArray], *, file: str, backbone: str) ->
     owners = _owners(network)
     by_class = bool(arrays) and all(array.is_named_by_class for array in arrays)
     place = _PlaceOfOwner(network, owners, by_class=by_class)
-    values: dict[int, np.ndarray[Any, Any]] = {}
-    loaded, left_over, other_shape = [], [], []
+    found: dict[int, tuple[Any, StoredArray]] = {}
+    left_over: list[StoredArray] = []
+    other_shape: list[str] = []
     for owner, group in place.matched(arrays):
         for array, variable in _pair(owner, group):
-            if variable is None or id(variable) in values:
-                left_over.append(array.name)
+            if variable is None or id(variable) in found:
+                left_over.append(array)
             elif array.shape != tuple(variable.shape):
                 other_shape.append(f"{variable.path} {list(array.shape)}, not {list(variable.shape)}")
             else:
-                values[id(variable)] = array.read()
-                loaded.append(variable.path)
+                found[id(variable)] = (variable, array)
     variables = [variable for owner in owners for variable in owner.variables]
     report = WeightsReport(
         file=file,
         backbone=backbone,
         num_parameters=sum(_size(v) for v in variables),
-        num_parameters_loaded=sum(_size(v) for v in variables if id(v) in values),
-        loaded=loaded,
-        missing=[v.path for v in variables if id(v) not in values and not _has_other_shape(v, other_shape)],
-        left_over=left_over,
+        num_parameters_loaded=sum(_size(v) for v in variables if id(v) in found),
+        loaded=[variable.path for variable, _ in found.values()],
+        missing=[v.path for v in variables if id(v) not in found and not _has_other_shape(v, other_shape)],
+        left_over=[array.name for array in left_over],
         other_shape=other_shape,
     )
     _check(report)
-    for variable in variables:
-        if id(variable) in values:
-            variable.assign(values[id(variable)])
-    return report
+    return Match(list(found.values()), left_over, report)
+
+
+def match_head(left_over: list[StoredArray], layers: list[Any]) -> list[tuple[Any, StoredArray]] | None:
+    """Find the arrays of the `layers` of a head among those that are not of its backbone; None where that is not clear.
+
+    A layer takes the arrays of the layer of its name, or of the only one of its shapes; with that, all kernels of the
+    file must have their place, since otherwise its head is of other layers.
+    """
+    groups: dict[Path, list[StoredArray]] = collections.defaultdict(list)
+    for array in left_over:
+        groups[array.owner].append(array)
+    pairs: list[tuple[Any, StoredArray]] = []
+    for layer in layers:
+        fitting = {owner: pairs_of for owner, group in groups.items() if (pairs_of := _fit_layer(layer, group))}
+        named = [owner for owner in fitting if owner[-1:] == (layer.name,)]
+        chosen = named or list(fitting)
+        if len(chosen) != 1:
+            return None
+        pairs += fitting[chosen[0]]
+        del groups[chosen[0]]
+    return None if any(len(array.shape) > 1 for group in groups.values() for array in group) else pairs
+
+
+def _fit_layer(layer: Any, group: list[StoredArray]) -> list[tuple[Any, StoredArray]] | None:
+    owner = _Owner((), [*layer._trainable_variables, *layer._non_trainable_variables])
+    pairs = [(variable, array) for array, variable in _pair(owner, group) if variable is not None]
+    fits = all(array.shape == tuple(variable.shape) for variable, array in pairs)
+    return pairs if fits and len(pairs) == len(group) == len(owner.variables) else None
+
+
+def assign(pairs: list[tuple[Any, StoredArray]]) -> None:
+    """Set each variable to its array; none where one cannot be read."""
+    values = [array.read() for _, array in pairs]
+    for (variable, _), value in zip(pairs, values, strict=True):
+        variable.assign(value)
 
 
 def _check(report: WeightsReport) -> None:

@@ -1,33 +1,41 @@
 """The weights that a classifier's backbone starts from: bundled, of ImageNet, of a file or a run, or none."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from trainer.errors import ModelError
 from trainer.model.backbone import Backbone
 from trainer.model.backbones import find_backbone
-from trainer.model.classifier import backbone_of, up_to
+from trainer.model.classifier import backbone_of, head_layers_of, up_to
 from trainer.model.dropout import with_example_dropout
 from trainer.model.weight_files import open_weight_file
-from trainer.model.weight_fit import WeightsReport, fit
+from trainer.model.weight_fit import WeightsReport, assign, match, match_head
 
 
 def load_pretrained(
-    classifier: Any, backbone_name: str, weights: str, *, pixels: str | None = None, features_at: str | None = None
+    classifier: Any,
+    backbone_name: str,
+    weights: str,
+    *,
+    pixels: str | None = None,
+    features_at: str | None = None,
+    keeps_head: bool = False,
+    to_last_layer: bool = False,
 ) -> WeightsReport | None:
     """Sets the backbone's weights to `weights`: bundled, imagenet, none, or the path of a weight file.
 
-    `pixels` and `features_at` are the settings of the model. Returns what of a file fitted; None for weights that are
-    the backbone's own.
+    `pixels` and `features_at` are the settings of the model; with `keeps_head`, the head starts from the weights as
+    well; for both others see `head_choice`. Returns what of a file fitted; None for the backbone's own weights.
 
     Raises:
         ModelError: there are no such weights, they cannot be downloaded, or they do not fit.
     """
     if weights == "none":
         return None
-    spec, network = find_backbone(backbone_name, pixels), backbone_of(classifier)
+    spec, network = find_backbone(backbone_name, pixels, to_last_layer=to_last_layer), backbone_of(classifier)
     if features_at is None:
-        return load_backbone_weights(spec, network, weights)
+        return load_backbone_weights(spec, network, weights, head=head_layers_of(classifier) if keeps_head else ())
     # Files hold the weights of the whole network.
     whole = with_example_dropout(spec.build(tuple(network.input_shape[1:])))
     report = load_backbone_weights(spec, whole, weights)
@@ -35,17 +43,27 @@ def load_pretrained(
     return report
 
 
-def load_backbone_weights(spec: Backbone, network: Any, weights: str) -> WeightsReport | None:
-    """`load_pretrained` for a whole backbone by itself, of `spec.build`; `weights` is not none."""
+def load_backbone_weights(
+    spec: Backbone, network: Any, weights: str, *, head: Sequence[Any] = ()
+) -> WeightsReport | None:
+    """`load_pretrained` for a whole backbone by itself, of `spec.build`, and the layers of a `head` that the weights
+    hold; `weights` is not none."""
     if weights == "bundled":
         if spec.load_bundled is None:
             raise ModelError(f"{spec.name} has no bundled weights; use --set model.weights=imagenet, none or a file")
         spec.load_bundled(network)
+        if head and spec.load_last_layer is not None:
+            spec.load_last_layer(head[-1])
     elif weights == "imagenet":
         _copy_imagenet_weights(spec, network)
     else:
         with open_weight_file(pathlib.Path(weights)) as arrays:
-            return fit(network, arrays, file=weights, backbone=spec.name)
+            found = match(network, arrays, file=weights, backbone=spec.name)
+            of_head = match_head(found.left_over, list(head)) if head else []
+            if of_head is None:
+                raise ModelError(f"{weights} has no such last layer any more; use --set model.head=replace")
+            assign([*found.pairs, *of_head])
+            return found.report.with_head(of_head)
     return None
 
 

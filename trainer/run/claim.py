@@ -119,6 +119,8 @@ def describe_differences(run: RunDir, config: Config, info: RunInfo) -> str:
         told.append(f"its dataset is {before[:200]}, and now {now[:200]}")
     if there.precision != info.precision:
         told.append(f"its precision is {there.precision}, and now {info.precision}")
+    if (there.head, there.to_last_layer) != (info.head, info.to_last_layer):
+        told.append(f"its model.head came to {there.head}, and now to {info.head}")
     try:
         there_config = run.config()
     except TrainerError as e:

@@ -12,6 +12,8 @@ from trainer.settings.section import Section
 # replicas and XLA are among them, which change the order of sums and nothing else.
 INDIFFERENT: Final = {
     "data": {"path", "cache", "cache_dir", "ram_budget_gib", "num_parallel_reads"},
+    # As resolved, it is part of the identity by itself.
+    "model": {"head"},
     # `cache` is on only where it changes no result, and each runtime is held to Keras's numbers.
     "features": {"cache", "dir", "budget_gib", "runtime"},
     "distribute": {

@@ -65,6 +65,11 @@ class ModelConfig(Section):
         "synchronized: of the whole global batch, without XLA; auto: frozen for pretrained weights, per_replica "
         "without. Layers that are not trained keep theirs",
     )
+    head: Literal["auto", "keep", "replace"] = pydantic.Field(
+        "auto",
+        description="keep: go on with the last layer of your saved model, weight file or run; replace: a new one; "
+        "auto: keep where it is of the same classes. The plan says which, and why",
+    )
     pooling: Literal["average", "max", "flatten"] = pydantic.Field(
         "average", description="of the backbone's output over the image; flatten: none, for a hidden layer to see all"
     )
