@@ -18,7 +18,7 @@ def read_export_file(content: type[_Content], export_dir: pathlib.Path, name: st
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             f"{export_dir} is not a finished export (it holds no {name}); "
-            f"make one with: trainer export RUN --out {export_dir}"
+            "make one with: trainer export RUN --out EXPORT"
         ) from None
     except pydantic.ValidationError as e:
         raise ArtifactError(f"{path} is not of schema version {schema_version}: {e.errors()[0]['msg']}") from None

@@ -190,7 +190,7 @@ class Signature(pydantic.BaseModel):
         except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(
                 f"{directory} is not an export (it holds no {FILE_NAME}); "
-                f"make one with: trainer export RUN --out {directory}"
+                "make one with: trainer export RUN --out EXPORT"
             ) from None
         except pydantic.ValidationError as e:
             raise ArtifactError(f"{path} is not of schema version {SCHEMA_VERSION}: {e.errors()[0]['msg']}") from None

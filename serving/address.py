@@ -1,14 +1,69 @@
-"""Where the local server is found: binding its port, its address, and a line of shell that calls it.
+"""Addresses of servers: binding the local server's port, its address, a line of shell that calls it, and reading the
+address of a server and the model behind it.
 
 Nothing here needs TensorFlow, so a port that is taken is told before its slow start.
 """
 
 import os
+import re
 import shlex
 import socket
 import urllib.parse
+from typing import NamedTuple
 
-from trainer.errors import DeviceError
+import httpx
+
+from trainer.errors import DeviceError, UsageError
+from trainer.system.names import MAX_VERSION, parse_version
+
+# What may follow the address of a server: the paths of TensorFlow Serving's REST API (http_rest_api_util.cc).
+_MODEL_PATH = re.compile(
+    r"(?P<base>.*?)/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
+    r"(?::predict|/metadata|/)?",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class ModelAddress(NamedTuple):
+    """The address of a server, and the model, version or label behind it where they are named."""
+
+    server: str
+    model: str | None = None
+    version: int | None = None
+    label: str | None = None
+
+
+def parse_address(url: str) -> ModelAddress:
+    """Reads "http://host:port" or "http://host:port/v1/models/NAME[/versions/N|/labels/L]".
+
+    Raises UsageError: it is neither, or has parts that would not be sent.
+    """
+    expected = "expected http://host:port[/v1/models/NAME[/versions/N]]"
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as e:
+        raise UsageError(f"{url!r} is not an address ({e}); {expected}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise UsageError(f"{url!r} is not the address of a server; {expected}")
+    if parsed.query or parsed.fragment:
+        raise UsageError(f"{url!r} is not the address of a server: it has a query or a fragment; {expected}")
+    path = parsed.raw_path.decode("ascii")
+    match = _MODEL_PATH.fullmatch(path)
+    if match is None and path.strip("/"):
+        raise UsageError(f"{url!r} is not the address of a server or of a model; {expected}")
+    base = path if match is None else match["base"]
+    server = str(parsed.copy_with(raw_path=base.encode() or b"/")).rstrip("/")
+    if match is None:
+        return ModelAddress(server)
+    version = None if match["version"] is None else parse_version(match["version"])
+    if match["version"] is not None and version is None:
+        raise UsageError(f"{url!r} names a version that no server has: at most {MAX_VERSION} (2^63 - 1)")
+    return ModelAddress(
+        server,
+        model=urllib.parse.unquote(match["model"]),
+        version=version,
+        label=None if match["label"] is None else urllib.parse.unquote(match["label"]),
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -17,7 +72,9 @@ def listen(host: str, port: int) -> socket.socket:
     Raises DeviceError: the port is taken, or the address is not one of this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named: asyncio turns off Nagle's algorithm only for sockets that say they are TCP, and with it
+    # every answer on a kept connection waits some 40 ms for the client's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # Otherwise a server that was just stopped keeps its port for a minute.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -1,5 +1,6 @@
 """The commands `trainer serve` and `trainer manifests`."""
 
+import os
 import pathlib
 import sys
 from typing import Annotated, Literal
@@ -7,7 +8,10 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
+from serving.limits import MAX_BODY_BYTES, cluster_batch_size
 from trainer.cli.output import JsonOption, note, print_answer, print_json
+
+_UNLIMITED = 0
 
 ExportArgument = Annotated[
     pathlib.Path, typer.Argument(metavar="EXPORT", help="Directory that `trainer export` wrote.", show_default=False)
@@ -18,7 +22,15 @@ NameOption = Annotated[
 
 
 def serve(
-    export: ExportArgument,
+    model: Annotated[
+        pathlib.Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="An export, a SavedModel, or a base path: a directory that holds versions of one, named by numbers. "
+            "A SavedModel is a program: serve those that you trust.",
+            show_default=False,
+        ),
+    ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in (there is no password).")
     ] = "127.0.0.1",
@@ -28,27 +40,42 @@ def serve(
         bool, typer.Option("--all-versions", help="Serve every version of the SavedModel, not just the newest.")
     ] = False,
     threads: Annotated[int, typer.Option(help="Requests that are computed at the same time.", min=1)] = 4,
-    max_body_mib: Annotated[int, typer.Option(help="Larger requests are refused; in MiB.", min=1)] = 64,
+    max_body_mib: Annotated[
+        int, typer.Option(help="Larger requests are refused, also once they are uncompressed; in MiB.", min=1)
+    ] = MAX_BODY_BYTES // 2**20,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples that a request may hold; 0: any number.",
+            min=_UNLIMITED,
+            show_default="of an export as in the cluster of trainer manifests, otherwise 0",
+        ),
+    ] = None,
+    cors: Annotated[
+        bool,
+        typer.Option("--cors", help="Let web pages of any origin call (TensorFlow Serving: --enable_cors_support)."),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Serve the SavedModel of an export on this machine, in TensorFlow Serving's REST API.
+    """Serve a SavedModel on this machine, in TensorFlow Serving's REST API.
 
-    What a client learns here (paths, JSON, errors) holds for TensorFlow Serving in a cluster: POST to
+    What a client learns here (paths, JSON, errors, limits, metrics) holds for TensorFlow Serving in a cluster: POST to
     /v1/models/NAME:predict, GET /v1/models/NAME for the status, /v1/models/NAME/metadata for the signatures.
     Metrics for Prometheus are at /monitoring/prometheus/metrics. Ctrl-C or SIGTERM answers what is in flight and
     ends with status 0.
+
+    The versions are those at the start: one that is added later is not picked up until this command is started again.
     """
     # What can be wrong is told at once, not after the seconds that TensorFlow takes to start.
-    from export.signature import Signature
     from serving import address
-    from serving.base_path import base_path_of, find_versions
+    from serving.base_path import find_model
     from trainer.system.names import check_model_name
 
-    if name is not None:
-        check_model_name(name)
-    signature = Signature.load(export)
-    base_path = base_path_of(export, signature)
-    find_versions(base_path)
+    files = find_model(model)
+    model_name = name or files.model_name
+    check_model_name(model_name)
+    if max_batch_size is None:
+        max_batch_size = cluster_batch_size() if files.is_export else _UNLIMITED
     with address.listen(host, port) as listener:
         from trainer import tf_runtime
 
@@ -56,23 +83,40 @@ def serve(
         from serving import local_server
         from serving.servable import Model
 
-        kept: Literal["all", "latest"] = "all" if all_versions else "latest"
-        model = Model(name=name or signature.model_name, base_path=base_path, versions=kept)
-        versions, url = list(model.servables), address.url_of(listener)
-        note(f"loading {model.name}, version {', '.join(map(str, versions))}, from {export}")
-        model.load()
+        served = Model(
+            name=model_name,
+            base_path=files.base_path,
+            versions="all" if all_versions else "latest",
+            max_batch_size=max_batch_size or None,
+        )
+        versions, url = list(served.servables), address.url_of(listener)
+        note(f"loading {served.name}, version {', '.join(map(str, versions))}, from {model}")
+        served.load()
 
         def tell_where() -> None:
-            curl = address.curl_line(url, model.name)
+            curl = address.curl_line(url, served.name) if files.is_export else None
+            note("new versions are not picked up: start this command again to serve them")
             if json:
-                print_json({"url": url, "model": model.name, "versions": versions, "curl": curl})
+                print_json({"url": url, "model": served.name, "versions": versions, "curl": curl})
                 sys.stdout.flush()  # whoever reads it through a pipe waits for it, and this process goes on
                 return
-            place = (f"{url}/v1/models/{model.name}", "bold")
-            print_answer(Text.assemble("serving ", (model.name, "bold"), " at ", place, " (Ctrl-C stops it)"))
-            note(f"predict one image:\n\n  {curl}\n")
+            place = (f"{url}/v1/models/{served.name}", "bold")
+            print_answer(Text.assemble("serving ", (served.name, "bold"), " at ", place, " (Ctrl-C stops it)"))
+            if curl is not None:
+                note(f"predict one image:\n\n  {curl}\n")
 
-        local_server.run(model, listener, max_body_bytes=max_body_mib * 2**20, num_threads=threads, on_ready=tell_where)
+        is_done = local_server.run(
+            served,
+            listener,
+            on_ready=tell_where,
+            max_body_bytes=max_body_mib * 2**20,
+            num_threads=threads,
+            cors=cors,
+        )
+    if not is_done:
+        note("stopped; a request that was still being computed has no answer")
+        sys.stdout.flush()
+        os._exit(1)  # its thread cannot be stopped, and would be waited for
     note("stopped")
 
 

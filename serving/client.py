@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -24,11 +24,11 @@ from export.signature import (
     STATUS,
     STATUS_OK,
 )
+from serving import limits
+from serving.address import parse_address
 from trainer.errors import ArtifactError, TrainerError, UsageError
 
 DEFAULT_TIMEOUT_SECS = 60.0
-# Requests of `predict_images_of_files` stay well under a server's limit on the body, in base64.
-_MAX_BATCH_BYTES = 8 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,19 +66,32 @@ class Prediction:
 class Client:
     """Calls one model of one server. Use it as a context manager, or `close` it.
 
+    Any number of images may be given: they are sent in requests that a server takes (see `serving.limits`), and where a
+    server names a smaller limit, in smaller ones.
+
     Every method raises ArtifactError where the server does not answer or has no such model, UsageError where it
     refuses the input (with its reason), TrainerError where it failed.
     """
 
     def __init__(
-        self, base_url: str, model_name: str, *, version: int | None = None, timeout_secs: float = DEFAULT_TIMEOUT_SECS
+        self,
+        base_url: str,
+        model_name: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout_secs: float = DEFAULT_TIMEOUT_SECS,
     ) -> None:
-        """base_url: such as "http://127.0.0.1:8501". version: None is the newest one that is served."""
+        """base_url: such as "http://127.0.0.1:8501". version, label: the newest that is served where both are None."""
+        assert version is None or label is None
         self.base_url = base_url.rstrip("/")
         self.model_name = model_name
         self._path = f"/v1/models/{urllib.parse.quote(model_name, safe='')}"
         if version is not None:
             self._path += f"/versions/{version}"
+        if label is not None:
+            self._path += f"/labels/{urllib.parse.quote(label, safe='')}"
+        self._max_batch_size = limits.cluster_batch_size()
         self._http = httpx.Client(timeout=timeout_secs)
 
     def predict_image_bytes(self, images: Sequence[bytes]) -> list[Prediction]:
@@ -86,11 +99,11 @@ class Client:
 
         `predict_images_of_files` re-encodes what the graph does not read before it sends it.
         """
-        return self._predict({"instances": [{"b64": base64.b64encode(image).decode()} for image in images]})
+        return self._predict(f'{{"b64": "{base64.b64encode(image).decode()}"}}' for image in images)
 
     def predict_images(self, images: np.ndarray[Any, Any]) -> list[Prediction]:
         """Classifies RGB pixels, [batch, size, size, 3], 0 to 255, already at the model's size."""
-        return self._predict({"signature_name": SIGNATURE_IMAGES, "instances": images.tolist()})
+        return self._predict((json.dumps(image.tolist()) for image in images), SIGNATURE_IMAGES)
 
     def status(self) -> Any:
         """GetModelStatusResponse as JSON: `model_version_status`, a list."""
@@ -111,8 +124,43 @@ class Client:
     ) -> None:
         self.close()
 
-    def _predict(self, request: dict[str, Any]) -> list[Prediction]:
-        answer = self._request("POST", f"{self._path}:predict", json.dumps(request).encode())
+    def _predict(self, instances: Iterable[str], signature_name: str | None = None) -> list[Prediction]:
+        """instances: each as JSON text."""
+        return [prediction for batch in self._batches(instances) for prediction in self._ask(batch, signature_name)]
+
+    def _batches(self, instances: Iterable[str]) -> Iterator[list[str]]:
+        batch: list[str] = []
+        num_bytes = 0
+        for instance in instances:
+            is_full = len(batch) >= self._max_batch_size or num_bytes + len(instance) > limits.CLIENT_REQUEST_BYTES
+            if batch and is_full:
+                yield batch
+                batch, num_bytes = [], 0
+            batch.append(instance)
+            num_bytes += len(instance)
+        if batch:
+            yield batch
+
+    def _ask(self, instances: list[str], signature_name: str | None) -> list[Prediction]:
+        signature = "" if signature_name is None else f'"signature_name": {json.dumps(signature_name)}, '
+        body = f'{{{signature}"instances": [{", ".join(instances)}]}}'
+        try:
+            answer = self._request("POST", f"{self._path}:predict", body.encode())
+        except UsageError as e:
+            told = limits.find_told_limit(str(e))
+            if told is None or not 0 < told < len(instances):
+                raise
+            self._max_batch_size = told
+            return self._predict(instances, signature_name)
+        predictions = self._read_predictions(answer)
+        if len(predictions) != len(instances):
+            raise ArtifactError(
+                f"the model {self.model_name!r} at {self.base_url} answered {len(predictions)} predictions to "
+                f"{len(instances)} images; expected one for each"
+            )
+        return predictions
+
+    def _read_predictions(self, answer: Any) -> list[Prediction]:
         try:
             return [Prediction.of_row(row) for row in answer["predictions"]]
         except (KeyError, TypeError, AttributeError):
@@ -131,31 +179,19 @@ def predict_images_of_files(url: str, paths: Sequence[pathlib.Path], model_name:
     A file that is no image is not sent, and one that the server cannot decode does not fail the others: see
     `Prediction.error`.
 
-    url: "http://host:port", or with the model in it, "http://host:port/v1/models/NAME". model_name: None takes it
-    from the URL, or asks `trainer serve` (TensorFlow Serving does not tell the names of its models).
+    url: "http://host:port", or with the model in it, "http://host:port/v1/models/NAME", and its version or label.
+    model_name: None takes it from the URL, or asks `trainer serve` (TensorFlow Serving does not tell the names of its
+    models).
 
     Raises what `Client` does, and UsageError for a file that cannot be read.
     """
-    base_url, name_in_url = split_url(url)
+    address = parse_address(url)
     images = read_client_images(paths)
-    name = model_name or name_in_url or _only_model(base_url)
+    name = model_name or address.model or _only_model(address.server)
     sent = [image.content for image in images if image.error is None]
-    with Client(base_url, name) as client:
-        answers = iter([prediction for batch in _batches(sent) for prediction in client.predict_image_bytes(batch)])
+    with Client(address.server, name, version=address.version, label=address.label) as client:
+        answers = iter(client.predict_image_bytes(sent))
     return [next(answers) if image.error is None else Prediction.of_error(image.error) for image in images]
-
-
-def split_url(url: str) -> tuple[str, str | None]:
-    """Splits the address of a server from the name of a model behind it. Raises UsageError."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as e:
-        raise UsageError(f"{url!r} is not an address ({e}); expected http://host:port") from None
-    base, _, rest = parsed.path.partition("/v1/models/")
-    name = urllib.parse.unquote(rest.split("/")[0].split(":")[0])
-    if parsed.scheme not in ("http", "https") or not parsed.host or (base.strip("/") and not name):
-        raise UsageError(f"{url!r} is not the address of a server; expected http://host:port[/v1/models/NAME]")
-    return str(parsed.copy_with(raw_path=base.encode() or b"/")).rstrip("/"), name or None
 
 
 def _only_model(base_url: str) -> str:
@@ -192,14 +228,3 @@ def _answer_of(http: httpx.Client, method: str, url: str, body: bytes | None = N
     if response.status_code == httpx.codes.NOT_FOUND:
         raise ArtifactError(message)
     raise UsageError(message) if response.is_client_error else TrainerError(message)
-
-
-def _batches(images: Sequence[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    for image in images:
-        if batch and sum(map(len, batch)) + len(image) > _MAX_BATCH_BYTES:
-            yield batch
-            batch = []
-        batch.append(image)
-    if batch:
-        yield batch

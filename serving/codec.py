@@ -1,8 +1,7 @@
-"""TensorFlow Serving's REST JSON to tensors and back, by the signature of the model.
+"""TensorFlow Serving's REST JSON to tensors, by the signature of the model; the way back is in `encoding`.
 
 The format: https://www.tensorflow.org/tfx/serving/api_rest, and tensorflow_serving/util/json_tensor.cc for what that
-page leaves open. Two differences, both stricter: a tensor whose shape does not fit the signature is refused here,
-with both shapes, before the graph sees it; and text after the JSON document is an error.
+page leaves open. One difference, stricter: text after the JSON document is an error.
 """
 
 import base64
@@ -11,7 +10,6 @@ import dataclasses
 import enum
 import itertools
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ import numpy as np
 from serving.servable import Array, SignatureSpec, TensorSpec
 from serving.status import Code, RequestError, invalid
 
-BYTES_SUFFIX = "_bytes"
 _SHOWN_CHARS = 80
 
 _INTEGER_TYPES: dict[str, Any] = {
@@ -53,21 +50,27 @@ class PredictRequest:
 def parse_predict_request(body: bytes) -> PredictRequest:
     """Reads the envelope of a request. Raises RequestError (400)."""
     document = parse_json_object(body)
-    signature_name = document.get("signature_name")
-    if "signature_name" in document and not isinstance(signature_name, str):
-        raise invalid(f"'signature_name' key must be a string value, not {_show(signature_name)}")
+    signature_name = parse_signature_name(document)
     if "instances" in document and "inputs" in document:
         raise invalid("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
     if "instances" in document:
         instances = document["instances"]
         if not isinstance(instances, list):
-            raise invalid(f"Expecting 'instances' to be an list/array, not {_show(instances)}")
+            raise invalid(f"Expecting 'instances' to be an list/array, not {show(instances)}")
         if not instances:
             raise invalid("No values in 'instances' array")
         return PredictRequest(signature_name=signature_name, format=Format.ROW, values=instances)
     if "inputs" in document:
         return PredictRequest(signature_name=signature_name, format=Format.COLUMNAR, values=document["inputs"])
     raise invalid("Missing 'inputs' or 'instances' key")
+
+
+def parse_signature_name(document: dict[str, Any]) -> str | None:
+    """The signature that a request asks for; None is the default one. Raises RequestError (400)."""
+    signature_name = document.get("signature_name")
+    if "signature_name" in document and not isinstance(signature_name, str):
+        raise invalid(f"'signature_name' key must be a string value, not {show(signature_name)}")
+    return signature_name
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
@@ -79,12 +82,12 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as e:
         raise invalid(f"JSON Parse error: {e}") from None
     if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {_show(document)} Is not object")
+        raise invalid(f"JSON Value: {show(document)} Is not object")
     return document
 
 
 def decode_inputs(request: PredictRequest, signature: SignatureSpec) -> dict[str, Array]:
-    """The tensors of a request, by input name, with the dtypes of the signature and shapes that it admits.
+    """The tensors of a request, by input name, with the dtypes of the signature and the shapes that were sent.
 
     Strings are arrays of `bytes` objects. Raises RequestError (400).
     """
@@ -95,27 +98,8 @@ def decode_inputs(request: PredictRequest, signature: SignatureSpec) -> dict[str
     }
 
 
-def encode_outputs(outputs: Mapping[str, Array], format: Format) -> bytes:
-    """The JSON answer to a request of `format`; a single output loses its name.
-
-    Raises RequestError: outputs of a row request differ in batch size (400), or hold what JSON cannot (500).
-    """
-    if format is Format.ROW:
-        _check_batch_sizes(outputs)
-    columns = {name: _encode_tensor(name, outputs[name]) for name in sorted(outputs)}
-    answer: Any
-    if len(columns) == 1:
-        (answer,) = columns.values()
-    elif format is Format.ROW:
-        answer = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    else:
-        answer = columns
-    # Python's json writes NaN, Infinity and -Infinity as that server does (and as no strict JSON parser reads).
-    return json.dumps({"predictions" if format is Format.ROW else "outputs": answer}, ensure_ascii=False).encode()
-
-
 def _columns_of_rows(instances: list[Any], names: list[str]) -> dict[str, list[Any]]:
-    named = [isinstance(item, dict) and not _is_base64(item) for item in instances]
+    named = [isinstance(item, dict) and not is_base64(item) for item in instances]
     if not any(named):
         if len(names) > 1:
             raise invalid(
@@ -125,17 +109,17 @@ def _columns_of_rows(instances: list[Any], names: list[str]) -> dict[str, list[A
         return {names[0]: instances}
     for index, (item, is_named) in enumerate(zip(instances, named, strict=True)):
         if not is_named:
-            raise invalid(f"Expecting object but got {_show(item)} at item {index} of input list")
+            raise invalid(f"Expecting object but got {show(item)} at item {index} of input list")
         if set(item) != set(names):
             raise invalid(
-                f"Failed to process element: {index} of 'instances' list. JSON object: {_show(item)} "
+                f"Failed to process element: {index} of 'instances' list. JSON object: {show(item)} "
                 f"keys must be equal to: {','.join(names)}"
             )
     return {name: [item[name] for item in instances] for name in names}
 
 
 def _columns_of_inputs(inputs: Any, names: list[str]) -> dict[str, Any]:
-    if not isinstance(inputs, dict) or _is_base64(inputs):
+    if not isinstance(inputs, dict) or is_base64(inputs):
         if len(names) > 1:
             raise invalid(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required: "
@@ -149,14 +133,8 @@ def _columns_of_inputs(inputs: Any, names: list[str]) -> dict[str, Any]:
 
 
 def _decode_tensor(name: str, value: Any, signature: SignatureSpec) -> Array:
-    spec = signature.inputs[name]
     shape, leaves = _flatten(name, value)
-    if not spec.admits(shape):
-        raise invalid(
-            f"input {name!r} of signature {signature.name!r} has shape {list(shape)}, "
-            f"expected {list(spec.shape or ())} (-1 is any size)"
-        )
-    return _convert(name, leaves, spec).reshape(shape)
+    return _convert(name, leaves, signature.inputs[name]).reshape(shape)
 
 
 def _flatten(name: str, value: Any) -> tuple[tuple[int, ...], list[Any]]:
@@ -174,13 +152,13 @@ def _flatten(name: str, value: Any) -> tuple[tuple[int, ...], list[Any]]:
         level = list(itertools.chain.from_iterable(level))
     if list in set(map(type, level)):
         other = next(item for item in level if not isinstance(item, list))
-        raise invalid(f"input {name!r} is ragged: JSON Value: {_show(other)} found beside a list at level {len(shape)}")
+        raise invalid(f"input {name!r} is ragged: JSON Value: {show(other)} found beside a list at level {len(shape)}")
     return tuple(shape), level
 
 
 def _convert(name: str, leaves: list[Any], spec: TensorSpec) -> Array:
     if spec.dtype == "DT_STRING":
-        return _object_array([_decode_string(name, leaf) for leaf in leaves])
+        return object_array([decode_string(name, leaf) for leaf in leaves])
     if spec.dtype == "DT_BOOL":
         _check_types(name, leaves, {bool}, spec)
         return np.array(leaves, dtype=np.bool_)
@@ -198,7 +176,7 @@ def _convert_integers(name: str, leaves: list[int], spec: TensorSpec) -> Array:
     limits = np.iinfo(dtype)
     if leaves and not (limits.min <= min(leaves) and max(leaves) <= limits.max):
         wrong = min(leaves) if min(leaves) < limits.min else max(leaves)
-        raise invalid(f"input {name!r}: {_show(wrong)} is outside the range of {_type_name(spec)}")
+        raise invalid(f"input {name!r}: {show(wrong)} is outside the range of {_type_name(spec)}")
     return np.array(leaves, dtype=dtype)
 
 
@@ -220,19 +198,20 @@ def _check_types(name: str, leaves: list[Any], admitted: set[type], spec: Tensor
     if set(map(type, leaves)) <= admitted:
         return
     wrong = next(leaf for leaf in leaves if type(leaf) not in admitted)
-    raise invalid(f"input {name!r}: JSON Value: {_show(wrong)} is not of expected type: {_type_name(spec)}")
+    raise invalid(f"input {name!r}: JSON Value: {show(wrong)} is not of expected type: {_type_name(spec)}")
 
 
-def _decode_string(name: str, leaf: Any) -> bytes:
+def decode_string(name: str, leaf: Any) -> bytes:
+    """The bytes of a JSON string, or of base64. Raises RequestError (400)."""
     if isinstance(leaf, str):
         # "\ud800" is JSON, but no text: it has no UTF-8.
         try:
             return leaf.encode()
         except UnicodeEncodeError as e:
-            raise invalid(f"input {name!r}: {_show(leaf)} is not valid text ({e.reason})") from None
-    if not _is_base64(leaf):
+            raise invalid(f"input {name!r}: {show(leaf)} is not valid text ({e.reason})") from None
+    if not is_base64(leaf):
         raise invalid(
-            f"input {name!r}: JSON Value: {_show(leaf)} is not of expected type: string; "
+            f"input {name!r}: JSON Value: {show(leaf)} is not of expected type: string; "
             'give text, or bytes as {"b64": "..."}'
         )
     # As absl::Base64Unescape: line breaks are skipped, and padding may be left out.
@@ -240,55 +219,16 @@ def _decode_string(name: str, leaf: Any) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as e:
-        raise invalid(f"input {name!r}: unable to base64 decode {_show(text)}: {e}") from None
+        raise invalid(f"input {name!r}: unable to base64 decode {show(text)}: {e}") from None
 
 
-def _is_base64(value: Any) -> bool:
+def is_base64(value: Any) -> bool:
+    """Whether a JSON value is bytes in TensorFlow Serving's form, {"b64": "..."}."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
-def _check_batch_sizes(outputs: Mapping[str, Array]) -> None:
-    batch_sizes = {}
-    for name, array in sorted(outputs.items()):
-        if array.ndim == 0:
-            raise invalid(f"Tensor name: {name} has no shape information; ask for it with 'inputs', not 'instances'")
-        batch_sizes[name] = array.shape[0]
-    if len(set(batch_sizes.values())) > 1:
-        raise invalid(
-            f"the outputs differ in batch size ({batch_sizes}); ask for them with 'inputs', not with 'instances'"
-        )
-
-
-def _encode_tensor(name: str, array: Array) -> Any:
-    if array.dtype == object:
-        encode = _encode_bytes if name.endswith(BYTES_SUFFIX) else _encode_text
-        return _nest([encode(name, item) for item in array.ravel()], array.shape)
-    if array.dtype == np.float32:
-        # The shortest digits that give the same float32 back; as a float64, 0.2 would be 0.20000000298023224.
-        return _nest(list(map(float, map(str, array.ravel()))), array.shape)
-    if array.dtype.kind in "biu" or array.dtype == np.float64:
-        return array.tolist()
-    raise RequestError(Code.UNIMPLEMENTED, f"Failed to write JSON value for output {name!r} of type: {array.dtype}")
-
-
-def _encode_bytes(_: str, item: bytes) -> dict[str, str]:
-    return {"b64": base64.b64encode(item).decode()}
-
-
-def _encode_text(name: str, item: bytes) -> str:
-    try:
-        return item.decode()
-    except UnicodeDecodeError as e:
-        raise RequestError(
-            Code.INTERNAL, f"output {name!r} is not UTF-8 ({e.reason}); name it *{BYTES_SUFFIX} when exporting"
-        ) from None
-
-
-def _nest(leaves: list[Any], shape: tuple[int, ...]) -> Any:
-    return _object_array(leaves).reshape(shape).tolist()
-
-
-def _object_array(items: list[Any]) -> Array:
+def object_array(items: list[Any]) -> Array:
+    """A tensor of strings, [len(items)]."""
     array = np.empty(len(items), dtype=object)
     array[:] = items
     return array
@@ -298,7 +238,8 @@ def _type_name(spec: TensorSpec) -> str:
     return spec.dtype.removeprefix("DT_").lower()
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """The beginning of a JSON value, for an error."""
     # Piece by piece, so that an error about a large tensor does not write it out whole first.
     text = "".join(itertools.islice(json.JSONEncoder().iterencode(value), _SHOWN_CHARS))
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."

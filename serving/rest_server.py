@@ -1,13 +1,14 @@
 """TensorFlow Serving's REST API for the models in memory, as an ASGI application.
 
-    POST /v1/models/M[/versions/N|/labels/L]:predict        (:classify and :regress answer why they cannot)
+    POST /v1/models/M[/versions/N|/labels/L]:predict        and :classify, :regress with tf.Examples
     GET  /v1/models/M[/versions/N]                          status of the versions
     GET  /v1/models/M[/versions/N]/metadata                 signatures
+    OPTIONS /v1/...                                         a browser's question before it sends; see `cors`
     GET  /monitoring/prometheus/metrics
     GET  /readyz                                            names of the models once all of them answer (ours alone)
 
 Paths, JSON and codes follow tensorflow_serving/model_servers/http_rest_api_util.cc and http_server.cc; a malformed
-path under /v1/ or a wrong method is 400 there, and so it is here.
+path under /v1/ or a wrong method (HEAD as well) is 400 there, and so it is here.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import json
 import re
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from google.protobuf import json_format
@@ -29,8 +30,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
-from serving import codec, metrics
-from serving.servable import DEFAULT_SIGNATURE, Model, Models, Servable
+from serving import codec, encoding, metrics
+from serving.examples import run_on_examples
+from serving.limits import MAX_BODY_BYTES
+from serving.request_body import BodyReader
+from serving.servable import Model, Models, OnRun, Servable
 from serving.status import Code, RequestError, invalid
 from trainer.system.names import parse_version
 
@@ -38,6 +42,13 @@ from trainer.system.names import parse_version
 _TARGET = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _PREDICTION_PATH = re.compile(_TARGET + r":(?P<method>classify|regress|predict)", re.IGNORECASE | re.ASCII)
 _STATUS_PATH = re.compile(_TARGET + r"(?P<metadata>/metadata)?", re.IGNORECASE | re.ASCII)
+# AddCORSHeaders of http_rest_api_util.cc.
+_CORS_HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+_PREDICTION_METHODS = ("predict", "classify", "regress")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,26 +75,11 @@ def parse_call(http_method: str, path: str) -> Call:
     return Call(method=method.lower(), model=urllib.parse.unquote(match["model"]), version=version)
 
 
-def predict(servable: Servable, body: bytes) -> bytes:
-    """Answers a `:predict` call. Raises RequestError."""
+def predict(servable: Servable, body: bytes, on_run: OnRun | None = None) -> bytes:
+    """Answers a `:predict` call; `on_run` as in `Servable.run`. Raises RequestError."""
     request = codec.parse_predict_request(body)
     inputs = codec.decode_inputs(request, servable.signature(request.signature_name))
-    return codec.encode_outputs(servable.run(request.signature_name, inputs), request.format)
-
-
-def refuse_examples_method(servable: Servable, method: str, body: bytes) -> bytes:
-    """Answers `:classify` and `:regress`, which want a signature over tf.Example protocol buffers: always an error.
-
-    An export has none: its method is predict. The sentence is TensorFlow Serving's (classifier.cc, regressor.cc).
-    """
-    signature_name = codec.parse_json_object(body).get("signature_name", DEFAULT_SIGNATURE)
-    if not isinstance(signature_name, str):
-        raise invalid("'signature_name' key must be a string value")
-    kind = "classification" if method == "classify" else "regression"
-    raise invalid(
-        f"Expected {kind} signature method_name to be tensorflow/serving/{method}. "
-        f"Was: {servable.signature(signature_name).method_name}; use :predict"
-    )
+    return encoding.encode_outputs(servable.run(request.signature_name, inputs, on_run), request.format)
 
 
 def model_status(model: Model, version: int | None) -> bytes:
@@ -119,27 +115,40 @@ def model_metadata(servable: Servable) -> bytes:
 class RestApi:
     """The ASGI endpoint: reads requests on the event loop, computes answers in threads."""
 
-    def __init__(self, models: Models, *, max_body_bytes: int, num_threads: int) -> None:
+    def __init__(self, models: Models, *, max_body_bytes: int, num_threads: int, cors: bool) -> None:
         self._models = models
-        self._max_body_bytes = max_body_bytes
+        self._cors = cors
+        self._bodies = BodyReader(max_body_bytes)
         self._metrics = metrics.Metrics()
+        self._computations: set[concurrent.futures.Future[bytes]] = set()
         self._threads = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
 
+    def stop(self, *, upload_grace_secs: float) -> None:
+        """Ends, after so long, the uploads that are not whole; requests that are whole are still answered."""
+        self._bodies.stop(upload_grace_secs)
+
     def close(self) -> None:
-        self._threads.shutdown()
+        """Starts no more computations; those that run are not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_computing(self) -> bool:
+        return any(computation.running() for computation in list(self._computations))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         path = scope["raw_path"].decode("latin-1")
-        if request.method == "GET" and path == metrics.PATH:
+        if path == metrics.PATH:
             response = Response(self._metrics.page(), media_type=metrics.CONTENT_TYPE)
-        elif request.method == "GET" and path == "/readyz":
+        elif request.method in ("GET", "HEAD") and path == "/readyz":
             response = self._readiness()
         elif path.lower().startswith("/v1/"):
             response = await self._answer(request, path)
         else:
             response = _error_response(RequestError(Code.NOT_FOUND, f"nothing is at {path}; see /v1/models/NAME"))
-        await response(scope, receive, send)
+        # A server that stops cancels what it has waited for long enough; that is no fault to log with a traceback.
+        with contextlib.suppress(asyncio.CancelledError):
+            await response(scope, receive, send)
 
     def _readiness(self) -> Response:
         if not self._models.is_ready:
@@ -149,67 +158,70 @@ class RestApi:
     async def _answer(self, request: Request, path: str) -> Response:
         start_secs = time.perf_counter()
         self._metrics.begin()
-        call, status = None, Code.INTERNAL.http_status
+        call, status = None, Code.INTERNAL
         try:
-            call = parse_call(request.method, path)
-            response = _json_response(await self._compute(call, request))
-            status = response.status_code
+            if request.method == "OPTIONS":
+                response = _answer_preflight(request)
+            else:
+                call = parse_call(request.method, path)
+                response = _json_response(await self._compute(call, request))
+            status = Code.OK
         except RequestError as e:
-            response, status = _error_response(e), e.http_status
+            response, status = _error_response(e), e.code
         except ClientDisconnect:
             error = RequestError(Code.CANCELLED, "the client went away before its request was whole")
-            response, status = _error_response(error), error.http_status
+            response, status = _error_response(error), error.code
+        except asyncio.CancelledError:
+            error = RequestError(Code.UNAVAILABLE, "the server stopped before the request was answered")
+            response, status = _error_response(error), error.code
         finally:
             self._metrics.end(
                 model=call.model if call and self._models.find(call.model) else "",
-                method=call.method if call else "",
+                method=call.method if call and call.method in _PREDICTION_METHODS else "",
                 status=status,
                 latency_secs=time.perf_counter() - start_secs,
             )
+        if self._cors:
+            response.headers.update(_CORS_HEADERS)
         return response
 
     async def _compute(self, call: Call, request: Request) -> bytes:
-        body = await self._read_body(request)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._computation(call, body))
+        body = await self._bodies.read(request)
+        compression = request.headers.get("content-encoding", "")
+        computation = self._threads.submit(lambda: self._respond(call, self._bodies.decompress(body, compression)))
+        self._computations.add(computation)
+        computation.add_done_callback(self._computations.discard)
+        return await asyncio.wrap_future(computation)
 
-    def _computation(self, call: Call, body: bytes) -> Callable[[], bytes]:
+    def _respond(self, call: Call, body: bytes) -> bytes:
         if call.method == "status":
             model = self._models.find(call.model)
             if model is None:
                 raise RequestError(Code.NOT_FOUND, f"Could not find any versions of model {call.model}")
-            return lambda: model_status(model, call.version)
+            return model_status(model, call.version)
         servable = self._models.servable(call.model, call.version)
-        if call.method == "metadata":
-            return lambda: model_metadata(servable)
-        if call.method == "predict":
-            return lambda: predict(servable, body)
-        return lambda: refuse_examples_method(servable, call.method, body)
 
-    async def _read_body(self, request: Request) -> bytes:
-        too_large = RequestError(
-            Code.INVALID_ARGUMENT,
-            f"the request body is larger than {self._max_body_bytes} bytes; send fewer or smaller images at a time, or "
-            "start the server with a larger --max-body-mib",
-            http_status=413,
-        )
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._max_body_bytes:
-            raise too_large
-        chunks, num_bytes = [], 0
-        async for chunk in request.stream():
-            num_bytes += len(chunk)
-            if num_bytes > self._max_body_bytes:
-                raise too_large
-            chunks.append(chunk)
-        return b"".join(chunks)
+        def on_run(secs: float) -> None:
+            self._metrics.ran(model=call.model, method=call.method, latency_secs=secs)
+
+        match call.method:
+            case "predict":
+                return predict(servable, body, on_run)
+            case "classify" | "regress" as method:
+                return run_on_examples(servable, method, body, on_run)
+            case _:
+                return model_metadata(servable)
 
 
-def build_app(models: Models, *, max_body_bytes: int, num_threads: int) -> Starlette:
-    """The application over `models`, loaded or not.
+def build_app(
+    models: Models, *, max_body_bytes: int = MAX_BODY_BYTES, num_threads: int = 4, cors: bool = False
+) -> Starlette:
+    """The application over `models`, loaded or not; `state.api` is its RestApi.
 
     max_body_bytes: larger requests are refused with 413. num_threads: how many requests are computed at a time.
+    cors: pages of any origin may call, as with TensorFlow Serving's --enable_cors_support.
     """
-    api = RestApi(models, max_body_bytes=max_body_bytes, num_threads=num_threads)
+    api = RestApi(models, max_body_bytes=max_body_bytes, num_threads=num_threads, cors=cors)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -220,9 +232,18 @@ def build_app(models: Models, *, max_body_bytes: int, num_threads: int) -> Starl
     async def answer_internal_error(_: Request, error: Exception) -> Response:
         return _error_response(RequestError(Code.INTERNAL, f"internal error: {type(error).__name__}"))
 
-    return Starlette(
+    app = Starlette(
         routes=[Route("/{path:path}", api)], lifespan=lifespan, exception_handlers={Exception: answer_internal_error}
     )
+    app.state.api = api
+    return app
+
+
+def _answer_preflight(request: Request) -> Response:
+    # As http_server.cc, which answers so with CORS off as well; the headers are what a browser goes by.
+    if not re.search("https?://", request.headers.get("origin", "")):
+        raise RequestError(Code.FAILED_PRECONDITION, "Origin header is missing in CORS preflight")
+    return Response()
 
 
 def _to_json(value: Any) -> bytes:

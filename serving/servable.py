@@ -7,7 +7,8 @@ import dataclasses
 import enum
 import pathlib
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -17,11 +18,13 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
 from serving.base_path import GRAPH_FILE, find_versions
+from serving.batching import batch_size_of, check_outputs
 from serving.status import Code, RequestError, invalid
 from trainer.errors import ArtifactError
 
 Array = np.ndarray[Any, Any]
 Versions = Literal["latest", "all"]
+OnRun = Callable[[float], None]
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -40,14 +43,15 @@ class State(enum.Enum):
 class TensorSpec:
     """One input or output of a signature.
 
-    dtype: TensorFlow's enum name, such as "DT_FLOAT". shape: None for an unknown rank; -1 for a free dimension.
+    dtype: TensorFlow's enum name, such as "DT_FLOAT". shape: None for an unknown rank; -1 for a free dimension. It says
+    what the exporter had in mind, and nothing is refused by it: as in TensorFlow Serving, the graph decides.
     """
 
     dtype: str
     shape: tuple[int, ...] | None
 
-    def admits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of `shape` may be fed here."""
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of `shape` is what the exporter had in mind."""
         if self.shape is None:
             return True
         return len(shape) == len(self.shape) and all(
@@ -68,10 +72,12 @@ class SignatureSpec:
 class Servable:
     """One version of a model. Safe to use from many threads; runs that have begun survive `unload`."""
 
-    def __init__(self, *, model_name: str, version: int, path: pathlib.Path) -> None:
+    def __init__(self, *, model_name: str, version: int, path: pathlib.Path, max_batch_size: int | None = None) -> None:
+        """max_batch_size: of the batching that a cluster has; None is without batching, where a request is as it is."""
         self.model_name = model_name
         self.version = version
         self.path = path
+        self.max_batch_size = max_batch_size
         self._lock = threading.Lock()
         self._state = State.START
         self._error: RequestError | None = None
@@ -130,37 +136,57 @@ class Servable:
             known = ", ".join(sorted(self._loaded.signatures)) if self._loaded is not None else "none"
             raise invalid(f'Serving signature name: "{name}" not found in signature def (there are: {known})') from None
 
-    def run(self, signature_name: str | None, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs a signature; every input must be there by name, of the dtype and shape of its `TensorSpec`.
+    def run(
+        self, signature_name: str | None, inputs: Mapping[str, Array], on_run: OnRun | None = None
+    ) -> dict[str, Array]:
+        """Runs a signature; every input must be there by name, of the dtype of its `TensorSpec`.
 
-        Returns the outputs by name; strings are arrays of `bytes` objects.
-        Raises RequestError: not available any more, no such signature, or the graph refused the values.
+        on_run: given the seconds that TensorFlow took. Returns the outputs by name; strings are arrays of `bytes`.
+        Raises RequestError: not available any more, no such signature, the graph refused the values, or they cannot be
+        part of a batch where there is batching.
         """
         loaded = self._loaded
         if loaded is None:
             raise _not_found(f"Specific({self.model_name}, {self.version})")
-        name = self.signature(signature_name).name
+        signature = self.signature(signature_name)
+        batch_size = None if self.max_batch_size is None else batch_size_of(inputs, self.max_batch_size)
         tensors = {key: tf.constant(value) for key, value in inputs.items()}
+        start_secs = time.perf_counter()
         try:
-            outputs = loaded.signatures[name](**tensors)
+            outputs = loaded.signatures[signature.name](**tensors)
         except tf.errors.OpError as e:
-            raise RequestError(Code(e.error_code), _graph_error(e.message)) from None
-        return {key: np.asarray(value.numpy()) for key, value in outputs.items()}
+            message = _graph_error(e.message) + _describe_misfits(signature, inputs)
+            raise RequestError(Code(e.error_code), message) from None
+        if on_run is not None:
+            on_run(time.perf_counter() - start_secs)
+        arrays = {key: np.asarray(value.numpy()) for key, value in outputs.items()}
+        if batch_size is not None:
+            check_outputs(arrays, batch_size)
+        return arrays
 
 
 class Model:
     """The versions of one model, and which of them answers a request."""
 
-    def __init__(self, *, name: str, base_path: pathlib.Path, versions: Versions = "latest") -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        base_path: pathlib.Path,
+        versions: Versions = "latest",
+        max_batch_size: int | None = None,
+    ) -> None:
         """Finds the versions; nothing is loaded yet.
 
-        versions: "latest" serves the highest number, "all" every one.
+        versions: "latest" serves the highest number, "all" every one. max_batch_size: as in `Servable`.
         Raises ArtifactError: `base_path` holds no version.
         """
         self.name = name
         found = find_versions(base_path)
         chosen = list(found) if versions == "all" else [max(found)]
-        self.servables = {v: Servable(model_name=name, version=v, path=found[v]) for v in chosen}
+        self.servables = {
+            v: Servable(model_name=name, version=v, path=found[v], max_batch_size=max_batch_size) for v in chosen
+        }
 
     def load(self) -> None:
         """Loads the versions one after the other. Raises ArtifactError when one of them cannot be loaded."""
@@ -237,6 +263,16 @@ def _signature_spec(name: str, proto: Any) -> SignatureSpec:
 def _tensor_spec(info: Any) -> TensorSpec:
     shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
     return TensorSpec(dtype=types_pb2.DataType.Name(info.dtype), shape=shape)
+
+
+def _describe_misfits(signature: SignatureSpec, inputs: Mapping[str, Array]) -> str:
+    """What to add to the graph's refusal of inputs that have other shapes than the signature says."""
+    return "".join(
+        f" (input {name!r} of signature {signature.name!r} has shape {list(array.shape)}, "
+        f"expected {list(signature.inputs[name].shape or ())}, where -1 is any size)"
+        for name, array in inputs.items()
+        if not signature.inputs[name].fits(array.shape)
+    )
 
 
 def _not_found(request: str) -> RequestError:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from brightness_export import CLASS_NAMES, SIZE, save_brightness_model
+from half_plus_two import save_half_plus_two
 from running_server import running_server
 
 from export.signature import Signature
+from serving.limits import cluster_batch_size
 from trainer import tf_runtime
 from trainer.data.geometry import Geometry
 
@@ -35,7 +37,8 @@ def server_url(export_dir: pathlib.Path) -> Iterator[str]:
     from serving.rest_server import build_app
     from serving.servable import Model, Models
 
-    model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness", versions="all")
+    base_path = export_dir / "saved_model" / "brightness"
+    model = Model(name="brightness", base_path=base_path, versions="all", max_batch_size=cluster_batch_size())
     model.load()
     with running_server(build_app(Models(model), max_body_bytes=1_000_000, num_threads=4)) as url:
         yield url
@@ -44,4 +47,25 @@ def server_url(export_dir: pathlib.Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def http(server_url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server_url, timeout=600) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def half_plus_two_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A base path with the one version 123 of TensorFlow Serving's test model."""
+    tf_runtime.configure()
+    base_path = tmp_path_factory.mktemp("plain") / "half_plus_two"
+    save_half_plus_two(base_path / "00000123")
+    return base_path
+
+
+@pytest.fixture(scope="session")
+def half_plus_two(half_plus_two_path: pathlib.Path) -> Iterator[httpx.Client]:
+    """A client of a server over it, without batching, as TensorFlow Serving is unless it is asked for it."""
+    from serving.rest_server import build_app
+    from serving.servable import Model, Models
+
+    model = Model(name="half_plus_two", base_path=half_plus_two_path)
+    model.load()
+    with running_server(build_app(Models(model))) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client

@@ -4,12 +4,16 @@ import io
 import pathlib
 import socket
 
+import httpx
 import PIL.Image
 import pytest
 from brightness_export import grey_pixels, jpeg
+from running_server import running_server
 
 from export.client_images import read_client_images
-from serving.client import Client, predict_images_of_files, split_url
+from serving import limits
+from serving.address import ModelAddress, parse_address
+from serving.client import Client, predict_images_of_files
 from trainer.errors import ArtifactError, UsageError
 
 
@@ -36,15 +40,34 @@ def test_files_are_classified_in_order(server_url: str, tmp_path: pathlib.Path) 
         assert [p.label for p in predict_images_of_files(url, paths)] == ["bright", "dark", "medium"]
 
 
-def test_more_images_than_fit_one_request_are_sent_in_several(
+def test_more_images_than_a_request_may_hold_are_sent_in_several(
     server_url: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = [tmp_path / f"{level}.jpg" for level in (255, 0, 128, 250, 5)]
-    for path in paths:
-        path.write_bytes(jpeg(int(path.stem)))
-    monkeypatch.setattr("serving.client._MAX_BATCH_BYTES", 2 * len(jpeg(0)))
-    labels = [p.label for p in predict_images_of_files(server_url, paths)]
-    assert labels == ["bright", "dark", "medium", "bright", "dark"]
+    levels = [0, 128, 255] * 12
+    paths = [tmp_path / f"{index}.jpg" for index in range(len(levels))]
+    for path, level in zip(paths, levels, strict=True):
+        path.write_bytes(jpeg(level))
+    expected = [{0: "dark", 128: "medium", 255: "bright"}[level] for level in levels]
+    assert limits.cluster_batch_size() < len(levels)  # the server of this test refuses more
+    assert [p.label for p in predict_images_of_files(server_url, paths)] == expected
+    with Client(server_url, "brightness") as client:
+        assert [p.label for p in client.predict_images(grey_pixels(*levels))] == expected
+
+    monkeypatch.setattr(limits, "CLIENT_REQUEST_BYTES", 2 * len(jpeg(0)))
+    assert [p.label for p in predict_images_of_files(server_url, paths[:5])] == expected[:5]
+
+
+def test_a_smaller_limit_that_a_server_names_is_kept_to(export_dir: pathlib.Path) -> None:
+    from serving.rest_server import build_app
+    from serving.servable import Model, Models
+
+    model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness", max_batch_size=3)
+    model.load()
+    with running_server(build_app(Models(model))) as url, Client(url, "brightness") as client:
+        assert [p.class_id for p in client.predict_images(grey_pixels(*[0, 255] * 20))] == [0, 2] * 20
+        metrics = httpx.get(f"{url}/monitoring/prometheus/metrics").text
+    refused = [line for line in metrics.splitlines() if 'status="INVALID_ARGUMENT"' in line]
+    assert [line.split()[-1] for line in refused] == ["1"]  # asked once, and not for every batch
 
 
 def test_a_rotated_image_is_turned_upright_before_it_is_sent(server_url: str, tmp_path: pathlib.Path) -> None:
@@ -71,9 +94,9 @@ def test_a_server_that_does_not_answer_is_an_artifact_error(tmp_path: pathlib.Pa
 def test_what_the_server_refuses_is_told_with_its_reason(server_url: str) -> None:
     with (
         Client(server_url, "brightness") as client,
-        pytest.raises(UsageError, match="answered 400: input 'images' of signature 'images' has shape"),
+        pytest.raises(UsageError, match=r"answered 400: .*input 'images' of signature 'images' has shape"),
     ):
-        client.predict_images(grey_pixels(0)[:, 1:])
+        client.predict_images(grey_pixels(0)[..., 0])
     with Client(server_url, "nope") as client, pytest.raises(ArtifactError, match="answered 404: Servable not found"):
         client.predict_image_bytes([jpeg(1)])
 
@@ -81,20 +104,50 @@ def test_what_the_server_refuses_is_told_with_its_reason(server_url: str) -> Non
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("http://h:1", ("http://h:1", None)),
-        ("http://h:1/", ("http://h:1", None)),
-        ("http://h:1/v1/models/a%20b/versions/3", ("http://h:1", "a b")),
-        ("https://h/prefix/v1/models/m:predict", ("https://h/prefix", "m")),
+        ("http://h:1", ModelAddress("http://h:1")),
+        ("http://h:1/", ModelAddress("http://h:1")),
+        ("http://h:1/v1/models/a%20b/versions/3", ModelAddress("http://h:1", "a b", version=3)),
+        ("http://h:1/v1/models/m/labels/a%2Fb:predict", ModelAddress("http://h:1", "m", label="a/b")),
+        ("http://h:1/v1/models/m/versions/7/metadata", ModelAddress("http://h:1", "m", version=7)),
+        ("https://h/prefix/v1/models/m:predict", ModelAddress("https://h/prefix", "m")),
     ],
 )
-def test_addresses_are_split_into_server_and_model(url: str, expected: tuple[str, str | None]) -> None:
-    assert split_url(url) == expected
+def test_addresses_are_split_into_server_model_and_version(url: str, expected: ModelAddress) -> None:
+    assert parse_address(url) == expected
 
 
-@pytest.mark.parametrize("url", ["ftp://h", "http://", "http://h/some/page", "http://h:x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://h",
+        "http://",
+        "http://h/some/page",
+        "http://h:x",
+        "http://h/v1/models/m/versions/x",
+        "http://h/v1/models/m/versions/",
+        f"http://h/v1/models/m/versions/{2**63}",
+        "http://h/v1/models/m/labels/a/versions/1",
+        "http://h/v1/models/m/7",
+        "http://h/v1/models/",
+        "http://h/v1/models/m:classify",
+        "http://h/v1/models/m?key=secret",
+        "http://h/#m",
+    ],
+)
 def test_an_address_that_is_none_is_wrong_usage(url: str) -> None:
-    with pytest.raises(UsageError, match="address"):
-        split_url(url)
+    with pytest.raises(UsageError, match=r"address|names a version that no server has"):
+        parse_address(url)
+
+
+def test_the_version_or_label_in_an_address_is_the_one_that_is_asked(server_url: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "dark.jpg"
+    path.write_bytes(jpeg(0))
+    model = f"{server_url}/v1/models/brightness"
+    assert predict_images_of_files(f"{model}/versions/9", [path])[0].label == "dark"
+    with pytest.raises(ArtifactError, match=r"answered 404: Servable not found for request: Specific\(brightness, 7\)"):
+        predict_images_of_files(f"{model}/versions/7", [path])
+    with pytest.raises(UsageError, match="answered 400: Unrecognized servable version label: stable"):
+        predict_images_of_files(f"{model}/labels/stable", [path])
 
 
 def test_a_file_that_is_no_image_is_an_error_of_its_own(tmp_path: pathlib.Path, server_url: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import concurrent.futures
+import gzip
 import json
 import pathlib
 import threading
@@ -13,9 +14,12 @@ import httpx
 import pytest
 from brightness_export import CLASS_NAMES, SIZE, grey_pixels, jpeg
 from google.protobuf import json_format
+from prometheus_client.parser import text_string_to_metric_families
 from running_server import running_server
 
 PREDICT = "/v1/models/brightness:predict"
+METRICS = "/monitoring/prometheus/metrics"
+COUNT = ":tensorflow:serving:request_count"
 
 
 def b64(content: bytes) -> dict[str, str]:
@@ -71,10 +75,15 @@ def test_a_named_signature_takes_pixels(http: httpx.Client) -> None:
     assert [row["label"] for row in predict(http, body)["predictions"]] == ["bright", "dark"]
 
 
-def test_one_output_loses_its_name_and_non_finite_numbers_are_printed(http: httpx.Client) -> None:
-    body = {"signature_name": "ratio", "instances": [{"a": [1, -1], "b": 0}, {"a": [3, 0], "b": 2}]}
-    response = http.post(PREDICT, json=body)
-    assert response.content == b'{"predictions": [[Infinity, -Infinity], [1.5, 0.0]]}'
+def test_one_output_loses_its_name(http: httpx.Client) -> None:
+    body = {"signature_name": "ratio", "instances": [{"a": [1, -1], "b": 1}, {"a": [3, 0], "b": 2}]}
+    assert http.post(PREDICT, json=body).content == b'{"predictions": [[1.0, -1.0], [1.5, 0.0]]}'
+
+
+def test_numbers_that_are_not_finite_are_no_answer(http: httpx.Client) -> None:
+    body = {"signature_name": "ratio", "instances": [{"a": [0, -1], "b": 0}, {"a": [3, 0], "b": 2}]}
+    told = error(http.post(PREDICT, json=body), 500)
+    assert "output 'ratio' holds 2 of 4 numbers that are not finite (nan), which JSON has no way to write" in told
 
 
 def test_outputs_whose_name_ends_in_bytes_are_base64(http: httpx.Client) -> None:
@@ -102,7 +111,7 @@ def test_a_version_can_be_named(http: httpx.Client) -> None:
         ),
         (
             b'{"signature_name": "images", "instances": [[[1, 2, 3]]]}',
-            f"input 'images' of signature 'images' has shape [1, 1, 3], expected [-1, {SIZE}, {SIZE}, 3]",
+            f"input 'images' of signature 'images' has shape [1, 1, 3], expected [-1, {SIZE}, {SIZE}, 3], where",
         ),
         (b'{"signature_name": "unguarded", "instances": [{"b64": "bm90IGFuIGltYWdl"}]}', "Unknown image file format"),
     ],
@@ -142,6 +151,7 @@ def test_asking_for_what_is_not_there_is_404(http: httpx.Client, path: str, told
     [
         ("GET", PREDICT, "Malformed request: GET /v1/models/brightness:predict"),
         ("PUT", PREDICT, "Malformed request: PUT /v1/models/brightness:predict"),
+        ("DELETE", "/v1/models/brightness", "Malformed request: DELETE /v1/models/brightness"),
         ("POST", "/v1/models/brightness", "Malformed request: POST /v1/models/brightness"),
         ("POST", "/v1/models/brightness:explain", "Malformed request"),
         ("GET", "/v1/models/brightness/versions/x", "Malformed request"),
@@ -153,15 +163,20 @@ def test_malformed_requests_are_400(http: httpx.Client, method: str, path: str, 
     assert told in error(http.request(method, path), 400)
 
 
-@pytest.mark.parametrize(("method", "kind"), [("classify", "classification"), ("regress", "regression")])
-def test_methods_over_examples_say_that_the_signature_is_for_predict(
-    http: httpx.Client, method: str, kind: str
-) -> None:
-    response = http.post(f"/v1/models/brightness:{method}", json={"examples": [{"x": 1}]})
-    assert error(response, 400) == (
-        f"Expected {kind} signature method_name to be tensorflow/serving/{method}. "
-        "Was: tensorflow/serving/predict; use :predict"
+def test_head_is_answered_as_get_where_that_server_does(http: httpx.Client) -> None:
+    # TensorFlow Serving takes no HEAD under /v1/, and any method for the metrics.
+    statuses = {path: http.head(path).status_code for path in ("/v1/models/brightness", "/readyz", METRICS)}
+    assert statuses == {"/v1/models/brightness": 400, "/readyz": 200, METRICS: 200}
+    assert http.head(METRICS).content == b""
+
+
+@pytest.mark.parametrize("method", ["classify", "regress"])
+def test_methods_over_examples_say_that_the_signature_is_for_predict(http: httpx.Client, method: str) -> None:
+    told = error(http.post(f"/v1/models/brightness:{method}", json={"examples": [{"x": 1}]}), 400)
+    assert told.startswith(
+        f"signature 'serving_default' is not one for :{method}: it takes image_bytes and gives class_id"
     )
+    assert told.endswith("use :predict")
 
 
 def test_status(http: httpx.Client) -> None:
@@ -212,6 +227,45 @@ def test_a_body_over_the_limit_is_413(http: httpx.Client) -> None:
     assert "larger than 1000000 bytes" in error(http.post(PREDICT, content=chunks()), 413)
 
 
+def test_a_gzip_body_is_read_within_the_limit(http: httpx.Client) -> None:
+    def post(body: bytes) -> httpx.Response:
+        return http.post(PREDICT, content=body, headers={"Content-Encoding": "gzip"})
+
+    body = json.dumps({"instances": [b64(jpeg(255))]}).encode()
+    assert post(gzip.compress(body)).json()["predictions"][0]["label"] == "bright"
+    bomb = gzip.compress(b" " * 1_000_001)
+    assert len(bomb) < 2_000
+    assert "larger than 1000000 bytes uncompressed" in error(post(bomb), 413)
+    assert "is not the gzip that its Content-Encoding says" in error(post(body), 400)
+    assert "is not one whole gzip stream" in error(post(gzip.compress(body)[:-9]), 400)
+
+
+def test_more_examples_than_a_cluster_takes_are_refused_in_its_words(http: httpx.Client) -> None:
+    def post(num_images: int) -> httpx.Response:
+        return http.post(PREDICT, json={"instances": [b64(jpeg(255))] * num_images})
+
+    assert len(post(16).json()["predictions"]) == 16
+    assert error(post(17), 400) == "Task size 17 is larger than maximum input batch size 16"
+
+
+def test_pages_of_other_origins_may_call_where_that_is_asked_for(export_dir: pathlib.Path, http: httpx.Client) -> None:
+    from serving.rest_server import build_app
+    from serving.servable import Model, Models
+
+    page = {"Origin": "https://example.org"}
+    model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness")
+    with running_server(build_app(Models(model), cors=True)) as url, httpx.Client(base_url=url) as open_http:
+        answers = [open_http.options(PREDICT, headers=page), open_http.get("/v1/models/brightness", headers=page)]
+        for answer in [*answers, open_http.get("/v1/models/nope", headers=page)]:
+            assert answer.headers["access-control-allow-origin"] == "*"
+            assert answer.headers["access-control-allow-methods"] == "POST, GET"
+            assert answer.headers["access-control-allow-headers"] == "Content-Type"
+        assert [answer.status_code for answer in answers] == [200, 200]
+    closed = http.options(PREDICT, headers=page)
+    assert (closed.status_code, closed.headers.get("access-control-allow-origin")) == (200, None)
+    assert error(http.options(PREDICT), 400) == "Origin header is missing in CORS preflight"
+
+
 def test_requests_are_answered_at_the_same_time(http: httpx.Client) -> None:
     levels = [0, 128, 255, 5, 250] * 8
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -235,25 +289,42 @@ def in_progress(http: httpx.Client) -> float:
     return sample(http, "serving_requests_in_progress")
 
 
-def sample(http: httpx.Client, name: str) -> float:
-    lines = http.get("/monitoring/prometheus/metrics").text.splitlines()
-    return next((float(line.split()[-1]) for line in lines if line.startswith(name + " ")), 0.0)
+def sample(http: httpx.Client, name: str, **labels: str) -> float:
+    samples = [sample for family in text_string_to_metric_families(http.get(METRICS).text) for sample in family.samples]
+    return sum(found.value for found in samples if found.name == name and found.labels == labels)
 
 
-def test_metrics_count_requests_by_model_method_and_status(http: httpx.Client) -> None:
-    def count(labels: str) -> float:
-        return sample(http, f"serving_requests_total{{{labels}}}")
+def test_metrics_have_the_names_of_tensorflow_serving(http: httpx.Client) -> None:
+    def count(model_name: str, status: str) -> float:
+        text = http.get(METRICS).text
+        label = f'{COUNT}{{model_name="{model_name}",status="{status}"}}'
+        return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(label)), 0.0)
 
-    good = 'method="predict",model="brightness",status="200"'
-    bad = 'method="predict",model="brightness",status="400"'
-    stranger = 'method="predict",model="",status="404"'
-    before = [count(labels) for labels in (good, bad, stranger)]
+    def latencies(name: str, **labels: str) -> float:
+        return sample(http, f":tensorflow:serving:{name}_count", model_name="brightness", **labels)
+
+    def all_counts() -> list[float]:
+        return [
+            count("brightness", "OK"),
+            count("brightness", "INVALID_ARGUMENT"),
+            count("", "NOT_FOUND"),
+            latencies("request_latency", API="predict", entrypoint="REST"),
+            latencies("runtime_latency", API="Predict", runtime="TF1"),
+        ]
+
+    before = all_counts()
     predict(http, {"instances": [b64(jpeg(9))]})
     http.post(PREDICT, content=b"{")
     http.post("/v1/models/stranger:predict", content=b"{}")
-    assert [count(labels) for labels in (good, bad, stranger)] == [n + 1 for n in before]
-    assert sample(http, f"serving_request_latency_seconds_count{{{good}}}") == count(good)
-    assert "stranger" not in http.get("/monitoring/prometheus/metrics").text
+    assert all_counts() == [n + 1 for n in before]
+    page = http.get(METRICS)
+    assert page.headers["content-type"].startswith("text/plain")
+    assert "# TYPE :tensorflow:serving:request_count counter\n" in page.text
+    assert "# TYPE :tensorflow:serving:request_latency histogram\n" in page.text
+    # The limits of the buckets as that server prints them.
+    for limit in ("10", "18", "32.4", "104.976", "1.47476e+09", "+Inf"):
+        assert f'le="{limit}"' in page.text
+    assert "stranger" not in page.text
 
 
 def test_until_the_model_is_loaded_requests_are_503(export_dir: pathlib.Path) -> None:
@@ -272,8 +343,13 @@ def test_until_the_model_is_loaded_requests_are_503(export_dir: pathlib.Path) ->
 
 
 def test_a_client_that_goes_away_is_forgotten(http: httpx.Client, server_url: str) -> None:
-    cancelled = 'serving_requests_total{method="predict",model="brightness",status="499"}'
-    before = sample(http, cancelled)
+    def cancelled() -> bool:
+        return (
+            ':tensorflow:serving:request_count{model_name="brightness",status="CANCELLED"} 1\n'
+            in http.get(METRICS).text
+        )
+
+    assert not cancelled()
 
     async def send_half_a_request() -> None:
         host, port = server_url.removeprefix("http://").split(":")
@@ -292,5 +368,5 @@ def test_a_client_that_goes_away_is_forgotten(http: httpx.Client, server_url: st
             break
         settled.wait(0.02)
     assert in_progress(http) == 0.0
-    assert sample(http, cancelled) == before + 1
+    assert cancelled()
     assert json.loads(http.get("/readyz").content) == {"models": ["brightness"]}

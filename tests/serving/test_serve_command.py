@@ -1,5 +1,6 @@
-"""`trainer serve` as a process: what it prints, how it stops, and how it refuses to start."""
+"""`trainer serve`: what it prints, how it stops, and how it refuses to start."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,13 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import pytest
 from brightness_export import jpeg
 
-from serving import address
+from serving import address, local_server
+from serving.cli import serve
+from serving.servable import Model
+from trainer.errors import ArtifactError, DeviceError
 
 # The command alone and not `trainer.cli.app`, whose imports belong to the other commands' tests.
 _PROGRAM = """
@@ -60,14 +65,6 @@ def serving(*arguments: str | pathlib.Path) -> Iterator[tuple[subprocess.Popen[s
         process.communicate()
 
 
-def refusal(*arguments: str | pathlib.Path) -> str:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 1, err
-    assert out == ""
-    return err
-
-
 def test_sigterm_lets_the_requests_in_flight_finish_and_ends_with_status_0(
     export_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -82,7 +79,7 @@ def test_sigterm_lets_the_requests_in_flight_finish_and_ends_with_status_0(
 
         request = threading.Thread(target=predict_slowly)
         request.start()
-        while "serving_requests_in_progress 1.0" not in http.get("/monitoring/prometheus/metrics").text:
+        while "serving_requests_in_progress{} 1\n" not in http.get("/monitoring/prometheus/metrics").text:
             assert request.is_alive()
         assert not answers
         http.close()
@@ -101,29 +98,99 @@ def predicts_with_the_printed_line(curl: str, tmp_path: pathlib.Path) -> bool:
     return bool(json.loads(shell.stdout)["predictions"][0]["label"] == "bright")
 
 
-def test_ctrl_c_refuses_new_connections_while_it_finishes(export_dir: pathlib.Path) -> None:
-    with serving(export_dir, "--name", "other", "--all-versions") as (process, told):
-        assert told["model"] == "other"
-        assert told["versions"] == [9, 10]
-        assert httpx.get(f"{told['url']}/v1/models/other/versions/9").status_code == 200
-        host, port = told["url"].removeprefix("http://").split(":")
+def serve_until_stopped(model: Any, client: Callable[[str, int], None], **limits: Any) -> bool:
+    """Serves in this thread, where signals arrive, while `client` runs in another one."""
+    with address.listen("127.0.0.1", 0) as listener:
+        host, port = listener.getsockname()
+        thread = threading.Thread(target=client, args=(host, port))
+        try:
+            return local_server.run(model, listener, on_ready=thread.start, **limits)
+        finally:
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def model(export_dir: pathlib.Path) -> Model:
+    model = Model(name="other", base_path=export_dir / "saved_model" / "brightness")
+    model.load()
+    return model
+
+
+def post_head(num_bytes: int) -> bytes:
+    return f"POST /v1/models/other:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {num_bytes}\r\n\r\n".encode()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    answer = b""
+    while chunk := connection.recv(65536):
+        answer += chunk
+    return answer
+
+
+def wait_for_upload(host: str, port: int) -> None:
+    while (
+        "serving_requests_in_progress{} 1\n"
+        not in httpx.get(f"http://{host}:{port}/monitoring/prometheus/metrics").text
+    ):
+        time.sleep(0.02)
+
+
+def test_ctrl_c_refuses_new_connections_while_it_finishes(model: Model) -> None:
+    answers: list[bytes] = []
+
+    def client(host: str, port: int) -> None:
         # A request that is not whole yet keeps the server up, so that there is something to observe.
-        with socket.create_connection((host, int(port))) as half:
+        with socket.create_connection((host, port)) as half:
             body = b'{"signature_name": "count", "instances": [1]}'
-            head = f"POST /v1/models/other:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-            half.sendall(head.encode() + body[:10])
-            time.sleep(0.2)
-            process.send_signal(signal.SIGINT)
-            while accepts_connections(host, int(port)):
-                assert process.poll() is None
+            half.sendall(post_head(len(body)) + body[:10])
+            wait_for_upload(host, port)
+            os.kill(os.getpid(), signal.SIGINT)
+            while accepts_connections(host, port):
                 time.sleep(0.05)
             half.sendall(body[10:])
-            answer = b""
-            while chunk := half.recv(65536):
-                answer += chunk
-        assert answer.startswith(b"HTTP/1.1 200")
-        assert b'"predictions"' in answer
-        assert process.wait(timeout=600) == 0
+            answers.append(read_all(half))
+
+    assert serve_until_stopped(model, client, upload_grace_secs=600, shutdown_secs=600)
+    (answer,) = answers
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"predictions"' in answer
+
+
+def test_an_upload_that_is_stuck_does_not_hold_up_the_end(model: Model, capfd: pytest.CaptureFixture[str]) -> None:
+    answers: list[bytes] = []
+
+    def client(host: str, port: int) -> None:
+        with socket.create_connection((host, port)) as stuck:
+            stuck.sendall(post_head(1000) + b"half")
+            wait_for_upload(host, port)
+            os.kill(os.getpid(), signal.SIGTERM)
+            answers.append(read_all(stuck))
+
+    assert serve_until_stopped(model, client, upload_grace_secs=0.1, shutdown_secs=600)
+    (answer,) = answers
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"the server is stopping, and the body of the request did not come in time" in answer
+    assert capfd.readouterr().err == ""
+
+
+def test_a_computation_that_does_not_end_is_answered_and_left_behind(
+    model: Model, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answers: list[bytes] = []
+
+    def client(host: str, port: int) -> None:
+        with socket.create_connection((host, port)) as slow:
+            body = b'{"signature_name": "count", "instances": [300000]}'
+            slow.sendall(post_head(len(body)) + body)
+            wait_for_upload(host, port)
+            os.kill(os.getpid(), signal.SIGTERM)
+            answers.append(read_all(slow))
+
+    assert not serve_until_stopped(model, client, shutdown_secs=1)
+    (answer,) = answers
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"the server stopped before the request was answered" in answer
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def accepts_connections(host: str, port: int) -> bool:
@@ -136,27 +203,65 @@ def accepts_connections(host: str, port: int) -> bool:
     return True
 
 
-def test_a_wrong_directory_is_an_artifact_error_with_the_command_that_makes_one(tmp_path: pathlib.Path) -> None:
-    told = refusal(tmp_path)
-    assert told.startswith("ArtifactError 2:")
-    assert f"make one with: trainer export RUN --out {tmp_path}" in told
+def test_a_plain_base_path_is_served_under_its_name_and_says_what_it_does_not_do(
+    half_plus_two_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with address.listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    answers: list[Any] = []
+
+    def client() -> None:
+        while not accepts_connections("127.0.0.1", port):
+            time.sleep(0.02)
+        url = f"http://127.0.0.1:{port}/v1/models/half_plus_two/versions/123:predict"
+        answers.append(httpx.post(url, json={"instances": [1.0, 2.0, 5.0] * 6}, timeout=600).json())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    serve(half_plus_two_path, port=port)
+    thread.join()
+    assert answers == [{"predictions": [2.5, 3.0, 4.5] * 6}]
+    told = capfd.readouterr()
+    assert f"serving half_plus_two at http://127.0.0.1:{port}/v1/models/half_plus_two" in told.out
+    assert "new versions are not picked up: start this command again to serve them" in told.err
+    assert "curl" not in told.err  # whose line is for images
 
 
-def test_an_export_without_its_saved_model_is_an_artifact_error(
+def test_what_cannot_be_served_is_told_before_tensorflow_starts(
     export_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
+    with pytest.raises(ArtifactError, match="make an export with: trainer export RUN --out EXPORT"):
+        serve(tmp_path)
     (tmp_path / "signature.json").write_bytes((export_dir / "signature.json").read_bytes())
-    assert "ArtifactError 2:" in (told := refusal(tmp_path, "--port", "0"))
-    assert "holds no version of a SavedModel" in told
+    with pytest.raises(ArtifactError, match="holds no version of a SavedModel"):
+        serve(tmp_path)
 
 
-def test_a_port_in_use_is_told_with_the_fix_before_tensorflow_starts(export_dir: pathlib.Path) -> None:
+def test_a_port_in_use_is_told_with_the_fix_before_tensorflow_starts(
+    export_dir: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        told = refusal(export_dir, "--port", port)
-    assert told.startswith(f"DeviceError 2: cannot listen on 127.0.0.1:{port} (Address already in use)")
-    assert "--port 0 takes any that is free" in told
-    assert "loading" not in told
+        port = taken.getsockname()[1]
+        with pytest.raises(DeviceError, match=f"cannot listen on 127.0.0.1:{port} .Address already in use.") as caught:
+            serve(export_dir, port=port)
+    assert "--port 0 takes any that is free" in str(caught.value)
+    assert "loading" not in capfd.readouterr().err
+
+
+def test_answers_on_a_kept_connection_wait_for_nothing() -> None:
+    async def accept_one() -> int:
+        accepted = asyncio.get_running_loop().create_future()
+        with address.listen("127.0.0.1", 0) as listener:
+            server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener)
+            with socket.create_connection(listener.getsockname()):
+                writer = await accepted
+                no_delay = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                writer.close()
+                server.close()
+        return int(no_delay)
+
+    assert asyncio.run(accept_one()) != 0
 
 
 def test_the_address_that_is_printed_is_one_that_a_client_can_use() -> None:

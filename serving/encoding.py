@@ -1,0 +1,95 @@
+"""Tensors to TensorFlow Serving's REST JSON; the way in is in `codec`.
+
+One difference from tensorflow_serving/util/json_tensor.cc, stricter: a model's NaN or infinity is an error, where that
+server writes tokens that are no JSON and that strict parsers refuse.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from serving.codec import Format, object_array
+from serving.servable import Array
+from serving.status import Code, RequestError, invalid
+
+BYTES_SUFFIX = "_bytes"
+
+
+def encode_outputs(outputs: Mapping[str, Array], format: Format) -> bytes:
+    """The JSON answer to a request of `format`; a single output loses its name.
+
+    Raises RequestError: outputs of a row request differ in batch size (400), or hold what JSON cannot (500).
+    """
+    if format is Format.ROW:
+        _check_batch_sizes(outputs)
+    columns = {name: encode_tensor(name, outputs[name]) for name in sorted(outputs)}
+    answer: Any
+    if len(columns) == 1:
+        (answer,) = columns.values()
+    elif format is Format.ROW:
+        answer = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    else:
+        answer = columns
+    return write_json({"predictions" if format is Format.ROW else "outputs": answer})
+
+
+def write_json(document: dict[str, Any]) -> bytes:
+    """The body of an answer; the numbers in it are finite."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _check_batch_sizes(outputs: Mapping[str, Array]) -> None:
+    batch_sizes = {}
+    for name, array in sorted(outputs.items()):
+        if array.ndim == 0:
+            raise invalid(f"Tensor name: {name} has no shape information; ask for it with 'inputs', not 'instances'")
+        batch_sizes[name] = array.shape[0]
+    if len(set(batch_sizes.values())) > 1:
+        raise invalid(
+            f"the outputs differ in batch size ({batch_sizes}); ask for them with 'inputs', not with 'instances'"
+        )
+
+
+def encode_tensor(name: str, array: Array) -> Any:
+    """An output as a JSON value. Raises RequestError: it holds what JSON cannot (500), or has no form in it (501)."""
+    if array.dtype == object:
+        encode = _encode_bytes if name.endswith(BYTES_SUFFIX) else _encode_text
+        return _nest([encode(name, item) for item in array.ravel()], array.shape)
+    if array.dtype.kind == "f":
+        _check_finite(name, array)
+    if array.dtype == np.float32:
+        # The shortest digits that give the same float32 back; as a float64, 0.2 would be 0.20000000298023224.
+        return _nest(list(map(float, map(str, array.ravel()))), array.shape)
+    if array.dtype.kind in "biu" or array.dtype == np.float64:
+        return array.tolist()
+    raise RequestError(Code.UNIMPLEMENTED, f"Failed to write JSON value for output {name!r} of type: {array.dtype}")
+
+
+def _check_finite(name: str, array: Array) -> None:
+    wrong = array[~np.isfinite(array)]
+    if wrong.size:
+        raise RequestError(
+            Code.INTERNAL,
+            f"output {name!r} holds {wrong.size} of {array.size} numbers that are not finite ({wrong[0]}), which JSON "
+            "has no way to write; TensorFlow Serving would answer with text that is no JSON",
+        )
+
+
+def _encode_bytes(_: str, item: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(item).decode()}
+
+
+def _encode_text(name: str, item: bytes) -> str:
+    try:
+        return item.decode()
+    except UnicodeDecodeError as e:
+        raise RequestError(
+            Code.INTERNAL, f"output {name!r} is not UTF-8 ({e.reason}); name it *{BYTES_SUFFIX} when exporting"
+        ) from None
+
+
+def _nest(leaves: list[Any], shape: tuple[int, ...]) -> Any:
+    return object_array(leaves).reshape(shape).tolist()

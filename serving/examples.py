@@ -1,0 +1,139 @@
+"""The `:classify` and `:regress` calls: tf.Example protocol buffers from JSON, through a signature over them.
+
+The JSON follows tensorflow_serving/util/json_tensor.cc, the demands on the signature and its outputs
+servables/tensorflow/classifier.cc and regressor.cc.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from tensorflow.core.example import example_pb2, feature_pb2
+
+from serving import codec, encoding
+from serving.servable import Array, OnRun, Servable, SignatureSpec
+from serving.status import invalid
+
+Method = Literal["classify", "regress"]
+
+_INPUTS = "inputs"
+_SCORES, _CLASSES, _OUTPUTS = "scores", "classes", "outputs"
+_INT64_LIMITS = np.iinfo(np.int64)
+
+
+def run_on_examples(servable: Servable, method: Method, body: bytes, on_run: OnRun | None = None) -> bytes:
+    """Answers a `:classify` or `:regress` call; `on_run` as in `Servable.run`. Raises RequestError."""
+    document = codec.parse_json_object(body)
+    signature = servable.signature(codec.parse_signature_name(document))
+    _check_signature(signature, method)
+    examples = codec.object_array(_parse_examples(document, method))
+    outputs = servable.run(signature.name, {_INPUTS: examples}, on_run)
+    results = {"classify": _classifications, "regress": _regressions}[method](outputs, len(examples))
+    return encoding.write_json({"results": results})
+
+
+def _check_signature(signature: SignatureSpec, method: Method) -> None:
+    wanted = {_SCORES, _CLASSES} if method == "classify" else {_OUTPUTS}
+    if set(signature.inputs) == {_INPUTS} and signature.outputs and set(signature.outputs) <= wanted:
+        if signature.inputs[_INPUTS].dtype == "DT_STRING":
+            return
+        raise invalid(
+            f"signature {signature.name!r} takes {signature.inputs[_INPUTS].dtype} and no tf.Example; use :predict"
+        )
+    raise invalid(
+        f"signature {signature.name!r} is not one for :{method}: it takes {', '.join(signature.inputs)} and gives "
+        f"{', '.join(signature.outputs)}, expected {_INPUTS} and {' or '.join(sorted(wanted))}; use :predict"
+    )
+
+
+def _parse_examples(document: dict[str, Any], method: Method) -> list[bytes]:
+    """Serialized examples, each with the context that all of them share."""
+    context = _serialize(document["context"]) if "context" in document else b""
+    if "examples" not in document:
+        raise invalid(f"When method is {method}, key 'examples' is expected and was not found")
+    examples = document["examples"]
+    if not isinstance(examples, list):
+        raise invalid("Expecting 'examples' value to be an list/array")
+    if not examples:
+        raise invalid("'examples' value is an empty array")
+    # Two serialized messages in a row are both of them merged.
+    return [context + _serialize(example) for example in examples]
+
+
+def _serialize(example: Any) -> bytes:
+    if not isinstance(example, dict):
+        raise invalid(f"Example must be JSON object but got {codec.show(example)}")
+    message = example_pb2.Example()
+    for name, content in example.items():
+        _fill(name, content if isinstance(content, list) else [content], message.features.feature[name])
+    serialized: bytes = message.SerializeToString(deterministic=True)
+    return serialized
+
+
+def _fill(name: str, values: list[Any], feature: feature_pb2.Feature) -> None:
+    for kind, matches, convert in _KINDS:
+        if values and all(map(matches, values)):
+            getattr(feature, kind).value.extend([convert(name, value) for value in values])
+            return
+    if values:
+        raise invalid(
+            f"Feature: {name} has elements that are not all of one type, which is integers, decimals, text or "
+            f'{{"b64": "..."}}: {codec.show(values)}'
+        )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int)  # true and false are 1 and 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or codec.is_base64(value)
+
+
+def _to_int64(name: str, value: int) -> int:
+    if not _INT64_LIMITS.min <= value <= _INT64_LIMITS.max:
+        raise invalid(f"Feature: {name} has {codec.show(value)}. Only int64_t is supported.")
+    return int(value)
+
+
+def _to_float(name: str, value: float) -> float:
+    return value
+
+
+_KINDS: tuple[tuple[str, Callable[[Any], bool], Callable[[str, Any], Any]], ...] = (
+    ("int64_list", _is_integer, _to_int64),
+    ("float_list", lambda value: isinstance(value, float), _to_float),
+    ("bytes_list", _is_text, codec.decode_string),
+)
+
+
+def _regressions(outputs: dict[str, Array], num_examples: int) -> list[float]:
+    values = outputs[_OUTPUTS]
+    if values.shape not in ((num_examples,), (num_examples, 1)):
+        raise invalid(
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+            f"{list(values.shape)} for {num_examples} examples"
+        )
+    if values.dtype != np.float32:
+        raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {values.dtype}")
+    encoded: list[float] = encoding.encode_tensor(_OUTPUTS, values.reshape(num_examples))
+    return encoded
+
+
+def _classifications(outputs: dict[str, Array], num_examples: int) -> list[list[list[Any]]]:
+    """[class, score] of every class of every example; what the signature does not give is "" or 0."""
+    for name, array in outputs.items():
+        if array.ndim != 2 or len(array) != num_examples:
+            raise invalid(
+                f"Expected Tensor shape: [batch_size num_classes] but {name} has {list(array.shape)} for "
+                f"{num_examples} examples"
+            )
+    if len({array.shape for array in outputs.values()}) > 1:
+        raise invalid("Tensors class and score should match in dim_size(1).")
+    shape = next(iter(outputs.values())).shape
+    classes = encoding.encode_tensor(_CLASSES, outputs.get(_CLASSES, np.full(shape, b"", object)))
+    scores = encoding.encode_tensor(_SCORES, outputs.get(_SCORES, np.zeros(shape, np.float32)))
+    return [
+        [[label, score] for label, score in zip(labels, row, strict=True)]
+        for labels, row in zip(classes, scores, strict=True)
+    ]
