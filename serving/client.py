@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import math
 import pathlib
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,6 +55,8 @@ class Prediction:
         """Raises KeyError where an output is missing."""
         # Pixels have no status, and a model that was exported by another tool may have none.
         status = row.get(STATUS, STATUS_OK)
+        if status == STATUS_OK and not all(map(math.isfinite, row[PROBABILITIES])):
+            return cls.of_error("has an answer that is not a number (NaN or infinite), so that it says nothing")
         return cls(
             label=row[LABEL],
             class_id=row[CLASS_ID],

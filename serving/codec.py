@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST JSON to tensors, by the signature of the model; the way back is in `encoding`.
+"""TensorFlow Serving's REST JSON to tensors, by the signature of the model; the way back is in `rest.encoding`.
 
 The format: https://www.tensorflow.org/tfx/serving/api_rest, and tensorflow_serving/util/json_tensor.cc for what that
 page leaves open. One difference, stricter: text after the JSON document is an error.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.servable import Array, SignatureSpec, TensorSpec
+from serving.rest.signature_specs import Array, SignatureSpec, TensorSpec
 from serving.status import Code, RequestError, invalid
 
 _SHOWN_CHARS = 80

@@ -30,10 +30,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
-from serving import codec, encoding, metrics
-from serving.examples import run_on_examples
+from serving import codec, metrics
 from serving.limits import MAX_BODY_BYTES
-from serving.request_body import BodyReader
+from serving.rest import encoding
+from serving.rest.examples import run_on_examples
+from serving.rest.request_body import BodyReader
 from serving.servable import Model, Models, OnRun, Servable
 from serving.status import Code, RequestError, invalid
 from trainer.system.names import parse_version

@@ -3,26 +3,24 @@
 The states, and the answers for what is not there, are TensorFlow Serving's.
 """
 
-import dataclasses
+import contextlib
 import enum
+import logging
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
-from tensorflow.core.framework import types_pb2
-from tensorflow.core.protobuf import saved_model_pb2
 
-from serving.base_path import GRAPH_FILE, find_versions
-from serving.batching import batch_size_of, check_outputs
+from serving.base_path import find_versions
+from serving.rest.batching import batch_size_of, check_outputs
+from serving.rest.signature_specs import Array, SignatureSpec, describe_misfits, read_signature_defs, signature_spec
 from serving.status import Code, RequestError, invalid
 from trainer.errors import ArtifactError
 
-Array = np.ndarray[Any, Any]
 Versions = Literal["latest", "all"]
 OnRun = Callable[[float], None]
 
@@ -37,36 +35,6 @@ class State(enum.Enum):
     AVAILABLE = "AVAILABLE"
     UNLOADING = "UNLOADING"
     END = "END"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One input or output of a signature.
-
-    dtype: TensorFlow's enum name, such as "DT_FLOAT". shape: None for an unknown rank; -1 for a free dimension. It says
-    what the exporter had in mind, and nothing is refused by it: as in TensorFlow Serving, the graph decides.
-    """
-
-    dtype: str
-    shape: tuple[int, ...] | None
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of `shape` is what the exporter had in mind."""
-        if self.shape is None:
-            return True
-        return len(shape) == len(self.shape) and all(
-            want in (-1, have) for want, have in zip(self.shape, shape, strict=True)
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SignatureSpec:
-    """What a signature takes and gives, by name."""
-
-    name: str
-    method_name: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
 
 
 class Servable:
@@ -106,8 +74,9 @@ class Servable:
                 return
             self._state = State.LOADING
         try:
-            signature_defs = _read_signature_defs(self.path)
-            loaded = tf.saved_model.load(str(self.path), tags=["serve"])
+            signature_defs = read_signature_defs(self.path)
+            with _without_word_on_training():
+                loaded = tf.saved_model.load(str(self.path), tags=["serve"])
         except Exception as e:
             # A damaged SavedModel raises anything from IndexError to OpError, by which file is damaged and where.
             message = f"could not load {self.path}: {_one_line(str(e))}"
@@ -117,7 +86,7 @@ class Servable:
         with self._lock:
             self._loaded = loaded
             self._signature_defs = signature_defs
-            self._signatures = {name: _signature_spec(name, proto) for name, proto in signature_defs.items()}
+            self._signatures = {name: signature_spec(name, proto) for name, proto in signature_defs.items()}
             self._state = State.AVAILABLE
 
     def unload(self) -> None:
@@ -155,7 +124,7 @@ class Servable:
         try:
             outputs = loaded.signatures[signature.name](**tensors)
         except tf.errors.OpError as e:
-            message = _graph_error(e.message) + _describe_misfits(signature, inputs)
+            message = _graph_error(e.message) + describe_misfits(signature, inputs)
             raise RequestError(Code(e.error_code), message) from None
         if on_run is not None:
             on_run(time.perf_counter() - start_secs)
@@ -239,40 +208,19 @@ class Models:
         return model.servable(version)
 
 
-def _read_signature_defs(path: pathlib.Path) -> dict[str, Any]:
-    proto = saved_model_pb2.SavedModel()
+@contextlib.contextmanager
+def _without_word_on_training() -> Iterator[None]:
+    """Drops a warning, one for each variable of a model of TensorFlow 1, that it cannot be trained further."""
+
+    def is_told(record: logging.LogRecord) -> bool:
+        return "may not be visible to training APIs" not in record.getMessage()
+
+    logger = tf.get_logger()
+    logger.addFilter(is_told)
     try:
-        proto.ParseFromString((path / GRAPH_FILE).read_bytes())
-    except DecodeError as e:
-        raise ValueError(f"{GRAPH_FILE} is not a SavedModel ({e})") from e
-    for meta_graph in proto.meta_graphs:
-        if list(meta_graph.meta_info_def.tags) == ["serve"]:
-            return dict(meta_graph.signature_def)
-    raise ValueError(f"{GRAPH_FILE} holds no graph with the tag 'serve'")
-
-
-def _signature_spec(name: str, proto: Any) -> SignatureSpec:
-    def specs(tensors: Any) -> dict[str, TensorSpec]:
-        return {key: _tensor_spec(info) for key, info in sorted(tensors.items())}
-
-    return SignatureSpec(
-        name=name, method_name=proto.method_name, inputs=specs(proto.inputs), outputs=specs(proto.outputs)
-    )
-
-
-def _tensor_spec(info: Any) -> TensorSpec:
-    shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
-    return TensorSpec(dtype=types_pb2.DataType.Name(info.dtype), shape=shape)
-
-
-def _describe_misfits(signature: SignatureSpec, inputs: Mapping[str, Array]) -> str:
-    """What to add to the graph's refusal of inputs that have other shapes than the signature says."""
-    return "".join(
-        f" (input {name!r} of signature {signature.name!r} has shape {list(array.shape)}, "
-        f"expected {list(signature.inputs[name].shape or ())}, where -1 is any size)"
-        for name, array in inputs.items()
-        if not signature.inputs[name].fits(array.shape)
-    )
+        yield
+    finally:
+        logger.removeFilter(is_told)
 
 
 def _not_found(request: str) -> RequestError:

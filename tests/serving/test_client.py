@@ -1,6 +1,7 @@
 """The client against a real server, and against none."""
 
 import io
+import json
 import pathlib
 import socket
 
@@ -13,7 +14,7 @@ from running_server import running_server
 from export.client_images import read_client_images
 from serving import limits
 from serving.address import ModelAddress, parse_address
-from serving.client import Client, predict_images_of_files
+from serving.client import Client, Prediction, predict_images_of_files
 from trainer.errors import ArtifactError, UsageError
 
 
@@ -168,3 +169,17 @@ def test_a_bad_image_among_bytes_has_an_error_and_no_label(server_url: str) -> N
         dark, bad = client.predict_image_bytes([jpeg(0), b"no image"])
     assert (dark.label, dark.error) == ("dark", None)
     assert bad.error == "is not an image that the model reads (JPEG, PNG, GIF, BMP or WebP)"
+
+
+def test_an_answer_that_is_not_a_number_is_an_error_of_its_image() -> None:
+    # TensorFlow Serving writes it, as text that is no JSON and that Python's json reads.
+    row = json.loads('{"label": "dark", "class_id": 0, "probabilities": [NaN, 0.5]}')
+    answer = Prediction.of_row(row)
+    assert (answer.label, answer.class_id, answer.probabilities) == ("", -1, [])
+    assert answer.error is not None and "not a number" in answer.error
+
+
+def test_what_a_server_warms_up_with_is_within_its_limit() -> None:
+    from export.to_saved_model import NUM_WARMUP_IMAGES
+
+    assert limits.cluster_batch_size() >= NUM_WARMUP_IMAGES

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serving import codec, encoding
+from serving import codec
 from serving.codec import Format
-from serving.servable import SignatureSpec, TensorSpec
+from serving.rest import encoding
+from serving.rest.signature_specs import SignatureSpec, TensorSpec
 from serving.status import Code, RequestError
 
 NUMBER_TYPES = {

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from tensorflow.core.example import example_pb2, feature_pb2
 
-from serving import codec, encoding
-from serving.servable import Array, OnRun, Servable, SignatureSpec
+from serving import codec
+from serving.rest import encoding
+from serving.rest.signature_specs import Array, SignatureSpec
+from serving.servable import OnRun, Servable
 from serving.status import invalid
 
 Method = Literal["classify", "regress"]

@@ -1,14 +1,10 @@
 """What TensorFlow Serving refuses where it batches, as it does in the cluster of `trainer manifests`."""
 
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 
 from serving.limits import too_many_examples
+from serving.rest.signature_specs import Array
 from serving.status import Code, RequestError, invalid
-
-Array = np.ndarray[Any, Any]
 
 
 def batch_size_of(inputs: Mapping[str, Array], max_batch_size: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from serving.codec import Format, object_array
-from serving.servable import Array
+from serving.rest.signature_specs import Array
 from serving.status import Code, RequestError, invalid
 
 BYTES_SUFFIX = "_bytes"

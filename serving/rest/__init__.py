@@ -1,0 +1,4 @@
+"""TensorFlow Serving's REST API: from the bytes of a request to the bytes of its answer.
+
+Models in memory, JSON to tensors and back, limits and metrics live here; nothing of Kubernetes, and no client.
+"""
