@@ -223,7 +223,7 @@ def _check_memory(manifest: Manifest, num_validation: int) -> None:
     check_fits(
         needed_bytes(num_validation, manifest.num_classes, has_several_labels=manifest.task == "multi_label"),
         f"evaluating the {num_validation:,} validation images on {manifest.num_classes:,} classes",
-        "prepare the dataset again with a smaller --val",
+        "prepare it again with trainer prepare and a smaller --val",
     )
 
 

@@ -67,5 +67,5 @@ def half_plus_two(half_plus_two_path: pathlib.Path) -> Iterator[httpx.Client]:
 
     model = Model(name="half_plus_two", base_path=half_plus_two_path)
     model.load()
-    with running_server(build_app(Models(model))) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with running_server(build_app(Models(model))) as url, httpx.Client(base_url=url, timeout=600) as client:
         yield client
