@@ -46,6 +46,7 @@ def own_classifier(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(6, 3, activation="relu", name="one")(pixels))
     x = keras.layers.Dropout(0.5)(keras.layers.Dense(12, activation="relu", name="hidden")(x))
     whole = keras.Model(pixels, keras.layers.Dense(10, activation="softmax", name="classes")(x), name="whole")
+    whole.get_layer("classes").bias.assign(np.linspace(-1, 1, 10))
     whole.save(path)
     whole.save_weights(path.with_name("whole.weights.h5"))
     return path
