@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from transfer_study import trainer, write_listing
-
+from benchmarks.transfer_study import trainer, write_listing
 from trainer.system.child_python import python_command
 
 BACKBONE, SIZE_PX = "efficientnet_lite0", 224

@@ -26,7 +26,7 @@ import tempfile
 import time
 from typing import Any, NamedTuple
 
-from trainer import tf_runtime
+from trainer.system import tf_runtime
 
 tf_runtime.configure(use_gpus=False)
 
@@ -37,13 +37,13 @@ from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_images  # noqa: E402
 
 from trainer.data.augmentation.presets import PRESETS, Augmentation  # noqa: E402
-from trainer.data.geometry import Geometry  # noqa: E402
-from trainer.data.input_benchmark import decode_ceiling  # noqa: E402
-from trainer.data.order import ExampleOrder  # noqa: E402
-from trainer.data.pipeline import TrainingStream, open_split  # noqa: E402
-from trainer.data.pixel_cache import open_pixels  # noqa: E402
-from trainer.data.prepare import PrepareOptions, prepare_dataset  # noqa: E402
-from trainer.data.preprocess import load_image  # noqa: E402
+from trainer.data.decode.geometry import Geometry  # noqa: E402
+from trainer.data.decode.preprocess import load_image  # noqa: E402
+from trainer.data.input.input_benchmark import decode_ceiling  # noqa: E402
+from trainer.data.input.pipeline import TrainingStream, open_split  # noqa: E402
+from trainer.data.input.pixel_cache import open_pixels  # noqa: E402
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset  # noqa: E402
+from trainer.data.sampling.order import ExampleOrder  # noqa: E402
 from trainer.distribute.topology import BatchDivision, Topology  # noqa: E402
 
 SIZE_PX, BATCH_SIZE, LOADED_PX = 224, 64, 256

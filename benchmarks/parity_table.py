@@ -13,11 +13,10 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from transfer_study import trainer, write_listing
-
-from export.markdown import format_bytes
-from export.parity import ParityReport
-from export.signature import Signature
+from benchmarks.transfer_study import trainer, write_listing
+from export.documents.markdown import format_bytes
+from export.files.parity import ParityReport
+from export.files.signature import Signature
 from trainer.system.child_python import python_command
 
 SHARE = 0.4  # of 60,000 images, a tenth of it for validation

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from trainer import tf_runtime
+from trainer.system import tf_runtime
 
 tf_runtime.configure(use_gpus=False)
 
@@ -23,16 +23,16 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
-from trainer.config import load_config  # noqa: E402
-from trainer.data.batch import Batch  # noqa: E402
-from trainer.distribute.tf_strategy import make_engine  # noqa: E402
+from trainer.config.config import load_config  # noqa: E402
+from trainer.data.input.batch import Batch  # noqa: E402
+from trainer.distribute.mirrored import make_engine  # noqa: E402
 from trainer.distribute.topology import Topology  # noqa: E402
 from trainer.features.runtimes import make_compute  # noqa: E402
 from trainer.features.trunk import cut_classifier  # noqa: E402
 from trainer.model.classifier import backbone_of, build_classifier  # noqa: E402
 from trainer.model.weights import load_pretrained  # noqa: E402
-from trainer.steps import TrainStep  # noqa: E402
-from trainer.train_state import TrainState  # noqa: E402
+from trainer.step.state import TrainState  # noqa: E402
+from trainer.step.train_step import TrainStep  # noqa: E402
 
 BACKBONE, SIZE_PX, BATCH_SIZE, LEARNING_RATE = "efficientnet_lite0", 224, 32, 0.01
 TRAINED = ("_blocks_15", "_conv_head", "_bn1")

@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from trainer import tf_runtime
+from trainer.system import tf_runtime
 
 if "keras" in sys.argv:
     os.environ.update(KERAS_BACKEND="tensorflow", TF_ENABLE_ONEDNN_OPTS="1", TF_CPP_MIN_LOG_LEVEL="2")
@@ -38,20 +38,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.config import Config, load_config
-from trainer.data.prepare import PrepareOptions, prepare_dataset
-from trainer.data.storage import parse_path
-from trainer.distribute import hvd, tf_strategy
+from benchmarks.step_times import time_steps
+from trainer.config.config import Config, load_config
+from trainer.data.dataset.storage import parse_path
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
+from trainer.distribute import horovod, mirrored
 from trainer.distribute.engine import Engine
 from trainer.distribute.topology import Topology
 from trainer.model.classifier import build_classifier
 from trainer.model.weights import load_pretrained
-from trainer.plan import Plan, make_plan
-from trainer.staged_step import StagedStep
-from trainer.step_times import time_steps
-from trainer.steps import TrainStep
-from trainer.streams import make_training_stream, open_caches
-from trainer.train import make_state, make_steps, staged_batches
+from trainer.plan.plan import Plan, make_plan
+from trainer.step.train_step import TrainStep
+from trainer.training.batches import make_steps, staged_batches
+from trainer.training.input import make_training_stream, open_caches
+from trainer.training.make_state import make_state
+from trainer.training.staged_step import StagedStep
 
 GLOBAL_BATCH_SIZE, SIZE_PX, LEARNING_RATE, MOMENTUM, SEED = 32, 64, 0.01, 0.9, 0
 NUM_GATE_STEPS = 3
@@ -193,13 +194,13 @@ def make_contestant(name: str, dataset_dir: pathlib.Path) -> tuple[Ours | Keras,
     if name == "keras_tuned":
         return Keras(dataset_dir, tf.distribute.MirroredStrategy(tf_runtime.split_cpu(2))), True
     if name == "horovod":
-        topology = hvd.start("cpu")
-        return Ours(dataset_dir, topology, hvd.make_engine(topology)), topology.is_chief
+        topology = horovod.start("cpu")
+        return Ours(dataset_dir, topology, horovod.make_engine(topology)), topology.is_chief
     is_mirrored = name == "mirrored"
     topology = Topology(
         strategy="mirrored" if is_mirrored else "single", device="cpu", num_local_replicas=2 if is_mirrored else 1
     )
-    return Ours(dataset_dir, topology, tf_strategy.make_engine(topology)), True
+    return Ours(dataset_dir, topology, mirrored.make_engine(topology)), True
 
 
 def make_config() -> Config:

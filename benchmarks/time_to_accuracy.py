@@ -60,13 +60,14 @@ def make_folder(folder: pathlib.Path, source_name: str, num_images: int) -> None
 
 def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> dict[str, Any]:
     """What `trainer launch` does, with the clock on the computation of the features."""
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=False)
-    from trainer import launch, streams
-    from trainer.config import load_config
-    from trainer.data.beside import prepare_beside
-    from trainer.data.prepare import PrepareOptions
+    from trainer.config.config import load_config
+    from trainer.data.preparation.auto_prepare import prepare_beside
+    from trainer.data.preparation.prepare import PrepareOptions
+    from trainer.launch import plan_run, start_run
+    from trainer.training import input
 
     # As launch does it, but that no test split is cut from the training images.
     dataset_dir = prepare_beside(folder, options=PrepareOptions(test_fraction=0.0), note=_say)
@@ -82,8 +83,8 @@ def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> di
         f"optimizer.learning_rate={LEARNING_RATE}",
         "optimizer.schedule=constant",
     ]
-    planned = launch.plan_run(load_config(overrides=settings), run_dir=run_dir, resume=True, note=_say)
-    open_features, secs = streams.open_features, []
+    planned = plan_run.plan_run(load_config(overrides=settings), run_dir=run_dir, resume=True, note=_say)
+    open_features, secs = input.open_features, []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
@@ -91,8 +92,8 @@ def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> di
         secs.append(time.perf_counter() - started)
         return caches
 
-    setattr(launch, "open_features", timed)  # noqa: B010  a name that it imports
-    launch.start_run(planned, _say)
+    setattr(start_run, "open_features", timed)  # noqa: B010  a name that it imports
+    start_run.start_run(planned, _say)
     lines = [json.loads(line) for line in planned.run.metrics_file.read_text(encoding="utf-8").splitlines()]
     validation = [line for line in lines if line["split"] == "validation"]
     return {
@@ -143,13 +144,13 @@ def run_rival(folder: pathlib.Path, num_epochs: int, *, caches: bool) -> dict[st
 
 def compare_features(dataset_dir: str, features_dir: str) -> float:
     """The largest difference of stored features from Keras's, of the first training images, over the largest."""
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=False)
-    from trainer.data.geometry import Geometry
-    from trainer.data.manifest import Manifest
-    from trainer.data.pixel_cache import decode_split
-    from trainer.data.storage import parse_path
+    from trainer.data.dataset.manifest import Manifest
+    from trainer.data.dataset.storage import parse_path
+    from trainer.data.decode.geometry import Geometry
+    from trainer.data.input.pixel_cache import decode_split
     from trainer.features.trunk import cut_classifier
     from trainer.model.classifier import build_classifier
     from trainer.model.weights import load_pretrained

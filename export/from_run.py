@@ -3,21 +3,22 @@
 import functools
 from collections.abc import Sequence
 
-from export.formats import DEFAULT_ONNX_OPSET, Format
-from export.inference_model import num_features_of
-from export.model_card import Provenance
-from export.publish import Publication
+from export.convert.inference_model import num_features_of
+from export.files.formats import DEFAULT_ONNX_OPSET, Format
+from export.files.provenance import Provenance
+from export.files.signature import FEATURES, LOGITS, Signature
+from export.make_export import Publication
 from export.run_tuning import is_of_weights, tuning_to_apply
-from export.samples import open_split
-from export.signature import FEATURES, LOGITS, Signature
-from trainer.checkpoint import AVERAGES_FILE, Weights, Which, find_checkpoint, find_model_file, load_classifier
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import Manifest, SplitName
-from trainer.data.records import verify_shards
-from trainer.data.storage import DatasetPath, parse_path
+from export.runtime.samples import open_split
+from trainer.data.dataset.manifest import Manifest, SplitName
+from trainer.data.dataset.records import verify_shards
+from trainer.data.dataset.storage import DatasetPath, parse_path
+from trainer.data.decode.geometry import Geometry
 from trainer.errors import DataError
 from trainer.metrics.evaluation import Evaluation
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.checkpoint import AVERAGES_FILE, Weights, Which, find_checkpoint, find_model_file
+from trainer.run.load_classifier import load_classifier
+from trainer.run.run_dir import RunDir, RunInfo
 
 
 def publication_of_run(

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from export.client_images import ClientImage, read_client_images
-from export.decisions import decide
-from export.image_batch import load_batch
-from export.parity import ParityReport
+from export.convert.image_batch import load_batch
+from export.files.parity import ParityReport
+from export.files.signature import FILE_NAME as SIGNATURE_FILE
+from export.files.signature import PROBABILITIES, STATUS, STATUS_OK, Signature
+from export.gate.decisions import decide
 from export.predictions import ImagePrediction, describe_status, most_probable
 from export.run_tuning import tuning_to_apply
-from export.runtimes import (
+from export.runtime.client_images import ClientImage, read_client_images
+from export.runtime.runtimes import (
     KerasRuntime,
     Probabilities,
     Runtime,
@@ -20,14 +22,13 @@ from export.runtimes import (
     is_saved_model,
     open_runtime,
 )
-from export.signature import FILE_NAME as SIGNATURE_FILE
-from export.signature import PROBABILITIES, STATUS, STATUS_OK, Signature
-from trainer.checkpoint import Which, load_classifier
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import Manifest
-from trainer.data.storage import parse_path
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.storage import parse_path
+from trainer.data.decode.geometry import Geometry
 from trainer.errors import ArtifactError, DataError
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.checkpoint import Which
+from trainer.run.load_classifier import load_classifier
+from trainer.run.run_dir import RunDir, RunInfo
 
 _BATCH_SIZE = 32
 # A run's model has no name to be served under.

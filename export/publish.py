@@ -1,217 +1,184 @@
-"""Makes every artifact of an export, runs the parity gate over them, and only then lets the directory appear."""
+"""A publication root: the versions of one model side by side, one of them current, and the way back.
 
-import dataclasses
-import functools
+    ROOT/1/  ROOT/2/   whole exports, as `trainer export` wrote them; never changed once they are there
+    ROOT/current       a symbolic link to one of them
+
+Whoever deploys reads below `ROOT/current`: a TensorFlow Serving base path is `ROOT/current/saved_model/<name>`.
+Changing the version is one rename of that link, so that readers see the one or the other, whole, also after a kill at
+any moment.
+"""
+
+import contextlib
+import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+import shutil
+from typing import NamedTuple
 
-from export import model_card, readme
-from export.checksums import Checksums
-from export.conversion import Conversion
-from export.formats import DEFAULT_ONNX_OPSET, SAVED_MODEL_BFLOAT16, Format, check_num_images, check_onnx_opset
-from export.golden import Golden, choose_golden_images
-from export.inference_model import InferenceModel
-from export.ladder import climb_ladders
-from export.model_card import Provenance
-from export.parity import Artifact, ParityReport, run_gate
-from export.provenance import ExportProvenance
-from export.replay import answer_golden
-from export.runtimes import KerasRuntime, RememberedRuntime, Runtime
-from export.samples import Batch, ImageSource, read_batch, spread_indices
-from export.signature import FILE_NAME as SIGNATURE_FILE
-from export.signature import OPTIONAL_OUTPUTS, Signature
-from export.to_saved_model import NUM_WARMUP_IMAGES, write_saved_model
-from trainer import atomic
-from trainer.cli.output import note
-from trainer.errors import ArtifactError, ExportError, ParityError
-from trainer.system.names import check_version
+from export.files.checksums import Checksums
+from export.files.provenance import FILE_NAME as PROVENANCE_FILE
+from export.files.provenance import ExportProvenance
+from trainer.errors import ArtifactError, UsageError
+from trainer.system import atomic, lock
+from trainer.system.names import MIN_VERSION, check_version, parse_version
+
+CURRENT = "current"
+_LOCK_FILE = ".lock"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Publication:
-    """What is to be exported.
+class Switch(NamedTuple):
+    """What was current before, and what is now."""
 
-    model: a float32 Keras classifier: pixels 0 to 255 at the signature's size in, logits out.
-    validation: the images that every artifact is compared on.
-    training: the images that integer formats are calibrated on.
-    max_parity_images: how many of `validation`, evenly spread; None: all.
-    onnx_opset: the operator set of the ONNX files.
-    counts_up: nobody asked for this `version`; `trainer publish` may give the export the next free one.
-    build_bfloat16: makes the model again, with arithmetic in bfloat16; for the format saved_model-bfloat16 alone.
+    before: int | None
+    now: int
+
+
+def next_version(export_dir: pathlib.Path, model_name: str) -> int:
+    """The version of an export to `export_dir` that nobody gave one: above that of the same model there, or the first.
+
+    Raises ArtifactError where an export lies there that does not say what it is.
     """
-
-    model: Any
-    signature: Signature
-    version: int
-    formats: Sequence[Format]
-    validation: ImageSource
-    training: ImageSource
-    provenance: Provenance
-    max_parity_images: int | None = None
-    onnx_opset: int = DEFAULT_ONNX_OPSET
-    counts_up: bool = False
-    build_bfloat16: Callable[[], Any] | None = None
+    if not (export_dir / PROVENANCE_FILE).is_file():
+        return MIN_VERSION
+    before = ExportProvenance.load(export_dir)
+    return before.version + 1 if before.model_name == model_name else MIN_VERSION
 
 
-def check_target(export_dir: pathlib.Path, *, overwrite: bool) -> None:
-    """Raises ArtifactError where `export_dir` holds something that this export may not replace."""
-    if not export_dir.exists() or (export_dir.is_dir() and not any(export_dir.iterdir())):
-        return
-    if not (export_dir / SIGNATURE_FILE).is_file():
-        raise ArtifactError(
-            f"{export_dir} exists and is not an export, so it is left alone; give --out a new directory"
-        )
-    if not overwrite:
-        raise ArtifactError(
-            f"{export_dir} holds an export already; give --out a new directory, or replace it with --overwrite"
-        )
+def find_versions(root: pathlib.Path) -> list[int]:
+    """The versions of `root`, ascending; half-written ones have other names."""
+    if not root.is_dir():
+        return []
+    named = ((entry.name, parse_version(entry.name)) for entry in root.iterdir() if not entry.is_symlink())
+    return sorted(version for name, version in named if version and name == str(version) and (root / name).is_dir())
 
 
-def publish(
-    publication: Publication,
-    export_dir: pathlib.Path,
-    *,
-    overwrite: bool = False,
-    allow_failed: bool = False,
-    on_report: Callable[[ParityReport], None] = lambda _: None,
-) -> ParityReport:
-    """Writes the export to `export_dir`, whole and within its budgets or not at all.
+def current_version(root: pathlib.Path) -> int | None:
+    """The version that `ROOT/current` names, if there is one."""
+    link = root / CURRENT
+    return parse_version(os.readlink(link)) if link.is_symlink() else None
 
-    `on_report` is shown the report of the gate before it is judged. With `allow_failed`, artifacts that are merely
-    over budget are published too, and marked in the report, the model card and the table.
+
+def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_failed: bool = False) -> Switch:
+    """Copies an export into `root` under its version and makes it current. Publishing the same export twice is once.
+
+    Where nobody asked for that version, and `root` has gone as far already, it gets the next one.
+
+    allow_failed: also where an artifact is over its budget and marked as such.
 
     Raises:
-        UsageError: too few images to judge on, no version, or an operator set that ONNX files cannot have.
-        ArtifactError: something else is in the way.
-        ExportError: a format cannot represent the model.
-        ParityError: an artifact does not answer like the model; nothing was published.
+        ArtifactError: `export_dir` is no finished export, is of another model than `root`, or has the number of another
+            export there.
+        ParityError: a file of it was changed, or an artifact is over its budget; nothing is published.
+        UsageError: `root` is no place for versions.
     """
-    check_target(export_dir, overwrite=overwrite)
-    check_num_images(publication.max_parity_images)
-    check_onnx_opset(publication.onnx_opset)
-    check_version(publication.version)
-    signature = publication.signature
-    with atomic.new_directory(export_dir) as directory:
-        reference = RememberedRuntime(
-            KerasRuntime(publication.model, task=signature.task, temperature=signature.temperature)
+    # They need TensorFlow, which the way back does without.
+    from export.files.parity import ParityReport
+    from export.renumber import renumber
+
+    checksums = Checksums.load(export_dir)
+    provenance = ExportProvenance.load(export_dir)
+    report = ParityReport.load(export_dir)
+    (report if allow_failed else report.allow_nothing()).raise_on_failure()
+    _check_root(root)
+    root.mkdir(parents=True, exist_ok=True)
+    with lock.hold(root / _LOCK_FILE):
+        atomic.remove_temporaries(root)
+        versions = find_versions(root)
+        _check_model(root, versions, provenance)
+        there = _find_published(root, versions, checksums)
+        if there is not None:
+            return _make_current(root, there)
+        version = _choose_version(root, versions, provenance)
+        with atomic.new_directory(root / str(version)) as directory:
+            shutil.copytree(export_dir, directory, dirs_exist_ok=True)
+            # Of the copy: what was read half, or changed meanwhile, does not get the name.
+            checksums.verify(directory)
+            if version != provenance.version:
+                renumber(directory, version)
+        return _make_current(root, version)
+
+
+def roll_back(root: pathlib.Path, to: int | None = None) -> Switch:
+    """Makes another version current: `to`, or the highest below the current one.
+
+    Raises:
+        ArtifactError: `root` is no publication root, or has no such version.
+        ParityError: a file of that version was changed since; the current one stays.
+    """
+    if to is not None:
+        check_version(to)
+    if current_version(root) is None:
+        raise ArtifactError(f"{root} has no current version; fill it with: trainer publish EXPORT {root}")
+    with lock.hold(root / _LOCK_FILE):
+        # What is current may have changed while another writer had the lock.
+        to = _version_to_go_back_to(root, to)
+        Checksums.load(root / str(to)).verify(root / str(to))
+        return _make_current(root, to)
+
+
+def _version_to_go_back_to(root: pathlib.Path, to: int | None) -> int:
+    before, versions = current_version(root), find_versions(root)
+    there = f"it has {', '.join(map(str, versions)) or 'none'}"
+    if to is None:
+        to = max((version for version in versions if before is not None and version < before), default=None)
+        if to is None:
+            raise ArtifactError(
+                f"{root} has no version below {before}, the current one ({there}); choose one with --to"
+            )
+    if to not in versions:
+        raise ArtifactError(f"{root} has no version {to} ({there}); choose one of them with --to")
+    return to
+
+
+def _find_published(root: pathlib.Path, versions: list[int], checksums: Checksums) -> int | None:
+    """The version that is a copy of the export with these checksums, under whatever number."""
+    for version in reversed(versions):
+        # A version that cannot be read is no copy; it does not keep others from being published.
+        with contextlib.suppress(ArtifactError):
+            directory = root / str(version)
+            original = ExportProvenance.load(directory).renumbered_from
+            if Checksums.load(directory) == checksums:
+                return version
+            if original is not None and original.checksums_sha256 == checksums.content_hash():
+                return version
+    return None
+
+
+def _choose_version(root: pathlib.Path, versions: list[int], provenance: ExportProvenance) -> int:
+    version, last = provenance.version, max(versions, default=0)
+    if provenance.version_counts_up and version <= last:
+        check_version(last + 1)
+        return last + 1
+    if version in versions:
+        raise ArtifactError(
+            f"{root / str(version)} is another export of version {version}; export this one again with "
+            f"--version {last + 1}"
         )
-        report = _make_and_compare(publication, directory, reference, keep_over_budget=allow_failed)
-        if allow_failed:
-            report = report.allow_over_budget()
-        on_report(report)
-        report.raise_on_failure()
-        golden_images = choose_golden_images(publication.validation, reference, signature)
-        golden = Golden(
-            batch=golden_images,
-            probabilities=reference.predict_probabilities(golden_images.images),
-            answers=answer_golden(directory, report, golden_images),
+    return version
+
+
+def _make_current(root: pathlib.Path, version: int) -> Switch:
+    before = current_version(root)
+    if before != version:
+        link = root / f"{atomic.TEMPORARY_PREFIX}{CURRENT}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(str(version))
+        os.replace(link, root / CURRENT)
+        atomic.sync_directory(root)
+    return Switch(before, version)
+
+
+def _check_root(root: pathlib.Path) -> None:
+    if ":/" in str(root):
+        raise UsageError(f"{root} is no local path; a publication root has a link that is renamed: mount the store")
+    is_root = (root / CURRENT).is_symlink() or (root / _LOCK_FILE).exists()
+    if root.exists() and not (root.is_dir() and (is_root or not any(root.iterdir()))):
+        raise UsageError(f"{root} holds something else than versions of a model; give a new directory")
+
+
+def _check_model(root: pathlib.Path, versions: list[int], provenance: ExportProvenance) -> None:
+    names = {ExportProvenance.load(root / str(version)).model_name for version in versions[-1:]}
+    for name in names - {provenance.model_name}:
+        raise ArtifactError(
+            f"{root} holds versions of {name}, not of {provenance.model_name}; give another root, or "
+            f"export with --name {name}"
         )
-        _raise_on_silence(golden, report, signature)
-        golden.save(directory)
-        signature.save(directory)
-        report.save(directory)
-        card = model_card.render(signature, report, publication.provenance)
-        (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
-        (directory / readme.FILE_NAME).write_text(readme.render(signature, report), encoding="utf-8")
-        ExportProvenance.of(
-            publication.provenance,
-            signature,
-            report,
-            version=publication.version,
-            counts_up=publication.counts_up,
-            options=_options_of(publication, allow_failed),
-        ).save(directory)
-        Checksums.of(directory).save(directory)
-        # Another export may have taken the place in all this time.
-        check_target(export_dir, overwrite=overwrite)
-    return report
-
-
-def _raise_on_silence(golden: Golden, report: ParityReport, signature: Signature) -> None:
-    """Raises ParityError where the golden answers of an artifact, but for those allowed, say nothing of it."""
-    for comparison in report.comparisons:
-        if comparison.title in golden.answers and not comparison.allowed:
-            silence = golden.find_silence(comparison.title, signature.thresholds)
-            if silence is not None:
-                raise ParityError(f"{comparison.title}, {comparison.path}: {silence}")
-
-
-def _make_and_compare(
-    publication: Publication, directory: pathlib.Path, reference: Runtime, *, keep_over_budget: bool
-) -> ParityReport:
-    """Writes every artifact, and the ladder's where an int8 file is over its budget, and compares them."""
-    signature, version = publication.signature, publication.version
-    inference = InferenceModel(publication.model, signature)
-    gate = functools.partial(
-        run_gate,
-        reference=reference,
-        reference_name=publication.provenance.describe(),
-        signature=signature,
-        source=publication.validation,
-        max_images=publication.max_parity_images,
-    )
-    with Conversion(
-        inference, signature, publication.training, version=version, onnx_opset=publication.onnx_opset
-    ) as conversion:
-        artifacts = _write_artifacts(publication, directory, inference, conversion)
-        return climb_ladders(
-            gate(export_dir=directory, artifacts=artifacts),
-            conversion=conversion,
-            gate=gate,
-            signature=signature,
-            version=version,
-            export_dir=directory,
-            keep_over_budget=keep_over_budget,
-            say=note,
-        )
-
-
-def _write_artifacts(
-    publication: Publication, directory: pathlib.Path, inference: InferenceModel, conversion: Conversion
-) -> list[Artifact]:
-    signature = publication.signature
-    artifacts = []
-    for wanted in publication.formats:
-        artifact = Artifact.of(wanted, signature, publication.version)
-        path = directory / artifact.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        note(f"making {wanted.name}")
-        if wanted.kind == "saved_model":
-            warmup = _read(publication.validation, NUM_WARMUP_IMAGES, signature)
-            own = _in_bfloat16(publication) if wanted == SAVED_MODEL_BFLOAT16 else inference
-            write_saved_model(own, signature, path, warmup)
-        else:
-            path.write_bytes(conversion.convert(wanted))
-        artifacts.append(artifact)
-    return artifacts
-
-
-def _in_bfloat16(publication: Publication) -> InferenceModel:
-    if publication.build_bfloat16 is None:
-        raise ExportError(f"this model cannot be built in bfloat16; leave {SAVED_MODEL_BFLOAT16.name} out of --formats")
-    return InferenceModel(publication.build_bfloat16(), publication.signature, keeps_weights_in="bfloat16")
-
-
-def _read(source: ImageSource, num_images: int, signature: Signature) -> Batch:
-    return read_batch(source, spread_indices(source.num_images, num_images), signature.geometry)
-
-
-def _options_of(publication: Publication, allow_failed: bool) -> list[str]:
-    """What gives the same export again, whatever has become the default meanwhile."""
-    signature = publication.signature
-    outputs = [name for name in OPTIONAL_OUTPUTS if signature.has_output(name)]
-    options = {
-        "--out": "EXPORT",
-        "--formats": ",".join(wanted.name for wanted in publication.formats),
-        "--which": publication.provenance.which,
-        "--weights": "averages" if publication.provenance.has_averages else "raw",
-        **({"--outputs": ",".join(outputs)} if outputs else {}),
-        "--name": signature.model_name,
-        "--version": str(publication.version),
-        "--parity-images": str(publication.max_parity_images or 0),
-        "--onnx-opset": str(publication.onnx_opset),
-    }
-    words = [word for option in options.items() for word in option]
-    words.append("--no-calibrate" if signature.temperature is None else "--calibrate")
-    return [*words, "--allow-failed"] if allow_failed else words

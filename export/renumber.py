@@ -3,16 +3,16 @@
 import pathlib
 import re
 
-from export.checksums import Checksums
-from export.formats import FORMATS, SAVED_MODELS
-from export.latency import FILE_NAME as LATENCY_FILE
-from export.model_card import FILE_NAME as MODEL_CARD_FILE
-from export.parity import FILE_NAME as PARITY_FILE
-from export.parity import ParityReport
-from export.provenance import ExportProvenance, OfOriginal
-from export.readme import FILE_NAME as README_FILE
-from export.signature import Signature
-from export.tflite_metadata import with_metadata
+from export.convert.tflite_metadata import with_metadata
+from export.documents.model_card import FILE_NAME as MODEL_CARD_FILE
+from export.documents.readme import FILE_NAME as README_FILE
+from export.files.checksums import Checksums
+from export.files.formats import FORMATS, SAVED_MODELS
+from export.files.latency import FILE_NAME as LATENCY_FILE
+from export.files.parity import FILE_NAME as PARITY_FILE
+from export.files.parity import ParityReport
+from export.files.provenance import ExportProvenance, OfOriginal
+from export.files.signature import Signature
 
 # The files that name the SavedModel's directory.
 _NAMING_FILES = (PARITY_FILE, LATENCY_FILE, MODEL_CARD_FILE, README_FILE)

@@ -4,10 +4,10 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from trainer.checkpoint import Weights, Which, find_model_file
 from trainer.errors import RunError
 from trainer.metrics.evaluation import Evaluation, Tuning
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.checkpoint import Weights, Which, find_model_file
+from trainer.run.run_dir import RunDir, RunInfo
 
 
 class AppliedTuning(NamedTuple):

@@ -1,4 +1,4 @@
-"""Measures every backbone of the registry and writes what `trainer backbones` shows: trainer/model/backbones.json.
+"""Measure every backbone of the registry and write what `trainer backbones` shows: model/backbones/backbones.json.
 
     python scripts/measure_backbones.py
 
@@ -17,12 +17,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import keras
 from keras.src.utils import file_utils
 
-from trainer import atomic
-from trainer.model import efficientnet_lite
-from trainer.model.backbones import find_backbone, list_backbones
-from trainer.model.blocks import blocks_of
-from trainer.model.catalogue import FILE, BackboneFacts, Catalogue
-from trainer.model.flops import count_multiply_adds
+from trainer.model.backbones import efficientnet_lite
+from trainer.model.backbones.blocks import blocks_of
+from trainer.model.backbones.catalogue import FILE, BackboneFacts, Catalogue
+from trainer.model.backbones.flops import count_multiply_adds
+from trainer.model.backbones.registry import find_backbone, list_backbones
+from trainer.system import atomic
 
 
 def main() -> None:

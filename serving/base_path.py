@@ -8,11 +8,11 @@ import pathlib
 import shlex
 from typing import NamedTuple
 
-from export.formats import SAVED_MODELS
-from export.signature import FILE_NAME as SIGNATURE_FILE
-from export.signature import Signature
+from export.files.formats import SAVED_MODELS
+from export.files.signature import FILE_NAME as SIGNATURE_FILE
+from export.files.signature import Signature
 from trainer.errors import ArtifactError
-from trainer.run_dir import RunDir
+from trainer.run.run_dir import RunDir
 from trainer.system.names import parse_version
 
 GRAPH_FILE = "saved_model.pb"

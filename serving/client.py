@@ -13,9 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from export.client_images import read_client_images
-from export.predictions import describe_status
-from export.signature import (
+from export.files.signature import (
     CLASS_ID,
     LABEL,
     NO_CLASS,
@@ -25,8 +23,10 @@ from export.signature import (
     STATUS,
     STATUS_OK,
 )
+from export.predictions import describe_status
+from export.runtime.client_images import read_client_images
 from serving import limits
-from serving.address import parse_address
+from serving.rest.address import parse_address
 from trainer.errors import ArtifactError, TrainerError, UsageError
 
 DEFAULT_TIMEOUT_SECS = 60.0

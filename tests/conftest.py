@@ -2,7 +2,7 @@
 
 import os
 
-from trainer import tf_runtime
+from trainer.system import tf_runtime
 
 pytest_plugins = ["tests.skips"]
 

@@ -1,1 +1,4 @@
-"""From one trained model to the artifacts of an export."""
+"""Convert the classifier to each format.
+
+Whether the result is right is judged in `gate`. Read `inference_model.py` first, then `conversion.py`.
+"""

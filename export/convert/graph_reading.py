@@ -34,9 +34,9 @@ from export.files.statuses import (
     STATUS_UNDECODABLE,
     STATUS_UNSUPPORTED,
 )
-from trainer.data import preprocess
+from trainer.data.decode import preprocess
+from trainer.data.decode.geometry import Geometry
 from trainer.data.decode.limits import MAX_IMAGE_PIXELS
-from trainer.data.geometry import Geometry
 
 Tensor = Any
 

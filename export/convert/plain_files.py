@@ -1,6 +1,6 @@
 """The quick way for the files that most requests hold: those that need no more of their header read than this.
 
-Compare `trainer.data.preparation.image_header`, which proves the same to `prepare`.
+Compare `trainer.data.preparation.images.image_header`, which proves the same to `prepare`.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ from export.convert.file_headers import (
     png_size,
     product,
 )
-from trainer.data import preprocess
-from trainer.data.geometry import Geometry
+from trainer.data.decode import preprocess
+from trainer.data.decode.geometry import Geometry
 
 Tensor = Any
 

@@ -1,1 +1,4 @@
-"""The files of an export: what each says, and the one module that owns it."""
+"""Own the files of an export: signature, formats, checksums, provenance, parity and latency reports.
+
+Measuring is in `gate`. Read `signature.py` first.
+"""

@@ -1,1 +1,4 @@
-"""The gate that artifacts must pass before they are published."""
+"""Compare every artifact with the trained model, and refuse what answers differently.
+
+The reports' formats are in `files`. Read `run_gate.py` first.
+"""

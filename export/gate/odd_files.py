@@ -16,10 +16,10 @@ import numpy.typing as npt
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from export.samples import Batch, ImageSource, spread_indices
+from export.runtime.samples import Batch, ImageSource, spread_indices
+from trainer.data.decode.geometry import Geometry
 from trainer.data.decode.image_file import UnreadableImage, open_picture
-from trainer.data.geometry import Geometry
-from trainer.data.preprocess import resize_image
+from trainer.data.decode.preprocess import resize_image
 from trainer.errors import DataError
 
 # Of each kind; a wrong reading is wrong for nearly every image.

@@ -1,1 +1,4 @@
-"""Serving in Kubernetes: what is written for a cluster, and the commands that bring a model into it."""
+"""Write Kubernetes manifests for an export, and check them for what schemas miss.
+
+No cluster is contacted here. Read `manifests.py` first.
+"""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from serving.limits import too_many_examples
 from serving.rest.signature_specs import Array
-from serving.status import Code, RequestError, invalid
+from serving.rest.status import Code, RequestError, invalid
 
 
 def batch_size_of(inputs: Mapping[str, Array], max_batch_size: int) -> int:

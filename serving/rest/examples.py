@@ -10,11 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from tensorflow.core.example import example_pb2, feature_pb2
 
-from serving import codec
-from serving.rest import encoding
+from serving.rest import codec, encoding
+from serving.rest.servable import OnRun, Servable
 from serving.rest.signature_specs import Array, SignatureSpec
-from serving.servable import OnRun, Servable
-from serving.status import invalid
+from serving.rest.status import invalid
 
 Method = Literal["classify", "regress"]
 

@@ -7,7 +7,7 @@ import zlib
 from starlette.requests import Request
 
 from serving.limits import MAX_UNCOMPRESSED_BYTES
-from serving.status import Code, RequestError, invalid
+from serving.rest.status import Code, RequestError, invalid
 
 _GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
 

@@ -69,8 +69,8 @@ def test_the_same_command_goes_on_with_the_run_and_ends_with_the_weights_of_the_
 
 
 def test_the_export_verifies_predicts_and_answers_over_rest() -> None:
-    from serving.rest_server import build_app
-    from serving.servable import Model, Models
+    from serving.rest.rest_server import build_app
+    from serving.rest.servable import Model, Models
     from tests.serving.running_server import running_server
 
     invoke("verify", "export")

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 import yaml
 
-from trainer.config import Config, load_config, parse_config
+from trainer.config.config import Config, load_config, parse_config
 from trainer.errors import ConfigError
 
 RECIPES = sorted((pathlib.Path(__file__).parents[2] / "recipes").glob("*.yaml"))

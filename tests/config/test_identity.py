@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import pytest
 
-from trainer.config import Config, load_config
-from trainer.run_dir import RunDir, RunInfo
+from trainer.config.config import Config, load_config
+from trainer.run.run_dir import RunDir, RunInfo
 
 FACTS = {"dataset_hash": "d" * 64, "precision": "float32"}
 # With every setting at its default: what runs of the first version have recorded.

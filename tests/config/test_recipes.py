@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from trainer.config import list_recipes, load_config
+from trainer.config.config import list_recipes, load_config
 from trainer.errors import ConfigError
 
 

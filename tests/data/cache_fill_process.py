@@ -13,11 +13,11 @@ import time
 
 def main() -> None:
     dataset, cache_dir, size_px, *stop = sys.argv[1:]
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=False)
-    from trainer.data import pixel_cache
-    from trainer.data.geometry import Geometry
+    from trainer.data.decode.geometry import Geometry
+    from trainer.data.input import pixel_cache
 
     class Waits:
         num_done = 0

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from trainer.data.manifest import Manifest, Split, SplitName
-from trainer.data.records import Example, ShardWriter
+from trainer.data.dataset.manifest import Manifest, Split, SplitName
+from trainer.data.dataset.records import Example, ShardWriter
 
 
 def encode(image: Image.Image, format: str = "JPEG") -> bytes:

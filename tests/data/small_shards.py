@@ -2,8 +2,8 @@
 
 import pathlib
 
-from trainer.data.manifest import Manifest, Split
-from trainer.data.records import Example, ShardWriter
+from trainer.data.dataset.manifest import Manifest, Split
+from trainer.data.dataset.records import Example, ShardWriter
 
 SHARD_SIZES = (3, 1, 4)
 NUM_EXAMPLES = sum(SHARD_SIZES)

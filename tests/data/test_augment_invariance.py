@@ -11,17 +11,17 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_sample_images
 
-from trainer import atomic
+from trainer.config.data import AugmentConfig
 from trainer.data.augmentation.changes import draw_randomness, num_columns, unpack
 from trainer.data.augmentation.on_device import augment_batch, change_images
 from trainer.data.augmentation.presets import PRESETS, Augmentation, resolve_augmentation
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import Manifest, Split
-from trainer.data.order import ExampleOrder
-from trainer.data.pipeline import TrainingStream, open_split
-from trainer.data.records import Example, ShardWriter
+from trainer.data.dataset.manifest import Manifest, Split
+from trainer.data.dataset.records import Example, ShardWriter
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.pipeline import TrainingStream, open_split
+from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
-from trainer.settings.data import AugmentConfig
+from trainer.system import atomic
 
 NUM_EXAMPLES = 23
 NUM_CLASSES = 4

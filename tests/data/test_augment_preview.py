@@ -8,21 +8,21 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from trainer import atomic
-from trainer.config import Config, load_config
-from trainer.data import preprocess
-from trainer.data.augmentation.contact_sheet import draw_sheet
+from trainer.config.config import Config, load_config
 from trainer.data.augmentation.on_device import augment_batch
 from trainer.data.augmentation.presets import resolve_augmentation
-from trainer.data.augmentation.preview import load_preview, write_preview
-from trainer.data.augmentation.seen_image import SeenImage, SeenRow
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import Manifest, Split
-from trainer.data.order import ExampleOrder
-from trainer.data.pipeline import TrainingStream, open_split
-from trainer.data.records import Example, ShardWriter
+from trainer.data.dataset.manifest import Manifest, Split
+from trainer.data.dataset.records import Example, ShardWriter
+from trainer.data.decode import preprocess
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.pipeline import TrainingStream, open_split
+from trainer.data.preview.contact_sheet import draw_sheet
+from trainer.data.preview.preview import load_preview, write_preview
+from trainer.data.preview.seen_image import SeenImage, SeenRow
+from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import DataError
+from trainer.system import atomic
 
 NUM_EXAMPLES = 31
 CLASS_NAMES = [f"digit {i}" for i in range(10)]

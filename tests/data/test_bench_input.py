@@ -7,7 +7,7 @@ import pytest
 from pixel_sets import encode, photographs, write_dataset
 
 from trainer.cli.app import main
-from trainer.data.input_benchmark import Rates, name_limit
+from trainer.data.input.input_benchmark import Rates, name_limit
 
 
 @pytest.fixture(scope="module")

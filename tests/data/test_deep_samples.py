@@ -15,11 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli.app import app
-from trainer.data.manifest import Manifest
-from trainer.data.preparation.image_check import ReadableImage, check_image
-from trainer.data.prepare import PrepareOptions, prepare_dataset
-from trainer.data.preprocess import decode_image
-from trainer.data.split_reader import iterate_examples
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.split_reader import iterate_examples
+from trainer.data.decode.preprocess import decode_image
+from trainer.data.preparation.images.image_check import ReadableImage, check_image
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 
 MAX_SAMPLE_VALUE = 281
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import Config, load_config
+from trainer.config.config import Config, load_config
 from trainer.data.sampling.epochs import Epochs
 from trainer.errors import ConfigError
 

@@ -13,15 +13,15 @@ import pytest
 import tensorflow as tf
 from PIL import Image, PngImagePlugin
 
-from trainer.data.preparation.image_check import (
+from trainer.data.decode.preprocess import decode_image
+from trainer.data.preparation.images.image_check import (
     ReadableImage,
     UnreadableImage,
     check_image,
     check_images,
     compare_decoders,
 )
-from trainer.data.preparation.image_header import find_plain_image
-from trainer.data.preprocess import decode_image
+from trainer.data.preparation.images.image_header import find_plain_image
 
 HEIGHT, WIDTH = 23, 37
 ORIENTATION = 0x0112

@@ -6,8 +6,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.order import Draws, ExampleOrder, Purpose, run_length_warning, stateless_seed
-from trainer.data.permutation import make_keys, permute, random_below
+from trainer.data.sampling.order import Draws, ExampleOrder, Purpose, run_length_warning, stateless_seed
+from trainer.data.sampling.permutation import make_keys, permute, random_below
 from trainer.distribute.topology import BatchDivision
 from trainer.errors import ConfigError
 

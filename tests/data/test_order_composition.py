@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from trainer.data.order import ExampleOrder
+from trainer.data.sampling.order import ExampleOrder
 
 SIGNIFICANCE = 1e-4
 NUM_CLASSES, BATCH = 10, 64

@@ -9,10 +9,10 @@ import pytest
 from small_shards import write_dataset
 
 from trainer.data.augmentation.presets import PRESETS
-from trainer.data.geometry import Geometry
-from trainer.data.order import ExampleOrder
-from trainer.data.pipeline import TrainingStream, open_split
-from trainer.data.records import Example
+from trainer.data.dataset.records import Example
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.pipeline import TrainingStream, open_split
+from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 
 NUM_EXAMPLES, BATCH = 37, 16

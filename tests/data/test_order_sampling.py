@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.order import Draws, ExampleOrder, quantize_weights
+from trainer.data.sampling.order import Draws, ExampleOrder, quantize_weights
 from trainer.errors import DataError
 
 MAX_FLOAT, MIN_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_normal)

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixel_sets import encode, photographs, write_dataset
 
-from trainer.data import preprocess
 from trainer.data.augmentation.presets import PRESETS
-from trainer.data.geometry import Geometry
-from trainer.data.order import ExampleOrder
-from trainer.data.pipeline import EvaluationStream, TrainingStream, open_split
-from trainer.data.training_image import RATIOS, load_training_image, random_window
+from trainer.data.augmentation.random_crop import RATIOS, load_training_image, random_window
+from trainer.data.decode import preprocess
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.pipeline import EvaluationStream, TrainingStream, open_split
+from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 
 SIZE = 32
@@ -158,7 +158,7 @@ def test_without_random_crops_training_sees_what_evaluation_sees(dataset: pathli
 
 
 def encoded_of(reader, example: int) -> bytes:
-    from trainer.data.records import Example
+    from trainer.data.dataset.records import Example
 
     return Example.from_payload(reader.read(np.array([example]))[0]).encoded
 

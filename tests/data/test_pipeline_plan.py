@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixel_sets import encode, photographs, write_dataset
 
-from trainer.config import load_config
+from trainer.config.config import load_config
 from trainer.distribute.topology import Topology
 from trainer.errors import ConfigError
-from trainer.plan import Plan, make_plan
-from trainer.streams import make_training_stream, make_validation_stream, open_caches
+from trainer.plan.plan import Plan, make_plan
+from trainer.training.input import make_training_stream, make_validation_stream, open_caches
 
 NUM_EXAMPLES = 10
 SINGLE = Topology(strategy="single", device="cpu", num_local_replicas=1)

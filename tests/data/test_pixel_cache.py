@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from pixel_sets import encode, photographs, write_dataset
 
-from trainer.data import pixel_cache, preprocess
+from trainer.config.data import DataConfig
 from trainer.data.augmentation.presets import PRESETS
-from trainer.data.cache_plan import CachePlan, CacheQuestion, plan_cache
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import Manifest
-from trainer.data.order import ExampleOrder
-from trainer.data.pipeline import EvaluationStream, TrainingStream, open_split
-from trainer.data.pixel_cache import DiskCache, decode_split, open_pixels
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.decode import preprocess
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input import pixel_cache
+from trainer.data.input.cache_plan import CachePlan, CacheQuestion, plan_cache
+from trainer.data.input.pipeline import EvaluationStream, TrainingStream, open_split
+from trainer.data.input.pixel_cache import DiskCache, decode_split, open_pixels
+from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import ConfigError, DataError
-from trainer.settings.data import DataConfig
 
 NUM_EXAMPLES = 150
 GEOMETRY = Geometry(image_size_px=24, resize="crop")

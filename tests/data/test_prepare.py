@@ -19,12 +19,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli.app import app
-from trainer.data import records
-from trainer.data.beside import prepare_beside
-from trainer.data.manifest import MAX_LISTED, Manifest
+from trainer.data.dataset import records
+from trainer.data.dataset.manifest import MAX_LISTED, Manifest
+from trainer.data.dataset.split_reader import iterate_examples
 from trainer.data.preparation import splits
-from trainer.data.prepare import MAX_SHARDS, Advances, PrepareOptions, prepare_dataset
-from trainer.data.split_reader import iterate_examples
+from trainer.data.preparation.auto_prepare import prepare_beside
+from trainer.data.preparation.prepare import MAX_SHARDS, Advances, PrepareOptions, prepare_dataset
 from trainer.errors import DataError
 
 
@@ -418,8 +418,8 @@ def test_a_half_finished_dataset_beside_is_prepared_again(photos: pathlib.Path) 
 
 _PREPARE_AND_DIVIDE = """
 import pathlib, sys
-from trainer import tf_runtime
-from trainer.data.prepare import prepare_dataset
+from trainer.system import tf_runtime
+from trainer.data.preparation.prepare import prepare_dataset
 tf_runtime.configure()
 prepare_dataset(sys.argv[1], pathlib.Path(sys.argv[2]))
 print(len(tf_runtime.split_cpu(3)))

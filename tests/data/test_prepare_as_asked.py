@@ -13,14 +13,14 @@ from typer.testing import CliRunner, Result
 
 from trainer.cli.app import app
 from trainer.cli.launch import evaluate_command
-from trainer.config import Config
-from trainer.data.beside import prepare_beside
-from trainer.data.manifest import Manifest
+from trainer.config.config import Config
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.split_reader import iterate_examples
+from trainer.data.preparation.auto_prepare import prepare_beside
 from trainer.data.preparation.command import check_trainable
-from trainer.data.prepare import PrepareOptions, prepare_dataset
-from trainer.data.split_reader import iterate_examples
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 from trainer.errors import DataError
-from trainer.recipe_choice import choose_recipe
+from trainer.plan.recipe_choice import choose_recipe
 
 
 def image_bytes(seed: int) -> bytes:

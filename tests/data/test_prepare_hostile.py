@@ -11,7 +11,7 @@ import zlib
 
 import pytest
 
-from trainer.data.preparation.pixel_budget import PixelBudget
+from trainer.data.preparation.images.pixel_budget import PixelBudget
 
 measures_memory = pytest.mark.skipif(
     not os.path.exists("/proc/self/clear_refs"), reason="memory is measured by Linux's /proc"
@@ -23,7 +23,7 @@ _CHECK_ALL = """
 import io, json, re, struct, sys, zlib
 import numpy as np
 from PIL import Image
-from trainer.data.preparation.image_check import ReadableImage, check_image
+from trainer.data.preparation.images.image_check import ReadableImage, check_image
 
 
 def encode(image, container, **options):
@@ -206,7 +206,7 @@ def test_a_folder_with_hostile_files_is_prepared_and_names_them(tmp_path: pathli
     import numpy as np
     from PIL import Image
 
-    from trainer.data.prepare import PrepareOptions, prepare_dataset
+    from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 
     source = tmp_path / "photos"
     for i in range(20):

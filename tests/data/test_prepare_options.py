@@ -15,14 +15,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli.app import app
-from trainer.data.manifest import Manifest, SplitName
-from trainer.data.preparation.choosing import choose_splits
-from trainer.data.preparation.listing import list_candidates
+from trainer.data.dataset.manifest import Manifest, SplitName
+from trainer.data.dataset.records import Example
+from trainer.data.dataset.split_reader import iterate_examples
+from trainer.data.preparation.assign_splits import choose_splits
+from trainer.data.preparation.list_images import list_candidates
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 from trainer.data.preparation.state import CLASS_NAMES, State
-from trainer.data.prepare import PrepareOptions, prepare_dataset
-from trainer.data.records import Example
 from trainer.data.sources import Candidate, Source
-from trainer.data.split_reader import iterate_examples
 from trainer.errors import DataError
 
 

@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.records import Example
+from trainer.data.dataset.records import Example
 
 EXAMPLES = st.builds(
     Example,

@@ -16,9 +16,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli.app import app
-from trainer.data import records
-from trainer.data.manifest import Manifest, is_prepared
-from trainer.data.prepare import Advances, PrepareOptions, prepare_dataset
+from trainer.data.dataset import records
+from trainer.data.dataset.manifest import Manifest, is_prepared
+from trainer.data.preparation.prepare import Advances, PrepareOptions, prepare_dataset
 from trainer.errors import DataError, TrainerError
 
 
@@ -89,7 +89,7 @@ def log_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 _KILL_AGAIN_AND_AGAIN = """
 import json, os, pathlib, random, signal, sys, time
 import tensorflow
-from trainer.data.prepare import PrepareOptions, prepare_dataset
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 from trainer.data.sources import FileSource
 
 source, out, log = sys.argv[1:4]

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from small_shards import example, write_dataset
 
-from trainer.data import records
-from trainer.data.manifest import Manifest, Split
-from trainer.data.split_reader import SplitReader, iterate_split
+from trainer.data.dataset import records
+from trainer.data.dataset.manifest import Manifest, Split
+from trainer.data.dataset.split_reader import SplitReader, iterate_split
 from trainer.errors import DataError
 
 

@@ -16,8 +16,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from trainer.console.task_progress import show_nothing
 from trainer.data.sources import CATALOGUE, Candidate, Source, SourceOptions, open_source
-from trainer.data.task_progress import show_nothing
 from trainer.errors import DataError
 
 Files = Mapping[str, bytes]
@@ -287,7 +287,7 @@ def test_what_is_no_archive_says_what_was_expected(tmp_path: pathlib.Path) -> No
 PEAK_OF_AN_ARCHIVE = r"""
 import pathlib, re, sys
 from trainer.data.sources import open_source
-from trainer.data.task_progress import show_nothing
+from trainer.console.task_progress import show_nothing
 source = open_source(sys.argv[1])
 source.stage(pathlib.Path(sys.argv[2]), show_nothing)
 count = sum(1 for _ in source.candidates())

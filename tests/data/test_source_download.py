@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainer.data.sources import CATALOGUE, Source, SourceOptions, download, open_source
-from trainer.data.task_progress import show_nothing
+from trainer.console.task_progress import show_nothing
+from trainer.data.sources import CATALOGUE, Source, SourceOptions, open_source
+from trainer.data.sources.archives import download
 from trainer.errors import DataError
 
 

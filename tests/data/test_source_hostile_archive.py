@@ -20,10 +20,10 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from trainer.console.task_progress import show_nothing
 from trainer.data.sources import Candidate, Source, open_source
-from trainer.data.sources.archive_limits import ArchiveLimits
+from trainer.data.sources.archives.archive_limits import ArchiveLimits
 from trainer.data.sources.candidate import MAX_FILE_BYTES
-from trainer.data.task_progress import show_nothing
 from trainer.errors import DataError
 
 GIB = 2**30
@@ -229,7 +229,7 @@ def test_a_tar_that_expands_without_bound_is_stopped(place: pathlib.Path) -> Non
     script = r"""
 import os, pathlib, re, sys
 from trainer.data.sources import open_source
-from trainer.data.task_progress import show_nothing
+from trainer.console.task_progress import show_nothing
 from trainer.errors import DataError
 try:
     open_source(sys.argv[1]).stage(pathlib.Path(sys.argv[2]), show_nothing)
@@ -491,7 +491,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_done(place: pathlib.Path, k
     script = """
 import pathlib, resource, signal, sys
 from trainer.data.sources import open_source
-from trainer.data.task_progress import show_nothing
+from trainer.console.task_progress import show_nothing
 from trainer.errors import TrainerError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from trainer.console.task_progress import show_nothing
 from trainer.data.sources import Source, SourceOptions, open_source
 from trainer.data.sources.split_names import find_split
-from trainer.data.task_progress import show_nothing
 from trainer.errors import DataError
 
 

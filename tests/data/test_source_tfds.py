@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.console.task_progress import show_nothing
 from trainer.data.sources import Source, open_source
-from trainer.data.task_progress import show_nothing
 from trainer.errors import DataError
 
 tfds = pytest.importorskip("tensorflow_datasets")

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import pytest
 import tensorflow as tf
 
+from trainer.console.task_progress import show_nothing
 from trainer.data.sources import Candidate, Source, open_source
-from trainer.data.task_progress import show_nothing
 from trainer.errors import DataError
 
 
@@ -333,7 +333,7 @@ def test_a_file_that_is_no_tfrecord_says_so(folder: pathlib.Path, workspace: pat
 PEAK = r"""
 import pathlib, re, sys
 from trainer.data.sources import open_source
-from trainer.data.task_progress import show_nothing
+from trainer.console.task_progress import show_nothing
 source = open_source(f"tfrecords:{sys.argv[1]}")
 source.stage(pathlib.Path(sys.argv[2]), show_nothing)
 count = sum(1 for _ in source.candidates())

@@ -12,9 +12,9 @@ import psutil
 import pytest
 from small_shards import NUM_EXAMPLES, example, write_dataset
 
-from trainer.data.manifest import Manifest, Shard, Split
-from trainer.data.records import INDEX_DTYPE, Example
-from trainer.data.split_reader import SplitReader, iterate_examples, iterate_split
+from trainer.data.dataset.manifest import Manifest, Shard, Split
+from trainer.data.dataset.records import INDEX_DTYPE, Example
+from trainer.data.dataset.split_reader import SplitReader, iterate_examples, iterate_split
 from trainer.errors import DataError
 
 Dataset = tuple[pathlib.Path, Manifest]

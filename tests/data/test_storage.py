@@ -14,14 +14,14 @@ import tensorflow as tf
 from small_shards import NUM_EXAMPLES, example, write_dataset
 
 from trainer.data.augmentation.presets import PRESETS
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import FILE_NAME, Manifest, is_prepared
-from trainer.data.order import ExampleOrder
-from trainer.data.pipeline import TrainingStream, open_split
-from trainer.data.publish import publish_dataset
-from trainer.data.records import Example, verify_shards
-from trainer.data.split_reader import SplitReader, iterate_examples
-from trainer.data.storage import RemotePath, num_bytes_of, parse_path
+from trainer.data.dataset.manifest import FILE_NAME, Manifest, is_prepared
+from trainer.data.dataset.publish import publish_dataset
+from trainer.data.dataset.records import Example, verify_shards
+from trainer.data.dataset.split_reader import SplitReader, iterate_examples
+from trainer.data.dataset.storage import RemotePath, num_bytes_of, parse_path
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.pipeline import TrainingStream, open_split
+from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import DataError
 

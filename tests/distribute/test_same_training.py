@@ -28,11 +28,11 @@ from training_runs import (
 )
 
 from scripts import build_horovod
-from trainer import forward_backward, objective, steps
-from trainer.data.prepare import PrepareOptions, prepare_dataset
-from trainer.distribute import tf_strategy
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
+from trainer.distribute import mirrored
 from trainer.distribute.topology import Topology
-from trainer.evaluate import Evaluator
+from trainer.evaluation.evaluator import Evaluator
+from trainer.step import forward_backward, losses, train_step
 
 IS_COMPLETE = os.environ.get("TRAINER_TESTS_COMPLETE") == "1"
 HOROVOD = [Job("horovod", 2, "gloo"), Job("horovod", 3, "gloo")]
@@ -183,9 +183,9 @@ def test_evaluation_after_training_gives_the_same_numbers_on_1_2_and_4_replicas(
 
 
 FAULTS = {
-    "loss": (objective, "softmax_losses", lambda right: lambda *a: 1.01 * right(*a)),
-    "gradient": (steps, "clipping_factor", lambda right: lambda norm, clip_norm: 1.01 * right(norm, clip_norm)),
-    "clipping": (steps, "clipping_factor", lambda right: lambda norm, clip_norm: right(norm, 1.01 * clip_norm)),
+    "loss": (losses, "softmax_losses", lambda right: lambda *a: 1.01 * right(*a)),
+    "gradient": (train_step, "clipping_factor", lambda right: lambda norm, clip_norm: 1.01 * right(norm, clip_norm)),
+    "clipping": (train_step, "clipping_factor", lambda right: lambda norm, clip_norm: right(norm, 1.01 * clip_norm)),
     "accumulation": (forward_backward, "split_batch", lambda right: _with_a_lighter_first_part(right)),
 }
 
@@ -211,7 +211,7 @@ def _with_a_lighter_first_part(split_batch: Any) -> Any:
 
 def make_local_engine(num_replicas: int) -> Any:
     strategy = "single" if num_replicas == 1 else "mirrored"
-    return tf_strategy.make_engine(Topology(strategy=strategy, device="cpu", num_local_replicas=num_replicas))
+    return mirrored.make_engine(Topology(strategy=strategy, device="cpu", num_local_replicas=num_replicas))
 
 
 def assert_close(run: TrainingRun, outcome: Outcome, expected: Outcome) -> None:

@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.config import Config, load_config
-from trainer.data.batch import Batch
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import Manifest
-from trainer.data.pipeline import EvaluationStream
-from trainer.data.split_reader import SplitReader
+from trainer.config.config import Config, load_config
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.split_reader import SplitReader
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.batch import Batch
+from trainer.data.input.pipeline import EvaluationStream
 from trainer.distribute.engine import Engine
 from trainer.distribute.topology import BatchDivision, Topology
-from trainer.evaluate import Evaluator
-from trainer.model.batch_norm import with_synchronized_statistics
-from trainer.steps import TrainStep
-from trainer.train_state import TrainState
+from trainer.evaluation.evaluator import Evaluator
+from trainer.model.layers.batch_norm import with_synchronized_statistics
+from trainer.step.state import TrainState
+from trainer.step.train_step import TrainStep
 
 IMAGE_SIZE_PX = 8
 NUM_CLASSES = 10

@@ -13,12 +13,13 @@ from typing import Any
 
 from compiled_clusters import compiled_convolutions, count_executions, dump_flags
 
-from trainer import tf_runtime
+from trainer.system import tf_runtime
 
 
 def make_engine(strategy: str, num_local_replicas: int) -> tuple[Any, str]:
     """The engine, and what it communicates over."""
-    from trainer.distribute import hvd, multiworker, tf_strategy
+    from trainer.distribute import horovod as hvd
+    from trainer.distribute import mirrored, multiworker
     from trainer.distribute.topology import Topology
 
     if strategy == "horovod":
@@ -33,7 +34,7 @@ def make_engine(strategy: str, num_local_replicas: int) -> tuple[Any, str]:
         device="cpu",
         num_local_replicas=num_local_replicas,
     )
-    return tf_strategy.make_engine(topology), "memory"
+    return mirrored.make_engine(topology), "memory"
 
 
 def main(strategy: str, num_local_replicas: int, out_dir: pathlib.Path, dataset_dir: pathlib.Path) -> None:

@@ -5,8 +5,8 @@ import pathlib
 import pytest
 
 from trainer.cli.app import main
-from trainer.config import load_config
-from trainer.distribute.elastic import request
+from trainer.config.config import load_config
+from trainer.distribute.elastic import options
 from trainer.distribute.elastic.discovery import HostDiscoveryScript
 from trainer.distribute.elastic.generation import Candidate, Slot, form_generation, missing_slots
 from trainer.distribute.elastic.messages import Waiting
@@ -23,7 +23,7 @@ def script(directory: pathlib.Path, *lines: str) -> str:
 
 def find_places(**settings: object) -> list[str]:
     config = load_config(flags={"distribute": {"device": "cpu", "strategy": "horovod", **settings}}).distribute
-    return [str(place.host) for place in request.find_places(config, num_gpus_found=0)]
+    return [str(place.host) for place in options.find_places(config, num_gpus_found=0)]
 
 
 def test_hosts_of_a_script_have_one_slot_or_as_many_as_it_says(tmp_path: pathlib.Path) -> None:

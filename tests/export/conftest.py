@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from trainer import tf_runtime
+from trainer.system import tf_runtime
 
 tf_runtime.configure(use_gpus=False)
 
 from digits_classifier import SIGNATURE, ListedImages, copy_of, read_digits, train_model  # noqa: E402
 
-from export.formats import FORMATS  # noqa: E402
-from export.model_card import Provenance  # noqa: E402
-from export.parity import ParityReport  # noqa: E402
-from export.publish import Publication, publish  # noqa: E402
+from export.files.formats import FORMATS  # noqa: E402
+from export.files.parity import ParityReport  # noqa: E402
+from export.files.provenance import Provenance  # noqa: E402
+from export.make_export import Publication, publish  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,8 @@ def copy_of_export(exported: Exported, tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def verify_with_checksums_renewed() -> Callable[[pathlib.Path], Any]:
     """Verifies an export whose checksums were written anew after it was changed: only the answers can tell."""
-    from export.checksums import Checksums
-    from export.replay import verify_export
+    from export.files.checksums import Checksums
+    from export.gate.replay import verify_export
 
     def verify(directory: pathlib.Path) -> Any:
         Checksums.of(directory).save(directory)

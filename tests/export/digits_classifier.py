@@ -9,11 +9,11 @@ import numpy.typing as npt
 import PIL.Image
 import sklearn.datasets
 
-from export.samples import ClassIds
-from export.signature import Signature
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import Manifest, Split, SplitName
-from trainer.data.records import Example, ShardWriter
+from export.files.signature import Signature
+from export.runtime.samples import ClassIds
+from trainer.data.dataset.manifest import Manifest, Split, SplitName
+from trainer.data.dataset.records import Example, ShardWriter
+from trainer.data.decode.geometry import Geometry
 
 SIZE_PX = 24
 CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -92,7 +92,7 @@ def train_model() -> Any:
     """`build_model` after a few epochs on the training split: right on about 95 of 100."""
     import keras
 
-    from export.samples import read_batch
+    from export.runtime.samples import read_batch
 
     model = build_model()
     source = read_digits("train")

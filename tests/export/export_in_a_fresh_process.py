@@ -5,15 +5,15 @@ import sys
 
 import numpy as np
 
-from trainer import tf_runtime
+from trainer.system import tf_runtime
 
 tf_runtime.configure(use_gpus=False)
 
 from digits_classifier import SIGNATURE, build_model, copy_of, read_digits  # noqa: E402
 
-from export.formats import FORMATS  # noqa: E402
-from export.model_card import Provenance  # noqa: E402
-from export.publish import Publication, publish  # noqa: E402
+from export.files.formats import FORMATS  # noqa: E402
+from export.files.provenance import Provenance  # noqa: E402
+from export.make_export import Publication, publish  # noqa: E402
 
 model = build_model()
 with np.load(sys.argv[1]) as archive:

@@ -14,16 +14,16 @@ import pytest
 from conftest import functions_that_ask_for_xla
 from digits_classifier import CLASS_NAMES, SIZE_PX, ListedImages, read_digits
 
-from export.formats import FORMATS
-from export.model_card import Provenance
-from export.publish import Publication, publish
-from export.samples import read_batch
-from export.signature import Signature
-from trainer.data.geometry import Geometry
-from trainer.model.backbones import find_backbone
+from export.files.formats import FORMATS
+from export.files.provenance import Provenance
+from export.files.signature import Signature
+from export.make_export import Publication, publish
+from export.runtime.samples import read_batch
+from trainer.data.decode.geometry import Geometry
+from trainer.model.backbones.registry import find_backbone
 from trainer.model.classifier import build_classifier
-from trainer.model.depthwise import with_depthwise_operations
-from trainer.model.dropout import ExampleDropout
+from trainer.model.layers.depthwise import with_depthwise_operations
+from trainer.model.layers.dropout import ExampleDropout
 
 NAMES = ["saved_model", "tflite-float32", "tflite-float16", "onnx", "onnx-float16"]
 FAMILIES = [

@@ -10,16 +10,16 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import export.cli_bench
-from export.checksums import Checksums
-from export.latency import LatencyReport
-from export.model_card import FILE_NAME as CARD
-from export.parity import size_on_disk
+import trainer.cli.bench_export
+from export.documents.model_card import FILE_NAME as CARD
+from export.files.checksums import Checksums
+from export.files.latency import LatencyReport
+from export.files.parity import size_on_disk
 from trainer.errors import ArtifactError, ParityError, RunError, UsageError
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.run_dir import RunDir, RunInfo
 
 app = typer.Typer()
-app.command()(export.cli_bench.bench_export)
+app.command()(trainer.cli.bench_export.bench_export)
 TITLES = ["saved_model", "saved_model (image_bytes)", "tflite-float32", "tflite-int8", "onnx"]
 
 
@@ -58,7 +58,7 @@ def test_recorded_figures_are_part_of_the_export(measured: tuple[pathlib.Path, L
 def test_recording_does_not_cover_up_what_else_was_changed(
     measured: tuple[pathlib.Path, LatencyReport], tmp_path: pathlib.Path
 ) -> None:
-    from export.latency import record_latency
+    from export.gate.measure_latency import record_latency
 
     changed = pathlib.Path(shutil.copytree(measured[0], tmp_path / "changed"))
     (changed / "labels.txt").write_text("nothing\n")
@@ -70,7 +70,7 @@ def test_recording_does_not_cover_up_what_else_was_changed(
 def test_recording_twice_leaves_the_last_figures(
     measured: tuple[pathlib.Path, LatencyReport], tmp_path: pathlib.Path
 ) -> None:
-    from export.latency import record_latency
+    from export.gate.measure_latency import record_latency
 
     again = pathlib.Path(shutil.copytree(measured[0], tmp_path / "again"))
     report = measured[1].model_copy(update={"cpu": "another processor"})

@@ -6,9 +6,9 @@ import unittest.mock
 
 import pytest
 
-from export.checksums import Checksums, replace_files
-from trainer import atomic
+from export.files.checksums import Checksums, replace_files
 from trainer.errors import ParityError
+from trainer.system import atomic
 
 NEW = {"latency.json": b"5 ms", "MODEL_CARD.md": b"the card, 5 ms"}
 # The checksums that say what is to come, the two files, the checksums that say that they are there.
@@ -38,7 +38,7 @@ def replace_and_be_killed(export_dir: pathlib.Path, contents: dict[str, bytes], 
             raise Killed
         write(path, content)
 
-    with unittest.mock.patch("trainer.atomic.write_bytes", write_or_die), pytest.raises(Killed):
+    with unittest.mock.patch("trainer.system.atomic.write_bytes", write_or_die), pytest.raises(Killed):
         replace_files(export_dir, contents)
 
 

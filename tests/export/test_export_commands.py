@@ -10,21 +10,23 @@ import typer
 from digits_classifier import CLASS_NAMES, read_digits, write_dataset
 from typer.testing import CliRunner
 
-import export.cli
-from export.parity import ParityReport
-from trainer.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
-from trainer.config import load_config
-from trainer.data.manifest import Manifest
+import serving.client
+from export.files.parity import ParityReport
+from trainer.cli.export import export, verify
+from trainer.cli.predict import predict
+from trainer.config.config import load_config
+from trainer.data.dataset.manifest import Manifest
 from trainer.errors import ArtifactError, DataError, ParityError, RunError, TrainerError, UsageError
 from trainer.model.classifier import build_classifier, named_arrays, saved_variables
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
+from trainer.run.run_dir import RunDir, RunInfo
 
 SIZE_PX = 32
 BACKBONE = "mobilenet"
 FORMATS = "tflite-float32,onnx,saved_model"
 
 app = typer.Typer()
-for command in (export.cli.export, export.cli.verify, export.cli.predict):
+for command in (export, verify, predict):
     app.command()(command)
 
 
@@ -116,7 +118,7 @@ def test_verify_prints_one_answer_for_programs_and_one_for_people(
 
 
 def test_a_red_verification_still_prints_its_answer(export_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    from export.checksums import Checksums
+    from export.files.checksums import Checksums
 
     damaged = pathlib.Path(shutil.copytree(export_dir, tmp_path / "damaged"))
     (damaged / "onnx/digits.onnx").write_bytes(b"no model")
@@ -154,12 +156,9 @@ def test_an_image_that_cannot_be_read_is_told_beside_the_others_and_fails_the_co
     assert "is not an image" in CliRunner().invoke(app, ["predict", str(export_dir), *images]).stdout
 
 
-def test_an_address_is_asked_through_the_server_client(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    monkeypatch.setattr(export.cli, "server_predict", None)
-    with pytest.raises(UsageError, match="is the address of a server"):
-        invoke("predict", "http://localhost:1", tmp_path / "a.png")
+def test_an_address_is_asked_through_the_client(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     asked = []
-    monkeypatch.setattr(export.cli, "server_predict", lambda url, paths: asked.append((url, paths)) or [])
+    monkeypatch.setattr(serving.client, "predict_images_of_files", lambda *given: asked.append(given) or [])
     with pytest.raises(ValueError, match="zip"):  # no answer for the one image
         invoke("predict", "http://localhost:1/v1/models/m", tmp_path / "a.png")
     assert asked == [("http://localhost:1/v1/models/m", [tmp_path / "a.png"])]
@@ -237,10 +236,10 @@ def test_a_directory_that_is_no_export_is_not_verified(tmp_path: pathlib.Path) -
 
 
 def test_latencies_are_measured_beside_the_model_of_the_run(run: RunDir, export_dir: pathlib.Path) -> None:
-    import export.cli_bench
+    import trainer.cli.bench_export
 
     bench = typer.Typer()
-    bench.command()(export.cli_bench.bench_export)
+    bench.command()(trainer.cli.bench_export.bench_export)
     arguments = [str(export_dir), "--run", str(run.path), "--threads", "1", "--rounds", "2"]
     answer = json.loads(CliRunner().invoke(bench, [*arguments, "--json"], catch_exceptions=False).stdout)
     titles = ["model of the run", "saved_model", "saved_model (image_bytes)", "tflite-float32", "onnx"]

@@ -11,21 +11,22 @@ import tensorflow as tf
 from digits_classifier import HEIGHT_PX, SIGNATURE, WIDTH_PX, read_digits
 from test_export_commands import invoke
 
+from export.files.parity import ParityReport
+from export.files.provenance import ExportProvenance
+from export.files.signature import Signature
 from export.files.statuses import STATUSES
-from export.golden import Golden
-from export.parity import ParityReport
-from export.provenance import ExportProvenance
-from export.runtimes import SavedModelRuntime
-from export.signature import Signature
-from trainer.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore, load_classifier
-from trainer.config import load_config
-from trainer.data.manifest import Manifest, Split, SplitName
-from trainer.data.records import Example, ShardWriter
+from export.gate.golden import Golden
+from export.runtime.runtimes import SavedModelRuntime
+from trainer.config.config import load_config
+from trainer.config.training import ModelTask
+from trainer.data.dataset.manifest import Manifest, Split, SplitName
+from trainer.data.dataset.records import Example, ShardWriter
 from trainer.errors import RunError, UsageError
 from trainer.metrics.summary import summarize, tune
 from trainer.model.classifier import build_configured, named_arrays, saved_variables
-from trainer.run_dir import RunDir, RunInfo
-from trainer.settings.training import ModelTask
+from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
+from trainer.run.load_classifier import load_classifier
+from trainer.run.run_dir import RunDir, RunInfo
 
 SIZE_PX = 32
 STEP = 40

@@ -15,16 +15,16 @@ from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedI
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
-from export.conversion import Conversion
-from export.formats import FORMATS, ONNX, ONNX_FLOAT16, ONNX_INT8, TFLITE_INT8
-from export.golden import Golden
-from export.inference_model import InferenceModel, frozen_saved_model
-from export.publish import Publication
-from export.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
-from export.samples import load_images, read_batch
-from export.to_onnx import convert_to_onnx
-from export.to_saved_model import replay_warmup_requests
-from export.to_tflite import convert_to_tflite
+from export.convert.conversion import Conversion
+from export.convert.inference_model import InferenceModel, frozen_saved_model
+from export.convert.to_onnx import convert_to_onnx
+from export.convert.to_saved_model import replay_warmup_requests
+from export.convert.to_tflite import convert_to_tflite
+from export.files.formats import FORMATS, ONNX, ONNX_FLOAT16, ONNX_INT8, TFLITE_INT8
+from export.gate.golden import Golden
+from export.make_export import Publication
+from export.runtime.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
+from export.runtime.samples import load_images, read_batch
 
 
 def test_the_model_is_worth_comparing_with(exported: Exported) -> None:

@@ -11,12 +11,12 @@ from digits_classifier import GEOMETRY, SIZE_PX, ListedImages
 from test_int8_ladder import publish_and_watch
 from test_parity_gate import with_model
 
-from export.figures import compare_probabilities, find_failure
-from export.formats import CLIENT_BUDGET, FORMATS, TFLITE_INT8, Budget
-from export.golden import Golden, max_replay_difference
-from export.publish import Publication
-from export.replay import replay_golden, verify_export
-from export.signature import Signature
+from export.files.formats import CLIENT_BUDGET, FORMATS, TFLITE_INT8, Budget
+from export.files.signature import Signature
+from export.gate.figures import compare_probabilities, find_failure
+from export.gate.golden import Golden, max_replay_difference
+from export.gate.replay import replay_golden, verify_export
+from export.make_export import Publication
 
 BUDGETS = {**{f.name: f.budget for f in FORMATS.values()}, "client_pixels": CLIENT_BUDGET}
 JUDGED_BY_ACCURACY = [name for name, budget in BUDGETS.items() if budget.max_difference is None]
@@ -169,7 +169,7 @@ def test_golden_answers_that_say_nothing_verify_nothing(exported: Exported, copy
             return silent
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("export.replay.open_runtime", lambda path: Answers())
+        patched.setattr("export.gate.replay.open_runtime", lambda path: Answers())
         (result,) = replay_golden(copy_of_export, artifacts, changed, Signature.load(copy_of_export))
     assert (result.max_difference, result.failure) == (0, said)
 

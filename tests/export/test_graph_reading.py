@@ -12,12 +12,12 @@ import PIL.PngImagePlugin
 import pytest
 import tensorflow as tf
 
+from export.convert.image_batch import load_batch
 from export.files.statuses import STATUS_IN_WORDS, STATUSES
-from export.image_batch import load_batch
+from trainer.data.decode.geometry import Geometry
 from trainer.data.decode.image_file import UnreadableImage, make_plain, open_picture
 from trainer.data.decode.limits import MAX_IMAGE_PIXELS
-from trainer.data.geometry import Geometry
-from trainer.data.preprocess import resize_image
+from trainer.data.decode.preprocess import resize_image
 
 HEIGHT, WIDTH, SIZE = 22, 37, 16
 TURN = PIL.Image.Transpose

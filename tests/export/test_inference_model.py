@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 from digits_classifier import CLASS_NAMES, GEOMETRY, ListedImages
 
-from export.inference_model import InferenceModel, num_features_of
-from export.samples import load_images
-from export.signature import Signature
+from export.convert.inference_model import InferenceModel, num_features_of
+from export.files.signature import Signature
+from export.runtime.samples import load_images
 from trainer.errors import ExportError
 
 TEMPERATURE = 2.5

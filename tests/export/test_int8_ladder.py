@@ -11,11 +11,11 @@ from digits_classifier import CLASS_NAMES, ListedImages, build_model
 from rich.console import Console
 from test_parity_gate import with_model
 
-from export.formats import ONNX, ONNX_INT8, ONNX_INT8X16, TFLITE_INT8
-from export.parity import ParityReport
-from export.publish import Publication, publish
-from export.replay import verify_export
-from export.tables import parity_table
+from export.files.formats import ONNX, ONNX_INT8, ONNX_INT8X16, TFLITE_INT8
+from export.files.parity import ParityReport
+from export.gate.replay import verify_export
+from export.make_export import Publication, publish
+from trainer.cli.export_tables import parity_table
 from trainer.errors import ParityError
 
 

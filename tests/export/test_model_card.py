@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from digits_classifier import CLASS_NAMES, SIGNATURE
 
-from export.licence import describe_licence
-from export.model_card import FILE_NAME, Provenance, render
+from export.documents.licence import describe_licence
+from export.documents.model_card import FILE_NAME, render
+from export.files.provenance import Provenance
 
 
 @pytest.mark.parametrize(

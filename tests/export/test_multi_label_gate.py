@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.consistency import find_contradiction
-from export.figures import compare_probabilities, find_failure
-from export.formats import Budget
-from export.signature import Signature
-from trainer.data.geometry import Geometry
+from export.files.formats import Budget
+from export.files.signature import Signature
+from export.gate.figures import compare_probabilities, find_failure
+from export.gate.output_consistency import find_contradiction
+from trainer.data.decode.geometry import Geometry
 
 BUDGET = Budget(max_difference=1e-2, max_replay_difference=1e-2)
 THRESHOLDS = [0.5, 0.2]

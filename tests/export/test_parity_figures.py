@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from export.figures import compare_probabilities, find_failure
-from export.formats import Budget
+from export.files.formats import Budget
+from export.gate.figures import compare_probabilities, find_failure
 
 FLOAT = Budget(max_difference=1e-4, max_share_set_aside=1e-3, max_replay_difference=1e-4)
 INTEGER = Budget(max_accuracy_drop=0.01, max_replay_difference=0.05)

@@ -18,19 +18,20 @@ import tensorflow as tf
 from conftest import Exported
 from digits_classifier import CLASS_NAMES, SIGNATURE, SIZE_PX, ListedImages, build_model, copy_of, read_digits
 
-from export.client_images import load_client_pixels
-from export.conversion import Conversion
+from export.convert.conversion import Conversion
 from export.convert.graph_reading import read_header
-from export.formats import FORMATS, ONNX, SAVED_MODEL, TFLITE_FLOAT32, TFLITE_INT8, Format
+from export.convert.inference_model import InferenceModel
+from export.convert.to_saved_model import write_saved_model
+from export.files.formats import FORMATS, ONNX, SAVED_MODEL, TFLITE_FLOAT32, TFLITE_INT8, Format
+from export.files.parity import Artifact, Comparison, ParityReport
+from export.files.signature import IMAGES, PROBABILITIES, Signature
 from export.gate.odd_files import make_odd_files
-from export.inference_model import InferenceModel
-from export.parity import Artifact, Comparison, ParityReport, run_gate
-from export.publish import Publication, publish
-from export.runtimes import KerasRuntime
-from export.samples import load_images, read_batch
-from export.signature import IMAGES, PROBABILITIES, Signature
-from export.to_saved_model import write_saved_model
-from trainer.data.preparation.image_check import ReadableImage, check_image
+from export.gate.run_gate import run_gate
+from export.make_export import Publication, publish
+from export.runtime.client_images import load_client_pixels
+from export.runtime.runtimes import KerasRuntime
+from export.runtime.samples import load_images, read_batch
+from trainer.data.preparation.images.image_check import ReadableImage, check_image
 from trainer.errors import ArtifactError, ExportError, ParityError
 
 
@@ -278,7 +279,7 @@ def test_fewer_images_are_spread_over_the_split_and_said(
 def test_encoded_images_are_decoded_as_in_training(validation: ListedImages) -> None:
     from digits_classifier import GEOMETRY
 
-    from trainer.data.preprocess import load_image
+    from trainer.data.decode.preprocess import load_image
 
     encoded, _ = validation.read(np.arange(2))
     expected = np.stack([load_image(tf.constant(e), GEOMETRY).numpy() for e in encoded])
@@ -307,7 +308,7 @@ def test_pixels_that_a_client_resized_otherwise_are_red(
     assert right.title == "onnx (client_pixels)" and right.failure is None
     assert right.figures is not None and right.figures.max_difference is not None
     assert 0 < right.figures.max_difference < 0.05, "Pillow rounds otherwise than TensorFlow"
-    monkeypatch.setattr("export.subjects.load_client_pixels", squash)
+    monkeypatch.setattr("export.gate.artifact_checks.load_client_pixels", squash)
     failure = of_client().failure
     assert failure is not None and "points lower than the model's" in failure
 
@@ -346,7 +347,7 @@ def test_a_graph_that_reads_strangers_files_otherwise_than_training_is_red(
         changed = {name: tf.constant(value, getattr(reading, name).dtype) for name, value in missed.items()}
         return reading._replace(**changed)
 
-    monkeypatch.setattr("export.image_batch.read_header", misread)
+    monkeypatch.setattr("export.convert.image_batch.read_header", misread)
     write_artifact(model, SIGNATURE, SAVED_MODEL, copy_of_export / "saved_model/digits/3")
     found = odd_files_of(copy_of_export, model, validation, SAVED_MODEL)
     assert found["odd_pixels"].failure is None
@@ -365,7 +366,7 @@ def test_a_client_that_drops_transparency_is_red(
                 files.append(file.getvalue())
         return load_client_pixels(files, geometry)
 
-    monkeypatch.setattr("export.subjects.load_client_pixels", drop)
+    monkeypatch.setattr("export.gate.artifact_checks.load_client_pixels", drop)
     found = odd_files_of(exported.directory, model, validation, ONNX)
     assert "a probability differs by" in found["odd_pixels"].failure
 

@@ -12,11 +12,11 @@ import pytest
 from conftest import Exported
 from digits_classifier import CLASS_NAMES, GEOMETRY, ListedImages
 
-from export.client_images import read_client_images
-from export.formats import FORMATS
+from export.files.formats import FORMATS
+from export.files.signature import Signature
 from export.predict import open_target
 from export.predictions import most_probable, predict_on_server, raise_on_errors
-from export.signature import Signature
+from export.runtime.client_images import read_client_images
 from trainer.errors import ArtifactError, TrainerError, UsageError
 
 NUM_IMAGES = 12

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx_precision import to_int8
-from export.quantisation import most_sensitive, smallest
+from export.convert.onnx_precision import to_int8
+from export.convert.quantization import most_sensitive, smallest
 
 LAYERS = "abcdefgh"
 SIZE_PX, NUM_CHANNELS = 6, 16

@@ -17,12 +17,12 @@ import PIL.Image
 import pytest
 from digits_classifier import CLASS_NAMES, GEOMETRY
 
-from export import model_card, readme
-from export.client_images import load_client_pixels
+from export.documents import model_card, readme
+from export.files.parity import ParityReport
+from export.files.signature import Signature
+from export.gate.golden import Golden
 from export.gate.odd_files import make_odd_files
-from export.golden import Golden
-from export.parity import ParityReport
-from export.signature import Signature
+from export.runtime.client_images import load_client_pixels
 from trainer.data.decode.image_file import UnreadableImage, open_picture
 
 

@@ -12,12 +12,12 @@ from conftest import Exported
 from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedImages
 from tensorflow.lite.tools import flatbuffer_utils
 
-from export.formats import TFLITE_FLOAT32
-from export.inference_model import InferenceModel, frozen_saved_model
-from export.runtimes import TfliteRuntime
-from export.samples import load_images
-from export.tflite_metadata import with_metadata
-from export.to_tflite import convert_to_tflite
+from export.convert.inference_model import InferenceModel, frozen_saved_model
+from export.convert.tflite_metadata import with_metadata
+from export.convert.to_tflite import convert_to_tflite
+from export.files.formats import TFLITE_FLOAT32
+from export.runtime.runtimes import TfliteRuntime
+from export.runtime.samples import load_images
 
 PRECISIONS = ["float32", "float16", "dynamic", "int8"]
 # That its package does not bring.

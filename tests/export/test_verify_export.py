@@ -11,11 +11,11 @@ from conftest import Exported
 from digits_classifier import SIGNATURE, ListedImages, copy_of
 from test_parity_gate import write_artifact
 
-from export.checksums import Checksums
 from export.convert.graph_reading import Reading, read_header
-from export.formats import FORMATS, SAVED_MODEL
-from export.parity import Artifact
-from export.replay import verify_export
+from export.files.checksums import Checksums
+from export.files.formats import FORMATS, SAVED_MODEL
+from export.files.parity import Artifact
+from export.gate.replay import verify_export
 from trainer.errors import ArtifactError, ParityError
 
 FILES = [
@@ -45,7 +45,7 @@ def test_an_export_whose_graph_reads_fewer_files_is_verified_without_odd_ones(
         return output.model_copy(update=old) if output.name == "status" else output
 
     signature = SIGNATURE.model_copy(update={"outputs": [without_new_statuses(o) for o in SIGNATURE.outputs]})
-    monkeypatch.setattr("export.image_batch.read_header", read_as_before)
+    monkeypatch.setattr("export.convert.image_batch.read_header", read_as_before)
     write_artifact(model, signature, SAVED_MODEL, copy_of_export / "saved_model/digits/3")
     signature.save(copy_of_export)
     Checksums.of(copy_of_export).save(copy_of_export)

@@ -15,19 +15,19 @@ import typer
 from digits_classifier import SIGNATURE
 from typer.testing import CliRunner
 
-import export.cli_versions
-from export.checksums import Checksums
-from export.formats import FORMATS
-from export.provenance import ExportProvenance
-from export.tflite_metadata import with_metadata
-from export.versions import CURRENT, current_version, find_versions, next_version, publish_version, roll_back
+import trainer.cli.publish
+from export.convert.tflite_metadata import with_metadata
+from export.files.checksums import Checksums
+from export.files.formats import FORMATS
+from export.files.provenance import ExportProvenance
+from export.publish import CURRENT, current_version, find_versions, next_version, publish_version, roll_back
 from trainer.errors import ArtifactError, ParityError, UsageError
 from trainer.system import lock
 
-PROJECT = pathlib.Path(export.cli_versions.__file__).parents[1]
+PROJECT = pathlib.Path(trainer.cli.publish.__file__).parents[2]
 app = typer.Typer()
-app.command()(export.cli_versions.publish)
-app.command()(export.cli_versions.rollback)
+app.command()(trainer.cli.publish.publish)
+app.command()(trainer.cli.publish.rollback)
 
 
 def invoke(*arguments: object) -> str:
@@ -113,7 +113,7 @@ def counted(third: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 def test_a_version_that_nobody_asked_for_counts_up_where_it_is_published(
     root: pathlib.Path, counted: pathlib.Path
 ) -> None:
-    from export.replay import verify_export
+    from export.gate.replay import verify_export
 
     answer = json.loads(invoke("publish", counted, root, "--json"))
     assert (answer["current"], answer["versions"]) == (4, [3, 4])
@@ -180,15 +180,15 @@ def test_an_export_over_budget_is_not_published(
 
 
 KILLED = {
-    "while it is copied": "export.checksums._sha256_of",
-    "before the copy has its name": "trainer.atomic.sync_directory",
+    "while it is copied": "export.files.checksums._sha256_of",
+    "before the copy has its name": "trainer.system.atomic.sync_directory",
     "before it is current": "os.replace",
 }
 # In each root, given with the function in which it happens, a process of its own publishes and is killed.
 KILLER = """
 import os, pathlib, signal, sys, unittest.mock
-import export.parity
-from export.versions import publish_version
+import export.gate.run_gate
+from export.publish import publish_version
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 for place, root in zip(sys.argv[2::2], sys.argv[3::2]):

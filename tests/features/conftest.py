@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from feature_runs import FinishedRun, finish_run
 
-from trainer.data.prepare import PrepareOptions, prepare_dataset
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoint import load_model_arrays
-from trainer.config import Config, load_config
-from trainer.launch import plan_run, start_run
-from trainer.plan import Plan
-from trainer.run_dir import RunDir
+from trainer.config.config import Config, load_config
+from trainer.launch.plan_run import plan_run
+from trainer.launch.start_run import start_run
+from trainer.plan.plan import Plan
+from trainer.run.checkpoint import load_model_arrays
+from trainer.run.run_dir import RunDir
 
 # Dropout in the head, and a last batch that is filled up: both depend on which example stands where.
 SETTINGS = (

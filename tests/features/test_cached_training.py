@@ -10,13 +10,13 @@ import sklearn.datasets
 from feature_runs import FinishedRun, finish_run
 from PIL import Image
 
-from trainer.config import load_config
-from trainer.data.beside import prepare_beside
-from trainer.distribute.tf_strategy import make_engine
+from trainer.config.config import load_config
+from trainer.data.preparation.auto_prepare import prepare_beside
+from trainer.distribute.mirrored import make_engine
 from trainer.distribute.topology import Topology
-from trainer.evaluate import evaluate_run
+from trainer.evaluation.evaluate_run import evaluate_run
 from trainer.features import extract
-from trainer.run_dir import RunDir
+from trainer.run.run_dir import RunDir
 
 
 def assert_same_training(run: FinishedRun, other: FinishedRun, *, rtol: float) -> None:

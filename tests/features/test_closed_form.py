@@ -7,14 +7,14 @@ import pytest
 from feature_runs import make_config
 from sklearn.linear_model import Ridge
 
-from trainer.data.storage import parse_path
-from trainer.distribute.tf_strategy import make_engine
+from trainer.data.dataset.storage import parse_path
+from trainer.distribute.mirrored import make_engine
 from trainer.distribute.topology import Topology
 from trainer.errors import ConfigError
-from trainer.evaluate import evaluate_run
-from trainer.features.closed_form import solve_path
-from trainer.plan import make_plan
-from trainer.run_dir import RunDir
+from trainer.evaluation.evaluate_run import evaluate_run
+from trainer.features.ridge_path import solve_path
+from trainer.plan.plan import make_plan
+from trainer.run.run_dir import RunDir
 
 ONE_CPU = Topology(strategy="single", device="cpu", num_local_replicas=1)
 NUM_CLASSES = 3

@@ -5,11 +5,11 @@ import pathlib
 import pytest
 from feature_runs import make_config
 
-from trainer.data.storage import parse_path
+from trainer.data.dataset.storage import parse_path
 from trainer.distribute.topology import Topology
 from trainer.errors import ConfigError
 from trainer.features.decision import FeaturePlan
-from trainer.plan import make_plan
+from trainer.plan.plan import make_plan
 
 ONE_CPU = Topology(strategy="single", device="cpu", num_local_replicas=1)
 ONE_GPU = Topology(strategy="single", device="gpu", num_local_replicas=1)

@@ -10,7 +10,7 @@ from trainer.features import extract
 from trainer.features.onnx_graph import NotWrittenError, write_onnx
 from trainer.features.runtimes import MAX_RELATIVE_DIFFERENCE, make_compute, relative_difference
 from trainer.model.classifier import ScalePixels
-from trainer.model.dropout import ExampleDropout
+from trainer.model.layers.dropout import ExampleDropout
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 20, 24, 3), dtype=np.uint8)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from feature_runs import SETTINGS, FinishedRun, finish_run, make_config
 
-from trainer.data.geometry import Geometry
-from trainer.data.pixel_cache import decode_split
-from trainer.data.storage import parse_path
-from trainer.data.task_progress import show_nothing
+from trainer.console.task_progress import show_nothing
+from trainer.data.dataset.storage import parse_path
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.pixel_cache import decode_split
 from trainer.distribute.topology import Topology
 from trainer.features.extract import Extraction
 from trainer.features.store import Features
 from trainer.features.trunk import Cut, cut_classifier
 from trainer.model.classifier import build_classifier
-from trainer.plan import make_plan
+from trainer.plan.plan import make_plan
 
 NUM_WORKERS = 3
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.config import load_config
-from trainer.data.batch import Batch
-from trainer.distribute.tf_strategy import make_engine
+from trainer.config.config import load_config
+from trainer.data.input.batch import Batch
+from trainer.distribute.mirrored import make_engine
 from trainer.distribute.topology import Topology
 from trainer.features.runtimes import MAX_RELATIVE_DIFFERENCE, make_compute, relative_difference
 from trainer.features.trunk import Cut, cut_classifier
 from trainer.model.classifier import backbone_of, build_classifier
 from trainer.model.head import Head
-from trainer.steps import TrainStep
-from trainer.train_state import TrainState
+from trainer.step.state import TrainState
+from trainer.step.train_step import TrainStep
 
 NUM_STEPS, BATCH_SIZE, SIZE_PX = 100, 4, 32
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, SIZE_PX, SIZE_PX, 3)).astype(np.float32)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from trainer.features.trunk import Cut, cut_classifier, digest_of
-from trainer.model.batch_norm import with_synchronized_statistics
 from trainer.model.classifier import build_classifier
-from trainer.model.dropout import ExampleDropout
 from trainer.model.head import Head
+from trainer.model.layers.batch_norm import with_synchronized_statistics
+from trainer.model.layers.dropout import ExampleDropout
 
 layers = keras.layers
 

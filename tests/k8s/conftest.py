@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from export.signature import Signature
-from serving.manifests import find_kubectl, render
-from trainer.data.geometry import Geometry
+from export.files.signature import Signature
+from serving.k8s.manifests import find_kubectl, render
+from trainer.data.decode.geometry import Geometry
 
 
 @pytest.fixture(scope="session")

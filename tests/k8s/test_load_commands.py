@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from serving.manifests import ManifestSettings, write_manifests
+from serving.k8s.manifests import ManifestSettings, write_manifests
 
 # exec runs in a folder in the place of /models, cp does as kubectl does (into a folder that is there already), and is
 # cut off after the first half of a file where CUT says so: with an error, or, as happens, without one.

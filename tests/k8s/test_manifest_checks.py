@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.manifest_checks import (
+from serving.k8s.manifest_checks import (
     check_environment,
     check_kinds,
     check_ports,
@@ -16,9 +16,9 @@ from serving.manifest_checks import (
     check_selectors,
     check_volumes,
 )
-from serving.pod_security import check_pod_security
-from serving.quantity import parse_quantity
-from serving.workload_checks import ALL_CHECKS, check_manifests, check_model_servers, check_mpi_jobs
+from serving.k8s.pod_security import check_pod_security
+from serving.k8s.quantity import parse_quantity
+from serving.k8s.workload_checks import ALL_CHECKS, check_manifests, check_model_servers, check_mpi_jobs
 
 Objects = list[dict[str, Any]]
 Break = Callable[[dict[str, dict[str, Any]]], object]

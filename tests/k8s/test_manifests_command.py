@@ -11,9 +11,9 @@ import pytest
 from google.protobuf import text_format
 from strict_schemas import validate
 
-import serving.manifests
-from serving.manifests import ManifestSettings, models_config, parse_image, render, write_manifests
-from serving.workload_checks import check_manifests
+import serving.k8s.manifests
+from serving.k8s.manifests import ManifestSettings, models_config, parse_image, render, write_manifests
+from serving.k8s.workload_checks import check_manifests
 from trainer.errors import ArtifactError, TrainerError, UsageError
 
 # Of Flower_Model.v2, with the hash that every changed name gets.
@@ -155,7 +155,7 @@ def test_a_tree_that_fails_its_checks_is_not_published(
     def config_of_another_model(*_: Any) -> str:
         return models_config("another", [1], "latest")
 
-    monkeypatch.setattr(serving.manifests, "models_config", config_of_another_model)
+    monkeypatch.setattr(serving.k8s.manifests, "models_config", config_of_another_model)
     with pytest.raises(TrainerError, match=r"startupProbe asks .*, but its models.config serves another"):
         write_manifests(export_dir, tmp_path / "out", ManifestSettings())
     assert not (tmp_path / "out").exists()
@@ -188,7 +188,7 @@ def test_what_is_no_export_is_an_artifact_error(export_dir: pathlib.Path, tmp_pa
 
 
 def run_command(*arguments: str | pathlib.Path) -> str:
-    program = "import typer; from serving import cli; a = typer.Typer(); a.command()(cli.manifests); a()"
+    program = "import typer; from trainer.cli.serve import manifests; a = typer.Typer(); a.command()(manifests); a()"
     command = [sys.executable, "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -198,7 +198,7 @@ def run_command(*arguments: str | pathlib.Path) -> str:
 def test_without_kubectl_the_tree_is_written_and_said_to_be_unchecked(
     export_dir: pathlib.Path, tmp_path: pathlib.Path, kubectl: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving.manifests, "find_kubectl", lambda: None)
+    monkeypatch.setattr(serving.k8s.manifests, "find_kubectl", lambda: None)
     assert not write_manifests(export_dir, tmp_path / "out", ManifestSettings()).was_checked
     assert check_manifests(both_trees(tmp_path / "out", kubectl)) == []
 

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import text_format
 from strict_schemas import validate
 
-from serving.workload_checks import check_manifests
+from serving.k8s.workload_checks import check_manifests
 
 Trees = dict[str, list[dict[str, Any]]]
 

@@ -40,7 +40,7 @@ def horovod_sum() -> Callable[[float], float]:
 
 
 def multiworker_sum() -> Callable[[float], float]:
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=False)
     from trainer.distribute.multiworker import find_topology, make_engine

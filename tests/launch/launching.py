@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from trainer.config import load_config
+from trainer.config.config import load_config
 from trainer.errors import RunError
-from trainer.launch import plan_run
+from trainer.launch.plan_run import plan_run
 
 # The head alone on small images, with dropout: what is random must come out the same after a restart.
 QUICK = (

@@ -13,12 +13,13 @@ from launching import command
 from PIL import Image
 
 from trainer.cli.app import main
-from trainer.config import load_config
-from trainer.data.beside import prepare_beside
+from trainer.config.config import load_config
+from trainer.data.preparation.auto_prepare import prepare_beside
 from trainer.data.sources import open_source
 from trainer.errors import DataError
-from trainer.launch import find_dataset, open_run, plan_run
-from trainer.run_dir import RunDir
+from trainer.launch.plan_run import find_dataset, plan_run
+from trainer.launch.start_run import open_run
+from trainer.run.run_dir import RunDir
 
 SMALL = ["distribute.device=cpu", "model.image_size_px=32", "model.trainable=head", "train.epochs=1"]
 

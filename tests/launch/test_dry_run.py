@@ -15,24 +15,24 @@ import pytest
 import tensorflow as tf
 from launching import QUICK, command
 
-from trainer.actions import EvaluateAndSave
-from trainer.config import Config, load_config
-from trainer.data.batch import Batch
-from trainer.data.order import Draws, ExampleOrder
+from trainer.config.config import Config, load_config
+from trainer.data.input.batch import Batch
+from trainer.data.sampling.order import Draws, ExampleOrder
 from trainer.distribute.launchers.environments import forwarded_variables
-from trainer.distribute.tf_strategy import make_engine
+from trainer.distribute.mirrored import make_engine
 from trainer.distribute.topology import Topology
 from trainer.dry_run.arithmetic import count_batches, find_learning_rates
 from trainer.dry_run.examples import Examples, find_examples
 from trainer.dry_run.footprint import measure_footprint
-from trainer.forward_backward import split_batch
-from trainer.launch import PlannedRun, plan_run
-from trainer.model import backbones
-from trainer.model.backbones import Backbone, PixelScaling
-from trainer.plan import Plan
-from trainer.steps import TrainStep
-from trainer.streams import Caches, make_training_stream
-from trainer.train import make_state
+from trainer.launch.plan_run import PlannedRun, plan_run
+from trainer.model.backbones import registry
+from trainer.model.backbones.registry import Backbone, PixelScaling
+from trainer.plan.plan import Plan
+from trainer.step.forward_backward import split_batch
+from trainer.step.train_step import TrainStep
+from trainer.training.actions import EvaluateAndSave
+from trainer.training.input import Caches, make_training_stream
+from trainer.training.make_state import make_state
 
 SMALL = ["distribute.device=cpu", "model.image_size_px=32", "train.epochs=1", "data.cache=off"]
 
@@ -99,7 +99,7 @@ def test_a_run_that_goes_on_is_told_what_comes_next(digits: pathlib.Path, tmp_pa
 
 def test_examples_lie_in_the_shards_that_are_named(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A dataset of several shards, of different sizes: the count is made of what each shard really holds."""
-    from trainer.data.prepare import PrepareOptions, prepare_dataset
+    from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 
     dataset = tmp_path / "sharded"
     prepare_dataset("digits", dataset, options=PrepareOptions(shard_bytes=40_000))
@@ -227,7 +227,7 @@ def test_traffic_is_what_the_step_gives_the_engine_to_add_up(
     digits: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = Backbone(name="tiny", image_size_px=32, scaling=PixelScaling(), build=build_tiny_backbone)
-    monkeypatch.setitem(backbones._REGISTRY, "tiny", tiny)
+    monkeypatch.setitem(registry._REGISTRY, "tiny", tiny)
     overrides = ["model.backbone=tiny", "model.weights=none"]
     overrides += ["distribute.compression=float16", "train.global_batch_size=4", "optimizer.name=sgd"]
     plan, config, topology = plan_with(digits, tmp_path, *overrides, "model.batch_norm=synchronized")

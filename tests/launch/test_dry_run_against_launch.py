@@ -18,11 +18,11 @@ import safetensors.numpy
 import tensorflow as tf
 from launching import QUICK, command, metrics
 
-from trainer.config import load_config
+from trainer.config.config import load_config
 from trainer.distribute.topology import Topology
-from trainer.job import worker_command
-from trainer.launch import plan_run
-from trainer.streams import Caches, make_training_stream
+from trainer.launch.job import worker_command
+from trainer.launch.plan_run import plan_run
+from trainer.training.input import Caches, make_training_stream
 
 WORKER = worker_command([])
 RECORDED_START = pathlib.Path(__file__).parent / "recorded_start"

@@ -109,7 +109,7 @@ def test_two_tasks_of_a_slurm_step_train_as_one_replica_does(
 def test_workers_with_different_datasets_end_before_the_first_step_and_name_them(
     digits: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    from trainer.data.prepare import PrepareOptions, prepare_dataset
+    from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 
     prepare_dataset("digits", tmp_path / "digits", options=PrepareOptions(seed=1))
     ports = [free_port(), free_port()]
@@ -136,7 +136,7 @@ def test_a_port_of_tf_config_that_another_process_has_is_named_with_it(
 
 JOIN = """
 import sys
-from trainer import tf_runtime
+from trainer.system import tf_runtime
 from trainer.errors import DeviceError
 tf_runtime.configure(use_gpus=False)
 from trainer.distribute.launchers import waiting
@@ -186,14 +186,14 @@ def test_a_worker_that_never_comes_is_told_of_and_waited_for_no_longer_than_was_
 
 JOIN_HOROVOD = """
 import sys
-from trainer import tf_runtime
+from trainer.system import tf_runtime
 from trainer.errors import DeviceError
 tf_runtime.configure(use_gpus=False)
-from trainer.distribute import hvd
+from trainer.distribute import horovod
 from trainer.distribute.launchers import waiting
 waiting.TELL_AFTER_SECS = 1.0
 try:
-    hvd.start("cpu", start_timeout_secs=3, note=lambda line: print("note:", line, flush=True))
+    horovod.start("cpu", start_timeout_secs=3, note=lambda line: print("note:", line, flush=True))
 except DeviceError as e:
     sys.exit(f"error: {e}")
 """

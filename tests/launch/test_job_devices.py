@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from trainer import tf_runtime
-from trainer.config import load_config
-from trainer.data.storage import parse_path
+from trainer.config.config import load_config
+from trainer.data.dataset.storage import parse_path
 from trainer.errors import DeviceError
-from trainer.launch import PlannedRun, plan_run
-from trainer.plan import make_plan
+from trainer.launch.plan_run import PlannedRun, plan_run
+from trainer.plan.plan import make_plan
+from trainer.system import tf_runtime
 
 # In place of ssh and of the guard behind it: answers for a host as one with TensorFlow and GPUs would.
 HOST = """#!{python}

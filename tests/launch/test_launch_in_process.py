@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 
 from trainer.cli.app import main
-from trainer.config import load_config
-from trainer.data.manifest import Manifest
-from trainer.data.prepare import PrepareOptions, prepare_dataset
-from trainer.data.split_reader import SplitReader
-from trainer.distribute.tf_strategy import make_engine
+from trainer.config.config import load_config
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.split_reader import SplitReader
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
+from trainer.distribute.mirrored import make_engine
 from trainer.distribute.topology import Topology
 from trainer.errors import DataError, TrainingError, UsageError
-from trainer.evaluate import evaluate_run
-from trainer.launch import plan_run, start_run
+from trainer.evaluation.evaluate_run import evaluate_run
+from trainer.launch.plan_run import plan_run
+from trainer.launch.start_run import start_run
 from trainer.metrics.calibration import fit_temperature
 from trainer.metrics.evaluation import Evaluation, load_arrays
-from trainer.run_dir import RunDir
-from trainer.streams import Caches, make_training_stream
-from trainer.train import staged_batches
+from trainer.run.run_dir import RunDir
+from trainer.training.batches import staged_batches
+from trainer.training.input import Caches, make_training_stream
 
 SMALL = [
     "distribute.device=cpu",

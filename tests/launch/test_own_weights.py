@@ -12,15 +12,17 @@ import pytest
 import safetensors.numpy
 from launching import command
 
-from trainer.checkpoint import find_model_file, load_classifier
-from trainer.config import load_config
-from trainer.distribute.tf_strategy import make_engine
+from trainer.config.config import load_config
+from trainer.distribute.mirrored import make_engine
 from trainer.errors import ConfigError, ModelError, RunError
-from trainer.launch import PlannedRun, plan_run, start_run
+from trainer.launch.plan_run import PlannedRun, plan_run
+from trainer.launch.start_run import start_run
 from trainer.model.classifier import named_arrays, saved_variables
-from trainer.model.weight_fit import WeightsReport
-from trainer.run_dir import RunDir
-from trainer.train import make_state
+from trainer.model.match_weights import WeightsReport
+from trainer.run.checkpoint import find_model_file
+from trainer.run.load_classifier import load_classifier
+from trainer.run.run_dir import RunDir
+from trainer.training.make_state import make_state
 
 
 def no_note(_: str) -> None: ...

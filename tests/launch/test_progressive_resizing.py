@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launching import final_weights_hash
 
-from trainer.config import load_config
-from trainer.data.manifest import Manifest
-from trainer.distribute.tf_strategy import make_engine
+from trainer.config.config import load_config
+from trainer.data.dataset.manifest import Manifest
+from trainer.distribute.mirrored import make_engine
 from trainer.errors import ConfigError, ModelError
-from trainer.launch import PlannedRun, plan_run, start_run
+from trainer.launch.plan_run import PlannedRun, plan_run
+from trainer.launch.start_run import start_run
 from trainer.model.classifier import build_classifier
-from trainer.stages import divide_steps
-from trainer.streams import Caches, make_training_stream
-from trainer.train import staged_batches
+from trainer.plan.stages import divide_steps
+from trainer.training.batches import staged_batches
+from trainer.training.input import Caches, make_training_stream
 
 SIZES_PX = [32, 36, 44]
 NUM_STEPS = 12

@@ -8,11 +8,11 @@ import pytest
 from launching import command
 from PIL import Image
 
-from trainer import recipe_choice
-from trainer.config import load_config
-from trainer.data.prepare import PrepareOptions, prepare_dataset
-from trainer.data.storage import parse_path
-from trainer.recipe_choice import choose_recipe
+from trainer.config.config import load_config
+from trainer.data.dataset.storage import parse_path
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
+from trainer.plan import recipe_choice
+from trainer.plan.recipe_choice import choose_recipe
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from trainer.config import load_config
-from trainer.launch import plan_run, start_run
-from trainer.metric_writers import read_metrics
-from trainer.run_dir import RunDir
+from trainer.config.config import load_config
+from trainer.launch.plan_run import plan_run
+from trainer.launch.start_run import start_run
+from trainer.run.metric_writers import read_metrics
+from trainer.run.run_dir import RunDir
 
 STAGED = [
     "distribute.device=cpu",

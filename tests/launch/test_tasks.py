@@ -9,15 +9,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from export.from_run import publication_of_run
-from trainer.config import load_config
-from trainer.data.prepare import PrepareOptions, prepare_dataset
-from trainer.distribute.tf_strategy import make_engine
+from trainer.config.config import load_config
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
+from trainer.distribute.mirrored import make_engine
 from trainer.distribute.topology import Topology
 from trainer.errors import ConfigError
-from trainer.evaluate import evaluate_run
-from trainer.launch import plan_run, start_run
+from trainer.evaluation.evaluate_run import evaluate_run
+from trainer.launch.plan_run import plan_run
+from trainer.launch.start_run import start_run
 from trainer.metrics.evaluation import Evaluation
-from trainer.run_dir import RunDir
+from trainer.run.run_dir import RunDir
 
 # What is said of a digit; some have several of these, and every one has at least one.
 TRAITS = {

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from trainer.checkpoint import find_model_file
-from trainer.config import load_config
-from trainer.distribute.tf_strategy import make_engine
+from trainer.config.config import load_config
+from trainer.distribute.mirrored import make_engine
 from trainer.distribute.topology import Topology
-from trainer.evaluate import evaluate_run
-from trainer.launch import plan_run, start_run
-from trainer.model import backbones
-from trainer.model.backbone import Backbone
-from trainer.model.scaling import PixelScaling
-from trainer.run_dir import RunDir
+from trainer.evaluation.evaluate_run import evaluate_run
+from trainer.launch.plan_run import plan_run
+from trainer.launch.start_run import start_run
+from trainer.model.backbones import registry
+from trainer.model.backbones.backbone import Backbone
+from trainer.model.backbones.scaling import PixelScaling
+from trainer.run.checkpoint import find_model_file
+from trainer.run.run_dir import RunDir
 
 # As in MobileNet: these runs are far shorter than the thousand steps that its averages remember.
 MOMENTUM = 0.999
@@ -43,7 +44,7 @@ def slow_statistics() -> Iterator[None]:
     scaling = PixelScaling(scale=(1 / 255,) * 3)
     backbone = Backbone(name="slow_statistics", image_size_px=32, scaling=scaling, build=build_backbone)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones._REGISTRY, backbone.name, backbone)
+        patch.setitem(registry._REGISTRY, backbone.name, backbone)
         yield
 
 

@@ -14,10 +14,10 @@ import pytest
 
 from trainer.cli import study
 from trainer.cli.app import main
-from trainer.config import RECIPES_DIR, load_config
-from trainer.data.manifest import Manifest
+from trainer.config.config import RECIPES_DIR, load_config
+from trainer.data.dataset.manifest import Manifest
 from trainer.model.classifier import build_configured
-from trainer.model.without_memory import variables_without_memory
+from trainer.model.files.abstract_variables import variables_without_memory
 
 # Nothing can be downloaded here, and one step is enough to see that all of it fits together.
 QUICK = ("--device=cpu", "--set=model.weights=none", "--set=train.epochs=1", "--set=features.cache=off")

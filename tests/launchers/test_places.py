@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from trainer.cli.app import app
+from trainer.config.distribute import DistributeConfig
 from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.environments import multiworker_environments
 from trainer.distribute.launchers.external import ExternalPlace, find_place
@@ -17,8 +18,7 @@ from trainer.distribute.launchers.proxies import go_directly
 from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.worker import Ready
 from trainer.errors import ConfigError, DeviceError, UsageError
-from trainer.job import find_places
-from trainer.settings.distribute import DistributeConfig
+from trainer.launch.job import find_places
 
 TF_CONFIG = json.dumps({"cluster": {"worker": ["a:1", "b:1", "b:2", "c:1"]}, "task": {"type": "worker", "index": 2}})
 ONE_WORKER = json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}})

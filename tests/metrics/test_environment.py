@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from trainer.environment import collect, recorded_variables
+from trainer.system.environment import collect, recorded_variables
 from trainer.system.nvidia_smi import list_driver_gpus
 
 
@@ -51,7 +51,7 @@ def test_only_variables_of_the_allow_list_are_recorded():
 
 def test_devices_can_still_be_configured_afterwards():
     program = (
-        "from trainer.environment import collect\n"
+        "from trainer.system.environment import collect\n"
         "collect()\n"
         "import tensorflow as tf\n"
         "cpu = tf.config.list_physical_devices('CPU')[0]\n"

@@ -5,14 +5,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from trainer.data import ram_budget
-from trainer.data.ram_budget import check_fits
 from trainer.errors import UsageError
-from trainer.features.closed_form import needed_bytes as ridge_bytes
-from trainer.features.closed_form import solve_path
+from trainer.features.ridge_path import needed_bytes as ridge_bytes
+from trainer.features.ridge_path import solve_path
 from trainer.metrics import scores
 from trainer.metrics.scores import needed_bytes
 from trainer.metrics.summary import summarize, tune
+from trainer.system import memory
+from trainer.system.memory import check_fits
 
 NUM_CLASSES = 10_000
 
@@ -21,7 +21,7 @@ NUM_CLASSES = 10_000
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     # As many blocks as a large split has: a test of a few hundred MB would be slow.
     monkeypatch.setattr(scores, "BLOCK_VALUES", 2**16)
-    monkeypatch.setattr("trainer.features.closed_form._BLOCK_VALUES", 2**16)
+    monkeypatch.setattr("trainer.features.ridge_path._BLOCK_VALUES", 2**16)
 
 
 def peak_bytes(work) -> int:
@@ -70,7 +70,7 @@ def test_the_closed_form_keeps_neither_images_times_classes_nor_strengths_times_
 
 
 def test_what_does_not_fit_is_refused_with_the_number(monkeypatch):
-    monkeypatch.setattr(ram_budget, "free_bytes", lambda: 8 * 2**30)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 8 * 2**30)
     check_fits(needed_bytes(50_000, 10_000, has_several_labels=False), "evaluating", "use less")
     with pytest.raises(
         UsageError, match=r"evaluating takes about 37\.\d GiB of memory, and 8\.0 GiB are free; use less"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import RunError
-from trainer.metric_writers import MetricsLog, MetricWriters, TensorBoardWriter, read_metrics
+from trainer.run.metric_writers import MetricsLog, MetricWriters, TensorBoardWriter, read_metrics
 
 
 def write_log(path: pathlib.Path, steps) -> None:

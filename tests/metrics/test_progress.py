@@ -4,8 +4,8 @@ import io
 import pytest
 from rich.console import Console
 
+from trainer.console.progress import StepRate, TrainingProgress, format_duration, task_progress
 from trainer.data.sampling.epochs import Epochs
-from trainer.progress import StepRate, TrainingProgress, format_duration, task_progress
 
 
 class Clock:

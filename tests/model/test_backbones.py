@@ -8,8 +8,8 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from trainer.errors import ModelError
-from trainer.model import efficientnet_lite
-from trainer.model.backbones import find_backbone, list_backbones
+from trainer.model.backbones import efficientnet_lite
+from trainer.model.backbones.registry import find_backbone, list_backbones
 from trainer.model.classifier import backbone_of, build_classifier
 from trainer.model.weights import load_pretrained
 

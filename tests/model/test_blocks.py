@@ -5,8 +5,8 @@ from typing import Any
 import keras
 import pytest
 
-from trainer.model.backbones import find_backbone
-from trainer.model.blocks import blocks_of
+from trainer.model.backbones.blocks import blocks_of
+from trainer.model.backbones.registry import find_backbone
 
 
 def _network(name: str) -> Any:

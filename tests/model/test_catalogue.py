@@ -10,9 +10,9 @@ import keras
 import pytest
 
 from trainer.cli.app import main
-from trainer.model.backbones import list_backbones
-from trainer.model.catalogue import load_catalogue
-from trainer.model.flops import count_multiply_adds
+from trainer.model.backbones.catalogue import load_catalogue
+from trainer.model.backbones.flops import count_multiply_adds
+from trainer.model.backbones.registry import list_backbones
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 FACTS = {facts.name: facts for facts in load_catalogue()}

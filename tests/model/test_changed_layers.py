@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.model.backbones import find_backbone
-from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
+from trainer.model.backbones.registry import find_backbone
 from trainer.model.classifier import backbone_of, build_classifier, is_seed
-from trainer.model.depthwise import DepthwiseConv, with_depthwise_operations
-from trainer.model.dropout import ExampleDropout
 from trainer.model.head import Head
+from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, changing_statistics
+from trainer.model.layers.depthwise import DepthwiseConv, with_depthwise_operations
+from trainer.model.layers.dropout import ExampleDropout
 from trainer.model.weights import load_pretrained
 
 SIZE_PX = 32
@@ -103,9 +103,9 @@ def test_frozen_statistics_are_none_that_change() -> None:
 
 
 def test_a_model_with_random_layers_of_its_own_is_refused_by_name() -> None:
-    from trainer.config import Config
+    from trainer.config.config import Config
     from trainer.errors import ModelError
-    from trainer.train_state import TrainState
+    from trainer.step.state import TrainState
 
     inputs = keras.Input([4])
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GaussianNoise(0.1, name="noise")(inputs)))

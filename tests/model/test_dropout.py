@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.model.dropout import ExampleDropout, dropout_keys, with_example_dropout
+from trainer.model.layers.dropout import ExampleDropout, dropout_keys, with_example_dropout
 
 
 def masks(positions: list[int], *, seed: int = 0, rate: float = 0.3, salt: int = 1, num_units: int = 64) -> np.ndarray:

@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 from trainer.errors import ModelError
-from trainer.model.batch_norm import changing_statistics
-from trainer.model.blocks import blocks_of
+from trainer.model.backbones.blocks import blocks_of
 from trainer.model.classifier import backbone_of, build_classifier
-from trainer.model.dropout import dropout_keys
 from trainer.model.freezing import learning_rate_factors, set_trainable
 from trainer.model.head import Head
+from trainer.model.layers.batch_norm import changing_statistics
+from trainer.model.layers.dropout import dropout_keys
 from trainer.model.weights import load_pretrained
 
 SIZE_PX = 32

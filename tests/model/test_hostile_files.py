@@ -14,13 +14,13 @@ import pytest
 from hostile_files import AS_BACKBONE, AS_WEIGHTS, CANARY, honest_model, keras_file
 
 from trainer.errors import ModelError
-from trainer.model import backbones
-from trainer.model.backbone import Backbone
-from trainer.model.backbones import find_backbone
+from trainer.model.backbones import registry
+from trainer.model.backbones.backbone import Backbone
+from trainer.model.backbones.registry import find_backbone
+from trainer.model.backbones.scaling import ZERO_TO_255
 from trainer.model.classifier import build_classifier
-from trainer.model.scaling import ZERO_TO_255
 from trainer.model.weights import load_pretrained
-from trainer.trust import set_trust
+from trainer.system.trust import set_trust
 
 Builder = Callable[[pathlib.Path], pathlib.Path]
 # Far more than a refusal takes, and a fraction of what each bomb would.
@@ -54,7 +54,7 @@ def test_a_hostile_saved_model_is_refused(name: str, tmp_path: pathlib.Path) -> 
 def classifier() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         spec = Backbone(name="tiny", image_size_px=24, min_image_size_px=8, scaling=ZERO_TO_255, build=_build)
-        patch.setitem(backbones._REGISTRY, "tiny", spec)
+        patch.setitem(registry._REGISTRY, "tiny", spec)
         yield build_classifier(backbone="tiny", num_classes=3, image_size_px=24)
 
 

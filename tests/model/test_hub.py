@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from trainer.errors import ModelError
-from trainer.model.backbones import find_backbone
-from trainer.model.blocks import blocks_of
+from trainer.model.backbones.blocks import blocks_of
+from trainer.model.backbones.registry import find_backbone
 from trainer.model.classifier import backbone_of, build_classifier
 from trainer.model.weights import load_pretrained
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.config import load_config
+from trainer.config.config import load_config
+from trainer.config.training import OptimizerConfig
 from trainer.data.sampling.epochs import Epochs
 from trainer.errors import ConfigError
-from trainer.model.optimizer import Optimizer, clipping_factor
-from trainer.model.schedule import Schedule
-from trainer.settings.training import OptimizerConfig
+from trainer.step.optimizer import Optimizer, clipping_factor
+from trainer.step.schedule import Schedule
 
 SHAPES = [(3, 3, 2, 4), (4,)]
 

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.model.backbones import find_backbone, list_backbones
-from trainer.model.scaling import ScalePixels
+from trainer.model.backbones.registry import find_backbone, list_backbones
+from trainer.model.backbones.scaling import ScalePixels
 
 # The beginnings of names, the more special ones first, and the module of Keras that holds the source's function.
 SOURCES = {

@@ -11,10 +11,10 @@ import pytest
 import safetensors.numpy
 
 from trainer.errors import ModelError
-from trainer.model import backbones
-from trainer.model.backbone import Backbone
+from trainer.model.backbones import registry
+from trainer.model.backbones.backbone import Backbone
+from trainer.model.backbones.scaling import ZERO_TO_255
 from trainer.model.classifier import backbone_of, build_classifier, named_arrays, saved_variables
-from trainer.model.scaling import ZERO_TO_255
 from trainer.model.weights import load_pretrained
 
 
@@ -47,7 +47,7 @@ def _around(backbone: Any) -> Any:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = Backbone(name="small", image_size_px=32, scaling=ZERO_TO_255, build=_build)
-    monkeypatch.setitem(backbones._REGISTRY, "small", spec)
+    monkeypatch.setitem(registry._REGISTRY, "small", spec)
 
 
 def _random(model: Any, seed: int = 5) -> Any:
@@ -132,10 +132,10 @@ def test_names_of_the_first_keras_are_understood(tmp_path: pathlib.Path) -> None
 
 
 def _loaded_except_down(path: pathlib.Path) -> tuple[Any, Any]:
-    from trainer.model import weight_fit
+    from trainer.model import match_weights
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weight_fit, "MIN_FIT", 0.5)
+        patch.setattr(match_weights, "MIN_FIT", 0.5)
         return _loaded(path)
 
 

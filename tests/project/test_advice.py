@@ -16,18 +16,15 @@ OPTION = re.compile(r"(?<![\w-])--(?!of-)[a-z][a-z-]*[a-z]\b")
 COMMAND = re.compile(r"\btrainer ((?:bench )?[a-z]+)")
 # Who can print what stands in a module; the first prefix counts. Messages of other modules may name any command.
 PRINTED_BY = {
+    "trainer/data/preparation/auto_prepare.py": ("launch",),
     "trainer/data/preparation/": ("prepare",),
-    "trainer/data/prepare.py": ("prepare",),
     "trainer/data/sources/": ("prepare",),
-    "trainer/data/publish.py": ("prepare",),
-    "trainer/plan.py": ("launch",),
-    "trainer/launch.py": ("launch",),
-    "trainer/job.py": ("launch",),
-    "trainer/resolve.py": ("launch",),
-    "trainer/stages.py": ("launch",),
+    "trainer/data/dataset/publish.py": ("prepare",),
+    "trainer/data/sampling/": ("launch",),
+    "trainer/plan/": ("launch",),
+    "trainer/launch/": ("launch",),
     "trainer/features/": ("launch",),
     "trainer/distribute/": ("launch",),
-    "trainer/data/order.py": ("launch",),
 }
 # Of programs that are not ours, and what a shell's line is made of.
 FOREIGN = frozenset(
@@ -128,5 +125,5 @@ def test_advised_commands_exist() -> None:
 
 def test_bad_advice_is_found() -> None:
     assert find_bad_advice("trainer/data/sources/x.py", "leave it out with --excluded NAME") == {"--excluded"}
-    assert find_bad_advice("trainer/plan.py", "prepare it again with --val above 0") == {"--val"}
-    assert not find_bad_advice("trainer/plan.py", "make one with: trainer prepare SOURCE --out DATASET --val 0.1")
+    assert find_bad_advice("trainer/plan/plan.py", "prepare it again with --val above 0") == {"--val"}
+    assert not find_bad_advice("trainer/plan/plan.py", "make one with: trainer prepare SOURCE --out DATASET --val 0.1")

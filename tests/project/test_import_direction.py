@@ -1,4 +1,4 @@
-"""Reads every import of the project and fails on a wrong arrow: between packages, between layers, or in a circle.
+"""Read every import of the project; fail on a wrong arrow between packages or folders, a circle, or a loose module.
 
 Imports inside functions count for the direction: a lazy import is a dependency all the same. Only for circles do they
 not count, since those are what laziness is for.
@@ -13,73 +13,35 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
-# A package may import those before it. The command line alone looks across.
+# A package may import itself and those before it; `trainer.cli`, the roof, imports from everywhere.
 PACKAGES = ("trainer", "export", "serving")
-LOOKS_ACROSS = "trainer.cli.app"
-# `python -m trainer`
+ROOF = "trainer.cli"
+# `python -m trainer` starts the roof. The public functions of `trainer/__init__.py` import when they are called.
 STARTS = "trainer.__main__"
+PUBLIC = "trainer"
 
-# Inside trainer: a layer may import itself and those before it. A new module finds its place here.
-LAYERS = (
-    ("trainer.errors", "trainer.cli.output", "trainer.trust"),
-    ("trainer.system",),
-    ("trainer.settings",),
-    (
-        "trainer.atomic",
-        "trainer.bounded_read",
-        "trainer.config",
-        "trainer.environment",
-        "trainer.tf_runtime",
-    ),
-    ("trainer.run_dir", "trainer.distribute.topology"),
-    ("trainer.data",),
-    ("trainer.model",),
-    ("trainer.distribute",),
-    (
-        "trainer.objective",
-        "trainer.train_state",
-        "trainer.forward_backward",
-        "trainer.steps",
-        "trainer.checkpoint",
-        "trainer.metric_writers",
-        "trainer.metrics",
-        "trainer.last_lines",
-        "trainer.run",
-    ),
-    ("trainer.features",),
-    (
-        "trainer.resolve",
-        "trainer.stages",
-        "trainer.plan",
-        "trainer.streams",
-        "trainer.progress",
-        "trainer.evaluate",
-        "trainer.step_times",
-        "trainer.loop",
-        "trainer.run_cost",
-        "trainer.comparison",
-        "trainer.report",
-    ),
-    ("trainer.actions", "trainer.patience", "trainer.staged_step", "trainer.recipe_choice", "trainer.bad_batch"),
-    ("trainer.train",),
-    ("trainer.solve",),
-    ("trainer.job", "trainer.elastic_worker"),
-    ("trainer.launch", "trainer.doctor"),
-    ("trainer.dry_run",),
-    ("trainer.cli", "trainer.__main__"),
+# Folders of trainer, from the ground up: a folder may import itself, its level's neighbours and what is below.
+LEVELS = (
+    ("errors", "console"),
+    ("system", "config"),
+    ("distribute", "model", "metrics"),
+    ("data", "run", "doctor"),
+    ("step",),
+    ("features", "evaluation"),
+    ("plan", "report"),
+    ("training",),
+    ("launch",),
+    ("dry_run",),
+    ("cli",),
 )
-# Everything below the commands answers with values and exceptions; only what takes minutes says how far it is.
-CONSOLE = "trainer.cli.output"
-PRINTS = (
-    "trainer.progress",
-    "export.publish",
-    "trainer.cli",
-    "export.cli",
-    "export.cli_bench",
-    "export.cli_versions",
-    "serving.cli",
-)
-COMMANDS = ("trainer.cli", "export.cli", "export.cli_bench", "export.cli_versions", "serving.cli")
+# The modules that may stand at the root of a package, beside its folders.
+AT_ROOT = {
+    "trainer": {"__init__", "__main__", "errors"},
+    "export": {"__init__", "make_export", "from_run", "run_tuning", "predict", "predictions", "publish", "renumber"},
+    "serving": {"__init__", "base_path", "client", "limits"},
+}
+# What export may import of trainer.
+EXPORT_NEEDS = {"errors", "console", "system", "config", "data", "run", "model", "metrics", "step", "distribute"}
 
 
 class Import(NamedTuple):
@@ -147,43 +109,37 @@ def nearest_module(name: str, modules: Iterable[str]) -> str | None:
     return None
 
 
+def folder_of(module: str) -> str:
+    """Return the folder of trainer that `module` is in, or its own name at the root of trainer."""
+    return module.split(".")[1] if "." in module else ""
+
+
 def package_arrows(imports: list[Import]) -> list[str]:
+    """Return the imports of a package by one that comes before it, and imports of the roof."""
     rank = {package: i for i, package in enumerate(PACKAGES)}
+    wrong = []
+    for i in imports:
+        below, above = i.importer.split(".")[0], i.imported.split(".")[0]
+        if is_within(i.importer, ROOF) or i.importer in (STARTS, PUBLIC):
+            continue
+        if rank[above] > rank[below]:
+            wrong.append(f"{i.importer}:{i.line} imports {i.imported}; imports run {' <- '.join(PACKAGES)}")
+        elif is_within(i.imported, ROOF):
+            wrong.append(f"{i.importer}:{i.line} imports {i.imported}; nobody imports the command line")
+        elif below == "export" and above == "trainer" and folder_of(i.imported) not in {*EXPORT_NEEDS, ""}:
+            wrong.append(f"{i.importer}:{i.line} imports {i.imported}, which an export does not need")
+    return wrong
+
+
+def folder_arrows(imports: list[Import]) -> list[str]:
+    """Return the imports within trainer that run upwards from one level of folders to a higher one."""
+    levels = {name: i for i, level in enumerate(LEVELS) for name in level}
     return [
-        f"{i.importer}:{i.line} imports {i.imported}; imports run {' <- '.join(PACKAGES)}"
+        f"{i.importer}:{i.line} imports {i.imported}, which stands on a higher level"
         for i in imports
-        if rank[i.imported.split(".")[0]] > rank[i.importer.split(".")[0]] and i.importer != LOOKS_ACROSS
+        if i.importer.startswith("trainer.") and i.imported.startswith("trainer.") and i.importer != STARTS
+        if levels.get(folder_of(i.imported), 0) > levels.get(folder_of(i.importer), 0)
     ]
-
-
-def layer_of(module: str) -> int | None:
-    """The layer that names `module`, or else the nearest package around it; None where there is none."""
-    layers = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-    home = nearest_module(module, layers)
-    return None if home is None else layers[home]
-
-
-def layer_arrows(imports: list[Import]) -> list[str]:
-    wrong = []
-    for i in imports:
-        below, above = layer_of(i.importer), layer_of(i.imported)
-        if below is not None and above is not None and above > below:
-            wrong.append(f"{i.importer}:{i.line} imports {i.imported}, which stands in a higher layer")
-    return wrong
-
-
-def command_arrows(imports: list[Import]) -> list[str]:
-    wrong = []
-    for i in imports:
-        if i.imported == CONSOLE and not any(is_within(i.importer, name) for name in PRINTS):
-            wrong.append(f"{i.importer}:{i.line} imports {CONSOLE}; raise or return, and let the command print")
-        elif (
-            i.imported != CONSOLE
-            and any(is_within(i.imported, name) for name in COMMANDS)
-            and i.importer not in (LOOKS_ACROSS, STARTS)
-        ):
-            wrong.append(f"{i.importer}:{i.line} imports {i.imported}; only {LOOKS_ACROSS} gathers the commands")
-    return wrong
 
 
 def circles(imports: list[Import]) -> list[str]:
@@ -211,7 +167,21 @@ def circles(imports: list[Import]) -> list[str]:
     return sorted(found)
 
 
-CHECKS = (package_arrows, layer_arrows, command_arrows, circles)
+def folder_circles(imports: list[Import]) -> list[str]:
+    """Return the pairs of folders of one package that import each other, at whatever depth of a function."""
+    arrows = {
+        (".".join(i.importer.split(".")[:2]), ".".join(i.imported.split(".")[:2])): f"{i.importer}:{i.line}"
+        for i in imports
+        if i.importer not in (STARTS, PUBLIC)
+    }
+    return [
+        f"{a} and {b} import each other, {where} and {arrows[b, a]}"
+        for (a, b), where in arrows.items()
+        if a < b and (b, a) in arrows
+    ]
+
+
+CHECKS = (package_arrows, folder_arrows, circles, folder_circles)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -220,60 +190,75 @@ def test_imports_of_the_project_run_one_way(check):
     assert not wrong, "\n".join(wrong)
 
 
-def homeless_modules(root: pathlib.Path) -> list[str]:
-    return [name for name in find_modules(root) if name.startswith("trainer.") and layer_of(name) is None]
+def loose_modules(root: pathlib.Path) -> list[str]:
+    return [
+        f"{package}/{path.name}"
+        for package in PACKAGES
+        for path in sorted((root / package).glob("*.py"))
+        if path.stem not in AT_ROOT[package]
+    ]
 
 
-def test_every_module_of_trainer_has_a_layer():
-    assert homeless_modules(REPOSITORY) == [], "give these a place in LAYERS"
+def test_no_module_lies_loose_at_the_root_of_a_package():
+    assert loose_modules(REPOSITORY) == [], "which folder is theirs?"
 
 
-def test_every_layer_names_modules_that_exist():
-    """A layer whose module was renamed would guard nothing."""
-    modules = find_modules(REPOSITORY)
-    assert [name for layer in LAYERS for name in layer if name not in modules] == []
+def test_every_folder_has_a_level_and_says_what_lives_in_it():
+    levels = {name for level in LEVELS for name in level}
+    folders = {path.parent.name for path in (REPOSITORY / "trainer").glob("*/__init__.py")}
+    assert folders | {"errors"} == levels
+    for package in PACKAGES:
+        for path in (REPOSITORY / package).rglob("__init__.py"):
+            documentation = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            assert len(documentation.splitlines()) >= 3, f"{path} must say what lives there and what to read first"
 
 
 PLANTED = [
-    (package_arrows, {"trainer/loop.py": "import export.parity"}, "trainer.loop:1 imports export.parity"),
-    (package_arrows, {"trainer/loop.py": "def f():\n    from export import parity"}, "trainer.loop:2 imports export"),
-    (package_arrows, {"export/parity.py": "from serving.codec import decode"}, "export.parity:1 imports serving.codec"),
+    (package_arrows, {"trainer/training/loop.py": "import export.gate"}, "trainer.training.loop:1 imports"),
+    (package_arrows, {"trainer/training/loop.py": "def f():\n    from export import predict"}, "loop:2 imports export"),
+    (package_arrows, {"export/gate/run_gate.py": "import serving.client"}, "run_gate:1 imports serving"),
     (package_arrows, {"trainer/data/order.py": "import importlib\nimportlib.import_module('serving')"}, "serving;"),
-    (package_arrows, {"trainer/cli/launch.py": "import serving.codec"}, "trainer.cli.launch:1 imports serving.codec"),
-    (layer_arrows, {"trainer/data/order.py": "from trainer import loop"}, "trainer.data.order:1 imports trainer.loop"),
-    (layer_arrows, {"trainer/data/order.py": "from ..loop import train"}, "trainer.data.order:1 imports trainer.loop"),
-    (layer_arrows, {"trainer/data/__init__.py": "from .. import loop"}, "trainer.data:1 imports trainer.loop"),
-    (layer_arrows, {"trainer/distribute/topology.py": "import trainer.data.order"}, "trainer.distribute.topology:1"),
-    (layer_arrows, {"trainer/errors.py": "import trainer.data.order"}, "trainer.errors:1 imports trainer.data.order"),
-    (command_arrows, {"trainer/loop.py": "from trainer.cli.output import note"}, "trainer.loop:1 imports"),
-    (command_arrows, {"export/cli.py": "from trainer.cli.launch import launch"}, "export.cli:1 imports trainer.cli."),
-    (command_arrows, {"serving/codec.py": "import serving.cli"}, "serving.codec:1 imports serving.cli"),
+    (package_arrows, {"serving/client.py": "from trainer.cli.launch import launch"}, "nobody imports the command line"),
+    (package_arrows, {"export/predict.py": "from trainer.training import loop"}, "an export does not need"),
+    (folder_arrows, {"trainer/data/order.py": "from trainer.training import loop"}, "data.order:1"),
+    (folder_arrows, {"trainer/data/order.py": "from ..training.loop import train"}, "data.order:1 imports"),
+    (folder_arrows, {"trainer/data/__init__.py": "from ..training import loop"}, "trainer.data:1 imports"),
+    (folder_arrows, {"trainer/distribute/topology.py": "import trainer.data.order"}, "trainer.distribute.topology:1"),
+    (folder_arrows, {"trainer/errors.py": "import trainer.data.order"}, "trainer.errors:1 imports trainer.data.order"),
     (
         circles,
-        {"trainer/loop.py": "import trainer.evaluate", "trainer/evaluate.py": "from trainer import loop"},
-        "trainer.evaluate -> trainer.loop -> trainer.evaluate",
+        {"trainer/data/order.py": "import trainer.data.b", "trainer/data/b.py": "from trainer.data import order"},
+        "trainer.data.b -> trainer.data.order -> trainer.data.b",
+    ),
+    (
+        folder_circles,
+        {"trainer/data/order.py": "import trainer.run", "trainer/run/a.py": "def f():\n    import trainer.data"},
+        "trainer.data and trainer.run import each other",
     ),
 ]  # fmt: skip
 
 RIGHT = {
-    "trainer/__init__.py": "",
+    "trainer/__init__.py": "def train():\n    from trainer.training import loop",
+    "trainer/__main__.py": "from trainer.cli.app import main",
     "trainer/errors.py": "",
     "trainer/data/__init__.py": "",
     "trainer/data/order.py": "from trainer.errors import DataError",
+    "trainer/data/records.py": "def later():\n    from trainer.data import order",
     "trainer/distribute/__init__.py": "",
     "trainer/distribute/topology.py": "",
-    "trainer/loop.py": "import trainer.data.order",
-    "trainer/evaluate.py": "def later():\n    from trainer import loop",
+    "trainer/run/__init__.py": "",
+    "trainer/run/run_dir.py": "import trainer.data.order",
+    "trainer/training/__init__.py": "",
+    "trainer/training/loop.py": "import trainer.data.order\nfrom trainer.run import run_dir",
     "trainer/cli/__init__.py": "",
-    "trainer/cli/output.py": "",
-    "trainer/cli/launch.py": "from trainer.cli.output import note\ndef launch():\n    import trainer.loop",
-    "trainer/cli/app.py": "import export.cli, serving.cli\nfrom trainer.cli.launch import launch",
+    "trainer/cli/launch.py": "def launch():\n    import trainer.training.loop",
+    "trainer/cli/app.py": "import serving.client\nfrom trainer.cli.launch import launch",
     "export/__init__.py": "",
-    "export/parity.py": "from trainer import loop, evaluate",
-    "export/cli.py": "from trainer.cli.output import note",
+    "export/gate/__init__.py": "",
+    "export/gate/run_gate.py": "from trainer.data import order",
+    "export/predict.py": "from export.gate import run_gate",
     "serving/__init__.py": "",
-    "serving/codec.py": "from export import parity\nimport trainer.errors",
-    "serving/cli.py": "from trainer.cli.output import note",
+    "serving/client.py": "from export import predict\nimport trainer.errors",
 }
 
 
@@ -289,10 +274,14 @@ def test_a_tree_with_right_arrows_passes(tmp_path):
     imports = read_imports(write_tree(tmp_path, RIGHT))
     assert len(imports) > 10
     assert [check(imports) for check in CHECKS] == [[], [], [], []]
+    assert loose_modules(tmp_path) == []
 
 
-def test_a_planted_module_without_a_layer_is_found(tmp_path):
-    assert homeless_modules(write_tree(tmp_path, RIGHT | {"trainer/odd.py": ""})) == ["trainer.odd"]
+def test_a_planted_loose_module_is_found(tmp_path):
+    assert loose_modules(write_tree(tmp_path, RIGHT | {"trainer/odd.py": "", "export/x.py": ""})) == [
+        "trainer/odd.py",
+        "export/x.py",
+    ]
 
 
 @pytest.mark.parametrize(("check", "planted", "expected"), PLANTED)

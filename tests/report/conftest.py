@@ -11,14 +11,14 @@ import PIL.Image
 import pytest
 from sklearn.datasets import load_digits
 
-from trainer import atomic, environment
-from trainer.config import load_config
-from trainer.data.manifest import Manifest, Split
-from trainer.data.records import Example, ShardWriter
-from trainer.metric_writers import MetricsLog
+from trainer.config.config import load_config
+from trainer.data.dataset.manifest import Manifest, Split
+from trainer.data.dataset.records import Example, ShardWriter
 from trainer.metrics.evaluation import Evaluation, save_arrays
 from trainer.metrics.summary import summarize
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.metric_writers import MetricsLog
+from trainer.run.run_dir import RunDir, RunInfo
+from trainer.system import atomic, environment
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 BATCH_SIZE = 64

@@ -9,13 +9,13 @@ import pytest
 
 from tests.report.test_report import Page, assert_self_contained, flat
 from trainer.cli.app import main
-from trainer.comparison import compare_runs
 from trainer.errors import RunError
+from trainer.evaluation.compare_runs import compare_runs
 from trainer.metrics.comparison import mcnemar_p_value
 from trainer.metrics.evaluation import save_arrays
 from trainer.metrics.summary import summarize
 from trainer.report.comparison_page import write_comparison
-from trainer.run_dir import RunDir
+from trainer.run.run_dir import RunDir
 
 
 def copy_run(digits_run, path: pathlib.Path, *, noise: float, name: str, settings=None, **info) -> RunDir:

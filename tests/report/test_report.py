@@ -13,14 +13,14 @@ import typer.testing
 from sklearn.datasets import load_digits
 
 from trainer.cli.report import report
-from trainer.config import load_config
+from trainer.config.config import load_config
 from trainer.errors import RunError
 from trainer.metrics.evaluation import save_arrays
 from trainer.metrics.scores import softmax
 from trainer.metrics.summary import summarize
 from trainer.report.pictures import choose_mistakes, choose_samples
 from trainer.report.render import write_report
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.run_dir import RunDir, RunInfo
 
 HOSTILE_NAMES = [
     "<script>alert(1)</script>",

@@ -12,7 +12,7 @@ from trainer.metrics.scores import sigmoid
 from trainer.metrics.summary import summarize, tune
 from trainer.report.pictures import choose_mistakes
 from trainer.report.saliency import overlay
-from trainer.run_dir import RunDir
+from trainer.run.run_dir import RunDir
 
 
 @pytest.fixture

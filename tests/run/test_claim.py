@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from trainer.config import Config, load_config
+from trainer.config.config import Config, load_config
 from trainer.errors import RunError
 from trainer.run import claim
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.run_dir import RunDir, RunInfo
 from trainer.system import lock
 
 HOLDING_PROCESS = pathlib.Path(__file__).with_name("holding_process.py")

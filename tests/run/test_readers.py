@@ -5,10 +5,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from trainer.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore, find_checkpoint, load_model_arrays
-from trainer.config import Config, load_config
+from trainer.config.config import Config, load_config
 from trainer.errors import RunError
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore, find_checkpoint, load_model_arrays
+from trainer.run.run_dir import RunDir, RunInfo
 
 
 def save(run: RunDir, config: Config, step: int, accuracy: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from trainer.data.geometry import Geometry
+from trainer.data.decode.geometry import Geometry
 
 CLASS_NAMES = ["dark", "medium", "bright"]
 SIZE = 8
@@ -23,7 +23,7 @@ def jpeg(brightness: int, *, width: int = 20, height: int = 12) -> bytes:
 def save_brightness_model(path: pathlib.Path) -> None:
     import tensorflow as tf  # after tf_runtime.configure()
 
-    from export.image_batch import load_batch
+    from export.convert.image_batch import load_batch
 
     def classify(images: Any) -> dict[str, Any]:
         level = tf.reduce_mean(images, axis=[1, 2, 3]) / 255.0

@@ -10,10 +10,10 @@ from brightness_export import CLASS_NAMES, SIZE, save_brightness_model
 from half_plus_two import save_half_plus_two
 from running_server import running_server
 
-from export.signature import Signature
+from export.files.signature import Signature
 from serving.limits import cluster_batch_size
-from trainer import tf_runtime
-from trainer.data.geometry import Geometry
+from trainer.data.decode.geometry import Geometry
+from trainer.system import tf_runtime
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +34,8 @@ def export_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def server_url(export_dir: pathlib.Path) -> Iterator[str]:
     """The address of a real uvicorn server over the export, every version loaded."""
-    from serving.rest_server import build_app
-    from serving.servable import Model, Models
+    from serving.rest.rest_server import build_app
+    from serving.rest.servable import Model, Models
 
     base_path = export_dir / "saved_model" / "brightness"
     model = Model(name="brightness", base_path=base_path, versions="all", max_batch_size=cluster_batch_size())
@@ -62,8 +62,8 @@ def half_plus_two_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path
 @pytest.fixture(scope="session")
 def half_plus_two(half_plus_two_path: pathlib.Path) -> Iterator[httpx.Client]:
     """A client of a server over it, without batching, as TensorFlow Serving is unless it is asked for it."""
-    from serving.rest_server import build_app
-    from serving.servable import Model, Models
+    from serving.rest.rest_server import build_app
+    from serving.rest.servable import Model, Models
 
     model = Model(name="half_plus_two", base_path=half_plus_two_path)
     model.load()

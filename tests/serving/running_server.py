@@ -7,7 +7,7 @@ from typing import Any
 
 import uvicorn
 
-from serving import address
+from serving.rest import address
 
 
 @contextlib.contextmanager

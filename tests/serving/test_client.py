@@ -11,10 +11,10 @@ import pytest
 from brightness_export import grey_pixels, jpeg
 from running_server import running_server
 
-from export.client_images import read_client_images
+from export.runtime.client_images import read_client_images
 from serving import limits
-from serving.address import ModelAddress, parse_address
 from serving.client import Client, Prediction, predict_images_of_files
+from serving.rest.address import ModelAddress, parse_address
 from trainer.errors import ArtifactError, UsageError
 
 
@@ -59,8 +59,8 @@ def test_more_images_than_a_request_may_hold_are_sent_in_several(
 
 
 def test_a_smaller_limit_that_a_server_names_is_kept_to(export_dir: pathlib.Path) -> None:
-    from serving.rest_server import build_app
-    from serving.servable import Model, Models
+    from serving.rest.rest_server import build_app
+    from serving.rest.servable import Model, Models
 
     model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness", max_batch_size=3)
     model.load()
@@ -180,6 +180,6 @@ def test_an_answer_that_is_not_a_number_is_an_error_of_its_image() -> None:
 
 
 def test_what_a_server_warms_up_with_is_within_its_limit() -> None:
-    from export.to_saved_model import NUM_WARMUP_IMAGES
+    from export.convert.to_saved_model import NUM_WARMUP_IMAGES
 
     assert limits.cluster_batch_size() >= NUM_WARMUP_IMAGES

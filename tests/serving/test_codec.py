@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serving import codec
-from serving.codec import Format
-from serving.rest import encoding
+from serving.rest import codec, encoding
+from serving.rest.codec import Format
 from serving.rest.signature_specs import SignatureSpec, TensorSpec
-from serving.status import Code, RequestError
+from serving.rest.status import Code, RequestError
 
 NUMBER_TYPES = {
     "DT_INT8": np.int8,

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from serving.base_path import find_model
-from serving.servable import Model
-from serving.status import RequestError
+from serving.rest.servable import Model
+from serving.rest.status import RequestError
 from trainer.errors import ArtifactError
 
 MODEL = "/v1/models/half_plus_two"
@@ -96,7 +96,7 @@ def test_examples_that_do_not_fit_are_refused_by_name(half_plus_two: httpx.Clien
 def test_what_cannot_be_batched_is_refused_where_there_is_batching(
     half_plus_two_path: pathlib.Path, body: Any, told: str
 ) -> None:
-    from serving.rest_server import predict
+    from serving.rest.rest_server import predict
 
     model = Model(name="half_plus_two", base_path=half_plus_two_path, max_batch_size=4)
     model.load()

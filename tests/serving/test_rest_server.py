@@ -249,8 +249,8 @@ def test_more_examples_than_a_cluster_takes_are_refused_in_its_words(http: httpx
 
 
 def test_pages_of_other_origins_may_call_where_that_is_asked_for(export_dir: pathlib.Path, http: httpx.Client) -> None:
-    from serving.rest_server import build_app
-    from serving.servable import Model, Models
+    from serving.rest.rest_server import build_app
+    from serving.rest.servable import Model, Models
 
     page = {"Origin": "https://example.org"}
     model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness")
@@ -328,8 +328,8 @@ def test_metrics_have_the_names_of_tensorflow_serving(http: httpx.Client) -> Non
 
 
 def test_until_the_model_is_loaded_requests_are_503(export_dir: pathlib.Path) -> None:
-    from serving.rest_server import build_app
-    from serving.servable import Model, Models
+    from serving.rest.rest_server import build_app
+    from serving.rest.servable import Model, Models
 
     model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness")
     app = build_app(Models(model), max_body_bytes=1000, num_threads=1)

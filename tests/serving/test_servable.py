@@ -8,8 +8,8 @@ import pytest
 from brightness_export import grey_pixels, jpeg
 
 from serving.base_path import find_versions
-from serving.servable import Model, State
-from serving.status import Code, RequestError
+from serving.rest.servable import Model, State
+from serving.rest.status import Code, RequestError
 from trainer.errors import ArtifactError
 
 

@@ -18,19 +18,19 @@ import httpx
 import pytest
 from brightness_export import jpeg
 
-from serving import address, local_server
-from serving.cli import serve
-from serving.servable import Model
+from serving.rest import address, local_server
+from serving.rest.servable import Model
+from trainer.cli.serve import serve
 from trainer.errors import ArtifactError, DeviceError
 
 # The command alone and not `trainer.cli.app`, whose imports belong to the other commands' tests.
 _PROGRAM = """
 import sys, typer
-from serving import cli
+from trainer.cli import serve
 from trainer.errors import TrainerError
 app = typer.Typer(add_completion=False)
-app.command()(cli.serve)
-app.command()(cli.manifests)
+app.command()(serve.serve)
+app.command()(serve.manifests)
 try:
     app()
 except TrainerError as e:

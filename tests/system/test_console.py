@@ -11,8 +11,8 @@ from rich.text import Text
 import trainer
 from export.predictions import ClassProbability, ImagePrediction
 from trainer.cli import app
-from trainer.cli.output import console, note, print_answer
-from trainer.progress import task_progress
+from trainer.console.output import console, note, print_answer
+from trainer.console.progress import task_progress
 
 PROJECT = pathlib.Path(trainer.__file__).parents[1]
 NAME = "[red]:smile:[/red]"
@@ -55,7 +55,7 @@ def test_a_terminal_is_given_no_orders_by_a_name(
 
 
 def test_a_prediction_of_such_a_class_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    from export.tables import prediction_table
+    from trainer.cli.export_tables import prediction_table
 
     chosen = ClassProbability(class_id=0, label=NAME, probability=1.0)
     print_answer(prediction_table([ImagePrediction(image=NAME, classes=[chosen])]))

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner
 
-from export.checksums import Checksums
-from export.signature import Signature
-from serving.rest_server import parse_call
-from serving.status import RequestError
+from export.files.checksums import Checksums
+from export.files.signature import Signature
+from serving.rest.rest_server import parse_call
+from serving.rest.status import RequestError
 from trainer.cli.app import app
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import Manifest
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.decode.geometry import Geometry
 from trainer.errors import DataError, UsageError
-from trainer.run_dir import RunDir
+from trainer.run.run_dir import RunDir
 
 
 def refusal(*arguments: object) -> str:

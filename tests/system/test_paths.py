@@ -7,11 +7,11 @@ import typing
 import pytest
 
 from trainer.cli.app import main
-from trainer.config import Config, load_config
+from trainer.config.config import Config, load_config
+from trainer.config.section import PathText
 from trainer.data.sources import open_source
 from trainer.errors import ConfigError, TrainerError, UsageError
-from trainer.run_dir import RunDir
-from trainer.settings.section import PathText
+from trainer.run.run_dir import RunDir
 from trainer.system.paths import as_path, expand_argument
 
 # Texts of settings that are no paths.

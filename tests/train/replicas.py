@@ -7,15 +7,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import tf_runtime
-from trainer.config import Config, load_config
-from trainer.data.batch import Batch
-from trainer.distribute.tf_strategy import TfStrategyEngine, make_engine
+from trainer.config.config import Config, load_config
+from trainer.data.input.batch import Batch
+from trainer.distribute.mirrored import TfStrategyEngine, make_engine
 from trainer.distribute.topology import BatchDivision, Topology
-from trainer.model.batch_norm import SynchronizedBatchNormalization, momenta_of_statistics
-from trainer.model.dropout import ExampleDropout
-from trainer.steps import TrainStep
-from trainer.train_state import TrainState
+from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, momenta_of_statistics
+from trainer.model.layers.dropout import ExampleDropout
+from trainer.step.state import TrainState
+from trainer.step.train_step import TrainStep
+from trainer.system import tf_runtime
 
 NUM_CPU_DEVICES = 4
 IMAGE_SIZE_PX = 12

@@ -10,10 +10,10 @@ from replicas import IMAGE_SIZE_PX, NUM_CLASSES, Training
 from trainer.data.augmentation.changes import draw_randomness
 from trainer.data.augmentation.on_device import augment_batch
 from trainer.data.augmentation.presets import resolve_augmentation
-from trainer.data.batch import Batch
-from trainer.data.order import ExampleOrder
+from trainer.data.input.batch import Batch
+from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision
-from trainer.steps import TrainStep
+from trainer.step.train_step import TrainStep
 
 NUM_EXAMPLES = 50
 SEED = 3

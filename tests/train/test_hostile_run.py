@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from trainer.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore, load_classifier
-from trainer.config import load_config
+from trainer.config.config import load_config
 from trainer.errors import UsageError
 from trainer.model.classifier import build_classifier, named_arrays, saved_variables
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
+from trainer.run.load_classifier import load_classifier
+from trainer.run.run_dir import RunDir, RunInfo
 
 _STEP = "checkpoints/step-00000040"
 

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from trainer.errors import StoppedOnRequest
-from trainer.loop import run_loop
-from trainer.steps import StepMetrics
+from trainer.step.train_step import StepMetrics
+from trainer.training.loop import run_loop
 
 ONE_STEP = StepMetrics(*(tf.constant(0.0) for _ in StepMetrics._fields))
 

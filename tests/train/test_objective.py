@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.config import load_config
-from trainer.data.manifest import Manifest, Split
+from trainer.config.config import load_config
+from trainer.data.dataset.manifest import Manifest, Split
 from trainer.errors import ConfigError
-from trainer.objective import Objective, resolve_class_weights, resolve_task
+from trainer.plan.resolve import resolve_class_weights, resolve_task
+from trainer.step.losses import Objective
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(scale=3.0, size=[16, 4]).astype(np.float32)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import load_config
+from trainer.config.config import load_config
+from trainer.config.training import TrainConfig, Unfreezing
 from trainer.data.sampling.epochs import Epochs
 from trainer.errors import ConfigError
-from trainer.patience import has_lost_patience
-from trainer.settings.training import TrainConfig, Unfreezing
-from trainer.stages import Stage, plan_stages
+from trainer.plan.stages import Stage, plan_stages
+from trainer.training.early_stopping import has_lost_patience
 
 
 def stages(train: TrainConfig, sizes_px: list[int] | None = None, num_steps: int = 100) -> list[Stage]:

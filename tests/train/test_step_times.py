@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from replicas import Training
 
-from trainer.step_times import time_steps
+from benchmarks.step_times import time_steps
 
 
 def test_the_parts_and_the_rest_add_up_to_the_step_on_several_replicas() -> None:

@@ -1,43 +1,32 @@
 """The `trainer` console script: gathers the commands and turns errors into one sentence and an exit status.
 
-The command line alone looks across the packages; each command imports what it needs when it runs.
+Each command imports what it needs when it runs.
 """
 
-import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 import typer
 from rich.text import Text
 
-import export.cli
-import export.cli_bench
-import export.cli_versions
-import serving.cli
 from trainer.cli import bench
 from trainer.cli.backbones import backbones
+from trainer.cli.bench_export import bench_export
 from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
 from trainer.cli.evaluate import evaluate
+from trainer.cli.export import export, verify
 from trainer.cli.launch import launch
-from trainer.cli.output import console, visible
+from trainer.cli.predict import predict
 from trainer.cli.prepare import prepare
+from trainer.cli.publish import publish, rollback
 from trainer.cli.report import report
+from trainer.cli.serve import manifests, serve
 from trainer.cli.study import CONTEXT_SETTINGS as STUDY_SETTINGS
 from trainer.cli.study import study
+from trainer.console.output import console, visible
 from trainer.errors import TrainerError
 from trainer.system.paths import expand_argument
 from trainer.system.utf8 import ensure_utf8
-
-
-def _predict_on_server(url: str, paths: Sequence[pathlib.Path]) -> list[Any]:
-    from serving.client import predict_images_of_files
-
-    return list(predict_images_of_files(url, paths))
-
-
-export.cli.server_predict = _predict_on_server
 
 app = typer.Typer(
     name="trainer",
@@ -55,19 +44,19 @@ for command in (
     evaluate,
     report,
     compare,
-    export.cli.export,
-    export.cli.verify,
-    export.cli.predict,
-    export.cli_versions.publish,
-    export.cli_versions.rollback,
-    serving.cli.serve,
-    serving.cli.manifests,
+    export,
+    verify,
+    predict,
+    publish,
+    rollback,
+    serve,
+    manifests,
     backbones,
     doctor,
 ):
     app.command()(command)
+bench.app.command("export")(bench_export)
 app.command(context_settings=STUDY_SETTINGS)(study)
-bench.app.command("export")(export.cli_bench.bench_export)
 app.add_typer(bench.app, name="bench")
 
 

@@ -6,10 +6,10 @@ import typer
 from rich import box
 from rich.table import Table
 
-from trainer.cli.output import JsonOption, print_answer, print_json
+from trainer.console.output import JsonOption, print_answer, print_json
 
 if TYPE_CHECKING:
-    from trainer.model.catalogue import BackboneFacts
+    from trainer.model.backbones.catalogue import BackboneFacts
 
 
 def backbones(
@@ -26,7 +26,7 @@ def backbones(
     Beside these, [bold]model.backbone[/] takes hub:PRESET, of keras-hub, and the path of a saved Keras model.
     """
     from trainer.errors import ModelError
-    from trainer.model.catalogue import load_catalogue
+    from trainer.model.backbones.catalogue import load_catalogue
 
     known = load_catalogue()
     found = [facts for facts in known if pattern is None or _plain(pattern) in _plain(facts.name)]

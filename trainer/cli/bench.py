@@ -7,10 +7,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cli.output import JsonOption, note, print_answer, print_json
+from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
-    from trainer.data.input_benchmark import InputReport
+    from trainer.data.input.input_benchmark import InputReport
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -44,27 +44,27 @@ def bench_input(
     Reads and decodes DATASET as [bold]trainer launch[/] with the same settings would, without a model and without a
     GPU. Names the one stage that limits: read, decode, batch or gather.
     """
-    from trainer.config import load_config
+    from trainer.config.config import load_config
 
     settings = load_config(config, set_ or [], flags={"data": {"path": dataset}, "distribute": {"device": "cpu"}})
 
-    from trainer.data.manifest import Manifest
-    from trainer.data.storage import parse_path
+    from trainer.data.dataset.manifest import Manifest
+    from trainer.data.dataset.storage import parse_path
 
     dataset_dir = parse_path(dataset)
     Manifest.load(dataset_dir)  # a wrong path is answered before TensorFlow is started
 
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=False)
 
     import os
 
-    from trainer.data.input_benchmark import measure_input
+    from trainer.console.progress import task_progress
+    from trainer.data.input.input_benchmark import measure_input
     from trainer.distribute.topology import Topology
-    from trainer.plan import make_plan
-    from trainer.progress import task_progress
-    from trainer.streams import make_training_stream, open_caches
+    from trainer.plan.plan import make_plan
+    from trainer.training.input import make_training_stream, open_caches
 
     if settings.data.cache == "auto":
         note("measured without a cache of decoded images; --set data.cache=memory measures with one")

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.output import JsonOption, note, print_answer, print_json
+from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trainer.comparison import ComparedRun, Comparison
+    from trainer.evaluation.compare_runs import ComparedRun, Comparison
 
 
 class Split(StrEnum):
@@ -33,8 +33,8 @@ def compare(
     The runs must be evaluated on the same examples. The p-value is McNemar's exact test of the accuracies, corrected
     for the number of comparisons (Holm); intervals of differences are of paired resamples.
     """
-    from trainer.comparison import compare_runs
-    from trainer.run_dir import RunDir
+    from trainer.evaluation.compare_runs import compare_runs
+    from trainer.run.run_dir import RunDir
 
     opened = [RunDir(run) for run in runs]
     comparison = compare_runs(opened, split.value)
@@ -64,7 +64,7 @@ def _table(comparison: "Comparison") -> "Table":
 
 
 def _cells(run: "ComparedRun") -> list[str]:
-    from trainer.progress import format_duration
+    from trainer.console.progress import format_duration
 
     low, high = run.accuracy_interval
     difference, p_value = "", ""

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cli.output import JsonOption, print_answer, print_json
+from trainer.console.output import JsonOption, print_answer, print_json
 
 if TYPE_CHECKING:
     from trainer.doctor.finding import Finding
@@ -39,7 +39,7 @@ def doctor(
 
     parsed = parse_hosts(hosts) if hosts else []
 
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     tf_runtime.configure()
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from trainer.cli.output import JsonOption, note, print_answer, print_json
-from trainer.trust import TrustOption
+from trainer.cli.options import TrustOption
+from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
     from trainer.metrics.evaluation import Evaluation, Interval
@@ -60,7 +60,7 @@ def evaluate(
     Writes RUN/evaluation/SPLIT.json and the logits beside it, for trainer report and trainer compare. Temperature and
     thresholds are tuned on the validation split, which is evaluated first where that was not done.
     """
-    from trainer.config import load_config
+    from trainer.config.config import load_config
 
     settings = load_config(
         flags={
@@ -72,18 +72,18 @@ def evaluate(
         }
     ).distribute
 
-    from trainer.run_dir import RunDir
+    from trainer.run.run_dir import RunDir
 
     RunDir(run).info()  # a wrong path is answered before TensorFlow is started
 
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=device != "cpu")
 
-    from trainer.data.storage import parse_path
-    from trainer.distribute.tf_strategy import make_engine
+    from trainer.data.dataset.storage import parse_path
+    from trainer.distribute.mirrored import make_engine
     from trainer.distribute.topology import resolve_topology
-    from trainer.evaluate import evaluate_run
+    from trainer.evaluation.evaluate_run import evaluate_run
 
     topology = resolve_topology(settings, num_gpus_found=len(tf_runtime.list_gpus()))
     evaluation = evaluate_run(

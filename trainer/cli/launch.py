@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from trainer.cli.output import JsonOption, note, print_answer, print_json
-from trainer.trust import TrustOption
+from trainer.cli.options import TrustOption
+from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
-    from trainer.config import Config
-    from trainer.launch import PlannedRun
+    from trainer.config.config import Config
+    from trainer.launch.plan_run import PlannedRun
 
 DEFAULT_CONFIG_FILE = pathlib.Path("trainer.yaml")
 AUTO = "auto"
@@ -138,7 +138,7 @@ def launch(
 
     [bold]trainer launch --data photos/ --device cpu --replicas 2 --set train.epochs=5[/]
     """
-    from trainer.config import load_config
+    from trainer.config.config import load_config
 
     file = config or (DEFAULT_CONFIG_FILE if DEFAULT_CONFIG_FILE.is_file() else None)
     flags: dict[str, dict[str, Any]] = {
@@ -164,7 +164,7 @@ def launch(
     # Before TensorFlow starts, and before each of several processes prepares a folder of images.
     check_alone(settings.distribute.strategy)
 
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=settings.distribute.device != "cpu")
     if dry_run and _print_preparation(settings, as_json=json_):
@@ -174,7 +174,8 @@ def launch(
         settings = load_config(file, set_ or [], recipe=recipe, flags=_given(flags))
 
     from trainer.distribute.launchers import heartbeat
-    from trainer.launch import open_run, plan_run
+    from trainer.launch.plan_run import plan_run
+    from trainer.launch.start_run import open_run
 
     planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note)
     planned = dataclasses.replace(planned, recipe=recipe)
@@ -200,16 +201,16 @@ def launch(
 
 def evaluate_command(run_dir: pathlib.Path, dataset_dir: str) -> str:
     """The line that evaluates a run on the split that is for it: test, where the dataset has one."""
-    from trainer.data.manifest import Manifest
-    from trainer.data.storage import parse_path
+    from trainer.data.dataset.manifest import Manifest
+    from trainer.data.dataset.storage import parse_path
 
     split = Manifest.load(parse_path(dataset_dir)).held_out_split
     return f"trainer evaluate {shlex.quote(str(run_dir))} --split {split}"
 
 
 def _choose_recipe(settings: "Config") -> str:
-    from trainer.launch import find_dataset
-    from trainer.recipe_choice import choose_recipe
+    from trainer.launch.plan_run import find_dataset
+    from trainer.plan.recipe_choice import choose_recipe
 
     choice = choose_recipe(settings, find_dataset(settings, note))
     note(f"recipe {choice.recipe}: {choice.reason}")
@@ -218,8 +219,8 @@ def _choose_recipe(settings: "Config") -> str:
 
 def _train(planned: "PlannedRun") -> None:
     """In this process, or in workers that it starts with its own arguments."""
-    from trainer import job
-    from trainer.launch import start_run
+    from trainer.launch import job
+    from trainer.launch.start_run import start_run
     from trainer.run.claim import naming_this_command
 
     if not planned.places:
@@ -239,7 +240,7 @@ def _train(planned: "PlannedRun") -> None:
 def _print_preparation(settings: "Config", *, as_json: bool) -> bool:
     """Says what would be prepared before there is anything to plan; False where that is nothing."""
     from trainer.distribute.launchers.external import find_place
-    from trainer.launch import find_preparation
+    from trainer.launch.plan_run import find_preparation
 
     found = find_preparation(settings)
     if found is None:

@@ -13,12 +13,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cli.output import JsonOption, note, print_answer, print_json
+from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
-    from trainer.data.manifest import Manifest
-    from trainer.data.prepare import PrepareOptions
-    from trainer.data.storage import DatasetPath
+    from trainer.data.dataset.manifest import Manifest
+    from trainer.data.dataset.storage import DatasetPath
+    from trainer.data.preparation.prepare import PrepareOptions
 
 MAX_ROWS = 20
 
@@ -110,10 +110,10 @@ def prepare(
 
     Stopped or killed, the same command goes on where it was.
     """
-    from trainer.config import load_config
-    from trainer.data.prepare import PrepareOptions
+    from trainer.config.config import load_config
+    from trainer.data.dataset.storage import parse_path
+    from trainer.data.preparation.prepare import PrepareOptions
     from trainer.data.sources import expand_source, open_source
-    from trainer.data.storage import parse_path
 
     options = PrepareOptions(
         validation_fraction=val,
@@ -138,13 +138,13 @@ def prepare(
     local = target if isinstance(target, pathlib.Path) else pathlib.Path(f".{target.name}.to-publish")
     _check_target(local, target, source, overwrite=overwrite)
 
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     with _without_keras():
         tf_runtime.configure(use_gpus=False)
     manifest = _prepare(source, local, target, options, overwrite=overwrite, restart=restart)
     if preview is not None:
-        from trainer.data.augmentation.preview import write_preview
+        from trainer.data.preview.preview import write_preview
 
         write_preview(target, preview, config=settings)
     if json_:
@@ -155,8 +155,8 @@ def prepare(
 
 
 def _check_target(local: pathlib.Path, target: "DatasetPath", source: str, *, overwrite: bool) -> None:
-    from trainer.data.manifest import is_prepared
-    from trainer.data.preparation.new_dataset import check_target
+    from trainer.data.dataset.manifest import is_prepared
+    from trainer.data.preparation.work_folder import check_target
     from trainer.errors import DataError
 
     if local == target:
@@ -175,9 +175,9 @@ def _prepare(
     restart: bool,
 ) -> "Manifest":
     """Prepares as `local`, and brings it to `target` where that is somewhere else."""
-    from trainer.data.prepare import prepare_dataset
-    from trainer.data.publish import publish_dataset
-    from trainer.progress import task_progress
+    from trainer.console.progress import task_progress
+    from trainer.data.dataset.publish import publish_dataset
+    from trainer.data.preparation.prepare import prepare_dataset
 
     if isinstance(target, pathlib.Path):
         return prepare_dataset(

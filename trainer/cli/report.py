@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.output import JsonOption, print_answer, print_json
-from trainer.trust import TrustOption
+from trainer.cli.options import TrustOption
+from trainer.console.output import JsonOption, print_answer, print_json
 
 
 class Split(StrEnum):
@@ -34,16 +34,16 @@ def report(
     The file holds everything that it shows, so it can be mailed or archived; it opens from the disk and prints.
     Evaluate the split first: trainer evaluate RUN.
     """
-    from trainer.run_dir import RunDir
+    from trainer.run.run_dir import RunDir
 
     RunDir(run).info()  # a wrong path is answered before TensorFlow is started
 
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     # The images are parsed out of TFRecords; no device is touched.
     tf_runtime.configure(use_gpus=False)
 
-    from trainer.data.storage import parse_path
+    from trainer.data.dataset.storage import parse_path
     from trainer.report.render import write_report
 
     path = write_report(

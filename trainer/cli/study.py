@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer.cli.output import JsonOption, note
+from trainer.console.output import JsonOption, note
 
 # Given to each launch, and no business of its evaluation.
 _DRY_RUN, _TRUST = "--dry-run", "--trust"
@@ -34,7 +34,7 @@ def study(
 
     [bold]trainer study --data photos/ --recipe frozen --recipe finetune --out study/[/]
     """
-    from trainer.config import find_recipe
+    from trainer.config.config import find_recipe
     from trainer.errors import ConfigError
 
     if len(recipe) < 2 or len(set(recipe)) < len(recipe):
@@ -56,9 +56,9 @@ def study(
 
 def _held_out_split(run: str) -> str:
     """The one to compare on, of the dataset that a run was trained on."""
-    from trainer.data.manifest import Manifest
-    from trainer.data.storage import parse_path
-    from trainer.run_dir import RunDir
+    from trainer.data.dataset.manifest import Manifest
+    from trainer.data.dataset.storage import parse_path
+    from trainer.run.run_dir import RunDir
 
     return Manifest.load(parse_path(RunDir(run).info().dataset_dir)).held_out_split
 

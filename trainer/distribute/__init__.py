@@ -1,1 +1,4 @@
-"""Replicas: who there is, who takes which part of a batch, and how they add up their gradients."""
+"""Connect replicas: how many there are, which part of a batch each takes, how they reduce gradients.
+
+Models and steps do not belong here. Read `engine.py` first, then `topology.py`, which alone divides batches.
+"""

@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from trainer.distribute import hvd
-from trainer.distribute.elastic import request
-from trainer.distribute.elastic.request import HOST_TO_COME
+from trainer.config.distribute import DistributeConfig
+from trainer.distribute import horovod
+from trainer.distribute.elastic import options as request
+from trainer.distribute.elastic.options import HOST_TO_COME
 from trainer.distribute.launchers.host_devices import HostDevices, ask_hosts, find_own_devices
 from trainer.distribute.launchers.hosts import Host, Place, find_own_address
 from trainer.distribute.launchers.supervisor import SupervisorOptions
 from trainer.distribute.topology import Device
 from trainer.errors import ConfigError, DeviceError
-from trainer.settings.distribute import DistributeConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,4 +73,4 @@ def _check_gpus(found: dict[Host, HostDevices], places: Sequence[Place], config:
                 f"there; {fix}, or add --device cpu"
             )
         if config.strategy == "horovod" and not has.has_nccl:
-            raise hvd.without_nccl(str(host), is_installed=has.has_nccl is not None)
+            raise horovod.without_nccl(str(host), is_installed=has.has_nccl is not None)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS, join_cluster
 from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
 from trainer.distribute.launchers.external import can_meet, find_place
-from trainer.distribute.tf_strategy import TfStrategyEngine
+from trainer.distribute.mirrored import TfStrategyEngine
 from trainer.distribute.topology import Device, Topology
 from trainer.errors import DeviceError
 

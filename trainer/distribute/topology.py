@@ -4,8 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
+from trainer.config.distribute import DistributeConfig
 from trainer.errors import ConfigError, DeviceError
-from trainer.settings.distribute import DistributeConfig
 
 Strategy = Literal["single", "mirrored", "multiworker", "horovod"]
 Device = Literal["cpu", "gpu"]

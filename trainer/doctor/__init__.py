@@ -1,1 +1,4 @@
-"""What this machine can run, and what is wrong with each part: a verdict and a fix for everything that is looked at."""
+"""Find what this machine can run, and what to do about the rest.
+
+Each finding has a verdict and a fix. Read `finding.py` first.
+"""

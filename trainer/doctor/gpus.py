@@ -89,7 +89,7 @@ def _check_nccl() -> Finding:
 
 
 def _gpus_of_tensorflow() -> list[Any]:
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     return tf_runtime.list_gpus()
 

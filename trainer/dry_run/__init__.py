@@ -1,1 +1,4 @@
-"""`trainer launch --dry-run`: what a launch with the same arguments will do, worked out by the code that will do it."""
+"""Print what a launch with the same arguments will do, worked out by the code that will do it.
+
+Nothing here decides anything. Read `document.py` first.
+"""

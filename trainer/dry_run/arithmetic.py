@@ -1,10 +1,10 @@
 """Batches, steps and learning rates of a run, in numbers."""
 
-from trainer.config import Config
+from trainer.config.config import Config
 from trainer.distribute.topology import part_size
 from trainer.dry_run.section import Section
-from trainer.model.schedule import Schedule
-from trainer.plan import Plan
+from trainer.plan.plan import Plan
+from trainer.step.schedule import Schedule
 
 
 class BatchArithmetic(Section):

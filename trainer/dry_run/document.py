@@ -13,7 +13,7 @@ from trainer.dry_run.examples import Examples, find_examples
 from trainer.dry_run.footprint import Footprint, measure_footprint
 from trainer.dry_run.machine import Engine, FindingOfDoctor, describe_engine, find_what_is_wrong
 from trainer.dry_run.workers import Workers, list_workers
-from trainer.launch import RUNS_DIR, PlannedRun
+from trainer.launch.plan_run import RUNS_DIR, PlannedRun
 
 SCHEMA_VERSION: Final = 1
 # In place of the name of a run that the time of its start will give.

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.config import Config
-from trainer.data.manifest import Manifest
-from trainer.data.order import ExampleOrder
-from trainer.data.storage import parse_path
+from trainer.config.config import Config
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.storage import parse_path
+from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.dry_run.section import Section
-from trainer.plan import Plan
-from trainer.streams import Caches, make_training_stream
+from trainer.plan.plan import Plan
+from trainer.training.input import Caches, make_training_stream
 
 # Positions that are looked at together: what bounds the memory.
 _CHUNK = 2**18

@@ -9,13 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.config import Config
+from trainer.config.config import Config
 from trainer.dry_run.arithmetic import BatchArithmetic
 from trainer.dry_run.section import Section
-from trainer.model.batch_norm import SynchronizedBatchNormalization, changing_statistics
 from trainer.model.classifier import build_configured
-from trainer.model.optimizer import Optimizer
-from trainer.plan import Plan
+from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, changing_statistics
+from trainer.plan.plan import Plan
+from trainer.step.optimizer import Optimizer
 
 _FLOAT32_BYTES, _FLOAT16_BYTES = 4, 2
 # Weighted loss, number right, weight; see `steps`.

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from trainer.config import Config
-from trainer.distribute.elastic.request import HOST_TO_COME
+from trainer.config.config import Config
+from trainer.distribute.elastic.options import HOST_TO_COME
 from trainer.distribute.launchers.external import find_place
 from trainer.doctor.finding import Finding
 from trainer.doctor.frameworks import check_frameworks
@@ -11,8 +11,8 @@ from trainer.doctor.gpus import check_gpus
 from trainer.doctor.machine import check_machine
 from trainer.doctor.other_hosts import check_hosts
 from trainer.dry_run.section import Section
-from trainer.launch import PlannedRun
-from trainer.plan import Plan
+from trainer.launch.plan_run import PlannedRun
+from trainer.plan.plan import Plan
 
 
 class Engine(Section):

@@ -9,10 +9,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trainer.distribute.elastic.request import is_elastic
+from trainer.distribute.elastic.options import is_elastic
 from trainer.dry_run.document import DryRun
 from trainer.dry_run.workers import WorkerStart
-from trainer.plan import Plan
+from trainer.plan.plan import Plan
 
 _VERDICT_STYLES = {"warning": "yellow", "problem": "bold red"}
 _NUM_DIGEST_CHARS = 12

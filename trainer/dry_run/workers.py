@@ -8,8 +8,7 @@ import re
 import sys
 from collections.abc import Iterable
 
-from trainer import job
-from trainer.distribute.elastic import request
+from trainer.distribute.elastic import options as request
 from trainer.distribute.elastic.generation import Slot
 from trainer.distribute.launchers import channel
 from trainer.distribute.launchers.environments import (
@@ -23,7 +22,8 @@ from trainer.distribute.launchers.hosts import Place
 from trainer.distribute.launchers.supervisor import SupervisorOptions
 from trainer.distribute.launchers.worker import guard_command
 from trainer.dry_run.section import Section
-from trainer.launch import PlannedRun
+from trainer.launch import job
+from trainer.launch.plan_run import PlannedRun
 from trainer.run.claim import COMMAND_VARIABLE
 
 _FILE_DESCRIPTOR = "<file descriptor>"

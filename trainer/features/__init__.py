@@ -1,1 +1,4 @@
-"""Features once: what the frozen first layers of a classifier give is computed one time and kept."""
+"""Compute once what the frozen first layers give, keep it, and train on it.
+
+The loop does not know that its inputs are features. Read `decision.py` first, then `extract.py`.
+"""

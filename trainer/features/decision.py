@@ -13,15 +13,15 @@ from collections.abc import Callable
 
 import pydantic
 
-from trainer.config import Config
+from trainer.config.config import Config
 from trainer.data.augmentation.presets import resolve_augmentation
-from trainer.data.ram_budget import check_fits
-from trainer.data.storage import DatasetPath, RemotePath
+from trainer.data.dataset.storage import DatasetPath, RemotePath
 from trainer.distribute.topology import Topology
 from trainer.errors import ConfigError
-from trainer.features.closed_form import needed_bytes
+from trainer.features.ridge_path import needed_bytes
 from trainer.features.runtimes import Runtime
 from trainer.features.store import num_bytes
+from trainer.system.memory import check_fits
 
 DIRECTORY_SUFFIX = ".features"
 _BYTES_PER_GIB = 2**30

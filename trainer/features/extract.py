@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from trainer.config import Config
+from trainer.config.config import Config
+from trainer.console.task_progress import ShowProgress
 from trainer.data.augmentation.presets import resolve_augmentation
-from trainer.data.geometry import Geometry
-from trainer.data.manifest import Manifest, SplitName
-from trainer.data.pipeline import EvaluationStream, Pixels, Resources, open_split
-from trainer.data.pixel_cache import decisive_for_pixels
-from trainer.data.storage import parse_path
-from trainer.data.task_progress import ShowProgress
+from trainer.data.dataset.manifest import Manifest, SplitName
+from trainer.data.dataset.storage import parse_path
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.pipeline import EvaluationStream, Pixels, Resources, open_split
+from trainer.data.input.pixel_cache import decisive_for_pixels
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
 from trainer.errors import ModelError
@@ -35,7 +35,7 @@ from trainer.features.runtimes import (
 from trainer.features.store import Features, FeatureStore
 from trainer.features.trunk import Cut, digest_of
 from trainer.features.views import ViewStream
-from trainer.steps import EvaluationStep
+from trainer.step.evaluation_step import EvaluationStep
 
 _BYTES_PER_GIB = 2**30
 _BATCH_SIZE = 32

@@ -15,8 +15,8 @@ import onnx.numpy_helper
 from keras import layers
 
 from trainer.features.trunk import calls_of
-from trainer.model.dropout import ExampleDropout
-from trainer.model.scaling import ScalePixels
+from trainer.model.backbones.scaling import ScalePixels
+from trainer.model.layers.dropout import ExampleDropout
 
 OPSET = 18
 # Of the ONNX file format; the newest that every runtime of this operator set reads.

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from trainer.errors import ModelError
 from trainer.features.onnx_graph import INPUT, OPSET, NotWrittenError, write_onnx
-from trainer.tf_runtime import stderr_held_back
+from trainer.system.tf_runtime import stderr_held_back
 
 Runtime = Literal["tensorflow", "onnxruntime", "litert"]
 Array = npt.NDArray[np.float32]

@@ -19,9 +19,8 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from trainer import atomic
 from trainer.errors import DataError
-from trainer.system import lock
+from trainer.system import atomic, lock
 
 SCHEMA_VERSION: Final = 1
 Features = npt.NDArray[np.float32]

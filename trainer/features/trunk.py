@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from trainer.model.batch_norm import changing_statistics
 from trainer.model.classifier import saved_variables
-from trainer.model.dropout import ExampleDropout
+from trainer.model.layers.batch_norm import changing_statistics
+from trainer.model.layers.dropout import ExampleDropout
 
 
 class Cut(NamedTuple):

@@ -9,11 +9,11 @@ import tensorflow as tf
 from trainer.data.augmentation.changes import draw_randomness
 from trainer.data.augmentation.on_device import augment_batch
 from trainer.data.augmentation.presets import Augmentation
-from trainer.data.batch import Batch
-from trainer.data.geometry import Geometry
-from trainer.data.pipeline import Draw, Resources, decoded_batches
-from trainer.data.split_reader import SplitReader
-from trainer.data.training_image import load_training_image
+from trainer.data.augmentation.random_crop import load_training_image
+from trainer.data.dataset.split_reader import SplitReader
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.batch import Batch
+from trainer.data.input.pipeline import Draw, Resources, decoded_batches
 from trainer.distribute.topology import Topology
 
 Tensor = Any

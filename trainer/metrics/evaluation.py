@@ -13,10 +13,10 @@ from typing import Final, Literal
 import numpy as np
 import pydantic
 
-from trainer import atomic
 from trainer.errors import RunError
 from trainer.metrics.calibration import ReliabilityBin, is_at_bound
 from trainer.metrics.scores import Labels, Logits, Task
+from trainer.system import atomic
 
 SCHEMA_VERSION: Final = 2
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from trainer.config.training import ModelTask
 from trainer.errors import DataError, TrainingError
-from trainer.settings.training import ModelTask
 
 Task = ModelTask
 

@@ -1,1 +1,4 @@
-"""Backbones, the classifier built on them, and the pure functions that train it."""
+"""Build classifiers: backbones, heads, weights from files, and what is frozen.
+
+How a model is trained is not here but in `step`. Read `classifier.py` first.
+"""

@@ -8,17 +8,17 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from trainer.config.model import ModelConfig
+from trainer.config.training import ModelTask
 from trainer.errors import ModelError
-from trainer.model.backbone import Backbone
-from trainer.model.backbones import find_backbone
-from trainer.model.batch_norm import with_frozen_statistics, with_synchronized_statistics
-from trainer.model.depthwise import with_depthwise_operations
-from trainer.model.dropout import with_example_dropout
+from trainer.model.backbones.backbone import Backbone
+from trainer.model.backbones.registry import find_backbone
+from trainer.model.backbones.scaling import PixelScaling, ScalePixels
 from trainer.model.freezing import set_trainable
 from trainer.model.head import Head
-from trainer.model.scaling import PixelScaling, ScalePixels
-from trainer.settings.model import ModelConfig
-from trainer.settings.training import ModelTask
+from trainer.model.layers.batch_norm import with_frozen_statistics, with_synchronized_statistics
+from trainer.model.layers.depthwise import with_depthwise_operations
+from trainer.model.layers.dropout import with_example_dropout
 
 BatchNorm = Literal["frozen", "frozen_statistics", "per_replica", "synchronized"]
 _LINEAR_HEAD = Head()

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from trainer.errors import ModelError
-from trainer.model.blocks import blocks_of
+from trainer.model.backbones.blocks import blocks_of
 
 
 def set_trainable(network: Any, trainable: str, *, keeps_statistics: bool) -> None:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import keras
 
-from trainer.model.batch_norm import SynchronizedBatchNormalization
-from trainer.model.dropout import ExampleDropout
-from trainer.settings.model import ModelConfig
+from trainer.config.model import ModelConfig
+from trainer.model.layers.batch_norm import SynchronizedBatchNormalization
+from trainer.model.layers.dropout import ExampleDropout
 
 Pooling = Literal["average", "max", "flatten"]
 

@@ -7,15 +7,15 @@ saved model of the user's own all layers up to the last then stay, so that `mode
 import pathlib
 from typing import Literal, NamedTuple
 
+from trainer.config.model import ModelConfig
+from trainer.config.training import ModelTask
 from trainer.errors import ConfigError, ModelError
-from trainer.model import own_model
-from trainer.model.backbones import find_backbone
+from trainer.model.backbones import saved_model
+from trainer.model.backbones.registry import find_backbone
 from trainer.model.classifier import backbone_of, build_configured, head_layers_of
-from trainer.model.weight_files import open_weight_file
-from trainer.model.weight_fit import match, match_head
-from trainer.model.without_memory import variables_without_memory
-from trainer.settings.model import ModelConfig
-from trainer.settings.training import ModelTask
+from trainer.model.files.abstract_variables import variables_without_memory
+from trainer.model.files.weight_files import open_weight_file
+from trainer.model.match_weights import match, match_head
 
 Head = Literal["keep", "replace"]
 OF_NOBODY = ("bundled", "imagenet", "none")
@@ -59,14 +59,14 @@ def choose_head(question: HeadQuestion) -> HeadChoice:
         ModelError: the file cannot be read, does not fit the backbone, or is a model that a new head cannot stand on.
     """
     choice = _choose(question)
-    if own_model.is_own_model(question.config.backbone) and not choice.to_last_layer:
-        own_model.check_features(question.config.backbone)
+    if saved_model.is_own_model(question.config.backbone) and not choice.to_last_layer:
+        saved_model.check_features(question.config.backbone)
     return choice
 
 
 def _choose(question: HeadQuestion) -> HeadChoice:
     asked, config = question.config.head, question.config
-    is_own = own_model.is_own_model(config.backbone)
+    is_own = saved_model.is_own_model(config.backbone)
     if asked == "replace":
         return HeadChoice(reason="the last layer is new, as asked")
     if asked == "auto" and not is_own and question.weights in OF_NOBODY:
@@ -131,7 +131,7 @@ def _obstacle_in_model(question: HeadQuestion) -> str | None:
     """Of the last layer of a saved model, and of the layers before it."""
     config = question.config
     name = config.backbone
-    last = own_model.last_layer_of(name)
+    last = saved_model.last_layer_of(name)
     if last is None:
         return f"{name} does not end with a dense layer with softmax, sigmoid or no activation"
     if last.num_outputs != question.num_logits:

@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 
-from trainer.model.headless import input_of
+from trainer.model.backbones.headless import input_of
 
 Activation = Literal["linear", "softmax", "sigmoid"]
 _ACTIVATIONS: tuple[Activation, ...] = ("linear", "softmax", "sigmoid")

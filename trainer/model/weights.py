@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.errors import ModelError
-from trainer.model.backbone import Backbone
-from trainer.model.backbones import find_backbone
+from trainer.model.backbones.backbone import Backbone
+from trainer.model.backbones.registry import find_backbone
 from trainer.model.classifier import backbone_of, head_layers_of, up_to
-from trainer.model.dropout import with_example_dropout
-from trainer.model.weight_files import open_weight_file
-from trainer.model.weight_fit import WeightsReport, assign, match, match_head
+from trainer.model.files.weight_files import open_weight_file
+from trainer.model.layers.dropout import with_example_dropout
+from trainer.model.match_weights import WeightsReport, assign, match, match_head
 
 
 def load_pretrained(

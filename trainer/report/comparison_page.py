@@ -5,14 +5,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from trainer import atomic
-from trainer.comparison import ComparedRun, Comparison
-from trainer.metric_writers import read_metrics
-from trainer.progress import format_duration
+from trainer.console.progress import format_duration
+from trainer.evaluation.compare_runs import ComparedRun, Comparison
 from trainer.report.figures import LineChart, floor_of, line_chart
 from trainer.report.render import make_environment
 from trainer.report.rows import to_text
-from trainer.run_dir import RunDir
+from trainer.run.metric_writers import read_metrics
+from trainer.run.run_dir import RunDir
+from trainer.system import atomic
 
 COLORS = ("train", "validation", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 

@@ -6,13 +6,12 @@ import math
 import pathlib
 from typing import Any
 
-from trainer.config import Config
+from trainer.config.config import Config
+from trainer.console.progress import format_duration
+from trainer.data.dataset.storage import DatasetPath, parse_path
 from trainer.data.sampling.epochs import Epochs
-from trainer.data.storage import DatasetPath, parse_path
-from trainer.metric_writers import read_metrics
 from trainer.metrics.evaluation import ClassMetrics, Evaluation, load_arrays
 from trainer.metrics.summary import TOP_K
-from trainer.progress import format_duration
 from trainer.report.figures import (
     Cell,
     ConfusedPair,
@@ -38,8 +37,9 @@ from trainer.report.saliency import NUM_IMAGES as NUM_SALIENCY_IMAGES
 from trainer.report.saliency import Saliency, load_saliency
 from trainer.report.seen import Seen, load_seen
 from trainer.report.unit_charts import ranking_charts, reliability_chart
-from trainer.run_cost import Cost, read_cost, read_object
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.cost import Cost, read_cost, read_object
+from trainer.run.metric_writers import read_metrics
+from trainer.run.run_dir import RunDir, RunInfo
 
 _XLA = {True: "XLA", False: "no XLA"}
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from trainer.config import Config
-from trainer.data.storage import DatasetPath
+from trainer.config.config import Config
+from trainer.data.dataset.storage import DatasetPath
 from trainer.errors import DataError
 from trainer.metrics.evaluation import Evaluation
 from trainer.metrics.scores import Labels, Logits
 from trainer.report.pictures import Picture, choose_mistakes, choose_samples, load_pictures
-from trainer.run_dir import RunInfo
+from trainer.run.run_dir import RunInfo
 
 NUM_SAMPLES = 24
 NUM_MISTAKES = 12

@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from trainer.data.manifest import SPLITS, Manifest
-from trainer.data.records import Example
-from trainer.data.split_reader import SplitReader
-from trainer.data.storage import DatasetPath
+from trainer.data.dataset.manifest import SPLITS, Manifest
+from trainer.data.dataset.records import Example
+from trainer.data.dataset.split_reader import SplitReader
+from trainer.data.dataset.storage import DatasetPath
 from trainer.errors import DataError
 from trainer.metrics.calibration import answers
 from trainer.metrics.evaluation import Evaluation
 from trainer.metrics.predictions import Predictions, is_correct, predict
 from trainer.metrics.scores import Labels, Logits, example_losses, membership, softmax
-from trainer.run_dir import RunInfo
+from trainer.run.run_dir import RunInfo
 
 # Twice what the page shows, for dense screens.
 MAX_SIDE_PX = 224

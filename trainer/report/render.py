@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import jinja2
 
-from trainer import atomic
-from trainer.data.storage import DatasetPath
+from trainer.data.dataset.storage import DatasetPath
 from trainer.report import content, figures
 from trainer.report.saliency import NUM_IMAGES
-from trainer.run_dir import RunDir
+from trainer.run.run_dir import RunDir
+from trainer.system import atomic
 
 
 def write_report(

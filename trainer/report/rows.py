@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from trainer.config import Config
+from trainer.config.config import Config
 
 # Longer lists of numbers are told by their ends.
 _MAX_LISTED = 8

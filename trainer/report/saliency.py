@@ -5,16 +5,17 @@ import dataclasses
 import numpy as np
 import PIL.Image
 
-from trainer.checkpoint import Weights, Which, find_checkpoint, load_classifier
-from trainer.config import Config
-from trainer.data.geometry import Geometry
-from trainer.data.records import Example
-from trainer.data.storage import DatasetPath
+from trainer.config.config import Config
+from trainer.data.dataset.records import Example
+from trainer.data.dataset.storage import DatasetPath
+from trainer.data.decode.geometry import Geometry
 from trainer.errors import DataError, ModelError, RunError
 from trainer.metrics.evaluation import Evaluation
 from trainer.metrics.scores import Labels, Logits
 from trainer.report.pictures import choose_mistakes, choose_samples, embed, read_payloads
-from trainer.run_dir import RunDir
+from trainer.run.checkpoint import Weights, Which, find_checkpoint
+from trainer.run.load_classifier import load_classifier
+from trainer.run.run_dir import RunDir
 
 NUM_IMAGES = 6
 # Of the heat over the image, where it is strongest; one colour, so that more of it can only mean more.
@@ -87,7 +88,7 @@ def _explain(
     evaluation: Evaluation,
     geometry: Geometry,
 ) -> list[Explained]:
-    from trainer.data.preprocess import load_image
+    from trainer.data.decode.preprocess import load_image
     from trainer.model.grad_cam import grad_cam
 
     pixels = np.stack([load_image(Example.from_payload(p).encoded, geometry).numpy() for p in payloads])

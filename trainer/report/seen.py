@@ -4,13 +4,13 @@ import dataclasses
 
 import PIL.Image
 
-from trainer.config import Config
-from trainer.data.augmentation.seen_image import SeenImage
-from trainer.data.manifest import Manifest
-from trainer.data.storage import DatasetPath
+from trainer.config.config import Config
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.storage import DatasetPath
+from trainer.data.preview.seen_image import SeenImage
 from trainer.errors import DataError
 from trainer.report.pictures import embed
-from trainer.run_dir import RunInfo
+from trainer.run.run_dir import RunInfo
 
 NUM_IMAGES = 4
 NUM_VISITS = 5
@@ -46,7 +46,7 @@ class Seen:
 
 def load_seen(info: RunInfo, config: Config, dataset_dir: DatasetPath) -> Seen:
     """What `info`'s run made of the first training images of its dataset."""
-    from trainer.data.augmentation.preview import load_preview
+    from trainer.data.preview.preview import load_preview
 
     try:
         if Manifest.load(dataset_dir).content_hash() != info.dataset_hash:

@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from trainer.checkpoint import CheckpointStore
-from trainer.config import Config
+from trainer.config.config import Config
 from trainer.distribute.launchers import heartbeat
 from trainer.errors import RunError, TrainerError
-from trainer.run_dir import RunDir, RunInfo
+from trainer.run.checkpoint import CheckpointStore
+from trainer.run.run_dir import RunDir, RunInfo
 from trainer.system import lock
 
 # Here workers find the name of the command that has started them.

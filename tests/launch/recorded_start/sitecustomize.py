@@ -12,7 +12,7 @@ import sys
 import threading
 
 _RECORDS = pathlib.Path(os.environ["RECORDS"])
-_READER = "trainer.data.split_reader"
+_READER = "trainer.data.dataset.split_reader"
 _lock = threading.Lock()
 
 

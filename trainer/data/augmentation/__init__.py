@@ -1,1 +1,4 @@
-"""Random changes of training images, keyed by (seed, epoch, example), and pictures of what comes out."""
+"""Change training images at random, keyed by (seed, epoch, example).
+
+Evaluation and export use none of it. Read `presets.py` first, then `on_device.py`.
+"""

@@ -12,8 +12,8 @@ import tensorflow as tf
 from trainer.data.augmentation import affine, mixing, randaugment, warp
 from trainer.data.augmentation.color_operations import FACTOR_STEP
 from trainer.data.augmentation.presets import Augmentation
-from trainer.data.order import Purpose
-from trainer.data.permutation import make_keys
+from trainer.data.sampling.order import Purpose
+from trainer.data.sampling.permutation import make_keys
 
 Tensor = Any
 

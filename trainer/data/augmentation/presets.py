@@ -16,7 +16,7 @@ whole batches on the device (`on_device`).
 
 import dataclasses
 
-from trainer.settings.data import AugmentConfig
+from trainer.config.data import AugmentConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,4 @@
-"""From the bytes of an image file to pixels: the one reading that training, evaluation, export and serving share."""
+"""Turn encoded bytes into pixels, the same way in training, evaluation, export and serving.
+
+Random changes are in `augmentation`. Read `preprocess.py` first.
+"""

@@ -24,11 +24,11 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from trainer.data.decode.limits import MAX_GIF_PIXELS, MAX_IMAGE_PIXELS
-from trainer.data.preparation import picture as pictures
 from trainer.data.preparation.deep_samples import FULL_BITS, read_deep_samples
 from trainer.data.preparation.file_kinds import find_kind
-from trainer.data.preparation.image_header import can_hold_jpeg, find_plain_image, gif_frame_pixels
-from trainer.data.preparation.pixel_budget import PixelBudget
+from trainer.data.preparation.images import pillow as pictures
+from trainer.data.preparation.images.image_header import can_hold_jpeg, find_plain_image, gif_frame_pixels
+from trainer.data.preparation.images.pixel_budget import PixelBudget
 
 SMALLER = "made smaller"
 NOT_AN_IMAGE = "not an image"

@@ -2,9 +2,9 @@
 
 import shlex
 
-from trainer.data.manifest import Manifest, SplitName
+from trainer.data.dataset.manifest import Manifest, SplitName
+from trainer.data.dataset.storage import DatasetPath
 from trainer.data.preparation.options import PrepareOptions
-from trainer.data.storage import DatasetPath
 from trainer.errors import DataError
 
 _FLAGS = {

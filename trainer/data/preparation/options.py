@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from trainer.data.manifest import SplitName
+from trainer.data.dataset.manifest import SplitName
 from trainer.data.sources import SourceOptions
 from trainer.errors import DataError
 

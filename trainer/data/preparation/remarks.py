@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from trainer.data.manifest import BAD_FILES_NAME, BESIDE_CLASSES, DeepSamples, Manifest
+from trainer.data.dataset.manifest import BAD_FILES_NAME, BESIDE_CLASSES, DeepSamples, Manifest
 
 
 def remarks_on(manifest: Manifest, out: str) -> list[tuple[str, str]]:

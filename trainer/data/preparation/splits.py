@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
-from trainer.data.manifest import SPLITS, SplitName
+from trainer.data.dataset.manifest import SPLITS, SplitName
 
 _T = TypeVar("_T", bound=Hashable)
 # From the number of images in each part of a class to how many of them are taken.

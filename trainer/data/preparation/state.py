@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from trainer.data.manifest import SPLITS, Shard, SplitName
+from trainer.data.dataset.manifest import SPLITS, Shard, SplitName
 from trainer.data.preparation import splits
 from trainer.data.sources import Candidate
 

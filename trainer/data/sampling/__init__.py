@@ -1,1 +1,4 @@
-"""Which examples a run takes, in which order, and where its epochs end: arithmetic alone, no input and no output."""
+"""Decide which example comes next, by arithmetic alone.
+
+No file is read here. Read `order.py` first.
+"""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:  # nothing here needs more than a few numbers of it
-    from trainer.config import Config
+    from trainer.config.config import Config
 
 # Positions are 64-bit integers on the devices as well.
 _MAX_POSITIONS = 2**62

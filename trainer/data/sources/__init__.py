@@ -10,9 +10,9 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from trainer.data.manifest import is_prepared
-from trainer.data.sources.archive import URL_SCHEMES, ArchiveSource, is_archive
-from trainer.data.sources.archive_limits import is_archive_name
+from trainer.data.dataset.manifest import is_prepared
+from trainer.data.sources.archives.archive import URL_SCHEMES, ArchiveSource, is_archive
+from trainer.data.sources.archives.archive_limits import is_archive_name
 from trainer.data.sources.candidate import Candidate, FileSource, Source, SourceOptions
 from trainer.data.sources.catalogue import CATALOGUE, Published
 from trainer.data.sources.digits import DigitsSource

@@ -8,9 +8,9 @@ import pathlib
 import stat
 from collections.abc import Iterator, Sequence
 
-from trainer.data.manifest import SplitName
+from trainer.console.task_progress import ShowProgress
+from trainer.data.dataset.manifest import SplitName
 from trainer.data.sources.left_behind import PassedOver
-from trainer.data.task_progress import ShowProgress
 
 # A record is one protocol buffer, which must stay under 2 GiB; an image file of this size is something else.
 MAX_FILE_BYTES = 2**29

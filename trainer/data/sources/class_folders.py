@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from trainer.data.manifest import SplitName
+from trainer.data.dataset.manifest import SplitName
 from trainer.data.sources.split_names import find_splits
 from trainer.errors import DataError
 

@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from trainer.data.manifest import SplitName
+from trainer.data.dataset.manifest import SplitName
 from trainer.data.sources.candidate import Candidate, FileSource
 from trainer.data.sources.class_folders import Contents, find_split_folders, find_wrapped, no_folders_in
 from trainer.data.sources.left_behind import PassedOver, kind_of_file, kind_of_folder

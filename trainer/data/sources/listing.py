@@ -28,7 +28,7 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from trainer.data.manifest import SplitName
+from trainer.data.dataset.manifest import SplitName
 from trainer.data.sources.candidate import Candidate, FileSource
 from trainer.data.sources.left_behind import PassedOver, kind_of_system_file
 from trainer.data.sources.split_names import SPLIT_SYNONYMS, find_split

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from trainer.data.manifest import SplitName
+from trainer.data.dataset.manifest import SplitName
 
 SPLIT_SYNONYMS: Final[dict[str, SplitName]] = {
     "train": "train",

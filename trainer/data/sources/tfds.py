@@ -18,9 +18,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from trainer.data.sources.candidate import Candidate, Source
-from trainer.data.sources.split_names import fixed_split
-from trainer.data.sources.staging import (
+from trainer.console.task_progress import Advances, ShowProgress
+from trainer.data.sources.archives.staging import (
     Entry,
     IndexWriter,
     SpoolWriter,
@@ -30,7 +29,8 @@ from trainer.data.sources.staging import (
     new_file,
     new_index,
 )
-from trainer.data.task_progress import Advances, ShowProgress
+from trainer.data.sources.candidate import Candidate, Source
+from trainer.data.sources.split_names import fixed_split
 from trainer.errors import DataError, TrainerError
 
 PREFIX = "tfds:"

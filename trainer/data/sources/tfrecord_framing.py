@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
+from trainer.console.task_progress import Advances
+from trainer.data.sources.archives.staging import BLOCK_BYTES
 from trainer.data.sources.candidate import MAX_FILE_BYTES
-from trainer.data.sources.staging import BLOCK_BYTES
-from trainer.data.task_progress import Advances
 from trainer.errors import DataError
 
 # An image and what is said of it.

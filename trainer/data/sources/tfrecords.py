@@ -21,10 +21,8 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainer.data.sources.candidate import Candidate, Source
-from trainer.data.sources.label_names import LabelNames, read_label_file
-from trainer.data.sources.split_names import find_split, fixed_split
-from trainer.data.sources.staging import (
+from trainer.console.task_progress import ShowProgress
+from trainer.data.sources.archives.staging import (
     Entry,
     IndexWriter,
     SpoolWriter,
@@ -38,8 +36,10 @@ from trainer.data.sources.staging import (
     range_locator,
     unreadable,
 )
+from trainer.data.sources.candidate import Candidate, Source
+from trainer.data.sources.label_names import LabelNames, read_label_file
+from trainer.data.sources.split_names import find_split, fixed_split
 from trainer.data.sources.tfrecord_framing import Record, is_gzipped, iterate_records
-from trainer.data.task_progress import ShowProgress
 from trainer.errors import DataError, TrainerError
 
 PREFIX = "tfrecords:"

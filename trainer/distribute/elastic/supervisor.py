@@ -17,8 +17,8 @@ from typing import Any
 from trainer.distribute.elastic.discovery import HostSource
 from trainer.distribute.elastic.generation import Slot
 from trainer.distribute.elastic.member import Member
+from trainer.distribute.elastic.membership import Roster
 from trainer.distribute.elastic.messages import Running, Waiting, of_message
-from trainer.distribute.elastic.roster import Roster
 from trainer.distribute.launchers.channel import Message
 from trainer.distribute.launchers.hosts import Host, Place
 from trainer.distribute.launchers.line_printer import LinePrinter

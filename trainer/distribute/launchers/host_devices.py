@@ -37,12 +37,12 @@ class HostDevices:
 
 def find_own_devices(*, wants_horovod: bool) -> HostDevices:
     """Those of this machine, for this process."""
-    from trainer import tf_runtime
-    from trainer.distribute import hvd
+    from trainer.distribute import horovod
+    from trainer.system import tf_runtime
 
     return HostDevices(
         compute_capabilities=tf_runtime.list_compute_capabilities(tf_runtime.list_gpus()),
-        has_nccl=hvd.has_nccl() if wants_horovod else None,
+        has_nccl=horovod.has_nccl() if wants_horovod else None,
     )
 
 
@@ -99,7 +99,7 @@ def _of_json(content: dict[str, Any]) -> HostDevices:
 
 def main() -> None:
     """Answers for this machine."""
-    from trainer import tf_runtime
+    from trainer.system import tf_runtime
 
     tf_runtime.configure()
     found = find_own_devices(wants_horovod=_HOROVOD in sys.argv)

@@ -1,0 +1,73 @@
+"""Where the time of a training step goes: waiting for input, computing, reducing over the replicas, and the rest."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from trainer.data.input.batch import Batch
+from trainer.distribute.engine import Engine
+from trainer.step.train_step import TrainStep
+
+Tensor = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """Medians over the steps, in seconds.
+
+    Attributes:
+        step_secs: from one step to the next, input included.
+        input_secs: of these, waiting for the batch.
+        compute_secs: forward and backward alone. all_reduce_secs: the reduction alone.
+    """
+
+    step_secs: float
+    input_secs: float
+    compute_secs: float
+    all_reduce_secs: float
+
+    @property
+    def rest_secs(self) -> float:
+        """The update, and what running the parts as one step adds or, where they overlap, saves."""
+        return self.step_secs - self.input_secs - self.compute_secs - self.all_reduce_secs
+
+
+def time_steps(engine: Engine, step: TrainStep, batches: Iterator[Batch], *, num_steps: int) -> StepTimes:
+    """Runs `num_steps` whole steps, then each part alone as often; the state of the step moves on.
+
+    All workers call it together. The first call of each part, which is traced and compiled, is left out.
+    """
+    step_secs, input_secs = [], []
+    for _ in range(num_steps + 1):
+        started = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter()
+        _wait_for(engine, step(batch).loss)
+        step_secs.append(time.perf_counter() - started)
+        input_secs.append(waited - started)
+    local = step.compute(batch)
+    return StepTimes(
+        step_secs=statistics.median(step_secs[1:]),
+        input_secs=statistics.median(input_secs[1:]),
+        compute_secs=_median_secs(lambda: _wait_for(engine, step.compute(batch).sums), num_steps),
+        all_reduce_secs=_median_secs(lambda: _wait_for(engine, step.reduce(local).sums), num_steps),
+    )
+
+
+def _median_secs(run: Callable[[], None], num_times: int) -> float:
+    run()
+    secs = []
+    for _ in range(num_times):
+        started = time.perf_counter()
+        run()
+        secs.append(time.perf_counter() - started)
+    return statistics.median(secs)
+
+
+def _wait_for(engine: Engine, value: Any) -> None:
+    """Until the devices have computed `value`: copying it to the host waits."""
+    tf.convert_to_tensor(engine.local_values(value)[0]).numpy()

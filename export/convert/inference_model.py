@@ -1,0 +1,190 @@
+"""The one inference model: what every format is made from, so that they can only differ by their converter.
+
+From pixels or encoded images to probabilities, with the preprocessing that training used inside the graph.
+"""
+
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from export.convert.image_batch import load_batch
+from export.files.signature import (
+    CLASS_ID,
+    FEATURES,
+    IMAGE_BYTES,
+    IMAGES,
+    LABEL,
+    LOGITS,
+    NO_CLASS,
+    PREDICTED,
+    PROBABILITIES,
+    SIGNATURE_IMAGE_BYTES,
+    STATUS,
+    Signature,
+)
+from export.files.statuses import STATUS_BAD_PIXELS, STATUS_OK
+from trainer.errors import ExportError
+from trainer.model.classifier import is_seed
+
+Tensor = Any
+# The last layer of every classifier, see `trainer.model.head`.
+_HEAD = "head"
+# Nobody trains what is exported; and the gradients of swish, as EfficientNet has it, cannot be saved.
+WITHOUT_GRADIENTS = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+
+
+class InferenceModel(tf.Module):
+    """A Keras classifier (pixels 0 to 255 in, float32 logits out) with the inputs and outputs of `signature`.
+
+    images: tf.function, [batch, size, size, 3] float32 to all outputs; pixels that are no numbers of 0 to 255 get a
+        `status`, and no class.
+    image_bytes: tf.function, [batch] string to all outputs; decodes and resizes as training did.
+    probabilities: tf.function, `images` to the probabilities alone: what TFLite and ONNX are made from, whose
+        runtimes have no strings.
+
+    It holds a copy of the weights, under names that TensorFlow saves whatever the layers are called, and nothing of
+    the Keras model: what is saved depends on the network and its weights alone.
+    """
+
+    def __init__(
+        self, model: Any, signature: Signature, *, keeps_weights_in: Literal["float32", "bfloat16"] = "float32"
+    ) -> None:
+        """Raises ExportError where the signature has `features` and the model has no layer called head.
+
+        keeps_weights_in: bfloat16 rounds kernels. Vectors (biases, batch statistics) are a thousandth of the bytes and
+            stay as they are.
+        """
+        super().__init__(name="inference_model")
+        size = signature.image_size_px
+        pixels = tf.TensorSpec([None, size, size, 3], tf.float32, name=IMAGES)
+        encoded = tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)
+        has_features = signature.has_output(FEATURES)
+        network = _with_features(model) if has_features else model
+
+        trainable = [_copy(v, keeps_weights_in) for v in network.trainable_variables]
+        non_trainable = [_copy(v, keeps_weights_in) for v in network.non_trainable_variables]
+
+        def infer(images: Tensor) -> tuple[Tensor, Tensor | None]:
+            answers, _ = network.stateless_call(trainable, non_trainable, images, training=False)
+            return answers if has_features else (answers, None)
+
+        def answer_where_ok(images: Tensor, status: Tensor) -> dict[str, Tensor]:
+            outputs = _outputs(*infer(images), signature)
+            return {**_blank_where(status != STATUS_OK, outputs), STATUS: status}
+
+        def answer(images: Tensor) -> dict[str, Tensor]:
+            # Comparisons with NaN are false.
+            is_right = tf.reduce_all((images >= 0.0) & (images <= 255.0), axis=[1, 2, 3])
+            pixels = tf.where(is_right[:, None, None, None], images, tf.zeros_like(images))
+            return answer_where_ok(pixels, tf.where(is_right, STATUS_OK, STATUS_BAD_PIXELS))
+
+        def answer_encoded(image_bytes: Tensor) -> dict[str, Tensor]:
+            images, status = load_batch(image_bytes, signature.geometry)
+            return answer_where_ok(tf.cast(images, tf.float32), status)
+
+        def answer_probabilities(images: Tensor) -> dict[str, Tensor]:
+            logits, _ = infer(images)
+            return {PROBABILITIES: _probabilities(logits, signature)}
+
+        # The seeds of dropout take no part in an answer.
+        seeded = [is_seed(v) for v in network.non_trainable_variables]
+        self.weights = trainable + [c for c, is_one in zip(non_trainable, seeded, strict=True) if not is_one]
+        self.images = tf.function(answer, input_signature=[pixels])
+        self.image_bytes = tf.function(answer_encoded, input_signature=[encoded])
+        self.probabilities = tf.function(answer_probabilities, input_signature=[pixels])
+
+
+def num_features_of(model: Any) -> int:
+    """How many features the last layer of the head gets. Raises ExportError as `InferenceModel` does."""
+    return int(_head_input(model).shape[-1])
+
+
+def _head_input(model: Any) -> Any:
+    try:
+        return model.get_layer(_HEAD).input
+    except ValueError:
+        raise ExportError(
+            f"{model.name} has no layer called {_HEAD}, whose input the features are; leave features out of --outputs"
+        ) from None
+
+
+def _with_features(model: Any) -> Any:
+    return keras.Model(model.input, [model.output, _head_input(model)], name=model.name)
+
+
+def _probabilities(logits: Tensor, signature: Signature) -> Tensor:
+    if signature.temperature is not None:
+        logits = logits / signature.temperature
+    return tf.sigmoid(logits) if signature.task == "multi_label" else tf.nn.softmax(logits)
+
+
+def _outputs(logits: Tensor, features: Tensor | None, signature: Signature) -> dict[str, Tensor]:
+    probabilities = _probabilities(logits, signature)
+    class_id = tf.argmax(probabilities, axis=-1, output_type=tf.int64)
+    outputs = {
+        PROBABILITIES: probabilities,
+        CLASS_ID: class_id,
+        LABEL: tf.gather(tf.constant(signature.class_names), class_id),
+    }
+    if signature.thresholds is not None:
+        outputs[PREDICTED] = probabilities >= tf.constant(signature.thresholds, tf.float32)
+    if signature.has_output(LOGITS):
+        outputs[LOGITS] = logits
+    if features is not None:
+        outputs[FEATURES] = tf.cast(features, tf.float32)  # of a network in bfloat16
+    return outputs
+
+
+def _blank_where(is_bad: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`outputs` with nothing in the rows of `is_bad`, [batch].
+
+    Zeros rather than equal probabilities: nobody can take them for an answer, and JSON has no NaN.
+    """
+    blanks = {CLASS_ID: tf.constant(NO_CLASS, tf.int64), LABEL: tf.constant("")}
+
+    def blank(name: str, values: Tensor) -> Tensor:
+        rows = tf.reshape(is_bad, [-1, *[1] * (len(values.shape) - 1)])
+        return tf.where(rows, blanks.get(name, tf.zeros([], values.dtype)), values)
+
+    return {name: blank(name, values) for name, values in outputs.items()}
+
+
+def _copy(variable: Any, kernel_dtype: str) -> Any:
+    # A root scope must not start with an underscore, which layers are free to; hence the one of our own.
+    name = "weights/" + re.sub(r"[^A-Za-z0-9_./>-]", "_", str(variable.path))
+    is_kernel = len(variable.shape) > 1
+    return tf.Variable(
+        tf.cast(variable.value, kernel_dtype) if is_kernel else variable.value, trainable=False, name=name
+    )
+
+
+@contextmanager
+def frozen_saved_model(inference: InferenceModel, signature: Signature) -> Iterator[pathlib.Path]:
+    """Yields a temporary SavedModel of `probabilities` at batch 1 whose weights are constants of the graph.
+
+    The TFLite converter loses variables without a word (its file then answers NaN), so it is never shown any. It is
+    given a SavedModel, not the frozen function, because only so does the file get a signature with our names.
+    """
+    size = signature.image_size_px
+    spec = tf.TensorSpec([1, size, size, 3], tf.float32, name=IMAGES)
+    # `get_concrete_function` of the exported function itself would keep the free batch dimension.
+    fixed = tf.function(inference.probabilities.python_function).get_concrete_function(spec)
+    frozen = convert_variables_to_constants_v2(fixed)
+
+    class Frozen(tf.Module):
+        @tf.function(input_signature=[spec])
+        def __call__(self, images: Tensor) -> dict[str, Tensor]:
+            return {PROBABILITIES: frozen(images)[0]}
+
+    module = Frozen()
+    with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
+        signatures = {SIGNATURE_IMAGE_BYTES: module.__call__}
+        tf.saved_model.save(module, directory, signatures=signatures, options=WITHOUT_GRADIENTS)
+        yield pathlib.Path(directory)

@@ -1,0 +1,108 @@
+"""A SavedModel version for TensorFlow Serving: two named signatures and warm-up requests.
+
+`serving_default` takes `image_bytes` (encoded images of any size), `images` takes pixels at the model's size; what both
+answer is in the signature.
+
+The weights stay variables: the two signatures share them, and neither the 2 GB limit of a graph file nor a second
+copy in the server's memory comes into play. So batch normalisation is not folded here: TensorFlow does that to
+constants alone, and for EfficientNet-Lite0 at 224 px on two cores it gained a tenth (85 images/s against 76). The
+converters of TFLite and ONNX, which are given constants, fold it. Nothing in it asks for XLA, which TensorFlow Serving
+has off.
+"""
+
+import hashlib
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import fingerprint_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from export.convert.inference_model import WITHOUT_GRADIENTS, InferenceModel
+from export.files.signature import IMAGE_BYTES, IMAGES, SIGNATURE_IMAGE_BYTES, SIGNATURE_IMAGES, Signature
+from export.runtime.runtimes import SavedModelRuntime
+from export.runtime.samples import Batch
+from trainer.errors import ExportError
+
+WARMUP_FILE = pathlib.PurePosixPath("assets.extra", "tf_serving_warmup_requests")
+_FINGERPRINT_FILE = "fingerprint.pb"
+# Sizes of the warm-up requests: a client's one image, and a small batch.
+_WARMUP_BATCH_SIZES = (1, 4)
+NUM_WARMUP_IMAGES = max(_WARMUP_BATCH_SIZES)
+
+
+def write_saved_model(inference: InferenceModel, signature: Signature, directory: pathlib.Path, warmup: Batch) -> None:
+    """Writes one version to `directory` and replays its warm-up requests, of which one bad one would stop the server.
+
+    warmup: NUM_WARMUP_IMAGES real images (fewer make smaller requests).
+
+    Raises:
+        ExportError: a warm-up request is not answered.
+    """
+    tf.saved_model.save(
+        inference,
+        str(directory),
+        signatures={SIGNATURE_IMAGE_BYTES: inference.image_bytes, SIGNATURE_IMAGES: inference.images},
+        options=WITHOUT_GRADIENTS,
+    )
+    _make_fingerprint_reproducible(directory / _FINGERPRINT_FILE)
+    warmup_file = directory / WARMUP_FILE
+    warmup_file.parent.mkdir()
+    _write_warmup_requests(warmup_file, signature, warmup)
+    replay_warmup_requests(directory)
+
+
+def replay_warmup_requests(directory: pathlib.Path) -> int:
+    """Sends every warm-up request of the version in `directory` through it, as TensorFlow Serving will.
+
+    Returns their number.
+
+    Raises:
+        ExportError: one is not answered, or answered with another number of images.
+    """
+    runtime = SavedModelRuntime(directory)
+    num_requests = 0
+    for record in tf.data.TFRecordDataset(str(directory / WARMUP_FILE)).as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
+        try:
+            outputs = runtime.call(request.model_spec.signature_name, inputs)
+        except tf.errors.OpError as e:
+            raise ExportError(f"warm-up request {num_requests} of {directory} is not answered: {e.message}") from e
+        num_images = len(next(iter(inputs.values())))
+        if any(len(values) != num_images for values in outputs.values()):
+            raise ExportError(
+                f"warm-up request {num_requests} of {directory} sent {num_images} images, got another number"
+            )
+        num_requests += 1
+    return num_requests
+
+
+def _write_warmup_requests(path: pathlib.Path, signature: Signature, warmup: Batch) -> None:
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for batch_size in _WARMUP_BATCH_SIZES:
+            encoded = np.array(warmup.encoded[:batch_size], object)
+            images = warmup.images[:batch_size].astype(np.float32)
+            for name, tensor_name, values in (
+                (SIGNATURE_IMAGE_BYTES, IMAGE_BYTES, encoded),
+                (SIGNATURE_IMAGES, IMAGES, images),
+            ):
+                request = predict_pb2.PredictRequest()
+                request.model_spec.name = signature.model_name
+                request.model_spec.signature_name = name
+                request.inputs[tensor_name].CopyFrom(tf.make_tensor_proto(values))
+                log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+                writer.write(log.SerializeToString(deterministic=True))
+
+
+def _make_fingerprint_reproducible(path: pathlib.Path) -> None:
+    """Replaces the random identifier in `fingerprint.pb`, the one thing that differs between two equal exports.
+
+    The new one follows from the hashes beside it (graph, signatures, weights), so different models keep different
+    identifiers.
+    """
+    fingerprint = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
+    fingerprint.uuid = ""
+    digest = hashlib.sha256(fingerprint.SerializeToString(deterministic=True)).digest()
+    fingerprint.uuid = str(int.from_bytes(digest[:16], "big"))
+    path.write_bytes(fingerprint.SerializeToString(deterministic=True))

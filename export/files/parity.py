@@ -1,0 +1,260 @@
+"""`parity.json`: how each artifact's answers differ from the trained model's, and whether that is within budget."""
+
+import pathlib
+from collections.abc import Collection
+from typing import Any, Final, Literal
+
+import pydantic
+
+from export.files.formats import FORMATS, MIN_NUM_IMAGES, Budget, Format
+from export.files.read_file import read_export_file
+from export.files.signature import IMAGE_BYTES, IMAGES, Signature
+from trainer.errors import ArtifactError, ParityError
+from trainer.system import atomic
+
+FILE_NAME = "parity.json"
+SCHEMA_VERSION: Final = 2
+# Of accuracy, above that of the best constant answer: ten times what an integer format may lose.
+_MIN_KNOWLEDGE = 0.1
+InputName = Literal["images", "image_bytes", "client_pixels", "odd_files", "odd_pixels"]
+# Not an input of its own: what `images` is given by a client that decodes and resizes by itself.
+CLIENT_PIXELS: Final = "client_pixels"
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class Artifact(_Model):
+    """One file (or SavedModel directory) of an export. `path` is relative to the export."""
+
+    format: str
+    path: str
+
+    @property
+    def budget(self) -> Budget:
+        return FORMATS[self.format].budget
+
+    @classmethod
+    def of(cls, wanted: Format, signature: Signature, version: int) -> "Artifact":
+        path = wanted.path(model_name=signature.model_name, version=version)
+        return cls(format=wanted.name, path=path.as_posix())
+
+
+class Rung(_Model):
+    """One attempt to get an int8 format within its budget: `what` was changed, made as `format`, and how it did."""
+
+    format: str
+    what: str
+    num_bytes: int | None
+    accuracy: float | None
+    failure: str | None
+
+
+class Ladder(_Model):
+    """What was tried for a format that was over its budget, in order, the first attempt included.
+
+    `chosen` is the format of the attempt that is published for it, the last of `rungs`; null: none was within budget.
+    """
+
+    format: str
+    chosen: str | None
+    rungs: list[Rung]
+
+    def describe(self) -> list[str]:
+        """One sentence an attempt, and one on what came of them."""
+        tried = [
+            f"{r.format}, {r.what}: {r.failure or f'within budget, accuracy {r.accuracy:.4f}'}" for r in self.rungs
+        ]
+        if self.chosen is None:
+            return [*tried, f"{self.format}: no attempt is within budget"]
+        if self.chosen == self.format:
+            return [*tried, f"{self.format} is published with {self.rungs[-1].what}"]
+        return [*tried, f"{self.chosen} ({self.rungs[-1].what}) is published in the place of {self.format}"]
+
+
+def size_on_disk(path: pathlib.Path) -> int:
+    """Bytes of a file, or of all files below a directory; 0 where there is nothing."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+class ClassAgreement(pydantic.BaseModel):
+    """Of the `num_images` that the model gives a class, the fraction to which the artifact gives it as well."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    class_id: int
+    num_images: int
+    agreement: float
+
+
+class Figures(pydantic.BaseModel):
+    """How the answers of an artifact differ from those of the model over `num_images`.
+
+    agreement: fraction of images with the same most probable class; of a multi-label model, with all classes decided
+        alike at their thresholds.
+    num_clear_disagreements: images with another class although the model's two best probabilities are further apart
+        than twice the budget's difference (multi-label: a class decided otherwise although its probability is further
+        from its threshold than that difference); null where the budget has none.
+    num_set_aside: images with another answer by less: the decision is not judged there, only how many there are; null
+        where the budget has no difference.
+    max_difference, mean_difference: of a probability, over all images and classes; null where one is not finite.
+    accuracy, reference_accuracy: fraction of images given their true class (multi-label: exactly their true classes),
+        by the artifact and by the model.
+    accuracy_interval: of 95%, for images like these (Wilson).
+    num_not_finite: images for which the artifact or the model answers NaN or infinity.
+    num_uninformative: images for which the artifact's answer says nothing, see `information`.
+    worst_class: of the classes that the model gives often enough, the one with the lowest agreement; null: none is.
+    model_answers_alike: the model itself gives all images one answer, so there is nothing to compare.
+    commonest_share: accuracy of always answering what is true most often; null in files of earlier versions.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    num_images: int
+    agreement: float
+    num_clear_disagreements: int | None
+    num_set_aside: int | None
+    max_difference: float | None
+    mean_difference: float | None
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    reference_accuracy: float
+    num_not_finite: int
+    num_uninformative: int = 0
+    worst_class: ClassAgreement | None = None
+    model_answers_alike: bool = False
+    commonest_share: float | None = None
+
+    @property
+    def is_too_weak(self) -> bool:
+        """Whether the model itself is hardly more often right than a constant answer: accuracy then judges nothing."""
+        return self.commonest_share is not None and self.reference_accuracy - self.commonest_share < _MIN_KNOWLEDGE
+
+
+class Comparison(_Model):
+    """One artifact, through one of its inputs, against the reference. `failure` is null where it is within budget.
+
+    input: client_pixels are those that a client decoded and resized with Pillow, see `client_images`; odd_files are
+        the original bytes of files as strangers send them, and odd_pixels a client's pixels of these; both are
+        compared with what the artifact itself answers to the pixels that training would have seen.
+    `figures` is null where the artifact did not run. `ms_per_image` is the mean over the run and not written to the
+    file: TFLite takes one image at a time, the others batches of 32. `allowed`: over budget, and published all the
+    same (`--allow-failed`).
+    """
+
+    format: str
+    path: str
+    input: InputName
+    runtime: str
+    num_bytes: int
+    budget: Budget
+    figures: Figures | None
+    failure: str | None
+    allowed: bool = False
+    ms_per_image: float | None = pydantic.Field(None, exclude=True)
+
+    @property
+    def title(self) -> str:
+        return self.format if self.input == IMAGES else f"{self.format} ({self.input})"
+
+    @property
+    def is_over_budget(self) -> bool:
+        """It answers every image with numbers, but not near enough to the model's. What is worse is never allowed."""
+        return self.failure is not None and self.figures is not None and self.figures.num_not_finite == 0
+
+
+class ParityReport(_Model):
+    """`parity.json`: what was compared with what, on which images, and how it came out."""
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    signature_hash: str
+    reference: str
+    dataset_name: str
+    dataset_hash: str
+    split: str
+    num_images: int
+    num_images_in_split: int
+    comparisons: list[Comparison]
+    ladders: list[Ladder] = []
+
+    def raise_on_failure(self) -> None:
+        """Raises ParityError naming the first artifact over its budget, the figure and the budget."""
+        failed = self._failed()
+        if failed:
+            others = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+            raise ParityError(f"{failed[0].title}, {failed[0].path}: {failed[0].failure}{others}")
+
+    def _failed(self) -> list[Comparison]:
+        return [c for c in self.comparisons if c.failure and not c.allowed]
+
+    def allow_over_budget(self, paths: Collection[str] | None = None) -> "ParityReport":
+        """The same, but artifacts at `paths` (None: all) that are merely over budget are allowed, and marked so."""
+        marked = [
+            c.model_copy(update={"allowed": c.is_over_budget and (paths is None or c.path in paths)})
+            for c in self.comparisons
+        ]
+        return self.model_copy(update={"comparisons": marked})
+
+    def allow_nothing(self) -> "ParityReport":
+        """The same, but what was allowed is judged like the rest."""
+        return self.allow_over_budget(())
+
+    def allowed_paths(self) -> set[str]:
+        return {c.path for c in self.comparisons if c.allowed}
+
+    def remarks(self) -> list[str]:
+        """What a reader of the figures must know, in sentences."""
+        remarks = [f"OVER BUDGET, published on request: {c.title}: {c.failure}" for c in self.comparisons if c.allowed]
+        if self.num_images < MIN_NUM_IMAGES:
+            which = "all that the split has" if self.num_images == self.num_images_in_split else "by choice"
+            remarks.append(
+                f"ONLY {self.num_images} IMAGES were compared, {which}: fewer than {MIN_NUM_IMAGES} say little"
+            )
+        figures = next((c.figures for c in self.comparisons if c.figures), None)
+        if figures and figures.model_answers_alike:
+            remarks.append(
+                "THE MODEL ITSELF GIVES ALL IMAGES ONE ANSWER: it has learned nothing, and nothing was compared"
+            )
+        elif figures and figures.is_too_weak:
+            own, commonest = 100 * figures.reference_accuracy, 100 * (figures.commonest_share or 0)
+            remarks.append(
+                f"ACCURACY JUDGES LITTLE HERE: the model itself is right on {own:.1f}% of the images, the commonest "
+                f"class alone would be on {commonest:.1f}%; agreement with the model decides, and what the answers say"
+            )
+        for c in self.comparisons:
+            if c.figures and c.figures.num_set_aside:
+                remarks.append(f"{c.title}: {c.figures.num_set_aside} images set aside, another class by a thin margin")
+        return remarks + [sentence for ladder in self.ladders for sentence in ladder.describe()]
+
+    def answer(self) -> dict[str, Any]:
+        """What `--json` prints: the file's content, the times, and whether all passed."""
+        answer = self.model_dump(mode="json")
+        for row, comparison in zip(answer["comparisons"], self.comparisons, strict=True):
+            row["ms_per_image"] = comparison.ms_per_image
+        return {**answer, "passed": not self._failed()}
+
+    def artifacts(self) -> list[Artifact]:
+        """Every artifact once."""
+        found = {c.path: Artifact(format=c.format, path=c.path) for c in self.comparisons}
+        return list(found.values())
+
+    def inputs_of(self, artifact: Artifact) -> list[Comparison]:
+        """The comparison of each input of `artifact`, without those of a client's pixels and of odd files."""
+        return [c for c in self.comparisons if c.path == artifact.path and c.input in (IMAGES, IMAGE_BYTES)]
+
+    def save(self, directory: pathlib.Path) -> None:
+        atomic.write_text(directory / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: pathlib.Path) -> "ParityReport":
+        """Raises ArtifactError where `directory` has no readable parity.json."""
+        report = read_export_file(cls, directory, FILE_NAME, schema_version=SCHEMA_VERSION)
+        for artifact in report.artifacts():
+            inside = pathlib.PurePosixPath(artifact.path)
+            if artifact.format not in FORMATS or inside.is_absolute() or ".." in inside.parts:
+                raise ArtifactError(
+                    f"{directory / FILE_NAME} names an artifact that no export has: {artifact.format}, {artifact.path}"
+                )
+        return report

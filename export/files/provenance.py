@@ -1,0 +1,162 @@
+"""`EXPORT/provenance.json`: of what run, data and settings an export was made, and with which packages.
+
+Everything follows from the run and the options of the export: no times, hosts or paths, the same bytes every time.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Literal
+
+import pydantic
+
+import trainer
+from export.files.read_file import read_export_file
+from trainer.metrics.evaluation import Evaluation
+from trainer.run.checkpoint import Which
+from trainer.system import atomic
+from trainer.system.names import ModelName, Version
+
+if TYPE_CHECKING:  # what reads the file needs no TensorFlow
+    from export.files.parity import ParityReport
+    from export.files.signature import Signature
+
+FILE_NAME = "provenance.json"
+SCHEMA_VERSION: Final = 1
+# What has a hand in the bytes of an artifact.
+_PACKAGES = ("ai-edge-litert", "h5py", "keras", "numpy", "onnx", "onnxruntime", "pillow", "tensorflow", "tf2onnx")
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class OfRun(_Model):
+    """The run; `config_sha256` is of its settings as YAML, defaults written out.
+
+    checkpoint, exported_weights: which of the run's weights are in the export. weights: what training began with.
+    """
+
+    name: str
+    identity: str
+    global_step: int
+    checkpoint: Literal["best", "last"]
+    exported_weights: Literal["raw", "averages"]
+    backbone: str
+    weights: str
+    precision: str
+    config_sha256: str
+    num_train_examples: int
+
+
+class OfDataset(_Model):
+    """The dataset whose `split` judged the export; for a run it is the one that was trained on."""
+
+    name: str
+    content_sha256: str
+    split: str
+    num_images_compared: int
+
+
+class OfOriginal(_Model):
+    """The export that `trainer publish` copied and gave another version; `checksums_sha256` is of its checksums."""
+
+    version: Version
+    checksums_sha256: str
+
+
+class ExportProvenance(_Model):
+    """`provenance.json`. `version` is the SavedModel's; `command` has RUN and EXPORT in the place of paths.
+
+    version_counts_up: nobody asked for that version, so it is one more than the last where it is published.
+    renumbered_from: null where the version is still the one of the export.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model_name: ModelName
+    version: Version
+    version_counts_up: bool = False
+    renumbered_from: OfOriginal | None = None
+    signature_sha256: str
+    command: list[str]
+    run: OfRun
+    dataset: OfDataset
+    trainer_version: str
+    packages: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        provenance: "Provenance",
+        signature: "Signature",
+        report: "ParityReport",
+        *,
+        version: int,
+        counts_up: bool,
+        options: Sequence[str],
+    ) -> "ExportProvenance":
+        """Of an export that has passed its gate; `options` are those of the command, with the defaults written out."""
+        return cls(
+            model_name=signature.model_name,
+            version=version,
+            version_counts_up=counts_up,
+            signature_sha256=signature.content_hash(),
+            command=["trainer", "export", "RUN", *options],
+            run=OfRun(
+                name=provenance.run_name,
+                identity=provenance.run_identity,
+                global_step=provenance.global_step,
+                checkpoint=provenance.which,
+                exported_weights="averages" if provenance.has_averages else "raw",
+                backbone=provenance.backbone,
+                weights=provenance.weights_name,
+                precision=provenance.precision,
+                config_sha256=hashlib.sha256(provenance.config_yaml.encode()).hexdigest(),
+                num_train_examples=provenance.num_train_examples,
+            ),
+            dataset=OfDataset(
+                name=report.dataset_name,
+                content_sha256=report.dataset_hash,
+                split=report.split,
+                num_images_compared=report.num_images,
+            ),
+            trainer_version=trainer.__version__,
+            packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+        )
+
+    def save(self, export_dir: pathlib.Path) -> None:
+        atomic.write_text(export_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, export_dir: pathlib.Path) -> "ExportProvenance":
+        """Raises ArtifactError where `export_dir` says nothing, or nothing readable, of where it comes from."""
+        return read_export_file(cls, export_dir, FILE_NAME, schema_version=SCHEMA_VERSION)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the model comes from. `evaluations` are those of the exported step; `config_yaml` is the whole recipe."""
+
+    run_name: str
+    run_identity: str
+    global_step: int
+    which: Which
+    has_averages: bool = False
+    backbone: str
+    weights: str
+    precision: str
+    num_train_examples: int
+    config_yaml: str
+    evaluations: Sequence[Evaluation] = ()
+
+    @property
+    def weights_name(self) -> str:
+        """What training began with; a file without where it lay, which says something of one machine alone."""
+        return self.weights.rpartition("/")[2]
+
+    def describe(self) -> str:
+        """The reference of a parity report in words."""
+        weights = ", averages of its weights" if self.has_averages else ""
+        return f"run {self.run_name}, step {self.global_step} ({self.which} checkpoint{weights}), float32"

@@ -1,0 +1,117 @@
+"""`EXPORT/golden.npz`: a few real images and what was answered to them, so that any machine can replay an export.
+
+    images           [n, size, size, 3] uint8   at the model's size
+    encoded          [total] uint8              the n encoded files, end to end
+    encoded_lengths  [n] int64                  bytes of each
+    class_ids        [n] int64                  the true classes; multi-hot, [n, classes], where there are several
+    probabilities    [n, classes] float32       what the model itself answered
+    answers/<title>  [n, classes] float32       what each artifact answered, by the title of its comparison
+
+A zip of .npy files without pickled objects; the same bytes for the same arrays.
+"""
+
+import dataclasses
+import io
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from export.files.formats import Budget
+from export.files.signature import Signature
+from export.gate.decisions import decide
+from export.gate.information import find_uninformative, spread_of
+from export.runtime.runtimes import Probabilities, Runtime
+from export.runtime.samples import Batch, ImageSource, iterate_batches, read_batch, spread_indices
+from trainer.errors import ArtifactError
+
+FILE_NAME = "golden.npz"
+NUM_IMAGES = 16
+# The golden images are chosen from so many.
+_NUM_CANDIDATES = 4 * NUM_IMAGES
+_BATCH_SIZE = 32
+_MAX_SHARE_SILENT = 0.25
+# Of the spread of the answers. Where all of them are small, a fixed difference would let a file answer anything.
+_MAX_SHARE_OF_SPREAD = 0.4
+_ANSWERS = "answers/"
+# The earliest that a zip can say; the time of writing would make every export differ.
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def choose_golden_images(source: ImageSource, reference: Runtime, signature: Signature) -> Batch:
+    """The images whose answers say most: of every class that the model gives, those that it is surest of.
+
+    From images that are evenly spread over `source`; the same ones for the same model.
+    """
+    indices = spread_indices(source.num_images, _NUM_CANDIDATES)
+    batches = iterate_batches(source, indices, signature.geometry, _BATCH_SIZE)
+    answers = np.concatenate([reference.predict_probabilities(batch.images) for batch in batches])
+    decisions = decide(answers, signature.thresholds)
+    rank_in_class: dict[bytes, int] = {}
+    turns = np.zeros(len(indices), np.int64)
+    surest_first = np.argsort(answers.min(axis=-1) - answers.max(axis=-1), kind="stable")
+    for place in surest_first:
+        key = decisions[place].tobytes()
+        turns[place] = rank_in_class[key] = rank_in_class.get(key, -1) + 1
+    chosen = sorted(surest_first[np.argsort(turns[surest_first], kind="stable")][:NUM_IMAGES])
+    return read_batch(source, indices[chosen], signature.geometry)
+
+
+def max_replay_difference(budget: Budget, published: Probabilities) -> float:
+    """How far an answer to a golden image may be from what was published."""
+    return min(budget.max_replay_difference, _MAX_SHARE_OF_SPREAD * spread_of(published))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Golden:
+    """See the module; `answers` is keyed by `Comparison.title`."""
+
+    batch: Batch
+    probabilities: Probabilities
+    answers: dict[str, Probabilities]
+
+    def find_silence(self, title: str, thresholds: Sequence[float] | None) -> str | None:
+        """How many of an artifact's answers say nothing, where they are too many for a replay to prove anything."""
+        silent = find_uninformative(self.probabilities, self.answers[title], thresholds)
+        if silent.mean() <= _MAX_SHARE_SILENT:
+            return None
+        return f"its answers to {silent.sum()} of {len(silent)} golden images say nothing; export again"
+
+    def save(self, directory: pathlib.Path) -> None:
+        arrays = {
+            "images": self.batch.images,
+            "encoded": np.frombuffer(b"".join(self.batch.encoded), np.uint8),
+            "encoded_lengths": np.array([len(e) for e in self.batch.encoded], np.int64),
+            "class_ids": self.batch.class_ids,
+            "probabilities": self.probabilities,
+            **{_ANSWERS + title: values for title, values in self.answers.items()},
+        }
+        with zipfile.ZipFile(directory / FILE_NAME, "w") as archive:
+            for name, array in arrays.items():
+                content = io.BytesIO()
+                np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
+                entry = zipfile.ZipInfo(f"{name}.npy", _ZIP_EPOCH)
+                archive.writestr(entry, content.getvalue(), zipfile.ZIP_DEFLATED)
+
+    @classmethod
+    def load(cls, directory: pathlib.Path) -> "Golden":
+        """Raises ArtifactError where the file is missing or not of this form."""
+        path = directory / FILE_NAME
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            ends = np.cumsum(arrays["encoded_lengths"])
+            encoded = [part.tobytes() for part in np.split(arrays["encoded"], ends[:-1])]
+            return cls(
+                batch=Batch(encoded, arrays["images"], arrays["class_ids"]),
+                probabilities=arrays["probabilities"],
+                answers={n.removeprefix(_ANSWERS): a for n, a in arrays.items() if n.startswith(_ANSWERS)},
+            )
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{directory} is not a finished export (it holds no {FILE_NAME}); export again"
+            ) from None
+        except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as e:
+            raise ArtifactError(f"{path} does not hold golden images ({e}); copy the export again") from None

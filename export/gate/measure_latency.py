@@ -1,0 +1,187 @@
+"""`EXPORT/latency.json`: how long every artifact takes for one image in its own runtime, beside the model of the run.
+
+Each number of threads has a process of its own, bound to as many cores, since TensorFlow decides on its threads once.
+In a round every subject has one turn, so that whatever else the machine does falls on all of them.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from export.files.latency import FILE_NAME, Latency, LatencyReport
+from trainer.errors import ExportError, RunError, UsageError
+from trainer.system import trust
+from trainer.system.child_python import python_command
+from trainer.system.environment import cpu_model
+
+MODEL = "model of the run"
+_TRUST = "--trust"
+_WARM_UP_CALLS = 3
+_TURN_SECS = 0.1
+_MAX_TURN_CALLS = 200
+
+
+def measure_latency(
+    export_dir: pathlib.Path, run_dir: pathlib.Path | None, *, num_threads: Sequence[int], num_rounds: int
+) -> LatencyReport:
+    """Measures every artifact of `export_dir`, and the model of the run at `run_dir` that it was exported from.
+
+    Raises:
+        UsageError: more threads than this process may use cores.
+        ArtifactError, RunError: no export, no run, or a run that it is not of.
+        ExportError: an artifact does not run here.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if max(num_threads) > len(cores):
+        raise UsageError(f"--threads {max(num_threads)} is more than the {len(cores)} cores there are; use fewer")
+    rows: list[Latency] = []
+    for number in num_threads:
+        arguments = [str(export_dir), str(run_dir or ""), str(number), str(num_rounds)]
+        if trust.is_given():
+            arguments.append(_TRUST)
+        ended = subprocess.run(  # noqa: S603  this very program
+            python_command("export.gate.measure_latency", *arguments),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        answer = json.loads(ended.stdout.splitlines()[-1]) if ended.returncode == 0 else {}
+        if "rows" not in answer:
+            said = answer.get("error") or (ended.stderr.strip().splitlines() or ["nothing"])[-1]
+            raise ExportError(f"the artifacts do not run with {number} threads: {said}")
+        rows += [Latency.model_validate(row) for row in answer["rows"]]
+    return LatencyReport(cpu=cpu_model() or platform.machine(), num_rounds=num_rounds, rows=rows)
+
+
+def check_run(export_dir: pathlib.Path, run_dir: pathlib.Path) -> None:
+    """Raises RunError where the export is not of the run at `run_dir`."""
+    from export.files.provenance import ExportProvenance
+    from trainer.run.run_dir import RunDir
+
+    identity, expected = RunDir(run_dir).info().identity, ExportProvenance.load(export_dir).run.identity
+    if identity != expected:
+        raise RunError(
+            f"{export_dir} is an export of another run ({expected[:12]}) than {run_dir} ({identity[:12]}); give --run "
+            "the one that it was made from"
+        )
+
+
+def record_latency(export_dir: pathlib.Path, report: LatencyReport) -> None:
+    """Writes the figures beside the artifacts and into the model card, and renews the checksums of these two files."""
+    from export.documents import model_card
+    from export.files.checksums import replace_files
+
+    card = model_card.with_latency((export_dir / model_card.FILE_NAME).read_text(encoding="utf-8"), report)
+    replace_files(
+        export_dir, {FILE_NAME: f"{report.model_dump_json(indent=2)}\n".encode(), model_card.FILE_NAME: card.encode()}
+    )
+
+
+def _measure_in_this_process(
+    export_dir: pathlib.Path, run_dir: pathlib.Path | None, num_threads: int, num_rounds: int
+) -> list[Latency]:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_threads])
+    from trainer.system import tf_runtime
+
+    tf_runtime.configure(use_gpus=False)
+    subjects = _subjects(export_dir, run_dir)
+    num_calls = [_warm_up(call) for *_, call in subjects]
+    times: list[list[float]] = [[] for _ in subjects]
+    for _ in range(num_rounds):
+        for (*_, call), calls, own in zip(subjects, num_calls, times, strict=True):
+            start = time.perf_counter()
+            for _ in range(calls):
+                call()
+            own.append(1e3 * (time.perf_counter() - start) / calls)
+    model = times[0] if run_dir else None
+    return [
+        Latency(
+            title=title,
+            path=path,
+            runtime=runtime,
+            num_bytes=num_bytes,
+            num_threads=num_threads,
+            ms=[round(ms, 4) for ms in own],
+            relative=None if model is None else [round(a / b, 4) for a, b in zip(own, model, strict=True)],
+        )
+        for (title, path, runtime, num_bytes, _), own in zip(subjects, times, strict=True)
+    ]
+
+
+Subject = tuple[str, str | None, str, int, Callable[[], object]]
+
+
+def _subjects(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> list[Subject]:
+    from export.files.parity import ParityReport, size_on_disk
+    from export.files.signature import IMAGE_BYTES, Signature
+    from export.gate.golden import Golden
+    from export.runtime.runtimes import KerasRuntime, SavedModelRuntime, open_runtime
+
+    batch = Golden.load(export_dir).batch
+    images, encoded = batch.images[:1], batch.encoded[:1]
+    found: list[Subject] = []
+    if run_dir is not None:
+        from export.files.provenance import ExportProvenance
+        from trainer.run.checkpoint import find_model_file
+        from trainer.run.load_classifier import load_classifier
+        from trainer.run.run_dir import RunDir
+
+        run, of_run = RunDir(run_dir), ExportProvenance.load(export_dir).run
+        checkpoint, weights = of_run.checkpoint, of_run.exported_weights
+        signature = Signature.load(export_dir)
+        model = KerasRuntime(
+            load_classifier(run, which=checkpoint, weights=weights),
+            task=signature.task,
+            temperature=signature.temperature,
+        )
+        size = find_model_file(run, checkpoint, weights)[0].stat().st_size
+        found.append((MODEL, None, model.name, size, lambda: model.predict_probabilities(images)))
+    report = ParityReport.load(export_dir)
+    for artifact in report.artifacts():
+        path = export_dir / artifact.path
+        runtime = open_runtime(path)
+        for comparison in report.inputs_of(artifact):
+
+            def call(runtime: object = runtime, takes_bytes: bool = comparison.input == IMAGE_BYTES) -> object:
+                if takes_bytes:
+                    assert isinstance(runtime, SavedModelRuntime)
+                    return runtime.predict_encoded(encoded)
+                return runtime.predict_probabilities(images)  # type: ignore[attr-defined]
+
+            found.append((comparison.title, artifact.path, runtime.name, size_on_disk(path), call))
+    return found
+
+
+def _warm_up(call: Callable[[], object]) -> int:
+    """How many calls fill a turn."""
+    for _ in range(_WARM_UP_CALLS):
+        start = time.perf_counter()
+        call()
+        secs = time.perf_counter() - start
+    return max(1, min(_MAX_TURN_CALLS, int(_TURN_SECS / max(secs, 1e-6))))
+
+
+def main() -> None:
+    """export.gate.measure_latency EXPORT RUN NUM_THREADS NUM_ROUNDS [--trust]: one line of JSON; RUN may be empty."""
+    from trainer.errors import TrainerError
+
+    export_dir, run_dir, num_threads, num_rounds, *options = sys.argv[1:]
+    trust.set_trust(options == [_TRUST])
+    try:
+        rows = _measure_in_this_process(
+            pathlib.Path(export_dir), pathlib.Path(run_dir) if run_dir else None, int(num_threads), int(num_rounds)
+        )
+        answer: dict[str, object] = {"rows": [row.model_dump(mode="json") for row in rows]}
+    except TrainerError as e:
+        answer = {"error": str(e)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""`trainer export` and `trainer verify`."""
+
+import pathlib
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from trainer.cli.options import TrustOption, Weights, Which, WhichOption
+from trainer.console.output import JsonOption, note, print_answer, print_json
+
+if TYPE_CHECKING:
+    from export.files.parity import ParityReport
+
+_NO_OUTPUTS = ""
+_DEFAULT_ONNX_OPSET = 18
+_ALL_IMAGES = 0
+
+
+RunArgument = Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")]
+OutOption = Annotated[pathlib.Path, typer.Option(help="The export: a directory that does not exist yet.")]
+FormatsOption = Annotated[
+    str,
+    typer.Option(
+        help="all, or some of saved_model, tflite-float32, tflite-float16, tflite-dynamic, tflite-int8, onnx, "
+        "onnx-float16, onnx-int8, and by choice (not in all) saved_model-bfloat16, tflite-int8x16, onnx-int8x16, "
+        "onnx-dynamic, separated by commas."
+    ),
+]
+WeightsOption = Annotated[
+    Weights, typer.Option(help="raw, or the moving averages; auto: the averages where the run has them.")
+]
+OutputsOption = Annotated[
+    str, typer.Option(help="logits, features or both, separated by commas: more outputs of the SavedModel.")
+]
+CalibrateOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--calibrate/--no-calibrate",
+        help="Divide the logits by the temperature that trainer evaluate fitted.",
+        show_default="where the run was evaluated with these weights",
+    ),
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option(help="The model's name: in file names, and in the URL it is served at.", show_default="of the run"),
+]
+VersionOption = Annotated[
+    int | None,
+    typer.Option(
+        help="The SavedModel's version; TensorFlow Serving serves the highest.",
+        show_default="1, or one more than that of the export at --out; trainer publish counts on from there",
+    ),
+]
+ParityImagesOption = Annotated[
+    int,
+    typer.Option(min=0, help="How many validation images, evenly spread, every artifact is compared on; 0: all."),
+]
+OnnxOpsetOption = Annotated[
+    int, typer.Option(help="The operator set of the ONNX files, 14 to 18; onnx-int8x16 is always of 21.")
+]
+AllowFailedOption = Annotated[
+    bool,
+    typer.Option("--allow-failed", help="Publish artifacts over their budget too, each marked as such wherever named."),
+]
+DataOption = Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the export at --out, once the new one has passed the gate.")
+]
+
+
+def export(
+    run: RunArgument,
+    out: OutOption,
+    formats: FormatsOption = "all",
+    which: WhichOption = Which.best,
+    weights: WeightsOption = Weights.auto,
+    calibrate: CalibrateOption = None,
+    outputs: OutputsOption = _NO_OUTPUTS,
+    name: NameOption = None,
+    version: VersionOption = None,
+    parity_images: ParityImagesOption = _ALL_IMAGES,
+    data: DataOption = None,
+    onnx_opset: OnnxOpsetOption = _DEFAULT_ONNX_OPSET,
+    overwrite: OverwriteOption = False,
+    allow_failed: AllowFailedOption = False,
+    trust: TrustOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Export a run to SavedModel, TFLite and ONNX, every artifact verified against the model.
+
+    Each artifact is run in its own runtime (TensorFlow, LiteRT, ONNX Runtime) on the validation images and compared
+    with the model of the run. If one of them answers differently, nothing is published and the exit status is 1; but
+    where an int8 file loses too much, other settings are tried first, and what was chosen is said.
+    """
+    from export.files.formats import check_num_images, check_onnx_opset, parse_formats
+    from export.files.signature import parse_outputs
+    from trainer.run.checkpoint import find_model_file
+    from trainer.run.run_dir import RunDir
+    from trainer.system.names import check_model_name, check_version
+
+    # What is wrong with the command is answered before TensorFlow is started.
+    wanted = parse_formats(formats)
+    wanted_outputs = parse_outputs(outputs, has_saved_model=any(f.kind == "saved_model" for f in wanted))
+    check_num_images(_limit(parity_images))
+    check_onnx_opset(onnx_opset)
+    if version is not None:
+        check_version(version)
+    run_dir = RunDir(run)
+    model_name = run_dir.info().name if name is None else name
+    check_model_name(model_name)
+    find_model_file(run_dir, which.value, weights.value)
+
+    from trainer.system import tf_runtime
+
+    # On the CPU, where all runtimes compute in plain float32; a GPU would bring TF32 into the reference.
+    tf_runtime.configure(use_gpus=False)
+
+    from export.from_run import publication_of_run
+    from export.make_export import check_target, publish
+    from export.publish import next_version
+    from trainer.data.dataset.storage import parse_path
+
+    check_target(out, overwrite=overwrite)
+    publication = publication_of_run(
+        run_dir,
+        which=which.value,
+        weights=weights.value,
+        calibrate=calibrate,
+        outputs=wanted_outputs,
+        formats=wanted,
+        model_name=model_name,
+        version=next_version(out, model_name) if version is None else version,
+        counts_up=version is None,
+        dataset_dir=parse_path(data) if data else None,
+        max_parity_images=_limit(parity_images),
+        onnx_opset=onnx_opset,
+    )
+    publish(
+        publication,
+        out,
+        overwrite=overwrite,
+        allow_failed=allow_failed,
+        on_report=lambda report: _show_parity(report, json_),
+    )
+    note(publication.signature.describe_decisions())
+    if not json_:
+        path = shlex.quote(str(out))
+        held = f" holds version {publication.version} of {publication.signature.model_name}"
+        next_line = f"next: trainer verify {path}, trainer serve {path}"
+        print_answer(Text.assemble((str(out), "bold"), f"{held}\n{next_line}"))
+
+
+def verify(
+    export: Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="A dataset with the same classes: run the parity gate again on its validation split."),
+    ] = None,
+    parity_images: ParityImagesOption = _ALL_IMAGES,
+    json_: JsonOption = False,
+) -> None:
+    """Verify an export on this machine: checksums, golden images and, given a dataset, the parity gate.
+
+    The golden images travel with the export, together with what every artifact answered to them when it was
+    published. Exit status 1, with the file named, if anything differs.
+    """
+    from export.files.checksums import Checksums
+
+    Checksums.load(export)  # a directory that is no export is answered before TensorFlow is started
+
+    from trainer.system import tf_runtime
+
+    tf_runtime.configure(use_gpus=False)
+
+    from export.files.signature import Signature
+    from export.gate.replay import verify_export
+    from export.runtime.samples import open_split
+    from trainer.cli.export_tables import golden_table
+    from trainer.data.dataset.storage import parse_path
+
+    source = open_split(parse_path(data), "validation", Signature.load(export).class_names) if data else None
+    verification = verify_export(export, source=source, max_images=_limit(parity_images))
+    if json_:
+        print_json(verification.answer())
+    else:
+        print_answer(golden_table(verification.golden, verification.num_golden_images))
+        if verification.parity:
+            _show_parity(verification.parity, json_)
+    verification.raise_on_failure()
+    if not json_:
+        found = f": {verification.num_files} files, {len(verification.golden)} ways to call them"
+        print_answer(Text.assemble(("verified", "green"), found))
+
+
+def _show_parity(report: "ParityReport", json_: bool) -> None:
+    if json_:
+        print_json(report.answer())
+        return
+    from trainer.cli.export_tables import parity_table
+
+    print_answer(parity_table(report))
+
+
+def _limit(parity_images: int) -> int | None:
+    return None if parity_images == _ALL_IMAGES else parity_images

@@ -1,0 +1,61 @@
+"""`trainer predict`: the classes of images, by a run, an export, an artifact file or a server."""
+
+import pathlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.cli.options import TrustOption, Which, WhichOption
+from trainer.console.output import JsonOption, print_answer, print_json
+
+if TYPE_CHECKING:
+    from export.predictions import ImagePrediction
+
+
+def predict(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A run, an export, a .tflite or .onnx file of one, a SavedModel version directory, or the address of "
+            "a server, such as http://localhost:8501."
+        ),
+    ],
+    images: Annotated[
+        list[pathlib.Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG, GIF, BMP or WebP files.")
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 5,
+    which: WhichOption = Which.best,
+    trust: TrustOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Predict the classes of images with a run, an export, an artifact file or a server.
+
+    Images that their camera marked as rotated are turned upright first. An image that cannot be read does not keep the
+    others from their answers: it is listed with the reason, and the exit status is 1.
+    """
+    from export.predictions import raise_on_errors
+
+    if target.startswith(("http://", "https://")):
+        predictions = _predict_on_server(target, images, top)
+    else:
+        from trainer.system import tf_runtime
+
+        tf_runtime.configure(use_gpus=False)
+
+        from export.predict import open_target
+
+        predictions = open_target(pathlib.Path(target), which=which.value).predict_files(images, top)
+    if json_:
+        print_json({"predictions": [p.model_dump(mode="json") for p in predictions]})
+    else:
+        from trainer.cli.export_tables import prediction_table
+
+        print_answer(prediction_table(predictions))
+    raise_on_errors(predictions)
+
+
+def _predict_on_server(url: str, images: list[pathlib.Path], top: int) -> "list[ImagePrediction]":
+    from export.predictions import predict_on_server
+    from serving.client import predict_images_of_files
+
+    return predict_on_server(predict_images_of_files, url, images, top)

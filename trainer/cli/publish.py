@@ -1,0 +1,70 @@
+"""`trainer publish` and `trainer rollback`: the versions of an exported model, one of them current."""
+
+import pathlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from trainer.console.output import JsonOption, note, print_answer, print_json
+
+if TYPE_CHECKING:
+    from export.publish import Switch
+
+RootArgument = Annotated[
+    pathlib.Path,
+    typer.Argument(help="The publication root: ROOT/1, ROOT/2 and so on, and the link ROOT/current to one of them."),
+]
+
+
+def publish(
+    export: Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")],
+    root: RootArgument,
+    allow_failed: Annotated[
+        bool,
+        typer.Option("--allow-failed", help="Publish also what was exported with --allow-failed, marked over budget."),
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Publish an export beside the versions before it, and make it the current one.
+
+    Its checksums are compared and its gate must have passed. Readers of [bold]ROOT/current[/] see the old version or
+    the new one, whole, also after a kill. Its number is the [bold]--version[/] that it was exported with; where none
+    was asked for, the next one that is free.
+    """
+    from export.files.provenance import ExportProvenance
+    from export.publish import publish_version
+
+    switch = publish_version(export, root, allow_failed=allow_failed)
+    exported = ExportProvenance.load(export).version
+    if switch.now != exported:
+        note(f"{root} has gone further than version {exported}, so this export is version {switch.now} there")
+    _answer(root, switch, json_)
+
+
+def rollback(
+    root: RootArgument,
+    to: Annotated[
+        int | None, typer.Option(help="The version to make current.", show_default="the one below the current")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make an earlier version of a publication root current again, once its checksums are right.
+
+    No version is removed: [bold]--to[/] takes the later one back.
+    """
+    from export.publish import roll_back
+
+    _answer(root, roll_back(root, to), json_)
+
+
+def _answer(root: pathlib.Path, switch: "Switch", json_: bool) -> None:
+    from export.publish import CURRENT, find_versions
+
+    if json_:
+        print_json(
+            {"schema_version": 1, "current": switch.now, "before": switch.before, "versions": find_versions(root)}
+        )
+        return
+    before = "" if switch.before in (None, switch.now) else f", version {switch.before} before"
+    print_answer(Text.assemble((str(root / CURRENT), "bold"), f" is version {switch.now}{before}"))

@@ -1,0 +1,165 @@
+"""The commands `trainer serve` and `trainer manifests`."""
+
+import os
+import pathlib
+import sys
+from typing import Annotated, Literal
+
+import typer
+from rich.text import Text
+
+from serving.limits import MAX_BODY_BYTES, cluster_batch_size
+from trainer.console.output import JsonOption, note, print_answer, print_json
+
+_UNLIMITED = 0
+
+ExportArgument = Annotated[
+    pathlib.Path, typer.Argument(metavar="EXPORT", help="Directory that `trainer export` wrote.", show_default=False)
+]
+NameOption = Annotated[
+    str | None, typer.Option(help="Name of the model in URLs; by default the one that the export gave it.")
+]
+
+
+def serve(
+    model: Annotated[
+        pathlib.Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="An export, a SavedModel, or a base path: a directory that holds versions of one, named by numbers. "
+            "A SavedModel is a program: serve those that you trust.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in (there is no password).")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the REST API; 0 takes any that is free.", min=0, max=65535)] = 8501,
+    name: NameOption = None,
+    all_versions: Annotated[
+        bool, typer.Option("--all-versions", help="Serve every version of the SavedModel, not just the newest.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Requests that are computed at the same time.", min=1)] = 4,
+    max_body_mib: Annotated[
+        int, typer.Option(help="Larger requests are refused, also once they are uncompressed; in MiB.", min=1)
+    ] = MAX_BODY_BYTES // 2**20,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples that a request may hold; 0: any number.",
+            min=_UNLIMITED,
+            show_default="of an export as in the cluster of trainer manifests, otherwise 0",
+        ),
+    ] = None,
+    cors: Annotated[
+        bool,
+        typer.Option("--cors", help="Let web pages of any origin call (TensorFlow Serving: --enable_cors_support)."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Serve a SavedModel on this machine, in TensorFlow Serving's REST API.
+
+    What a client learns here (paths, JSON, errors, limits, metrics) holds for TensorFlow Serving in a cluster: POST to
+    /v1/models/NAME:predict, GET /v1/models/NAME for the status, /v1/models/NAME/metadata for the signatures.
+    Metrics for Prometheus are at /monitoring/prometheus/metrics. Ctrl-C or SIGTERM answers what is in flight and
+    ends with status 0.
+
+    The versions are those at the start: one that is added later is not picked up until this command is started again.
+    """
+    # What can be wrong is told at once, not after the seconds that TensorFlow takes to start.
+    from serving.base_path import find_model
+    from serving.rest import address
+    from trainer.system.names import check_model_name
+
+    files = find_model(model)
+    model_name = name or files.model_name
+    check_model_name(model_name)
+    if max_batch_size is None:
+        max_batch_size = cluster_batch_size() if files.is_export else _UNLIMITED
+    with address.listen(host, port) as listener:
+        from trainer.system import tf_runtime
+
+        tf_runtime.configure()
+        from serving.rest import local_server
+        from serving.rest.servable import Model
+
+        served = Model(
+            name=model_name,
+            base_path=files.base_path,
+            versions="all" if all_versions else "latest",
+            max_batch_size=max_batch_size or None,
+        )
+        versions, url = list(served.servables), address.url_of(listener)
+        note(f"loading {served.name}, version {', '.join(map(str, versions))}, from {model}")
+        served.load()
+
+        def tell_where() -> None:
+            curl = address.curl_line(url, served.name) if files.is_export else None
+            note("new versions are not picked up: start this command again to serve them")
+            if json:
+                print_json({"url": url, "model": served.name, "versions": versions, "curl": curl})
+                sys.stdout.flush()  # whoever reads it through a pipe waits for it, and this process goes on
+                return
+            place = (f"{url}/v1/models/{served.name}", "bold")
+            print_answer(Text.assemble("serving ", (served.name, "bold"), " at ", place, " (Ctrl-C stops it)"))
+            if curl is not None:
+                note(f"predict one image:\n\n  {curl}\n")
+
+        is_done = local_server.run(
+            served,
+            listener,
+            on_ready=tell_where,
+            max_body_bytes=max_body_mib * 2**20,
+            num_threads=threads,
+            cors=cors,
+        )
+    if not is_done:
+        note("stopped; a request that was still being computed has no answer")
+        sys.stdout.flush()
+        os._exit(1)  # its thread cannot be stopped, and would be waited for
+    note("stopped")
+
+
+def manifests(
+    export: ExportArgument,
+    out: Annotated[
+        pathlib.Path, typer.Option(help="Directory to write; one that this command wrote before is replaced.")
+    ],
+    name: NameOption = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="Namespace of the objects; by default the one of the kubectl context.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="Server pods.", min=1, max=2**31 - 1)] = 2,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Image of TensorFlow Serving, as REPOSITORY:TAG@DIGEST (either may be left out)."),
+    ] = None,
+    version_policy: Annotated[
+        Literal["specific", "latest", "all"],
+        typer.Option(
+            help="specific: serve just the versions of this export; latest: the newest on the volume; all: every one."
+        ),
+    ] = "specific",
+    json: JsonOption = False,
+) -> None:
+    """Write Kubernetes manifests that serve an export with TensorFlow Serving, ready for `kubectl apply -k`.
+
+    The tree holds the server (Deployment, Service, PodDisruptionBudget, NetworkPolicy, a volume for models) with this
+    model's name, versions and probes filled in, and a pod that fills the volume. Where kubectl is installed, the
+    result is rendered and checked before it takes its place.
+    """
+    from serving.k8s.manifests import ManifestSettings, write_manifests
+
+    settings = ManifestSettings(
+        model_name=name, namespace=namespace, replicas=replicas, image=image, version_policy=version_policy
+    )
+    written = write_manifests(export, out, settings)
+    if json:
+        print_json(written.as_dict())
+        return
+    where = (str(written.directory), "bold")
+    print_answer(Text.assemble("wrote ", where, f"; to bring {written.model_name} into a cluster:\n"))
+    for command in written.commands:
+        note(f"  {command}")
+    if not written.was_checked:
+        note("\nkubectl is not installed here, so the tree was neither rendered nor checked")

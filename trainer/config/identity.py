@@ -1,0 +1,93 @@
+"""Which settings decide the trained weights, and so belong to the identity of a run.
+
+A setting decides unless it is listed in `INDIFFERENT`. Whoever adds one that does not lists it there;
+`tests/config/test_identity.py` holds the verdict on each.
+"""
+
+from typing import Any, Final
+
+from trainer.config.section import Section
+
+# Where a run happens, how fast, how often it is saved and what it writes: a run may move to another machine. Devices,
+# replicas and XLA are among them, which change the order of sums and nothing else.
+INDIFFERENT: Final = {
+    "data": {"path", "cache", "cache_dir", "ram_budget_gib", "num_parallel_reads"},
+    # As resolved, it is part of the identity by itself.
+    "model": {"head"},
+    # `cache` is on only where it changes no result, and each runtime is held to Keras's numbers.
+    "features": {"cache", "dir", "budget_gib", "runtime"},
+    "distribute": {
+        "strategy",
+        "device",
+        "gpus",
+        "replicas",
+        "hosts",
+        "ssh_options",
+        "start_timeout_secs",
+        "stall_timeout_secs",
+        "host_timeout_secs",
+        "min_replicas",
+        "max_replicas",
+        "host_discovery_script",
+        "fusion_mib",
+        "cycle_time_ms",
+        # As resolved, it is part of the identity by itself.
+        "precision",
+        "xla",
+        "strict_batch",
+    },
+    "checkpoint": {"every_steps", "keep"},
+    "log": {"every_steps"},
+}
+# In the identity of every run, whatever their value. Later ones are where they are not at their default, so that a
+# run from before them has the identity that it had.
+ALWAYS: Final = {
+    "data": ("resize", "sampling", "run_length", "last_batch", "scaled_decoding"),
+    "model": (
+        *("backbone", "weights", "pixels", "image_size_px", "trainable", "features_at", "batch_norm", "pooling"),
+        *("hidden_units", "hidden_batch_norm", "dropout"),
+    ),
+    "train": (
+        *("task", "loss", "focal_gamma", "class_weights", "solver", "ridge_strengths", "epochs", "global_batch_size"),
+        *("accumulate_steps", "ema_decay", "unfreeze", "patience", "seed", "label_smoothing", "max_skipped_steps"),
+    ),
+    "optimizer": (
+        *("name", "learning_rate", "scaling", "scaling_batch_size", "momentum", "trust_coefficient", "layer_decay"),
+        *("weight_decay", "schedule", "step_epochs", "step_factor", "warmup_steps", "warmup_epochs", "clip_norm"),
+    ),
+    "augment": (
+        *("preset", "min_crop_area", "flip", "color_jitter", "randaugment_layers", "randaugment_magnitude", "erasing"),
+        *("mixup_alpha", "cutmix_alpha", "progressive_sizes_px"),
+    ),
+}
+
+
+def decisive_settings(config: Section) -> dict[str, Any]:
+    """The settings that decide the weights, by section: `ALWAYS`, and the later ones that are not at their default."""
+    return _settings(config, with_later=True)
+
+
+def first_decisive_settings(config: Section) -> dict[str, Any]:
+    """The same as runs recorded them when compression and the metric of an early end were not yet told apart."""
+    return _settings(config, with_later=False)
+
+
+def _settings(config: Section, *, with_later: bool) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    asked, defaults = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
+    for section, values in asked.items():
+        always = ALWAYS.get(section, ())
+        taken = {name: values[name] for name in always}
+        if with_later:
+            later = set(values) - set(always) - INDIFFERENT.get(section, set())
+            taken |= {name: values[name] for name in later if values[name] != defaults[section][name]}
+        if taken:
+            parts[section] = taken
+    if asked["train"]["patience"] is None:
+        # What is best decides the weights only where it decides when the run ends.
+        parts.pop("checkpoint", None)
+    if asked["features"]["views"] is not None:
+        # Where runs have always recorded it.
+        parts["views"] = asked["features"]["views"]
+        parts.get("features", {}).pop("views", None)
+    return {section: taken for section, taken in parts.items() if taken}

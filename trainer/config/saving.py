@@ -1,0 +1,21 @@
+"""What is kept of a run, and how often."""
+
+from typing import Literal
+
+import pydantic
+
+from trainer.config.section import Positive, Section
+
+
+class CheckpointConfig(Section):
+    """When the run is saved, and what is kept."""
+
+    every_steps: Positive | None = pydantic.Field(None, description="null: once an epoch")
+    keep: Positive = pydantic.Field(2, description="the newest so many, and always the best")
+    best_metric: Literal["accuracy", "loss", "macro_f1", "average_precision", "roc_auc"] = pydantic.Field(
+        "accuracy", description="of the validation split; average_precision: binary and multi_label; roc_auc: binary"
+    )
+
+
+class LogConfig(Section):
+    every_steps: Positive = pydantic.Field(10, description="steps between two lines of metrics.jsonl")

@@ -1,0 +1,243 @@
+"""Prepared datasets to per-replica batches: which positions, their records, decoded and resized, in static shapes.
+
+    numbers of elements -> positions, examples, random numbers -> records -> pixels -> batches
+    numbers of elements -> positions, examples, random numbers -> cached pixels, a batch at a time
+
+Element k of a worker's dataset is for its replica k mod num_local_replicas: the engine deals them in turn. Pixels stay
+uint8 up to the device.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from trainer.data.augmentation.changes import draw_randomness
+from trainer.data.augmentation.presets import Augmentation
+from trainer.data.augmentation.random_crop import load_training_image
+from trainer.data.dataset import records
+from trainer.data.dataset.manifest import Manifest, SplitName
+from trainer.data.dataset.split_reader import SplitReader
+from trainer.data.dataset.storage import DatasetPath
+from trainer.data.decode import preprocess
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.batch import Batch
+from trainer.data.sampling.order import ExampleOrder
+from trainer.distribute.topology import BatchDivision, Topology
+
+Tensor = Any
+# Decoded images of a split in its order, [num_examples, size, size, 3]; see `pixel_cache`. Or what the frozen layers
+# make of them, float32 [num_examples * num_views, ...]; see `trainer.features`.
+Pixels = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the input of one process may use.
+
+    num_threads: 0 for all cores. num_readers: reads under way at the same time. ram_budget_bytes: bound on the buffers
+    that tf.data tunes, None for tf.data's own.
+    """
+
+    num_threads: int = 0
+    num_readers: int = 2
+    ram_budget_bytes: int | None = None
+
+    def apply(self, dataset: Any) -> Any:
+        options = tf.data.Options()
+        # A pool of its own: decoding neither waits for the operations of the training step nor holds them up.
+        options.threading.private_threadpool_size = self.num_threads
+        if self.ram_budget_bytes is not None:
+            options.autotune.ram_budget = self.ram_budget_bytes
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        return dataset.with_options(options)
+
+
+class Draw(NamedTuple):
+    """What goes into one replica's batch, before any of it is read."""
+
+    examples: Tensor  # [b] int64
+    visits: Tensor  # [b] int64, see `order.Draws`
+    weights: Tensor  # [b] float32, 0 for what only fills up
+    positions: Tensor  # [b] int64
+    randomness: Tensor  # [b, k] float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingStream:
+    """The training examples of one worker, from any step on."""
+
+    reader: SplitReader
+    order: ExampleOrder
+    geometry: Geometry
+    augmentation: Augmentation
+    division: BatchDivision
+    topology: Topology
+    # Positions at and after this one only fill up the last batch, with weight zero.
+    num_positions: int
+    # Whether the weights of the examples count in the loss; under weighted sampling they have decided the order.
+    weighs_loss: bool = True
+    scaled_decoding: bool = True
+    # Only where the augmentation has no random crops.
+    pixels: Pixels | None = None
+    # Rows of `pixels` that each example has; a visit takes the next of them.
+    num_views: int = 1
+    resources: Resources = Resources()
+
+    def dataset(self, start_step: int, num_train_steps: int) -> Any:
+        """A tf.data dataset of `Batch`, one for each local replica in turn, of steps [start_step, num_train_steps)."""
+        assert self.pixels is None or not self.augmentation.crops, "a random crop has other pixels each time"
+        num_local = self.topology.num_local_replicas
+        draws = tf.data.Dataset.range(start_step * num_local, num_train_steps * num_local).map(_as_is(self.draw))
+        if self.pixels is None:
+            batches = decoded_batches(draws, self.reader, self.decode, self.resources)
+        else:
+            batches = cached_batches(draws, self.reader, self.pixels, self.resources, num_views=self.num_views)
+        batches = batches.map(_as_is(_weigh if self.weighs_loss else _leave_weights))
+        return self.resources.apply(batches.prefetch(2 * num_local))
+
+    def draw(self, element: Tensor) -> Draw:
+        """What element number `element`, an int64 scalar, holds: a replica's slice of a batch, filled up to b."""
+        num_local = self.topology.num_local_replicas
+        slices = np.array([self.division.slice_of(r) for r in range(self.topology.num_replicas)], np.int64)
+        start, stop = tf.unstack(tf.gather(slices, element % num_local + self.topology.local_replicas.start), num=2)
+        i = tf.range(self.division.per_replica_batch_size, dtype=tf.int64)
+        first = element // num_local * self.division.global_batch_size + start
+        # What fills up a slice repeats its own examples, so that batch statistics see real images.
+        positions = first + i % (stop - start)
+        is_real = tf.logical_and(i < stop - start, positions < self.num_positions)
+        examples, visits = self.order.draw(positions)
+        randomness = draw_randomness(
+            self.augmentation,
+            seed=self.order.seed,
+            visits=visits,
+            examples=examples,
+            image_size_px=self.geometry.image_size_px,
+        )
+        return Draw(examples, visits, tf.cast(is_real, tf.float32), positions, randomness)
+
+    def decode(self, encoded: Tensor, draw: Draw) -> Tensor:
+        """Encoded bytes and the row of a `Draw` to pixels [size, size, 3] uint8."""
+        return load_training_image(
+            encoded,
+            self.geometry,
+            self.augmentation,
+            seed=self.order.seed,
+            visit=draw.visits,
+            example=draw.examples,
+            scaled_decoding=self.scaled_decoding,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationStream:
+    """Every example of a split exactly once, in order; the last batch is filled up with weight zero."""
+
+    reader: SplitReader
+    geometry: Geometry
+    per_replica_batch_size: int
+    topology: Topology
+    pixels: Pixels | None = None
+    resources: Resources = Resources()
+
+    @property
+    def num_steps(self) -> int:
+        return math.ceil(self.reader.num_examples / (self.per_replica_batch_size * self.topology.num_replicas))
+
+    def dataset(self) -> Any:
+        """A tf.data dataset of `Batch`, one for each local replica in turn."""
+        num_local = self.topology.num_local_replicas
+        draws = tf.data.Dataset.range(self.num_steps * num_local).map(_as_is(self.draw))
+        if self.pixels is None:
+            batches = decoded_batches(draws, self.reader, self.decode, self.resources)
+        else:
+            batches = cached_batches(draws, self.reader, self.pixels, self.resources)
+        batches = batches.map(_as_is(_leave_weights))
+        return self.resources.apply(batches.prefetch(2 * num_local))
+
+    def draw(self, element: Tensor) -> Draw:
+        """What element number `element`, an int64 scalar, holds."""
+        num_local = self.topology.num_local_replicas
+        replica = element % num_local + self.topology.local_replicas.start
+        batch = element // num_local * self.topology.num_replicas + replica
+        positions = batch * self.per_replica_batch_size + tf.range(self.per_replica_batch_size, dtype=tf.int64)
+        is_real = positions < self.reader.num_examples
+        positions = tf.minimum(positions, self.reader.num_examples - 1)
+        randomness = tf.zeros([self.per_replica_batch_size, 0])
+        return Draw(positions, tf.zeros_like(positions), tf.cast(is_real, tf.float32), positions, randomness)
+
+    def decode(self, encoded: Tensor, _: Draw) -> Tensor:
+        """Encoded bytes to pixels [size, size, 3] uint8."""
+        return preprocess.load_image(encoded, self.geometry)
+
+
+def open_split(dataset_dir: DatasetPath, split: SplitName) -> SplitReader:
+    """Raises DataError where the dataset has no such split or a shard of it is missing or cut short."""
+    return SplitReader(dataset_dir, Manifest.load(dataset_dir), split)
+
+
+def decoded_batches(draws: Any, reader: SplitReader, decode: Any, resources: Resources) -> Any:
+    """A dataset of `Draw` to one of (`Batch`, weights [b] of the examples): read, decoded one by one, batched.
+
+    `decode` makes encoded bytes and the row of a `Draw` into [size, size, 3] uint8.
+    """
+
+    per_replica_batch_size, num_random = draws.element_spec.randomness.shape
+
+    def read(draw: Draw) -> tuple[Any, ...]:
+        if num_random == 0:
+            # TensorFlow 2.21 reads outside of its memory when it takes rows from a tensor without elements.
+            draw = draw._replace(randomness=tf.zeros([per_replica_batch_size, 1]))
+        return (*records.parse_examples(read_payloads(reader, draw.examples), reader.num_multi_hot), draw)
+
+    def decode_row(encoded: Tensor, label: Tensor, weight: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
+        image = decode(encoded, draw)
+        return Batch(image, label, draw.weights, draw.positions, draw.randomness[:num_random]), weight
+
+    dataset = draws.map(read, num_parallel_calls=resources.num_readers, deterministic=True).unbatch()
+    dataset = dataset.map(decode_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.batch(per_replica_batch_size, drop_remainder=True)
+
+
+def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: Resources, *, num_views: int = 1) -> Any:
+    """The same as `decoded_batches`, from pixels that were decoded before."""
+    label_dtype = np.int64 if reader.num_multi_hot is None else np.float32
+    labels = reader.labels() if reader.num_multi_hot is None else reader.multi_hot_labels()
+    weights = reader.weights()
+
+    def gather(examples: npt.NDArray[np.int64], visits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
+        rows = examples * num_views + visits % num_views
+        return np.take(pixels, rows, axis=0), labels[examples].astype(label_dtype), weights[examples]
+
+    def read(draw: Draw) -> tuple[Batch, Tensor]:
+        images, label, weight = tf.numpy_function(
+            gather, [draw.examples, draw.visits], [pixels.dtype, label_dtype, tf.float32]
+        )
+        for tensor, array in ((images, pixels), (label, labels), (weight, weights)):
+            tensor.set_shape([draw.examples.shape[0], *array.shape[1:]])
+        return Batch(images, label, draw.weights, draw.positions, draw.randomness), weight
+
+    return draws.map(_as_is(read), num_parallel_calls=resources.num_readers, deterministic=True)
+
+
+def read_payloads(reader: SplitReader, examples: Tensor) -> Tensor:
+    """The serialized examples [b] string of `examples` [b] int64, in one call out of the graph."""
+    payloads = tf.numpy_function(lambda indices: np.array(reader.read(indices), object), [examples], tf.string)
+    payloads.set_shape(examples.shape)
+    return payloads
+
+
+def _as_is(function: Any) -> Any:
+    """`function` without AutoGraph, which takes seconds to translate and finds no Python control flow over tensors."""
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def _leave_weights(batch: Batch, _: Tensor) -> Batch:
+    return batch
+
+
+def _weigh(batch: Batch, example_weights: Tensor) -> Batch:
+    return batch._replace(weights=batch.weights * example_weights)

@@ -1,0 +1,151 @@
+"""Where a dataset is written: nothing is overwritten unasked, it appears whole or not at all, and a kill loses little.
+
+Beside `out` stands a hidden work folder while it is prepared. It outlives its process, so that the same command goes
+on where it was, and is removed once its dataset has taken the name `out`:
+
+    .<out>.preparing/   lock           held by the process that prepares
+                        state.sqlite   see `preparation.state`
+                        source/        what the source has fetched or unpacked
+                        dataset/       the shards that are finished, and one that is not
+                        replaced/      what `out` was, for the moment between two renames
+"""
+
+import contextlib
+import glob
+import pathlib
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator
+
+from trainer.data.dataset.manifest import is_prepared
+from trainer.errors import DataError, TrainerError
+from trainer.system import atomic, lock
+
+_LOCK = "lock"
+_DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_READONLY", "SQLITE_CANTOPEN")
+
+
+def check_target(out: pathlib.Path, source: str, *, overwrite: bool) -> None:
+    """Raises DataError where `out` is taken, or lies in the source or around it."""
+    source_path = pathlib.Path(source)
+    if source_path.exists():
+        inner, outer = out.resolve(), source_path.resolve()
+        if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+            raise DataError(f"--out {out} and the source {source} lie one in the other; give --out a folder beside it")
+    if is_prepared(out):
+        if not overwrite:
+            raise DataError(f"{out} holds a prepared dataset already; give --overwrite, or another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        # Also with --overwrite: what is removed must be known to be a dataset.
+        raise DataError(f"{out} exists and is not a prepared dataset; give --out a new folder")
+
+
+class WorkFolder:
+    """The folder beside `out` in which a dataset grows; made by `open_work_folder`.
+
+    keep: whether there is something in it that a second start of the same command would use.
+    """
+
+    def __init__(self, path: pathlib.Path, out: pathlib.Path) -> None:
+        self._path = path
+        self._out = out
+        self.keep = False
+
+    @property
+    def state_file(self) -> pathlib.Path:
+        return self._path / "state.sqlite"
+
+    @property
+    def source(self) -> pathlib.Path:
+        return self._path / "source"
+
+    @property
+    def dataset(self) -> pathlib.Path:
+        return self._path / "dataset"
+
+    def clear(self) -> None:
+        """Removes what is in it."""
+        for child in [child for child in self._path.iterdir() if child.name != _LOCK]:
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+
+    def put_back(self) -> None:
+        """Where a kill came between the two renames of `publish`, gives `out` its old content back."""
+        replaced = self._path / "replaced"
+        if replaced.exists() and not self._out.exists():
+            replaced.rename(self._out)
+
+    def publish(self) -> None:
+        """Gives `dataset`, whose files are on the disk, the name `out`, and removes the rest."""
+        atomic.sync_directory(self.dataset)
+        if self._out.exists():
+            replaced = self._path / "replaced"
+            shutil.rmtree(replaced, ignore_errors=True)
+            self._out.rename(replaced)
+        self.dataset.rename(self._out)
+        atomic.sync_directory(self._out.parent)
+        _remove(self._path)
+
+
+@contextlib.contextmanager
+def open_work_folder(out: pathlib.Path, *, restart: bool) -> Iterator[WorkFolder]:
+    """Yields the work folder of `out`, which no other process uses meanwhile, with what an earlier one has left.
+
+    `restart` throws that away. Left by an exception, the folder stays where it is worth keeping; `out` is as it was.
+
+    Raises:
+        DataError: another process is preparing `out`.
+        TrainerError: the disk is full, or `out` cannot be written.
+    """
+    path = out.parent / f".{out.name}.preparing"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path, out):
+            work = WorkFolder(path, out)
+            for leftover in path.parent.glob(f"{glob.escape(path.name)}-*"):  # of a kill while it was removed
+                shutil.rmtree(leftover, ignore_errors=True)
+            work.put_back()
+            if restart:
+                work.clear()
+            work.source.mkdir(exist_ok=True)
+            work.dataset.mkdir(exist_ok=True)
+            try:
+                yield work
+            except BaseException:
+                if not work.keep and not any(work.source.iterdir()):
+                    _remove(path)
+                raise
+    except (OSError, sqlite3.OperationalError) as e:
+        if isinstance(e, sqlite3.OperationalError) and e.sqlite_errorname not in _DISK_ERRORS:
+            raise
+        problem = (isinstance(e, OSError) and e.strerror) or e
+        raise TrainerError(
+            f"{out} cannot be written: {problem}; make room or correct it, and the same command goes on where it was"
+        ) from e
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+    """Holds the folder `path`, made where need be, alone."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.hold_or_refuse(path / _LOCK, owner=uuid.uuid4().hex))
+        except lock.HeldError as e:
+            raise DataError(
+                f"{out} is being prepared by {e.holder or 'another process'}; wait until that is done, or give "
+                "another --out"
+            ) from None
+        except OSError as e:
+            if not lock.has_no_locks(e):
+                raise
+        yield
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a work folder under another name, so that a process that comes now makes a folder of its own."""
+    removed = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        path.rename(removed)
+    except OSError:
+        return
+    shutil.rmtree(removed, ignore_errors=True)

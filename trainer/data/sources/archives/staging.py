@@ -1,0 +1,220 @@
+"""What a source keeps in the workspace of `prepare`: an index of what it found, and contents that lie nowhere else.
+
+    <name>.index    SQLite; the table `entries` has a row for each image, `facts` what else was found out
+    <name>.spool    contents, one after the other; the locator of an entry says where, and their CRC-32
+
+Both are written under a temporary name and renamed when whole, the index last. Memory is flat: a row or a block is
+held at a time. Contents have no name of their own on the disk, so none from an archive can lead anywhere.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, NamedTuple
+
+from trainer.console.task_progress import ShowProgress
+from trainer.errors import DataError
+from trainer.system import atomic
+
+BLOCK_BYTES = 2**20
+# A locator that starts so holds the reason why the image cannot be read.
+_UNREADABLE = "!"
+_VERSION = 2
+
+
+class Entry(NamedTuple):
+    """One image of an index. `labels` is what the source calls its classes."""
+
+    name: str
+    locator: str
+    split: str
+    labels: tuple[str, ...]
+    weight: float
+
+
+class IndexWriter:
+    """Fills a new index."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def add(self, entry: Entry, *, position: int | None = None, unique_name: bool = False) -> None:
+        """Appends `entry`, or puts it at `position`, by which entries are sorted.
+
+        Raises sqlite3.IntegrityError where something is at `position` already, or, of those that were added with
+        `unique_name`, has the same name.
+        """
+        name = os.fsencode(entry.name)  # SQLite's text knows no bytes that are not UTF-8
+        row = (position, name, name if unique_name else None, entry.locator, entry.split, json.dumps(entry.labels))
+        self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, entry.weight))
+
+    def query(self, sql: str, *values: Any) -> Iterator[Any]:
+        return self._connection.execute(sql, values)
+
+    def set_fact(self, key: str, value: Any) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+
+
+class StagedIndex:
+    """A finished index, for reading."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+
+    def entries(self) -> Iterator[Entry]:
+        """Every entry, by position."""
+        with contextlib.closing(_connect(self._path)) as connection:
+            yield from _entries_of(connection)
+
+    def names(self) -> Iterator[str]:
+        """The name of every entry, by position."""
+        with contextlib.closing(_connect(self._path)) as connection:
+            for (name,) in connection.execute("SELECT name FROM entries ORDER BY position"):
+                yield os.fsdecode(name)
+
+    def fact(self, key: str) -> Any:
+        with contextlib.closing(_connect(self._path)) as connection:
+            row = connection.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+
+def find_index(path: pathlib.Path, identity: str) -> StagedIndex | None:
+    """The index that an earlier call made at `path` for what has the same `identity`."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        index = StagedIndex(path)
+        if path.is_file() and index.fact("identity") == [_VERSION, identity]:
+            return index
+    return None
+
+
+@contextlib.contextmanager
+def new_index(path: pathlib.Path, identity: str) -> Iterator[IndexWriter]:
+    """Writes an index to `path`; on a clean exit it is flushed and takes that name, otherwise nothing is left.
+
+    Raises OSError where the disk is full.
+    """
+    with (
+        _as_os_error(),
+        new_file(path) as temporary,
+        contextlib.closing(sqlite3.connect(temporary)) as connection,
+    ):
+        # One transaction into a file that nobody knows of: a crash leaves nothing that has to be put right.
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(
+            "CREATE TABLE entries (position INTEGER PRIMARY KEY, name BLOB, unique_name BLOB UNIQUE, locator TEXT, "
+            "split TEXT, labels TEXT, weight REAL)"
+        )
+        connection.execute("CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT)")
+        writer = IndexWriter(connection)
+        writer.set_fact("identity", [_VERSION, identity])
+        yield writer
+        connection.commit()
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as e:
+        raise OSError(errno.EIO, f"{e} (is the disk full?)") from e
+
+
+@contextlib.contextmanager
+def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the temporary name of a file that takes the name `path` on a clean exit."""
+    temporary = path.with_name(atomic.TEMPORARY_PREFIX + path.name)
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
+    atomic.sync_directory(path.parent)
+
+
+class SpoolWriter:
+    """Appends contents to a file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._num_bytes = 0
+
+    def append(self, blocks: Iterable[bytes]) -> str:
+        """Writes one content and returns its locator."""
+        start, crc = self._num_bytes, 0
+        for block in blocks:
+            self._file.write(block)
+            crc = zlib.crc32(block, crc)
+            self._num_bytes += len(block)
+        return range_locator(start, self._num_bytes - start, crc)
+
+
+def range_locator(offset: int, num_bytes: int, crc: int | None = None) -> str:
+    """Says where in a file a content lies, and its CRC-32 where that is known."""
+    return f"{offset}:{num_bytes}:{'' if crc is None else crc}"
+
+
+def unreadable(reason: str) -> str:
+    """A locator that `iterate_range` answers with an OSError of that reason."""
+    return _UNREADABLE + reason
+
+
+def raise_if_unreadable(locator: str) -> None:
+    if locator.startswith(_UNREADABLE):
+        raise OSError(errno.EINVAL, locator.removeprefix(_UNREADABLE))
+
+
+def iterate_range(path: pathlib.Path, locator: str) -> Iterator[bytes]:
+    """Blocks of the content that `locator` says. Raises OSError, at the latest after the last, where it has changed."""
+    raise_if_unreadable(locator)
+    offset, num_bytes, expected_crc = locator.split(":")
+    missing, crc = int(num_bytes), 0
+    with open(path, "rb", buffering=0) as f:
+        f.seek(int(offset))
+        while missing and (block := f.read(min(missing, BLOCK_BYTES))):
+            missing -= len(block)
+            crc = zlib.crc32(block, crc)
+            yield block
+    if missing:
+        raise OSError(errno.EIO, f"{path.name} ends before it")
+    if expected_crc and crc != int(expected_crc):
+        raise OSError(errno.EIO, f"its bytes in {path.name} have changed")
+
+
+def sha256_of(path: pathlib.Path, progress: ShowProgress) -> str:
+    """In hexadecimal."""
+    digest = hashlib.sha256()
+    with progress("verifying", path.stat().st_size) as shown, path.open("rb") as f:
+        while block := f.read(BLOCK_BYTES):
+            digest.update(block)
+            shown.advance(len(block))
+    return digest.hexdigest()
+
+
+def identity_of(file: pathlib.Path) -> str:
+    """What tells whether `file` is still the one that it was."""
+    try:
+        status = file.stat()
+    except OSError as e:
+        raise DataError(f"{file} cannot be read: {e.strerror}") from None
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _connect(path: pathlib.Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+
+def _entries_of(connection: sqlite3.Connection) -> Iterator[Entry]:
+    rows = connection.execute("SELECT name, locator, split, labels, weight FROM entries ORDER BY position")
+    for name, locator, split, labels, weight in rows:
+        yield Entry(os.fsdecode(name), locator, split, tuple(json.loads(labels)), weight)

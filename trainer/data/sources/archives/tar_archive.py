@@ -1,0 +1,82 @@
+"""Tar archives: one pass over the headers, which are read by `tarfile`; contents of a compressed one go to a spool.
+
+Nothing is unpacked under a name from the archive. Links, devices and pipes are not followed or made: they are
+images that cannot be read.
+"""
+
+import pathlib
+import tarfile
+from typing import IO
+
+from trainer.console.task_progress import Advances
+from trainer.data.sources.archives.archive_limits import ArchiveLimits
+from trainer.data.sources.archives.forward_stream import ForwardStream
+from trainer.data.sources.archives.staging import Entry, IndexWriter, SpoolWriter, range_locator, unreadable
+from trainer.data.sources.left_behind import kind_of_path
+from trainer.errors import DataError
+
+_END_OF_ARCHIVE = bytes(tarfile.BLOCKSIZE)
+
+
+def index_tar(
+    path: pathlib.Path, spool: IO[bytes], writer: IndexWriter, limits: ArchiveLimits, shown: Advances
+) -> bool:
+    """Adds every file and folder in the tar `path`, compressed or not; `shown` is advanced by the bytes of `path`.
+
+    Returns whether the locators are of `spool`, as for a compressed tar; otherwise they are of `path` itself.
+    Raises DataError where it is damaged or cut off, or not what an honest archive is (see `ArchiveLimits`).
+    """
+    with path.open("rb") as f:
+        stream = ForwardStream(f, limits, shown)
+        spooled = SpoolWriter(spool)
+        try:
+            # Not by `tarfile.open`, whose own decompression knows no bounds.
+            with tarfile.TarFile(fileobj=stream, mode="r") as tar:  # type: ignore[arg-type]
+                while (member := tar.next()) is not None:
+                    _add_member(member, stream, spooled, writer, limits)
+                    # It would keep a million of them.
+                    tar.members.clear()  # type: ignore[attr-defined]
+                    tar.pax_headers = {}
+                    stream.begin_header(member.name)
+        except (tarfile.TarError, ValueError, RecursionError, OverflowError) as e:
+            raise DataError(
+                f"the archive {limits.archive} is no tar, or a damaged one ({e or type(e).__name__}); copy it again"
+            ) from None
+        # tarfile takes a damaged header for the end. A whole archive ends with blocks of zeros.
+        if stream.last_read != _END_OF_ARCHIVE:
+            raise DataError(
+                f"the archive {limits.archive} is damaged or cut off: {limits.num_members:,} members are not followed "
+                "by its end mark; copy it again"
+            )
+        stream.drain()
+    return stream.is_compressed
+
+
+def _add_member(
+    member: tarfile.TarInfo, stream: ForwardStream, spooled: SpoolWriter, writer: IndexWriter, limits: ArchiveLimits
+) -> None:
+    limits.add_member()
+    name = limits.clean_name(member.name)
+    if not name:
+        return
+    if member.isdir():
+        name, locator = name.rstrip("/") + "/", ""
+    elif kind_of_path(name) is not None:
+        locator = unreadable("left behind in the archive")
+    elif not member.isreg() or member.issparse():
+        locator = unreadable(_kind_of(member))
+    else:
+        limits.check_size(name, member.size)
+        if stream.is_compressed:
+            locator = spooled.append(stream.blocks(member.size, name))
+        else:
+            locator = range_locator(member.offset_data, member.size)
+    writer.add(Entry(name, locator, "", (), 1.0))
+
+
+def _kind_of(member: tarfile.TarInfo) -> str:
+    if member.issym() or member.islnk():
+        return "a link in the archive"
+    if member.isdev():
+        return "a device or a pipe in the archive"
+    return "a sparse file in the archive" if member.issparse() else "no regular file in the archive"

@@ -1,0 +1,178 @@
+"""A job of several processes: who they are, and how this process starts them when nobody else has."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from trainer.config.distribute import DistributeConfig
+from trainer.distribute.elastic import options
+from trainer.distribute.elastic.supervisor import ElasticSupervisor
+from trainer.distribute.engine import Engine
+from trainer.distribute.launchers import heartbeat
+from trainer.distribute.launchers.environments import horovod_rendezvous, multiworker_environments
+from trainer.distribute.launchers.external import OF_SEVERAL_PROCESSES, can_meet, check_alone, find_place
+from trainer.distribute.launchers.hosts import Host, Place, parse_hosts, place_workers
+from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
+from trainer.distribute.launchers.versions import installed_versions
+from trainer.distribute.launchers.worker import Ready
+from trainer.distribute.topology import Device, Strategy, Topology, resolve_devices
+from trainer.errors import ConfigError, DeviceError
+from trainer.plan.plan import Plan
+from trainer.system import tf_runtime
+from trainer.system.child_python import python_command
+
+LOG_DIR_NAME = "logs"
+_Environments = Callable[[Sequence[Ready]], list[dict[str, str]]]
+
+
+def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]:
+    """The workers that this process has to start; none where it trains itself, or is such a worker.
+
+    Raises:
+        ConfigError: `hosts` is not of the right form, or needs another strategy; or this process was started as one of
+            several, and the strategy is one of a single process.
+        DeviceError: this machine has fewer GPUs than asked for.
+    """
+    if options.is_elastic(config):
+        return [] if options.is_worker() else options.find_places(config, num_gpus_found=num_gpus_found)
+    check_alone(config.strategy)
+    if config.hosts is not None and config.strategy not in OF_SEVERAL_PROCESSES:
+        raise ConfigError(
+            f"--hosts {config.hosts} needs a strategy of several processes, and --strategy is {config.strategy}; add "
+            "--strategy horovod or --strategy multiworker"
+        )
+    if config.strategy not in OF_SEVERAL_PROCESSES or _is_started_elsewhere(config):
+        return []
+    if config.hosts is not None:
+        places = place_workers(parse_hosts(config.hosts))
+        if (asked := config.gpus or config.replicas) not in (None, len(places)):
+            raise DeviceError(
+                f"{asked} replicas asked for, but --hosts {config.hosts} has places for {len(places)}; leave the "
+                "number out, or make the two agree"
+            )
+        return places
+    _, num_replicas = resolve_devices(config, num_gpus_found)
+    return place_workers([Host(None, num_replicas)])
+
+
+def _is_started_elsewhere(config: DistributeConfig) -> bool:
+    """Whether this process is a worker, and its starter has started the others.
+
+    A starter of one process has started no others. Where more are asked for, or the workers of this strategy cannot
+    meet through that starter, this process starts them.
+    """
+    place = find_place()
+    if place is None or place.num_workers > 1 or heartbeat.VARIABLE in os.environ:
+        return place is not None
+    wants_more = config.hosts is not None or (config.gpus or config.replicas or 1) > 1
+    return not wants_more and can_meet(config.strategy, place)
+
+
+def topology_of_job(config: DistributeConfig, places: Sequence[Place], device: Device) -> Topology:
+    """The job as its chief will see it: one replica for each place."""
+    strategy: Strategy = "horovod" if config.strategy == "horovod" else "multiworker"
+    return Topology(strategy=strategy, device=device, num_local_replicas=1, num_workers=len(places))
+
+
+def run_workers(
+    places: Sequence[Place], config: DistributeConfig, *, arguments: list[str], run_dir: pathlib.Path
+) -> None:
+    """Runs `trainer launch` with `arguments` at every place until all have ended; their output is kept in
+    `run_dir`/logs and passed on to standard error.
+
+    Raises: see `Supervisor.run`.
+    """
+    if options.is_elastic(config):
+        _run_elastic_workers(config, arguments=arguments, run_dir=run_dir)
+        return
+    supervisor = Supervisor(
+        places,
+        log_dir=run_dir / LOG_DIR_NAME,
+        show=lambda line: print(line, file=sys.stderr, flush=True),
+        options=supervisor_options(config),
+    )
+    with _meeting_place(config, places) as environments:
+        supervisor.run(worker_command(arguments), environments)
+
+
+def _run_elastic_workers(config: DistributeConfig, *, arguments: list[str], run_dir: pathlib.Path) -> None:
+    source = options.find_source(config, num_gpus_found=len(tf_runtime.list_gpus()))
+    supervisor = ElasticSupervisor(
+        source,
+        log_dir=run_dir / LOG_DIR_NAME,
+        show=lambda line: print(line, file=sys.stderr, flush=True),
+        options=options.elastic_options(config, source, supervisor=supervisor_options(config)),
+    )
+    supervisor.run(worker_command(arguments), options.worker_environment)
+
+
+def worker_arguments(
+    arguments: Sequence[str],
+    *,
+    run_dir: pathlib.Path | str,
+    dataset_dir: str,
+    recipe: str | None = None,
+    devices: Sequence[str] = (),
+) -> list[str]:
+    """The arguments of every worker: those of this command after "trainer", and what was decided here once for all."""
+    passed_on = list(arguments)
+    passed_on.remove("launch")
+    # The launcher alone answers; and a dry run shows what the command without --dry-run does.
+    passed_on = [argument for argument in passed_on if argument not in ("--json", "--dry-run")]
+    decided = [f"--run-dir={run_dir}", f"--data={dataset_dir}"]
+    return [*passed_on, *decided, *([f"--recipe={recipe}"] if recipe is not None else []), *devices]
+
+
+def device_arguments(plan: Plan) -> list[str]:
+    """What was decided for all hosts together: the GPUs of one host alone might come to something else."""
+    return [f"--device={plan.device}", f"--precision={plan.precision}", f"--xla={'on' if plan.jit_compile else 'off'}"]
+
+
+def worker_command(arguments: Sequence[str]) -> list[str]:
+    """What runs at every place."""
+    return python_command("trainer", "launch", *arguments)
+
+
+def supervisor_options(config: DistributeConfig) -> SupervisorOptions:
+    return SupervisorOptions(
+        start_timeout_secs=config.start_timeout_secs or SupervisorOptions.start_timeout_secs,
+        stall_timeout_secs=config.stall_timeout_secs,
+        host_timeout_secs=config.host_timeout_secs,
+        ssh_options=config.ssh_options,
+    )
+
+
+def check_workers_agree(engine: Engine, facts: dict[str, str]) -> None:
+    """Compares `facts`, such as the hash of the dataset, over all workers before the first step.
+
+    Raises:
+        ConfigError: on every worker, where they differ.
+    """
+    if engine.topology.num_workers == 1:
+        return
+    facts = {**facts, **installed_versions()}
+    digests = [list(hashlib.sha256(value.encode()).digest()) for value in facts.values()]
+    # One row for each replica; those of a worker are the same.
+    gathered = engine.gather_from_workers(np.array(digests, np.int32))
+    for i, (name, value) in enumerate(facts.items()):
+        different = [worker for worker, found in enumerate(gathered) if not np.array_equal(found[i], gathered[0][i])]
+        if different:
+            others = ", ".join(map(str, different))
+            raise ConfigError(
+                f"the workers differ in their {name}: worker {engine.topology.worker_index} has {value[:40]}, and "
+                f"worker {others} not what worker 0 has; give all the same configuration, dataset and installation"
+            )
+
+
+@contextlib.contextmanager
+def _meeting_place(config: DistributeConfig, places: Sequence[Place]) -> Iterator[_Environments]:
+    if config.strategy == "multiworker":
+        yield lambda ready: multiworker_environments(places, ready)
+        return
+    with horovod_rendezvous() as rendezvous:
+        yield lambda ready: rendezvous.environments(places, ready)

@@ -1,0 +1,166 @@
+"""From a configuration to a planned run: devices, dataset, plan and run directory; nothing is started."""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+from collections.abc import Callable, Sequence
+
+from trainer.config.config import Config
+from trainer.console.progress import task_progress
+from trainer.data.dataset.manifest import is_prepared
+from trainer.data.dataset.storage import DatasetPath, RemotePath, parse_path
+from trainer.data.preparation import auto_prepare
+from trainer.data.preparation.auto_prepare import prepare_beside
+from trainer.data.sources import check_unambiguous, is_source_name
+from trainer.distribute.elastic import options
+from trainer.distribute.job_devices import JobDevices
+from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.topology import Topology
+from trainer.errors import DataError
+from trainer.launch import job
+from trainer.launch.replicas import _find_devices, _find_topology
+from trainer.model.head_choice import HeadChoice
+from trainer.plan.plan import Plan, make_plan
+from trainer.run import claim
+from trainer.run.checkpoint import CheckpointStore
+from trainer.run.run_dir import RunDir
+from trainer.system import tf_runtime
+
+RUNS_DIR = pathlib.Path("runs")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """Everything decided, nothing started."""
+
+    config: Config
+    topology: Topology
+    plan: Plan
+    run: RunDir
+    # The workers that this process has to start; where there are none, it trains itself.
+    places: Sequence[Place] = ()
+    # What these places compute on; None where there are none.
+    devices: JobDevices | None = None
+    # The recipe by name, where one was given or chosen, for the workers.
+    recipe: str | None = None
+    # Whether `run` was given or found, and not just named by the time.
+    is_run_known: bool = True
+    resume: bool = True
+
+    @property
+    def identity(self) -> str:
+        """Of what decides the trained weights."""
+        return self.plan.identity(self.config)
+
+    def check_run_dir(self) -> None:
+        """Raises RunError where the run cannot begin or go on in its directory."""
+        claim.check_run_dir(
+            self.run,
+            self.identity,
+            resume=self.resume,
+            differences=lambda: claim.describe_differences(
+                self.run, self.config, self.plan.run_info(self.config, self.run.path.name)
+            ),
+        )
+
+    @property
+    def device_arguments(self) -> list[str]:
+        """What other hosts need to be told of devices, precision and XLA."""
+        return job.device_arguments(self.plan) if self.devices is not None and self.devices.are_asked else []
+
+    @property
+    def first_step(self) -> int:
+        """The step that the run goes on from: that of its last checkpoint, or 0."""
+        return max(CheckpointStore.of_run(self.run, self.config.checkpoint).steps(), default=0)
+
+
+def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note: Callable[[str], None]) -> PlannedRun:
+    """Decides devices, dataset, arithmetic and run directory; a raw folder of images is prepared beside itself.
+
+    Args:
+        run_dir: the run directory; None goes on with the newest unfinished run of this very configuration below
+            `RUNS_DIR`, or names a new one there by the time.
+        resume: False makes an existing run in `run_dir` an error.
+        note: told in a sentence what is being done that takes time.
+
+    Raises:
+        UsageError: what was asked for cannot be had; see the subclasses.
+    """
+    places = job.find_places(config.distribute, num_gpus_found=len(tf_runtime.list_gpus()))
+    if options.is_elastic(config.distribute):
+        options.check_batch(config.distribute, config.train.global_batch_size, num_places=len(places))
+    devices = _find_devices(config.distribute, places, note)
+    topology = _find_topology(config.distribute, places, devices, note)
+    dataset_dir = find_dataset(config, note)
+    own = tf_runtime.list_gpus()[: topology.num_local_replicas]
+    capabilities = devices.compute_capabilities if devices else tf_runtime.list_compute_capabilities(own)
+    plan = make_plan(config, dataset_dir, topology, capabilities, head_of_run=_head_of(run_dir))
+    planned = PlannedRun(
+        config=config,
+        topology=topology,
+        plan=plan,
+        run=RunDir(run_dir or ""),
+        places=places,
+        devices=devices,
+        resume=resume,
+    )
+    if run_dir is not None:
+        if topology.is_chief:
+            planned.check_run_dir()
+        return planned
+    found = None
+    if resume and topology.is_chief:
+        found = claim.find_unfinished_run(
+            RUNS_DIR, planned.identity, config, num_train_steps=plan.num_train_steps, note=note
+        )
+    return dataclasses.replace(planned, run=found or claim.name_new_run(RUNS_DIR), is_run_known=found is not None)
+
+
+def find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:
+    """The prepared dataset of `data.path`; a raw folder of images is prepared beside itself.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = _locate_data(config)
+    if isinstance(path, RemotePath) or is_prepared(path):
+        return path
+    return prepare_beside(path, note=note, progress=task_progress)
+
+
+def find_preparation(config: Config) -> auto_prepare.Preparation | None:
+    """What `find_dataset` would have to prepare first; None where nothing. Raises as that, and writes nothing."""
+    path = _locate_data(config)
+    return None if isinstance(path, RemotePath) or is_prepared(path) else auto_prepare.find_preparation(path)
+
+
+def _locate_data(config: Config) -> DatasetPath:
+    text = config.data.path
+    if text is None:
+        raise DataError(
+            "no dataset was named; give --data DATASET (or a folder with one folder of images per class), or write "
+            "'data: {path: DATASET}' into ./trainer.yaml"
+        )
+    check_unambiguous(text)
+    is_here = os.path.exists(text)
+    if not is_here and is_source_name(text):
+        raise DataError(
+            f"{text} is a source of images, and no dataset yet; prepare it once: trainer prepare {shlex.quote(text)} "
+            "--out DATASET, and give --data DATASET"
+        )
+    path = parse_path(text)
+    # What is wrong with a remote one, reading its manifest will say.
+    if not is_here and not isinstance(path, RemotePath):
+        raise DataError(
+            f"the dataset {path} does not exist; give a prepared dataset, or a folder with one folder of images a class"
+        )
+    return path
+
+
+def _head_of(run_dir: pathlib.Path | None) -> HeadChoice | None:
+    """Return what the last layer of the run in `run_dir` started from; None where there is no run."""
+    if run_dir is None or not RunDir(run_dir).exists():
+        return None
+    info = RunDir(run_dir).info()
+    return HeadChoice(info.head, info.to_last_layer)

@@ -1,0 +1,91 @@
+"""Find the replicas of this process and make the engine that connects them."""
+
+import os
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from trainer.config.distribute import DistributeConfig
+from trainer.distribute import horovod, mirrored, multiworker
+from trainer.distribute.elastic import options
+from trainer.distribute.engine import Engine
+from trainer.distribute.job_devices import JobDevices, find_job_devices
+from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS
+from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
+from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.topology import Device, Topology, resolve_topology
+from trainer.errors import DeviceError
+from trainer.launch import job, replicas
+from trainer.system import tf_runtime
+
+
+def _find_topology(
+    config: DistributeConfig, places: Sequence[Place], devices: JobDevices | None, note: Callable[[str], None]
+) -> Topology:
+    gpus = tf_runtime.list_gpus()
+    if devices is not None:
+        return job.topology_of_job(config, places, devices.device)
+    if config.strategy not in ("multiworker", "horovod"):
+        return resolve_topology(config, num_gpus_found=len(gpus))
+    if options.is_worker():
+        return replicas.topology_before_joining(config)
+    device: Device = "gpu" if config.device == "gpu" or (config.device == "auto" and gpus) else "cpu"
+    if config.strategy == "horovod":
+        topology = horovod.start(
+            device,
+            fusion_bytes=config.fusion_bytes,
+            cycle_time_ms=config.cycle_time_ms,
+            start_timeout_secs=config.start_timeout_secs,
+            note=note,
+        )
+    else:
+        topology = multiworker.find_topology(device)
+    asked = config.gpus or config.replicas
+    if asked not in (None, topology.num_replicas):
+        raise DeviceError(
+            f"{asked} replicas asked for, but the workers that were started have {topology.num_replicas}; leave the "
+            "number to who starts them"
+        )
+    return topology
+
+
+def _make_engine(topology: Topology, config: DistributeConfig, note: Callable[[str], None]) -> Engine:
+    if topology.strategy == "horovod":
+        return horovod.make_engine(topology)
+    if topology.strategy == "multiworker":
+        return multiworker.make_engine(
+            topology,
+            fusion_bytes=config.fusion_bytes,
+            start_timeout_secs=config.start_timeout_secs or JOIN_TIMEOUT_SECS,
+            note=note,
+        )
+    return mirrored.make_engine(topology, fusion_bytes=config.fusion_bytes)
+
+
+def _find_devices(config: DistributeConfig, places: Sequence[Place], note: Callable[[str], None]) -> JobDevices | None:
+    return find_job_devices(places, config, job.supervisor_options(config), note=note) if places else None
+
+
+def topology_before_joining(config: DistributeConfig) -> Topology:
+    """This worker with as many others as there may be; on GPUs, it takes the one of its slot, once for all generations.
+
+    Raises:
+        DeviceError: the host has fewer GPUs than slots.
+    """
+    gpus = tf_runtime.list_gpus()
+    is_gpu = config.device == "gpu" or (config.device == "auto" and bool(gpus))
+    if is_gpu:
+        index = int(os.environ[LOCAL_INDEX_VARIABLE])
+        if index >= len(gpus):
+            raise DeviceError(
+                f"this worker is process {index} of its host, which has {len(gpus)} GPUs; give the host no more slots "
+                "than it has GPUs"
+            )
+        horovod.check_gpu_reductions()
+        tf.config.set_visible_devices(gpus[index], "GPU")
+    return Topology(
+        strategy="horovod",
+        device="gpu" if is_gpu else "cpu",
+        num_local_replicas=1,
+        num_workers=config.max_replicas or config.min_replicas or 1,
+    )

@@ -1,0 +1,44 @@
+"""Build the classifier of a run and load a checkpoint into it."""
+
+from typing import Any
+
+from trainer.run.checkpoint import Weights, Which, load_model_arrays
+from trainer.run.run_dir import RunDir
+
+
+def load_classifier(
+    run: RunDir, *, which: Which | int = "best", weights: Weights = "auto", dtype_policy: str = "float32"
+) -> Any:
+    """Rebuilds the classifier of `run` for inference with the weights of a checkpoint.
+
+    dtype_policy: of Keras, whatever the run was trained in.
+
+    Raises:
+        RunError: as `load_model_arrays`.
+    """
+    # The one place here that needs Keras; listing and reading checkpoints does not.
+    from trainer.model.backbones.registry import find_backbone
+    from trainer.model.classifier import assign_arrays, build_configured, match_arrays, saved_variables
+    from trainer.model.files.abstract_variables import variables_without_memory
+
+    info, config = run.info(), run.config()
+    step, arrays = load_model_arrays(run, which, weights)
+    origin = f"the checkpoint of step {step}"
+
+    def build() -> Any:
+        return build_configured(
+            config.model,
+            task=info.task,
+            num_classes=len(info.class_names),
+            image_size_px=info.image_size_px,
+            dtype_policy=dtype_policy,
+            to_last_layer=info.to_last_layer,
+        )
+
+    find_backbone(config.model.backbone, config.model.pixels)  # a saved model is opened once, with its values
+    with variables_without_memory():
+        # Settings from elsewhere may ask for a model that fills any memory.
+        match_arrays(saved_variables(build()), arrays, origin=origin)
+    model = build()
+    assign_arrays(saved_variables(model), arrays, origin=origin)
+    return model

@@ -1,0 +1,71 @@
+"""Connect batches with the steps of each stage."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from trainer.data.input.batch import Batch
+from trainer.data.input.pipeline import TrainingStream
+from trainer.distribute.engine import Engine
+from trainer.distribute.launchers import heartbeat
+from trainer.plan.plan import Plan
+from trainer.plan.stages import Stage
+from trainer.step.train_step import StepMetrics
+from trainer.training.staged_step import StagedStep
+
+
+def make_steps(
+    plan: Plan, engine: Engine, stream: TrainingStream, step: StagedStep, first_step: int
+) -> Callable[[int], StepMetrics]:
+    """Makes at most so many steps from `first_step` on: several in one call where this process trains alone.
+
+    With others, one: each of them is seen by the guard of its worker, and is a commit of an elastic job.
+    """
+    if engine.topology.num_workers > 1:
+        batches = staged_batches(plan, engine, stream, first_step)
+        one_step = _with_heartbeat(step)
+        return lambda _: one_step(next(batches))
+    iterators: dict[Stage, Any] = {}
+
+    def of_stage(num_steps: int) -> StepMetrics:
+        stage = step.stage
+        if stage not in iterators:
+            iterators.clear()
+            iterators[stage] = iter(_distribute_stage(stage, engine, stream, first_step))
+        return step.several(iterators[stage], num_steps)
+
+    return of_stage
+
+
+def staged_batches(plan: Plan, engine: Engine, stream: TrainingStream, first_step: int) -> Iterator[Batch]:
+    """The per-replica batches of all steps from `first_step` on, in each stage of the plan at its image size."""
+    for stage in plan.stages:
+        if first_step < stage.stop_step:
+            yield from _distribute_stage(stage, engine, stream, first_step)
+
+
+def _distribute_stage(stage: Stage, engine: Engine, stream: TrainingStream, first_step: int) -> Any:
+    """The steps of `stage` from `first_step` on."""
+    staged = stream_of_stage(stream, stage)
+    return engine.distribute(staged.dataset(max(stage.start_step, first_step), stage.stop_step))
+
+
+def _with_heartbeat(step: StagedStep) -> Callable[[Batch], StepMetrics]:
+    """Tells the guard of this worker, where there is one, that a batch was there and that its step was made."""
+    pulse = heartbeat.of_this_worker()
+    if pulse is None:
+        return step
+
+    def beat_and_step(batch: Batch) -> StepMetrics:
+        pulse.beat()
+        metrics = step(batch)
+        pulse.beat()
+        return metrics
+
+    return beat_and_step
+
+
+def stream_of_stage(stream: TrainingStream, stage: Stage) -> TrainingStream:
+    """The same stream with images in the size of `stage`."""
+    geometry = dataclasses.replace(stream.geometry, image_size_px=stage.image_size_px)
+    return dataclasses.replace(stream, geometry=geometry)

@@ -1,0 +1,149 @@
+"""The input of a run, as its plan says: decoded images or features, the training stream and the validation stream."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from trainer.config.config import Config
+from trainer.console.task_progress import ShowProgress, show_nothing
+from trainer.data.augmentation.presets import PRESETS, resolve_augmentation
+from trainer.data.dataset.manifest import SplitName
+from trainer.data.dataset.split_reader import SplitReader
+from trainer.data.dataset.storage import parse_path
+from trainer.data.decode.geometry import Geometry
+from trainer.data.input.pipeline import EvaluationStream, Pixels, Resources, TrainingStream, open_split
+from trainer.data.input.pixel_cache import open_pixels
+from trainer.data.sampling.order import ExampleOrder
+from trainer.distribute.engine import Engine
+from trainer.distribute.topology import BatchDivision, Topology
+from trainer.features.extract import Extraction
+from trainer.features.trunk import cut_classifier
+from trainer.plan.plan import Plan
+from trainer.system.memory import find_ram_budget_bytes
+
+# However large the cache is, tf.data gets this much for its buffers.
+_MIN_BUFFER_BYTES = 2**28
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Caches:
+    """Decoded images by split, or what the frozen layers make of them, where the plan keeps them."""
+
+    train: Pixels | None = None
+    validation: Pixels | None = None
+    # Where they are features: the part of the model that takes them.
+    tail: Any | None = None
+
+
+def geometry_of(plan: Plan, config: Config) -> Geometry:
+    return Geometry(image_size_px=plan.image_size_px, resize=config.data.resize)
+
+
+def open_caches(plan: Plan, config: Config, progress: ShowProgress = show_nothing) -> Caches:
+    """Opens the caches of the plan; those that are not there are filled, which takes the decoding of an epoch.
+
+    Raises:
+        DataError: a split cannot be read, or a cache not be written.
+    """
+
+    def open_split_cache(split: SplitName) -> Pixels | None:
+        return open_pixels(
+            parse_path(plan.dataset_dir),
+            split,
+            geometry_of(plan, config),
+            place=plan.train_cache if split == "train" else plan.validation_cache,
+            cache_dir=pathlib.Path(plan.cache_dir) if plan.cache_dir else None,
+            num_threads=config.data.num_parallel_reads,
+            progress=progress,
+        )
+
+    return Caches(train=open_split_cache("train"), validation=open_split_cache("validation"))
+
+
+def open_features(
+    plan: Plan,
+    config: Config,
+    engine: Engine,
+    model: Any,
+    caches: Caches,
+    *,
+    progress: ShowProgress = show_nothing,
+    note: Callable[[str], None] = lambda _: None,
+) -> Caches:
+    """The features of the plan, computed where they are not there, and the part of `model` that takes them.
+
+    Args:
+        caches: decoded images, where the plan keeps them.
+
+    Raises: see `Extraction.features`.
+    """
+    cut = cut_classifier(model)
+    assert cut is not None and cut.layer == plan.features.layer, "the plan was made for this model"
+    features = Extraction(
+        plan=plan.features,
+        config=config,
+        dataset_dir=plan.dataset_dir,
+        geometry=geometry_of(plan, config),
+        precision=plan.precision,
+        jit_compile=plan.jit_compile,
+        engine=engine,
+        cut=cut,
+        pixels={"train": caches.train, "validation": caches.validation},
+        progress=progress,
+        note=note,
+    ).features()
+    return Caches(train=features["train"], validation=features["validation"], tail=cut.tail)
+
+
+def make_training_stream(plan: Plan, config: Config, topology: Topology, caches: Caches) -> TrainingStream:
+    """Raises DataError or ConfigError where the examples cannot be read, or sampled as asked for."""
+    reader = open_split(parse_path(plan.dataset_dir), "train")
+    return TrainingStream(
+        reader=reader,
+        order=_make_order(plan, config, reader),
+        geometry=geometry_of(plan, config),
+        # The views that features are kept of are changed already.
+        augmentation=resolve_augmentation(config.augment) if caches.tail is None else PRESETS["none"],
+        division=BatchDivision(plan.global_batch_size, plan.num_replicas),
+        topology=topology,
+        num_positions=plan.num_positions,
+        weighs_loss=config.data.sampling != "weighted",
+        scaled_decoding=config.data.scaled_decoding,
+        pixels=caches.train,
+        num_views=1 if caches.tail is None else plan.features.num_views,
+        resources=_find_resources(plan, config),
+    )
+
+
+def make_validation_stream(plan: Plan, config: Config, topology: Topology, caches: Caches) -> EvaluationStream:
+    """Raises DataError where the split cannot be read."""
+    return EvaluationStream(
+        reader=open_split(parse_path(plan.dataset_dir), "validation"),
+        geometry=geometry_of(plan, config),
+        per_replica_batch_size=plan.per_replica_batch_size,
+        topology=topology,
+        pixels=caches.validation,
+        resources=_find_resources(plan, config),
+    )
+
+
+def _make_order(plan: Plan, config: Config, reader: SplitReader) -> ExampleOrder:
+    sampling = config.data.sampling
+    return ExampleOrder.of(
+        num_examples=reader.num_examples,
+        seed=config.train.seed,
+        sampling=sampling,
+        run_length=config.data.run_length,
+        labels=reader.labels() if sampling == "class_balanced" else None,
+        weights=reader.weights() if sampling == "weighted" else None,
+        class_names=plan.class_names,
+    )
+
+
+def _find_resources(plan: Plan, config: Config) -> Resources:
+    # What is free is asked once the caches are filled: what they hold in memory is gone from it then.
+    held = plan.cache_num_bytes if "memory" in (plan.train_cache, plan.validation_cache) else 0
+    given = config.data.ram_budget_gib
+    budget = find_ram_budget_bytes(given) - (held if given is not None else 0)
+    return Resources(num_threads=config.data.num_parallel_reads, ram_budget_bytes=max(budget, _MIN_BUFFER_BYTES))

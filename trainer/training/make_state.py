@@ -1,0 +1,78 @@
+"""Build the classifier and its training state, from initial weights or from a checkpoint."""
+
+from collections.abc import Callable
+
+import keras
+
+from trainer.config.config import Config
+from trainer.distribute.engine import Engine
+from trainer.model.classifier import assign_arrays, build_configured, saved_variables
+from trainer.model.match_weights import WeightsReport
+from trainer.model.weights import load_pretrained
+from trainer.plan.plan import Plan
+from trainer.run.checkpoint import CheckpointStore
+from trainer.step.state import TrainState
+from trainer.training.actions import assign_averages, assign_slots
+
+
+def make_state(
+    plan: Plan,
+    config: Config,
+    engine: Engine,
+    store: CheckpointStore | None,
+    on_weights: Callable[[WeightsReport], None] = lambda report: None,
+) -> TrainState:
+    """The state to start from, on every replica: the chief's last checkpoint, or the pretrained weights.
+
+    `on_weights` is told what of a weight file fitted, where one was loaded.
+
+    Raises:
+        ModelError: the pretrained weights cannot be had, or do not fit.
+        RunError: the last checkpoint is damaged.
+    """
+    keras.utils.set_random_seed(config.train.seed)
+    steps = store.steps() if store else []
+    with engine.scope():
+        model = build_configured(
+            config.model,
+            task=plan.task,
+            num_classes=len(plan.class_names),
+            image_size_px=plan.image_size_px,
+            trainable=plan.stages[-1].trainable,
+            batch_norm=plan.batch_norm,
+            dtype_policy=plan.precision,
+            to_last_layer=plan.to_last_layer,
+            other_sizes_px=[stage.image_size_px for stage in plan.stages[:-1]],
+        )
+        state = TrainState.create(model, config, precision=plan.precision)
+    if store and steps:
+        _restore(state, store, steps[-1])
+    else:
+        report = load_pretrained(
+            model,
+            plan.backbone,
+            plan.weights,
+            pixels=config.model.pixels,
+            features_at=config.model.features_at,
+            keeps_head=plan.head == "keep",
+            to_last_layer=plan.to_last_layer,
+        )
+        if report:
+            on_weights(report)
+        state.start_averages()
+    # A worker on another host may not see the run directory.
+    engine.broadcast(state.variables)
+    return state
+
+
+def _restore(state: TrainState, store: CheckpointStore, step: int) -> None:
+    store.clear_temporaries()
+    info, model, slots, averages = store.load(step)
+    assign_arrays(saved_variables(state.model), model, origin=f"the checkpoint of step {step}")
+    assign_slots(state, slots)
+    if state.averages:
+        assign_averages(state, averages)
+    state.loss_scale.scale.assign(info.loss_scale)
+    state.loss_scale.num_good_steps.assign(info.num_good_steps)
+    state.global_step.assign(step)
+    state.num_skipped_steps.assign(info.num_skipped_steps)
