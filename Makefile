@@ -31,7 +31,7 @@ demo: $(installed) ## from nothing to a trained, exported, verified and served m
 
 test: $(test_needs) ## every test but the longest, lint and types included
 	@scripts/system-packages tests
-	$(bin)/pytest -n 2 --dist loadfile --only-allowed-skips $(test_selection)
+	$(bin)/pytest -n 2 --dist loadfile --only-allowed-skips --durations=10 $(test_selection)
 
 test-complete: export TRAINER_TESTS_COMPLETE := 1
 test-complete: test ## the longest tests too, such as an export of each family of backbones

@@ -1,7 +1,239 @@
-"""Train image classifiers: from a folder of labelled images to a checked, resumable run directory.
+"""Train image classifiers: from a folder of labelled images to a checked, resumable run and a verified export.
 
-Only `errors` and `__main__` stand beside the folders; the levels of the folders are in ARCHITECTURE.md.
+The functions here do what the commands of the same names do, and raise `TrainerError` where those print an error; see
+docs/python.md. Only `errors` and `__main__` stand beside the folders; the levels of the folders are in ARCHITECTURE.md.
 Read `launch/plan_run.py` first: it shows how the parts come together.
 """
 
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainer.errors import StoppedOnRequest, TrainerError, UsageError
+
+if TYPE_CHECKING:
+    from export.export_run import ExportOptions
+    from export.files.parity import ParityReport
+    from export.predictions import ImagePrediction
+    from trainer.data.dataset.manifest import Manifest
+    from trainer.data.preparation.options import PrepareOptions
+    from trainer.metrics.evaluation import Evaluation
+
+__all__ = [
+    "Dataset",
+    "Export",
+    "Run",
+    "StoppedOnRequest",
+    "TrainerError",
+    "UsageError",
+    "__version__",
+    "evaluate",
+    "export",
+    "predict",
+    "prepare",
+    "train",
+]
 __version__ = "0.1.0"
+
+StrPath = str | pathlib.Path
+Note = Callable[[str], None]
+_AUTO = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A prepared dataset: where it is, and its manifest (classes, splits, files that cannot be used)."""
+
+    path: pathlib.Path
+    manifest: "Manifest"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run: its directory, and how many steps it was planned for."""
+
+    path: pathlib.Path
+    num_train_steps: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """A published export: its directory, its version, and how each artifact compares with the model."""
+
+    path: pathlib.Path
+    version: int
+    parity: "ParityReport"
+
+
+def prepare(
+    source: StrPath,
+    out: StrPath,
+    *,
+    options: "PrepareOptions | None" = None,
+    overwrite: bool = False,
+    note: Note | None = None,
+) -> Dataset:
+    """Prepare labelled images as a sharded dataset.
+
+    Args:
+        source: a folder with one folder of images a class, a listing, an archive, or the name of a built-in source.
+        out: the directory of the dataset.
+        options: shares of the splits, seed and so on (`trainer.data.preparation.options.PrepareOptions`).
+        overwrite: whether a dataset at `out` is replaced.
+        note: called with each sentence that the command would print; None: with none.
+
+    Raises:
+        UsageError: the source cannot be used, or `out` is taken.
+    """
+    from trainer.data.preparation.prepare import prepare_dataset
+    from trainer.system.paths import as_path
+
+    path = as_path(out)
+    manifest = prepare_dataset(os.fspath(source), path, options=options, overwrite=overwrite, note=note or _ignore)
+    return Dataset(path=path, manifest=manifest)
+
+
+def train(
+    data: StrPath,
+    *,
+    run_dir: StrPath | None = None,
+    recipe: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    note: Note | None = None,
+) -> Run:
+    """Train a classifier to the end, or go on with the run in `run_dir`.
+
+    Args:
+        data: a prepared dataset, or a folder with one folder of images a class, which is prepared beside itself.
+        run_dir: the run directory; None: a new one below ./runs, or an unfinished one of the same settings there.
+        recipe: the name of a recipe, or "auto"; None: the defaults.
+        settings: single settings by their names, such as {"train.epochs": 5, "distribute.device": "cpu"}.
+        resume: whether a run that is there goes on; otherwise it is an error.
+        note: called with each sentence that the command would print; None: with none.
+
+    Raises:
+        UsageError: what was asked for cannot be had; nothing was started.
+        TrainingError: training could not go on.
+        StoppedOnRequest: a signal (Ctrl-C) stopped it; all is saved, and the same call goes on.
+    """
+    from trainer.config.config import load_config
+    from trainer.system import tf_runtime
+    from trainer.system.paths import as_path
+
+    # JSON is YAML, in which the command takes its values: both understand the same settings, and so do workers.
+    overrides = [f"{name}={json.dumps(value)}" for name, value in (settings or {}).items()]
+    flags = {"data": {"path": os.fspath(data)}}
+    config = load_config(None, overrides, recipe=None if recipe == _AUTO else recipe, flags=flags)
+    tf_runtime.configure(use_gpus=config.distribute.device != "cpu")
+
+    from trainer.launch.plan_run import find_dataset, plan_run
+    from trainer.launch.start_run import open_run
+    from trainer.launch.train_run import train_planned
+    from trainer.plan.recipe_choice import choose_recipe
+
+    say = note or _ignore
+    if recipe == _AUTO:
+        recipe, reason = choose_recipe(config, find_dataset(config, say))
+        say(f"recipe {recipe}: {reason}")
+        config = load_config(None, overrides, recipe=recipe, flags=flags)
+    path = None if run_dir is None else as_path(run_dir)
+    planned = dataclasses.replace(plan_run(config, run_dir=path, resume=resume, note=say), recipe=recipe)
+    with open_run(planned, say) as held:
+        train_planned(held, ["launch", *(f"--set={override}" for override in overrides)], say)
+        return Run(path=held.run.path, num_train_steps=held.plan.num_train_steps)
+
+
+def evaluate(
+    run: StrPath,
+    *,
+    split: Literal["train", "validation", "test"] = "test",
+    which: Literal["best", "last"] = "best",
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    note: Note | None = None,
+) -> "Evaluation":
+    """Evaluate a checkpoint of a run on every example of a split, and write `RUN/evaluation/<split>.json`.
+
+    Args:
+        run: the run directory.
+        which: the checkpoint that is best on validation, or the last.
+        device: where to compute.
+        note: called with each sentence that the command would print; None: with none.
+
+    Raises:
+        UsageError: there is no such run, checkpoint, split or device.
+    """
+    from trainer.config.config import load_config
+    from trainer.run.run_dir import RunDir
+    from trainer.system import tf_runtime
+
+    opened = RunDir(run)
+    opened.info()
+    settings = load_config(flags={"distribute": {"device": device}}).distribute
+    tf_runtime.configure(use_gpus=device != "cpu")
+
+    from trainer.distribute.mirrored import make_engine
+    from trainer.distribute.topology import resolve_topology
+    from trainer.evaluation.evaluate_run import evaluate_run
+
+    topology = resolve_topology(settings, num_gpus_found=len(tf_runtime.list_gpus()))
+    return evaluate_run(opened, split, make_engine(topology), which=which, note=note or _ignore)
+
+
+def export(run: StrPath, out: StrPath, *, options: "ExportOptions | None" = None) -> Export:
+    """Export a run to SavedModel, TFLite and ONNX, each compared with the run before anything is published.
+
+    Args:
+        run: the run directory.
+        out: the directory of the export.
+        options: formats, name, version and so on (`export.export_run.ExportOptions`).
+
+    Raises:
+        UsageError: there is no such run or checkpoint, an option is wrong, or `out` is taken.
+        ExportError: a format cannot represent the model.
+        ParityError: an artifact does not answer like the model; nothing was published.
+    """
+    from export.export_run import ExportOptions, export_run
+    from trainer.run.run_dir import RunDir
+    from trainer.system.paths import as_path
+
+    path = as_path(out)
+    exported = export_run(RunDir(run), path, options or ExportOptions())
+    return Export(path=path, version=exported.version, parity=exported.report)
+
+
+def predict(
+    target: StrPath, images: Sequence[StrPath], *, top: int = 5, which: Literal["best", "last"] = "best"
+) -> "list[ImagePrediction]":
+    """Predict the classes of image files; a file that cannot be read has an `error` and no classes.
+
+    Args:
+        target: a run, an export, a .tflite or .onnx file of one, a SavedModel version directory, or http://HOST:PORT.
+        images: paths of image files, of every kind that `prepare` takes.
+        top: how many classes are listed for each image, the most probable first.
+        which: the checkpoint of a run.
+
+    Raises:
+        UsageError: `target` is none of these, or a file does not exist.
+    """
+    from trainer.system.paths import as_path
+
+    paths = [as_path(image) for image in images]
+    if os.fspath(target).startswith(("http://", "https://")):
+        from export.predictions import predict_on_server
+        from serving.client import predict_images_of_files
+
+        return predict_on_server(predict_images_of_files, os.fspath(target), paths, top)
+    from trainer.system import tf_runtime
+
+    tf_runtime.configure(use_gpus=False)
+
+    from export.predict import open_target
+
+    return open_target(as_path(target), which=which).predict_files(paths, top)
+
+
+def _ignore(_: str) -> None: ...

@@ -76,7 +76,7 @@ def test_epochs_are_counted_as_they_are_written(asked: float, num_examples: int,
     ("setting", "message"),
     [
         ("train.epochs=0.001", "train.epochs is 0.001, less than one of the 100 training images"),
-        ("train.epochs=1e300", "train.epochs is 1e\\+300, too often to count each"),
+        ("train.epochs=1e300", "train.epochs in the configuration is 1e\\+300: input should be less"),
         ("train.epochs=.inf", "train.epochs in the configuration is inf: input should be a finite number"),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate in the configuration is nan"),
     ],
@@ -84,3 +84,8 @@ def test_epochs_are_counted_as_they_are_written(asked: float, num_examples: int,
 def test_what_cannot_be_counted_is_refused(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Epochs.of(load_config(overrides=[setting]), 100)
+
+
+def test_more_positions_than_a_device_counts_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train.epochs is 2.14748e\+09, too often to count each"):
+        Epochs.of(load_config(overrides=["train.epochs=2147483647"]), 2**32)

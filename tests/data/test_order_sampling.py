@@ -92,7 +92,7 @@ def test_examples_of_several_labels_cannot_be_balanced_by_class() -> None:
 
 def test_a_class_without_examples_is_named() -> None:
     labels = np.array([0, 0, 2], np.int32)
-    with pytest.raises(DataError, match=r"the class 'dog' has no training images; prepare .* \(--exclude\)"):
+    with pytest.raises(DataError, match=r"'dog' has no training images; use .*: trainer prepare .* --exclude dog"):
         ExampleOrder.of(
             sampling="class_balanced", num_examples=3, seed=0, labels=labels, class_names=["cat", "dog", "emu"]
         )

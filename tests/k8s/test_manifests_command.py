@@ -214,5 +214,5 @@ def test_the_command_tells_how_to_go_on_and_does_not_need_tensorflow(
     assert f"kubectl -n n cp '{export_dir}/saved_model/Flower_Model.v2' " in commands[4]
     assert all(subprocess.run(["sh", "-n", "-c", command], check=False).returncode == 0 for command in commands)
 
-    program = "import sys, serving.manifests; sys.exit('tensorflow' in sys.modules)"
+    program = "import sys, serving.k8s.manifests; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -6,6 +6,8 @@ import os
 import pathlib
 import shutil
 import subprocess
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 
 from trainer.cli.app import main
 from trainer.config.config import load_config
+from trainer.data.preparation import prepare
 from trainer.data.preparation.auto_prepare import prepare_beside
 from trainer.data.sources import open_source
 from trainer.errors import DataError
@@ -107,15 +110,25 @@ def test_a_name_that_is_a_built_in_source_and_a_folder_is_an_error_that_says_how
     assert len(open_source("digits").class_names or ()) == 10
 
 
-def test_of_several_processes_one_prepares_a_raw_folder_and_the_others_wait(photos: pathlib.Path) -> None:
+def test_of_several_processes_one_prepares_a_raw_folder_and_the_others_wait(
+    photos: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notes: list[str] = []
+
+    def prepare_when_the_others_wait(*arguments: Any, **options: Any) -> Any:
+        while sum(message.startswith("waiting for process ") for message in notes) < 3:
+            time.sleep(0.01)
+        return prepare_dataset(*arguments, **options)
+
+    prepare_dataset = prepare.prepare_dataset
+    monkeypatch.setattr(prepare, "prepare_dataset", prepare_when_the_others_wait)
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: prepare_beside(photos, note=notes.append), range(4)))
     assert set(found) == {photos.with_name("photos.trainer-dataset")}
     assert sum("preparing" in message for message in notes) == 1
     assert sum(message.startswith("using ") for message in notes) == 3
     waiting = [message for message in notes if message.startswith("waiting for process ")]
-    assert all(f"process {os.getpid()} on " in message for message in waiting) and waiting
+    assert all(f"process {os.getpid()} on " in message for message in waiting) and len(waiting) == 3
     assert {path.name for path in photos.parent.iterdir()} == {"photos", "photos.trainer-dataset"}
 
 

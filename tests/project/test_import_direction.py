@@ -37,7 +37,17 @@ LEVELS = (
 # The modules that may stand at the root of a package, beside its folders.
 AT_ROOT = {
     "trainer": {"__init__", "__main__", "errors"},
-    "export": {"__init__", "make_export", "from_run", "run_tuning", "predict", "predictions", "publish", "renumber"},
+    "export": {
+        "__init__",
+        "make_export",
+        "from_run",
+        "run_tuning",
+        "predict",
+        "predictions",
+        "publish",
+        "renumber",
+        "export_run",
+    },
     "serving": {"__init__", "base_path", "client", "limits"},
 }
 # What export may import of trainer.

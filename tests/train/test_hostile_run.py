@@ -102,8 +102,8 @@ HOSTILE: dict[str, tuple[Callable[[pathlib.Path], None], str]] = {
     "device-for-the-run": (lambda run: _replace_by_device(run / "run.json"), "not a run directory|is a device"),
     "huge-settings": (lambda run: os.truncate(run / "config.yaml", 1 << 40), "1,099,511,627,776 bytes"),
     "huge-head": (
-        lambda run: _replace_setting(run, "hidden_units: []", "hidden_units: [1099511627776]"),
-        "does not fit the model: .* wants .*1099511627776",
+        lambda run: _replace_setting(run, "hidden_units: []", "hidden_units: [2147483647]"),
+        "does not fit the model: .* wants .*2147483647",
     ),
     "own-model": (
         lambda run: (

@@ -94,60 +94,32 @@ def export(
     with the model of the run. If one of them answers differently, nothing is published and the exit status is 1; but
     where an int8 file loses too much, other settings are tried first, and what was chosen is said.
     """
-    from export.files.formats import check_num_images, check_onnx_opset, parse_formats
-    from export.files.signature import parse_outputs
-    from trainer.run.checkpoint import find_model_file
+    from export.export_run import ExportOptions, export_run
     from trainer.run.run_dir import RunDir
-    from trainer.system.names import check_model_name, check_version
 
-    # What is wrong with the command is answered before TensorFlow is started.
-    wanted = parse_formats(formats)
-    wanted_outputs = parse_outputs(outputs, has_saved_model=any(f.kind == "saved_model" for f in wanted))
-    check_num_images(_limit(parity_images))
-    check_onnx_opset(onnx_opset)
-    if version is not None:
-        check_version(version)
-    run_dir = RunDir(run)
-    model_name = run_dir.info().name if name is None else name
-    check_model_name(model_name)
-    find_model_file(run_dir, which.value, weights.value)
-
-    from trainer.system import tf_runtime
-
-    # On the CPU, where all runtimes compute in plain float32; a GPU would bring TF32 into the reference.
-    tf_runtime.configure(use_gpus=False)
-
-    from export.from_run import publication_of_run
-    from export.make_export import check_target, publish
-    from export.publish import next_version
-    from trainer.data.dataset.storage import parse_path
-
-    check_target(out, overwrite=overwrite)
-    publication = publication_of_run(
-        run_dir,
-        which=which.value,
-        weights=weights.value,
-        calibrate=calibrate,
-        outputs=wanted_outputs,
-        formats=wanted,
-        model_name=model_name,
-        version=next_version(out, model_name) if version is None else version,
-        counts_up=version is None,
-        dataset_dir=parse_path(data) if data else None,
-        max_parity_images=_limit(parity_images),
-        onnx_opset=onnx_opset,
-    )
-    publish(
-        publication,
+    exported = export_run(
+        RunDir(run),
         out,
-        overwrite=overwrite,
-        allow_failed=allow_failed,
+        ExportOptions(
+            formats=formats,
+            which=which.value,
+            weights=weights.value,
+            calibrate=calibrate,
+            outputs=outputs,
+            name=name,
+            version=version,
+            max_parity_images=_limit(parity_images),
+            data=data,
+            onnx_opset=onnx_opset,
+            overwrite=overwrite,
+            allow_failed=allow_failed,
+        ),
         on_report=lambda report: _show_parity(report, json_),
     )
-    note(publication.signature.describe_decisions())
+    note(exported.signature.describe_decisions())
     if not json_:
         path = shlex.quote(str(out))
-        held = f" holds version {publication.version} of {publication.signature.model_name}"
+        held = f" holds version {exported.version} of {exported.signature.model_name}"
         next_line = f"next: trainer verify {path}, trainer serve {path}"
         print_answer(Text.assemble((str(out), "bold"), f"{held}\n{next_line}"))
 

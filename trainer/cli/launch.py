@@ -176,6 +176,7 @@ def launch(
     from trainer.distribute.launchers import heartbeat
     from trainer.launch.plan_run import plan_run
     from trainer.launch.start_run import open_run
+    from trainer.launch.train_run import train_planned
 
     planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note)
     planned = dataclasses.replace(planned, recipe=recipe)
@@ -193,7 +194,7 @@ def launch(
         }
         if speaks and not json_:
             note(_describe_in_a_line(summary))
-        _train(planned)
+        train_planned(planned, sys.argv[1:], note)
     if speaks:
         next_command = evaluate_command(planned.run.path, planned.plan.dataset_dir)
         print_json(summary) if json_ else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")
@@ -215,26 +216,6 @@ def _choose_recipe(settings: "Config") -> str:
     choice = choose_recipe(settings, find_dataset(settings, note))
     note(f"recipe {choice.recipe}: {choice.reason}")
     return choice.recipe
-
-
-def _train(planned: "PlannedRun") -> None:
-    """In this process, or in workers that it starts with its own arguments."""
-    from trainer.launch import job
-    from trainer.launch.start_run import start_run
-    from trainer.run.claim import naming_this_command
-
-    if not planned.places:
-        start_run(planned, note)
-        return
-    arguments = job.worker_arguments(
-        sys.argv[1:],
-        run_dir=planned.run.path.resolve(),
-        dataset_dir=planned.plan.dataset_dir,
-        recipe=planned.recipe,
-        devices=planned.device_arguments,
-    )
-    with naming_this_command():
-        job.run_workers(planned.places, planned.config.distribute, arguments=arguments, run_dir=planned.run.path)
 
 
 def _print_preparation(settings: "Config", *, as_json: bool) -> bool:

@@ -1,15 +1,12 @@
 """`trainer predict`: the classes of images, by a run, an export, an artifact file or a server."""
 
 import pathlib
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from trainer.cli.options import TrustOption, Which, WhichOption
 from trainer.console.output import JsonOption, print_answer, print_json
-
-if TYPE_CHECKING:
-    from export.predictions import ImagePrediction
 
 
 def predict(
@@ -33,18 +30,10 @@ def predict(
     Images that their camera marked as rotated are turned upright first. An image that cannot be read does not keep the
     others from their answers: it is listed with the reason, and the exit status is 1.
     """
+    import trainer
     from export.predictions import raise_on_errors
 
-    if target.startswith(("http://", "https://")):
-        predictions = _predict_on_server(target, images, top)
-    else:
-        from trainer.system import tf_runtime
-
-        tf_runtime.configure(use_gpus=False)
-
-        from export.predict import open_target
-
-        predictions = open_target(pathlib.Path(target), which=which.value).predict_files(images, top)
+    predictions = trainer.predict(target, images, top=top, which=which.value)
     if json_:
         print_json({"predictions": [p.model_dump(mode="json") for p in predictions]})
     else:
@@ -52,10 +41,3 @@ def predict(
 
         print_answer(prediction_table(predictions))
     raise_on_errors(predictions)
-
-
-def _predict_on_server(url: str, images: list[pathlib.Path], top: int) -> "list[ImagePrediction]":
-    from export.predictions import predict_on_server
-    from serving.client import predict_images_of_files
-
-    return predict_on_server(predict_images_of_files, url, images, top)

@@ -19,7 +19,7 @@ from trainer.distribute.launchers.hosts import Place
 from trainer.distribute.topology import Topology
 from trainer.errors import DataError
 from trainer.launch import job
-from trainer.launch.replicas import _find_devices, _find_topology
+from trainer.launch.replicas import find_devices, find_topology
 from trainer.model.head_choice import HeadChoice
 from trainer.plan.plan import Plan, make_plan
 from trainer.run import claim
@@ -90,8 +90,8 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
     places = job.find_places(config.distribute, num_gpus_found=len(tf_runtime.list_gpus()))
     if options.is_elastic(config.distribute):
         options.check_batch(config.distribute, config.train.global_batch_size, num_places=len(places))
-    devices = _find_devices(config.distribute, places, note)
-    topology = _find_topology(config.distribute, places, devices, note)
+    devices = find_devices(config.distribute, places, note)
+    topology = find_topology(config.distribute, places, devices, note)
     dataset_dir = find_dataset(config, note)
     own = tf_runtime.list_gpus()[: topology.num_local_replicas]
     capabilities = devices.compute_capabilities if devices else tf_runtime.list_compute_capabilities(own)

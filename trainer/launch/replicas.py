@@ -19,7 +19,7 @@ from trainer.launch import job, replicas
 from trainer.system import tf_runtime
 
 
-def _find_topology(
+def find_topology(
     config: DistributeConfig, places: Sequence[Place], devices: JobDevices | None, note: Callable[[str], None]
 ) -> Topology:
     gpus = tf_runtime.list_gpus()
@@ -49,7 +49,7 @@ def _find_topology(
     return topology
 
 
-def _make_engine(topology: Topology, config: DistributeConfig, note: Callable[[str], None]) -> Engine:
+def make_engine(topology: Topology, config: DistributeConfig, note: Callable[[str], None]) -> Engine:
     if topology.strategy == "horovod":
         return horovod.make_engine(topology)
     if topology.strategy == "multiworker":
@@ -62,7 +62,7 @@ def _make_engine(topology: Topology, config: DistributeConfig, note: Callable[[s
     return mirrored.make_engine(topology, fusion_bytes=config.fusion_bytes)
 
 
-def _find_devices(config: DistributeConfig, places: Sequence[Place], note: Callable[[str], None]) -> JobDevices | None:
+def find_devices(config: DistributeConfig, places: Sequence[Place], note: Callable[[str], None]) -> JobDevices | None:
     return find_job_devices(places, config, job.supervisor_options(config), note=note) if places else None
 
 

@@ -15,7 +15,7 @@ from trainer.data.dataset.storage import parse_path
 from trainer.distribute.elastic import options
 from trainer.launch import elastic_worker, job
 from trainer.launch.plan_run import RUNS_DIR, PlannedRun
-from trainer.launch.replicas import _make_engine
+from trainer.launch.replicas import make_engine
 from trainer.model.match_weights import WeightsReport
 from trainer.run import claim
 from trainer.run.checkpoint import CheckpointStore
@@ -62,7 +62,7 @@ def _train_in(planned: PlannedRun, note: Callable[[str], None]) -> None:
     dataset_dir = parse_path(plan.dataset_dir)
     verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
     is_chief = planned.topology.is_chief
-    engine = _make_engine(planned.topology, config.distribute, note)
+    engine = make_engine(planned.topology, config.distribute, note)
     job.check_workers_agree(engine, {"configuration": plan.identity(config), "dataset": plan.dataset_hash})
     store = CheckpointStore.of_run(run, config.checkpoint) if is_chief else None
     reports: list[WeightsReport] = []
