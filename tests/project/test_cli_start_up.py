@@ -5,9 +5,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import typer
+
+import trainer
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 OWN_PACKAGES = {"trainer", "export", "serving"}
@@ -109,6 +112,24 @@ def test_the_help_of_every_command_ends_well(command):
     ended = run_trainer(command, "--help")
     assert ended.returncode == 0, ended.stderr
     assert f"trainer {command}" in ended.stdout
+
+
+def test_the_version_is_that_of_the_package_and_of_the_project():
+    ended = run_trainer("--version")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"trainer {trainer.__version__}\n"
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == trainer.__version__
+
+
+def test_a_shell_is_told_how_to_complete():
+    program = f"{OURS}; main()"
+    asked = {"_TRAINER_COMPLETE": "complete_bash", "COMP_WORDS": "trainer la", "COMP_CWORD": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **asked}
+    )
+    assert ended.stdout.split() == ["launch"], ended.stderr
+    assert "--install-completion" in run_trainer("--help").stdout
 
 
 def test_a_misspelt_command_is_wrong_usage_and_names_the_nearest():

@@ -4,10 +4,12 @@ Each command imports what it needs when it runs.
 """
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
+import trainer
 from trainer.cli import bench
 from trainer.cli.backbones import backbones
 from trainer.cli.bench_export import bench_export
@@ -23,7 +25,7 @@ from trainer.cli.report import report
 from trainer.cli.serve import manifests, serve
 from trainer.cli.study import CONTEXT_SETTINGS as STUDY_SETTINGS
 from trainer.cli.study import study
-from trainer.console.output import console, visible
+from trainer.console.output import console, print_answer, visible
 from trainer.errors import TrainerError
 from trainer.system.paths import expand_argument
 from trainer.system.utf8 import ensure_utf8
@@ -31,7 +33,6 @@ from trainer.system.utf8 import ensure_utf8
 app = typer.Typer(
     name="trainer",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="From a folder of images to a trained, verified and served model, on one GPU or on a cluster.",
@@ -58,6 +59,20 @@ for command in (
 bench.app.command("export")(bench_export)
 app.command(context_settings=STUDY_SETTINGS)(study)
 app.add_typer(bench.app, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_answer(f"trainer {trainer.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
