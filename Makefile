@@ -21,7 +21,7 @@ test_needs := $(installed) $(horovod_installed)
 test_selection :=
 endif
 
-.PHONY: help demo test test-complete lint check horovod clean
+.PHONY: help demo test test-quick test-complete lint check horovod clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(installed) ## from nothing to a trained, exported, verified and served m
 test: $(test_needs) ## every test but the longest, lint and types included
 	@scripts/system-packages tests
 	$(bin)/pytest -n 2 --dist loadfile --only-allowed-skips --durations=10 $(test_selection)
+
+test-quick: $(installed) ## for while you work: minutes, no training process, no Horovod
+	$(bin)/pytest -n 2 --dist loadfile --durations=10 -m "not slow and not horovod"
 
 test-complete: export TRAINER_TESTS_COMPLETE := 1
 test-complete: test ## the longest tests too, such as an export of each family of backbones

@@ -23,6 +23,8 @@ from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.system import atomic
 
+pytestmark = pytest.mark.slow
+
 NUM_EXAMPLES = 23
 NUM_CLASSES = 4
 IMAGE_SIZE_PX = 32

@@ -24,6 +24,8 @@ from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import DataError
 from trainer.system import atomic
 
+pytestmark = pytest.mark.slow
+
 NUM_EXAMPLES = 31
 CLASS_NAMES = [f"digit {i}" for i in range(10)]
 SIZE_PX = 24

@@ -9,6 +9,8 @@ from pixel_sets import encode, photographs, write_dataset
 from trainer.cli.app import main
 from trainer.data.input.input_benchmark import Rates, name_limit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:

@@ -17,6 +17,8 @@ from trainer.data.input.pipeline import EvaluationStream, TrainingStream, open_s
 from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 GEOMETRY = Geometry(image_size_px=SIZE, resize="crop")
 NUM_EXAMPLES, BATCH, NUM_STEPS = 11, 6, 4

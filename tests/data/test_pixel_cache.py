@@ -25,6 +25,8 @@ from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow
+
 NUM_EXAMPLES = 150
 GEOMETRY = Geometry(image_size_px=24, resize="crop")
 BYTES = NUM_EXAMPLES * 24 * 24 * 3

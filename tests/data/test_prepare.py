@@ -27,6 +27,8 @@ from trainer.data.preparation.auto_prepare import prepare_beside
 from trainer.data.preparation.prepare import MAX_SHARDS, Advances, PrepareOptions, prepare_dataset
 from trainer.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 
 def image_bytes(seed: int, container: str = "PNG", **options: object) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)

@@ -21,6 +21,8 @@ from trainer.data.dataset.manifest import Manifest, is_prepared
 from trainer.data.preparation.prepare import Advances, PrepareOptions, prepare_dataset
 from trainer.errors import DataError, TrainerError
 
+pytestmark = pytest.mark.slow
+
 
 def make_photos(folder: pathlib.Path, num_images: int) -> pathlib.Path:
     rng = np.random.default_rng(0)

@@ -20,6 +20,8 @@ from trainer.console.task_progress import show_nothing
 from trainer.data.sources import CATALOGUE, Candidate, Source, SourceOptions, open_source
 from trainer.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 Files = Mapping[str, bytes]
 TREE = {"cat/1.jpg": b"one", "cat/deep/er/2": b"two" * 50_000, "dog/3.jpg": b"", "dog/.hidden": b"x", "README": b"x"}
 

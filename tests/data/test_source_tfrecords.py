@@ -15,6 +15,8 @@ from trainer.console.task_progress import show_nothing
 from trainer.data.sources import Candidate, Source, open_source
 from trainer.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 
 def example(
     encoded: bytes | None = b"image",

@@ -34,6 +34,8 @@ from trainer.distribute.topology import Topology
 from trainer.evaluation.evaluator import Evaluator
 from trainer.step import forward_backward, losses, train_step
 
+pytestmark = pytest.mark.slow
+
 IS_COMPLETE = os.environ.get("TRAINER_TESTS_COMPLETE") == "1"
 HOROVOD = [Job("horovod", 2, "gloo"), Job("horovod", 3, "gloo")]
 if build_horovod.find_mpi():

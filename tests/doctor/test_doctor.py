@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NVIDIA_SMI = """#!/bin/sh
 echo "NVIDIA H100 80GB HBM3, 550.54.15"
 echo "NVIDIA H100 80GB HBM3, 550.54.15"

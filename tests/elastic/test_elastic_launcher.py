@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-pytestmark = pytest.mark.horovod
+pytestmark = [pytest.mark.slow, pytest.mark.horovod]
 
 JOB = pathlib.Path(__file__).with_name("counting_job.py")
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]

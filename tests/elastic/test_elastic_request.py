@@ -13,6 +13,8 @@ from trainer.distribute.elastic.messages import Waiting
 from trainer.distribute.launchers.hosts import Host
 from trainer.errors import ConfigError, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 def script(directory: pathlib.Path, *lines: str) -> str:
     path = directory / "discover"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from elastic_training import NUM_STEPS, TrainingJob
 
-pytestmark = pytest.mark.horovod
+pytestmark = [pytest.mark.slow, pytest.mark.horovod]
 
 EVERY_STEP_ONCE = list(range(1, NUM_STEPS + 1))
 

@@ -8,6 +8,7 @@ from elastic_training import NUM_STEPS, TrainingJob
 from two_hosts import find_obstacle, two_hosts
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.horovod,
     pytest.mark.skipif(find_obstacle() is not None, reason=find_obstacle() or ""),
 ]

@@ -21,6 +21,8 @@ from trainer.model.classifier import build_classifier, named_arrays, saved_varia
 from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
 from trainer.run.run_dir import RunDir, RunInfo
 
+pytestmark = pytest.mark.slow
+
 SIZE_PX = 32
 BACKBONE = "mobilenet"
 FORMATS = "tflite-float32,onnx,saved_model"

@@ -28,6 +28,8 @@ from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
 from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir, RunInfo
 
+pytestmark = pytest.mark.slow
+
 SIZE_PX = 32
 STEP = 40
 NUM_IMAGES = 24

@@ -26,6 +26,8 @@ from export.make_export import Publication
 from export.runtime.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
 from export.runtime.samples import load_images, read_batch
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_model_is_worth_comparing_with(exported: Exported) -> None:
     figures = exported.report.comparisons[0].figures

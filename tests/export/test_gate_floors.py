@@ -18,6 +18,8 @@ from export.gate.golden import Golden, max_replay_difference
 from export.gate.replay import replay_golden, verify_export
 from export.make_export import Publication
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = {**{f.name: f.budget for f in FORMATS.values()}, "client_pixels": CLIENT_BUDGET}
 JUDGED_BY_ACCURACY = [name for name, budget in BUDGETS.items() if budget.max_difference is None]
 

@@ -19,6 +19,8 @@ from trainer.data.decode.image_file import UnreadableImage, make_plain, open_pic
 from trainer.data.decode.limits import MAX_IMAGE_PIXELS
 from trainer.data.decode.preprocess import resize_image
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH, SIZE = 22, 37, 16
 TURN = PIL.Image.Transpose
 # What must be done to the picture so that the viewer, who obeys the orientation, sees it again.

@@ -18,6 +18,8 @@ from export.make_export import Publication, publish
 from trainer.cli.export_tables import parity_table
 from trainer.errors import ParityError
 
+pytestmark = pytest.mark.slow
+
 
 def with_a_constant_beside_the_features(model: Any, constant: float, weight: float = 0.0) -> Any:
     """The same function, but one scale has to hold the features and a constant that is far larger.

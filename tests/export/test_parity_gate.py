@@ -34,6 +34,8 @@ from export.runtime.samples import load_images, read_batch
 from trainer.data.preparation.images.image_check import ReadableImage, check_image
 from trainer.errors import ArtifactError, ExportError, ParityError
 
+pytestmark = pytest.mark.slow
+
 
 def write_artifact(model: Any, signature: Signature, wanted: Format, path: pathlib.Path) -> None:
     """Makes one artifact of `model` in the place of another, without any comparison."""

@@ -19,6 +19,8 @@ from export.predictions import most_probable, predict_on_server, raise_on_errors
 from export.runtime.client_images import read_client_images
 from trainer.errors import ArtifactError, TrainerError, UsageError
 
+pytestmark = pytest.mark.slow
+
 NUM_IMAGES = 12
 
 

@@ -25,6 +25,8 @@ from export.gate.odd_files import make_odd_files
 from export.runtime.client_images import load_client_pixels
 from trainer.data.decode.image_file import UnreadableImage, open_picture
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:

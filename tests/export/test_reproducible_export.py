@@ -8,8 +8,11 @@ import sys
 from typing import Any
 
 import numpy as np
+import pytest
 
 import export
+
+pytestmark = pytest.mark.slow
 
 
 def test_two_exports_of_one_model_are_the_same_bytes(model: Any, tmp_path: pathlib.Path) -> None:

@@ -18,6 +18,8 @@ from export.files.parity import Artifact
 from export.gate.replay import verify_export
 from trainer.errors import ArtifactError, ParityError
 
+pytestmark = pytest.mark.slow
+
 FILES = [
     "saved_model/digits/3/saved_model.pb",
     "saved_model/digits/3/variables/variables.data-00000-of-00001",

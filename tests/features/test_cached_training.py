@@ -18,6 +18,8 @@ from trainer.evaluation.evaluate_run import evaluate_run
 from trainer.features import extract
 from trainer.run.run_dir import RunDir
 
+pytestmark = pytest.mark.slow
+
 
 def assert_same_training(run: FinishedRun, other: FinishedRun, *, rtol: float) -> None:
     for name in ("loss", "accuracy", "gradient_norm"):

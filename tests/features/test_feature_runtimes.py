@@ -12,6 +12,8 @@ from trainer.features.runtimes import MAX_RELATIVE_DIFFERENCE, make_compute, rel
 from trainer.model.classifier import ScalePixels
 from trainer.model.layers.dropout import ExampleDropout
 
+pytestmark = pytest.mark.slow
+
 layers = keras.layers
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 20, 24, 3), dtype=np.uint8)
 

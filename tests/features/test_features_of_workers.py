@@ -21,6 +21,8 @@ from trainer.features.trunk import Cut, cut_classifier
 from trainer.model.classifier import build_classifier
 from trainer.plan.plan import make_plan
 
+pytestmark = pytest.mark.slow
+
 NUM_WORKERS = 3
 
 

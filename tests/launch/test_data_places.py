@@ -24,6 +24,8 @@ from trainer.launch.plan_run import find_dataset, plan_run
 from trainer.launch.start_run import open_run
 from trainer.run.run_dir import RunDir
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["distribute.device=cpu", "model.image_size_px=32", "model.trainable=head", "train.epochs=1"]
 
 

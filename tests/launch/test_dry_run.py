@@ -34,6 +34,8 @@ from trainer.training.actions import EvaluateAndSave
 from trainer.training.input import Caches, make_training_stream
 from trainer.training.make_state import make_state
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["distribute.device=cpu", "model.image_size_px=32", "train.epochs=1", "data.cache=off"]
 
 

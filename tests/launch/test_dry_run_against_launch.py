@@ -24,6 +24,8 @@ from trainer.launch.job import worker_command
 from trainer.launch.plan_run import plan_run
 from trainer.training.input import Caches, make_training_stream
 
+pytestmark = pytest.mark.slow
+
 WORKER = worker_command([])
 RECORDED_START = pathlib.Path(__file__).parent / "recorded_start"
 # What changes the arithmetic is on.

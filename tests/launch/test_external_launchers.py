@@ -19,6 +19,8 @@ from trainer.distribute.launchers.hosts import Host, place_workers
 from trainer.distribute.launchers.worker import Ready
 from trainer.errors import DeviceError
 
+pytestmark = pytest.mark.slow
+
 # Dropout is keyed by the slice of a replica, so it is left out where replicas are compared.
 COMPARABLE = ("--set=model.dropout=0", "--set=train.epochs=1")
 SLURM_STEP = {

@@ -9,7 +9,7 @@ import time
 import pytest
 from launching import QUICK, command, launch, metrics
 
-pytestmark = pytest.mark.horovod
+pytestmark = [pytest.mark.slow, pytest.mark.horovod]
 
 COMPARABLE = ("--set=train.epochs=1",)
 

@@ -15,6 +15,8 @@ from trainer.launch.plan_run import PlannedRun, plan_run
 from trainer.plan.plan import make_plan
 from trainer.system import tf_runtime
 
+pytestmark = pytest.mark.slow
+
 # In place of ssh and of the guard behind it: answers for a host as one with TensorFlow and GPUs would.
 HOST = """#!{python}
 import json, os, sys

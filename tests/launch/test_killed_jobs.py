@@ -18,6 +18,8 @@ import psutil
 import pytest
 from launching import QUICK, command
 
+pytestmark = pytest.mark.slow
+
 JOB = pathlib.Path(__file__).with_name("all_reduce_job.py")
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 NUM_REPETITIONS = int(os.environ.get("KILL_REPETITIONS", "2"))

@@ -24,6 +24,8 @@ from trainer.run.run_dir import RunDir
 from trainer.training.batches import staged_batches
 from trainer.training.input import Caches, make_training_stream
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "distribute.device=cpu",
     "model.image_size_px=32",

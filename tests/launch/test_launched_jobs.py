@@ -15,6 +15,8 @@ from launching import QUICK, check_that_a_second_command_is_refused, command, la
 
 from trainer.system.child_python import python_command
 
+pytestmark = pytest.mark.slow
+
 COMPARABLE = ("--set=train.epochs=1",)
 STRATEGIES = [pytest.param("horovod", marks=pytest.mark.horovod), "multiworker"]
 

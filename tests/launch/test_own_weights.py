@@ -24,6 +24,8 @@ from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir
 from trainer.training.make_state import make_state
 
+pytestmark = pytest.mark.slow
+
 
 def no_note(_: str) -> None: ...
 

@@ -21,6 +21,8 @@ from trainer.plan.stages import divide_steps
 from trainer.training.batches import staged_batches
 from trainer.training.input import Caches, make_training_stream
 
+pytestmark = pytest.mark.slow
+
 SIZES_PX = [32, 36, 44]
 NUM_STEPS = 12
 

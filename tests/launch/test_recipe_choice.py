@@ -14,6 +14,8 @@ from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 from trainer.plan import recipe_choice
 from trainer.plan.recipe_choice import choose_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:

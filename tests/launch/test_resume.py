@@ -7,6 +7,8 @@ import time
 import pytest
 from launching import check_that_a_second_command_is_refused, final_weights_hash, launch, metrics
 
+pytestmark = pytest.mark.slow
+
 # All that a step may keep: averages, and batches in parts.
 EVERY_SEVEN = ("--set=checkpoint.every_steps=7", "--set=train.ema_decay=0.9", "--set=train.accumulate_steps=2")
 

@@ -13,6 +13,8 @@ from trainer.launch.start_run import start_run
 from trainer.run.metric_writers import read_metrics
 from trainer.run.run_dir import RunDir
 
+pytestmark = pytest.mark.slow
+
 STAGED = [
     "distribute.device=cpu",
     "model.image_size_px=32",

@@ -10,6 +10,8 @@ from trainer.cli import study
 from trainer.cli.app import app
 from trainer.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

@@ -20,6 +20,8 @@ from trainer.launch.start_run import start_run
 from trainer.metrics.evaluation import Evaluation
 from trainer.run.run_dir import RunDir
 
+pytestmark = pytest.mark.slow
+
 # What is said of a digit; some have several of these, and every one has at least one.
 TRAITS = {
     "even": {0, 2, 4, 6, 8},

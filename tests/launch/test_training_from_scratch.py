@@ -21,6 +21,8 @@ from trainer.model.backbones.scaling import PixelScaling
 from trainer.run.checkpoint import find_model_file
 from trainer.run.run_dir import RunDir
 
+pytestmark = pytest.mark.slow
+
 # As in MobileNet: these runs are far shorter than the thousand steps that its averages remember.
 MOMENTUM = 0.999
 

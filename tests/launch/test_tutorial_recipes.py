@@ -19,6 +19,8 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.model.classifier import build_configured
 from trainer.model.files.abstract_variables import variables_without_memory
 
+pytestmark = pytest.mark.slow
+
 # Nothing can be downloaded here, and one step is enough to see that all of it fits together.
 QUICK = ("--device=cpu", "--set=model.weights=none", "--set=train.epochs=1", "--set=features.cache=off")
 SMALL = ("--set=model.image_size_px=32",)

@@ -12,6 +12,8 @@ import psutil
 import pytest
 from launching import QUICK, command, launch, metrics
 
+pytestmark = pytest.mark.slow
+
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "launchers"))
 if TYPE_CHECKING:
     from two_hosts import TwoHosts

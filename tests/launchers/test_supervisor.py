@@ -18,6 +18,8 @@ from trainer.distribute.launchers.hosts import parse_hosts, place_workers
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
 from trainer.errors import DeviceError
 
+pytestmark = pytest.mark.slow
+
 JOB = pathlib.Path(__file__).with_name("job.py")
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 

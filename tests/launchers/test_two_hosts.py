@@ -14,7 +14,7 @@ from two_hosts import TwoHosts, find_obstacle, two_hosts
 
 JOB = pathlib.Path(__file__).with_name("job.py")
 
-pytestmark = pytest.mark.skipif(find_obstacle() is not None, reason=find_obstacle() or "")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_obstacle() is not None, reason=find_obstacle() or "")]
 
 
 @pytest.fixture(scope="module")

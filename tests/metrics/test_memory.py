@@ -14,6 +14,8 @@ from trainer.metrics.summary import summarize, tune
 from trainer.system import memory
 from trainer.system.memory import check_fits
 
+pytestmark = pytest.mark.slow
+
 NUM_CLASSES = 10_000
 
 

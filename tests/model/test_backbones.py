@@ -13,6 +13,8 @@ from trainer.model.backbones.registry import find_backbone, list_backbones
 from trainer.model.classifier import backbone_of, build_classifier
 from trainer.model.weights import load_pretrained
 
+pytestmark = pytest.mark.slow
+
 DAISY_LIKE = {985, 108, 723}  # daisy, sea anemone, pinwheel: what ImageNet has for a dahlia
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from scripts import build_horovod
 
+pytestmark = pytest.mark.slow
+
 TARGET = build_horovod.Target(
     tensorflow="2.21.0", python="cpython-3.11", platform="linux-x86_64 glibc-2.36", mpi="Open MPI 4.1.4", nccl=None
 )

@@ -17,6 +17,8 @@ import export
 import serving
 import trainer
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTATION = pathlib.Path(trainer.__file__).parents[1] / "docs" / "python.md"
 PUBLIC = [
     "Dataset",

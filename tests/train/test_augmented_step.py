@@ -15,6 +15,8 @@ from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision
 from trainer.step.train_step import TrainStep
 
+pytestmark = pytest.mark.slow
+
 NUM_EXAMPLES = 50
 SEED = 3
 # Frozen batch statistics, no dropout: whatever differs between replicas would be the augmentation.

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from replicas import Training, build_small_model
 
+pytestmark = pytest.mark.slow
+
 SGD = ("optimizer.name=sgd", "optimizer.learning_rate=0.05")
 
 

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from replicas import NUM_CLASSES, Training, build_small_model
 
+pytestmark = pytest.mark.slow
+
 _cached: dict[tuple[object, ...], np.ndarray] = {}
 
 
