@@ -7,6 +7,7 @@ import gzip
 import json
 import pathlib
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,9 @@ from brightness_export import CLASS_NAMES, SIZE, grey_pixels, jpeg
 from google.protobuf import json_format
 from prometheus_client.parser import text_string_to_metric_families
 from running_server import running_server
+
+from serving.rest.request_body import BodyReader
+from serving.rest.status import RequestError
 
 PREDICT = "/v1/models/brightness:predict"
 METRICS = "/monitoring/prometheus/metrics"
@@ -238,6 +242,18 @@ def test_a_gzip_body_is_read_within_the_limit(http: httpx.Client) -> None:
     assert "larger than 1000000 bytes uncompressed" in error(post(bomb), 413)
     assert "is not the gzip that its Content-Encoding says" in error(post(body), 400)
     assert "is not one whole gzip stream" in error(post(gzip.compress(body)[:-9]), 400)
+
+
+def test_a_gzip_body_is_not_expanded_beyond_the_limit() -> None:
+    bomb = gzip.compress(bytes(200_000_000), compresslevel=1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError, match="larger than 1000000 bytes uncompressed"):
+            BodyReader(1_000_000).decompress(bomb, "gzip")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 10_000_000
 
 
 def test_more_examples_than_a_cluster_takes_are_refused_in_its_words(http: httpx.Client) -> None:
