@@ -35,8 +35,14 @@ def run(
     """
     app = build_app(Models(model), max_body_bytes=max_body_bytes, num_threads=num_threads, cors=cors)
     api: RestApi = app.state.api
+    # Without a log_config: dictConfig closes the handlers of the whole process, and absl's then closes its stream.
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=shutdown_secs, server_header=False
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=shutdown_secs,
+        server_header=False,
     )
     server = _Server(config, on_ready, on_stop=lambda: api.stop(upload_grace_secs=upload_grace_secs))
 
