@@ -23,7 +23,7 @@ from export.files.signature import (
     STATUS,
     STATUS_OK,
 )
-from export.predictions import describe_status
+from export.prediction.predictions import describe_status
 from export.runtime.client_images import read_client_images
 from serving import limits
 from serving.rest.address import parse_address

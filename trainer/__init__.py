@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainer.errors import StoppedOnRequest, TrainerError, UsageError
 
 if TYPE_CHECKING:
-    from export.export_run import ExportOptions
     from export.files.parity import ParityReport
-    from export.predictions import ImagePrediction
+    from export.pipeline.export_run import ExportOptions
+    from export.prediction.predictions import ImagePrediction
     from trainer.data.dataset.manifest import Manifest
     from trainer.data.preparation.options import PrepareOptions
     from trainer.metrics.evaluation import Evaluation
@@ -189,14 +189,14 @@ def export(run: StrPath, out: StrPath, *, options: "ExportOptions | None" = None
     Args:
         run: the run directory.
         out: the directory of the export.
-        options: formats, name, version and so on (`export.export_run.ExportOptions`).
+        options: formats, name, version and so on (`export.pipeline.export_run.ExportOptions`).
 
     Raises:
         UsageError: there is no such run or checkpoint, an option is wrong, or `out` is taken.
         ExportError: a format cannot represent the model.
         ParityError: an artifact does not answer like the model; nothing was published.
     """
-    from export.export_run import ExportOptions, export_run
+    from export.pipeline.export_run import ExportOptions, export_run
     from trainer.run.run_dir import RunDir
     from trainer.system.paths import as_path
 
@@ -223,7 +223,7 @@ def predict(
 
     paths = [as_path(image) for image in images]
     if os.fspath(target).startswith(("http://", "https://")):
-        from export.predictions import predict_on_server
+        from export.prediction.predictions import predict_on_server
         from serving.client import predict_images_of_files
 
         return predict_on_server(predict_images_of_files, os.fspath(target), paths, top)
@@ -231,7 +231,7 @@ def predict(
 
     tf_runtime.configure(use_gpus=False)
 
-    from export.predict import open_target
+    from export.prediction.predict import open_target
 
     return open_target(as_path(target), which=which).predict_files(paths, top)
 

@@ -17,7 +17,7 @@ from digits_classifier import SIGNATURE, ListedImages, copy_of, read_digits, tra
 from export.files.formats import FORMATS  # noqa: E402
 from export.files.parity import ParityReport  # noqa: E402
 from export.files.provenance import Provenance  # noqa: E402
-from export.make_export import Publication, publish  # noqa: E402
+from export.pipeline.make_export import Publication, publish  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

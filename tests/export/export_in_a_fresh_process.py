@@ -13,7 +13,7 @@ from digits_classifier import SIGNATURE, build_model, copy_of, read_digits  # no
 
 from export.files.formats import FORMATS  # noqa: E402
 from export.files.provenance import Provenance  # noqa: E402
-from export.make_export import Publication, publish  # noqa: E402
+from export.pipeline.make_export import Publication, publish  # noqa: E402
 
 model = build_model()
 with np.load(sys.argv[1]) as archive:

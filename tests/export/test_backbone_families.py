@@ -17,7 +17,7 @@ from digits_classifier import CLASS_NAMES, SIZE_PX, ListedImages, read_digits
 from export.files.formats import FORMATS
 from export.files.provenance import Provenance
 from export.files.signature import Signature
-from export.make_export import Publication, publish
+from export.pipeline.make_export import Publication, publish
 from export.runtime.samples import read_batch
 from trainer.data.decode.geometry import Geometry
 from trainer.model.backbones.registry import find_backbone

@@ -195,7 +195,7 @@ def test_what_the_run_does_not_have_is_refused(binary_run: RunDir, tmp_path: pat
 
 
 def test_a_temperature_of_other_weights_is_not_used(multi_label_run: RunDir) -> None:
-    from export.run_tuning import tuning_to_apply
+    from export.pipeline.run_tuning import tuning_to_apply
 
     tuning = write_evaluation(multi_label_run, "averages")
     apply = {"which": "best", "calibrate": None}

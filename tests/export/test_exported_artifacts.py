@@ -22,7 +22,7 @@ from export.convert.to_saved_model import replay_warmup_requests
 from export.convert.to_tflite import convert_to_tflite
 from export.files.formats import FORMATS, ONNX, ONNX_FLOAT16, ONNX_INT8, TFLITE_INT8
 from export.gate.golden import Golden
-from export.make_export import Publication
+from export.pipeline.make_export import Publication
 from export.runtime.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
 from export.runtime.samples import load_images, read_batch
 

@@ -16,7 +16,7 @@ from export.files.signature import Signature
 from export.gate.figures import compare_probabilities, find_failure
 from export.gate.golden import Golden, max_replay_difference
 from export.gate.replay import replay_golden, verify_export
-from export.make_export import Publication
+from export.pipeline.make_export import Publication
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from test_parity_gate import with_model
 from export.files.formats import ONNX, ONNX_INT8, ONNX_INT8X16, TFLITE_INT8
 from export.files.parity import ParityReport
 from export.gate.replay import verify_export
-from export.make_export import Publication, publish
+from export.pipeline.make_export import Publication, publish
 from trainer.cli.export_tables import parity_table
 from trainer.errors import ParityError
 

@@ -27,7 +27,7 @@ from export.files.parity import Artifact, Comparison, ParityReport
 from export.files.signature import IMAGES, PROBABILITIES, Signature
 from export.gate.odd_files import make_odd_files
 from export.gate.run_gate import run_gate
-from export.make_export import Publication, publish
+from export.pipeline.make_export import Publication, publish
 from export.runtime.client_images import load_client_pixels
 from export.runtime.runtimes import KerasRuntime
 from export.runtime.samples import load_images, read_batch

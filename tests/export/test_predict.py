@@ -14,8 +14,8 @@ from digits_classifier import CLASS_NAMES, GEOMETRY, ListedImages
 
 from export.files.formats import FORMATS
 from export.files.signature import Signature
-from export.predict import open_target
-from export.predictions import most_probable, predict_on_server, raise_on_errors
+from export.prediction.predict import open_target
+from export.prediction.predictions import most_probable, predict_on_server, raise_on_errors
 from export.runtime.client_images import read_client_images
 from trainer.errors import ArtifactError, TrainerError, UsageError
 

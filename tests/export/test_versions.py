@@ -20,7 +20,7 @@ from export.convert.tflite_metadata import with_metadata
 from export.files.checksums import Checksums
 from export.files.formats import FORMATS
 from export.files.provenance import ExportProvenance
-from export.publish import CURRENT, current_version, find_versions, next_version, publish_version, roll_back
+from export.versions.publish import CURRENT, current_version, find_versions, next_version, publish_version, roll_back
 from trainer.errors import ArtifactError, ParityError, UsageError
 from trainer.system import lock
 
@@ -188,7 +188,7 @@ KILLED = {
 KILLER = """
 import os, pathlib, signal, sys, unittest.mock
 import export.gate.run_gate
-from export.publish import publish_version
+from export.versions.publish import publish_version
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 for place, root in zip(sys.argv[2::2], sys.argv[3::2]):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from export.from_run import publication_of_run
+from export.pipeline.from_run import publication_of_run
 from trainer.config.config import load_config
 from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 from trainer.distribute.mirrored import make_engine

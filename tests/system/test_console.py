@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 import trainer
-from export.predictions import ClassProbability, ImagePrediction
+from export.prediction.predictions import ClassProbability, ImagePrediction
 from trainer.cli import app
 from trainer.console.output import console, note, print_answer
 from trainer.console.progress import task_progress

@@ -94,7 +94,7 @@ def export(
     with the model of the run. If one of them answers differently, nothing is published and the exit status is 1; but
     where an int8 file loses too much, other settings are tried first, and what was chosen is said.
     """
-    from export.export_run import ExportOptions, export_run
+    from export.pipeline.export_run import ExportOptions, export_run
     from trainer.run.run_dir import RunDir
 
     exported = export_run(

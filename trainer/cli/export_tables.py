@@ -9,7 +9,7 @@ from rich.text import Text
 from export.documents.markdown import format_bytes
 from export.files.parity import Comparison, Figures, ParityReport
 from export.gate.replay import GoldenResult
-from export.predictions import ImagePrediction
+from export.prediction.predictions import ImagePrediction
 from trainer.metrics.predictions import wilson_interval
 
 _PASSED, _FAILED = Text("passed", style="green"), Text("FAILED", style="bold red")

@@ -31,7 +31,7 @@ def predict(
     others from their answers: it is listed with the reason, and the exit status is 1.
     """
     import trainer
-    from export.predictions import raise_on_errors
+    from export.prediction.predictions import raise_on_errors
 
     predictions = trainer.predict(target, images, top=top, which=which.value)
     if json_:

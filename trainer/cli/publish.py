@@ -9,7 +9,7 @@ from rich.text import Text
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
-    from export.publish import Switch
+    from export.versions.publish import Switch
 
 RootArgument = Annotated[
     pathlib.Path,
@@ -33,7 +33,7 @@ def publish(
     was asked for, the next one that is free.
     """
     from export.files.provenance import ExportProvenance
-    from export.publish import publish_version
+    from export.versions.publish import publish_version
 
     switch = publish_version(export, root, allow_failed=allow_failed)
     exported = ExportProvenance.load(export).version
@@ -53,13 +53,13 @@ def rollback(
 
     No version is removed: [bold]--to[/] takes the later one back.
     """
-    from export.publish import roll_back
+    from export.versions.publish import roll_back
 
     _answer(root, roll_back(root, to), json_)
 
 
 def _answer(root: pathlib.Path, switch: "Switch", json_: bool) -> None:
-    from export.publish import CURRENT, find_versions
+    from export.versions.publish import CURRENT, find_versions
 
     if json_:
         print_json(

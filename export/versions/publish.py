@@ -72,7 +72,7 @@ def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_faile
     """
     # They need TensorFlow, which the way back does without.
     from export.files.parity import ParityReport
-    from export.renumber import renumber
+    from export.versions.renumber import renumber
 
     checksums = Checksums.load(export_dir)
     provenance = ExportProvenance.load(export_dir)

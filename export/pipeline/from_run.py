@@ -7,8 +7,8 @@ from export.convert.inference_model import num_features_of
 from export.files.formats import DEFAULT_ONNX_OPSET, Format
 from export.files.provenance import Provenance
 from export.files.signature import FEATURES, LOGITS, Signature
-from export.make_export import Publication
-from export.run_tuning import is_of_weights, tuning_to_apply
+from export.pipeline.make_export import Publication
+from export.pipeline.run_tuning import is_of_weights, tuning_to_apply
 from export.runtime.samples import open_split
 from trainer.data.dataset.manifest import Manifest, SplitName
 from trainer.data.dataset.records import verify_shards

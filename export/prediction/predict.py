@@ -11,8 +11,8 @@ from export.files.parity import ParityReport
 from export.files.signature import FILE_NAME as SIGNATURE_FILE
 from export.files.signature import PROBABILITIES, STATUS, STATUS_OK, Signature
 from export.gate.decisions import decide
-from export.predictions import ImagePrediction, describe_status, most_probable
-from export.run_tuning import tuning_to_apply
+from export.pipeline.run_tuning import tuning_to_apply
+from export.prediction.predictions import ImagePrediction, describe_status, most_probable
 from export.runtime.client_images import ClientImage, read_client_images
 from export.runtime.runtimes import (
     KerasRuntime,

@@ -87,9 +87,9 @@ def export_run(
     # On the CPU, where all runtimes compute in plain float32; a GPU would bring TF32 into the reference.
     tf_runtime.configure(use_gpus=False)
 
-    from export.from_run import publication_of_run
-    from export.make_export import check_target, publish
-    from export.publish import next_version
+    from export.pipeline.from_run import publication_of_run
+    from export.pipeline.make_export import check_target, publish
+    from export.versions.publish import next_version
     from trainer.data.dataset.storage import parse_path
 
     check_target(out, overwrite=options.overwrite)
