@@ -66,7 +66,7 @@ def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> di
     from trainer.config.config import load_config
     from trainer.data.preparation.auto_prepare import prepare_beside
     from trainer.data.preparation.prepare import PrepareOptions
-    from trainer.launch import plan_run, start_run
+    from trainer.launch import plan_run, run_session, start_run
     from trainer.training import input
 
     # As launch does it, but that no test split is cut from the training images.
@@ -88,11 +88,11 @@ def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> di
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
-        caches = open_features(*args, **kwargs)
+        inputs = open_features(*args, **kwargs)
         secs.append(time.perf_counter() - started)
-        return caches
+        return inputs
 
-    setattr(start_run, "open_features", timed)  # noqa: B010  a name that it imports
+    setattr(run_session, "open_features", timed)  # noqa: B010  a name that it imports
     start_run.start_run(planned, _say)
     lines = [json.loads(line) for line in planned.run.metrics_file.read_text(encoding="utf-8").splitlines()]
     validation = [line for line in lines if line["split"] == "validation"]

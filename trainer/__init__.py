@@ -131,8 +131,8 @@ def train(
     tf_runtime.configure(use_gpus=config.distribute.device != "cpu")
 
     from trainer.launch.plan_run import find_dataset, plan_run
-    from trainer.launch.start_run import open_run
-    from trainer.launch.train_run import train_planned
+    from trainer.launch.run_session import RunSession
+    from trainer.launch.start_run import train_session
     from trainer.plan.recipe_choice import choose_recipe
 
     say = note or _ignore
@@ -141,10 +141,10 @@ def train(
         say(f"recipe {recipe}: {reason}")
         config = load_config(None, overrides, recipe=recipe, flags=flags)
     path = None if run_dir is None else as_path(run_dir)
-    planned = dataclasses.replace(plan_run(config, run_dir=path, resume=resume, note=say), recipe=recipe)
-    with open_run(planned, say) as held:
-        train_planned(held, ["launch", *(f"--set={override}" for override in overrides)], say)
-        return Run(path=held.run.path, num_train_steps=held.plan.num_train_steps)
+    planned = plan_run(config, run_dir=path, resume=resume, note=say, recipe=recipe)
+    with RunSession.open(planned, say) as session:
+        train_session(session, ["launch", *(f"--set={override}" for override in overrides)])
+        return Run(path=session.directory.path, num_train_steps=planned.plan.num_train_steps)
 
 
 def evaluate(

@@ -21,7 +21,7 @@ from trainer.data.preparation.auto_prepare import prepare_beside
 from trainer.data.sources import open_source
 from trainer.errors import DataError
 from trainer.launch.plan_run import find_dataset, plan_run
-from trainer.launch.start_run import open_run
+from trainer.launch.run_session import RunSession
 from trainer.run.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,8 @@ def test_in_a_folder_of_photos_the_same_command_twice_trains_on_the_photos_both_
     monkeypatch.chdir(photos)
     config, notes = load_config(overrides=[*SMALL, "data.path=."]), list[str]()
     first = plan_run(config, run_dir=None, resume=True, note=notes.append)
-    with open_run(first, notes.append) as first:
+    with RunSession.open(first, notes.append) as session:
+        first = session.planned
         # One that has just begun has not written anything of its own yet.
         assert open_source(".").class_names == ["cat", "dog"]
         first.run.create(first.config, first.plan.run_info(first.config, "first"))

@@ -30,8 +30,8 @@ from trainer.model.backbones.registry import Backbone, PixelScaling
 from trainer.plan.plan import Plan
 from trainer.step.forward_backward import split_batch
 from trainer.step.train_step import TrainStep
-from trainer.training.actions import EvaluateAndSave
-from trainer.training.input import Caches, make_training_stream
+from trainer.training.actions import is_saving_due
+from trainer.training.input import TrainInputs, make_training_stream
 from trainer.training.make_state import make_state
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def plan_with(dataset: pathlib.Path, tmp_path: pathlib.Path, *overrides: str) ->
 
 def drawn(plan: Plan, config: Config, topology: Topology, replica: int, steps: Sequence[int]) -> list[list[int]]:
     """The real examples of a replica in each of `steps`, from the stream that training reads; one worker."""
-    stream = make_training_stream(plan, config, topology, Caches())
+    stream = make_training_stream(plan, config, topology, TrainInputs())
     draws = [stream.draw(tf.constant(step * topology.num_local_replicas + replica, tf.int64)) for step in steps]
     return [draw.examples.numpy()[draw.weights.numpy() > 0].tolist() for draw in draws]
 
@@ -108,7 +108,7 @@ def test_examples_lie_in_the_shards_that_are_named(digits: pathlib.Path, tmp_pat
     plan, config, topology = plan_with(dataset, tmp_path, "distribute.replicas=2", "train.global_batch_size=100")
     found = find_examples(plan, config, topology, first_step=0)
     assert len(found.shards) > 2
-    stream = make_training_stream(plan, config, topology, Caches())
+    stream = make_training_stream(plan, config, topology, TrainInputs())
     for replica in found.replicas:
         steps = range(plan.num_train_steps)
         examples = [e for batch in drawn(plan, config, topology, replica.replica, steps) for e in batch]
@@ -162,12 +162,7 @@ def test_a_run_is_evaluated_and_saved_once_an_epoch(
     ends = [23, 45, 68, 90, 113, 135, 158, 180, 203, 225]
     overrides = ["train.epochs=10", f"checkpoint.every_steps={'null' if every_steps is None else every_steps}"]
     plan, _, _ = plan_with(digits, tmp_path, *overrides)
-    unused: Any = None
-    saving = EvaluateAndSave(
-        plan=plan, identity="", state=unused, store=None, evaluators={}, writers=unused, progress=unused,
-        leave_out=unused,
-    )  # fmt: skip
-    due = [step for step in range(1, plan.num_train_steps + 1) if saving.is_due(step)]
+    due = [step for step in range(1, plan.num_train_steps + 1) if is_saving_due(plan, step)]
     assert due == sorted({*ends, *([] if every_steps is None else [50, 100, 150, 200])})
     assert plan.epochs.num_ends == 10 and plan.num_train_steps == 225
 
@@ -244,7 +239,7 @@ def test_traffic_is_what_the_step_gives_the_engine_to_add_up(
     engine.all_reduce_sum = recorded  # type: ignore[method-assign]
     state = make_state(plan, config, engine, store=None)
     step = TrainStep(engine, state, config, num_train_steps=plan.num_train_steps, jit_compile=False)
-    stream = make_training_stream(plan, config, topology, Caches())
+    stream = make_training_stream(plan, config, topology, TrainInputs())
     step(next(iter(engine.distribute(stream.dataset(0, 1)))))
     *forward, (*parts, sums) = reduced
     traffic = measure_footprint(plan, config, count_batches(plan, config)).traffic

@@ -22,7 +22,7 @@ from trainer.config.config import load_config
 from trainer.distribute.topology import Topology
 from trainer.launch.job import worker_command
 from trainer.launch.plan_run import plan_run
-from trainer.training.input import Caches, make_training_stream
+from trainer.training.input import TrainInputs, make_training_stream
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +160,7 @@ def check_examples(launched: Launched, digits: pathlib.Path) -> None:
             num_workers=plan.num_workers,
             worker_index=worker,
         )
-        stream = make_training_stream(plan, config, topology, Caches())
+        stream = make_training_stream(plan, config, topology, TrainInputs())
         draws = [stream.draw(tf.constant(k, tf.int64)) for k in range(plan.num_train_steps * num_local)]
         reads = launched.reads(record["pid"])
         assert sorted(reads) == sorted(draw.examples.numpy().tolist() for draw in draws)

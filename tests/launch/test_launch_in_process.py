@@ -22,7 +22,7 @@ from trainer.metrics.calibration import fit_temperature
 from trainer.metrics.evaluation import Evaluation, load_arrays
 from trainer.run.run_dir import RunDir
 from trainer.training.batches import staged_batches
-from trainer.training.input import Caches, make_training_stream
+from trainer.training.input import TrainInputs, make_training_stream
 
 pytestmark = pytest.mark.slow
 
@@ -265,7 +265,7 @@ def test_gradients_that_are_not_finite_end_the_run_with_the_batch_saved(
     saved = np.load(planned.run.bad_batch_file)
     assert int(saved["step"]) == 4
     # As the step got it: in the size of its stage, with what the random changes on the device are made of.
-    stream = make_training_stream(planned.plan, config, planned.topology, Caches())
+    stream = make_training_stream(planned.plan, config, planned.topology, TrainInputs())
     made = next(staged_batches(planned.plan, make_engine(planned.topology), stream, first_step=3))
     for name in ("images", "weights", "positions", "randomness"):
         np.testing.assert_array_equal(saved[name], getattr(made, name))

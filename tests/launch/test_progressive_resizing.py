@@ -19,7 +19,7 @@ from trainer.launch.start_run import start_run
 from trainer.model.classifier import build_classifier
 from trainer.plan.stages import divide_steps
 from trainer.training.batches import staged_batches
-from trainer.training.input import Caches, make_training_stream
+from trainer.training.input import TrainInputs, make_training_stream
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_each_step_gets_its_batch_at_the_size_of_its_stage(
     digits: pathlib.Path, tmp_path: pathlib.Path, first_step: int
 ) -> None:
     planned = plan(digits, tmp_path)
-    stream = make_training_stream(planned.plan, planned.config, planned.topology, Caches())
+    stream = make_training_stream(planned.plan, planned.config, planned.topology, TrainInputs())
     batches = list(staged_batches(planned.plan, make_engine(planned.topology), stream, first_step))
     assert [batch.images.shape[1] for batch in batches] == [SIZES_PX[step // 4] for step in range(first_step, 12)]
     assert [int(batch.positions[0]) for batch in batches] == [step * 64 for step in range(first_step, 12)]

@@ -1,6 +1,5 @@
 """`trainer launch`: train, or go on with a run."""
 
-import dataclasses
 import os
 import pathlib
 import shlex
@@ -175,18 +174,18 @@ def launch(
 
     from trainer.distribute.launchers import heartbeat
     from trainer.launch.plan_run import plan_run
-    from trainer.launch.start_run import open_run
-    from trainer.launch.train_run import train_planned
+    from trainer.launch.run_session import RunSession
+    from trainer.launch.start_run import train_session
 
-    planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note)
-    planned = dataclasses.replace(planned, recipe=recipe)
+    planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note, recipe=recipe)
     # A worker that this command has started leaves the talking to it.
     speaks = planned.topology.is_chief and heartbeat.VARIABLE not in os.environ
     if dry_run:
         if speaks:
             _print_dry_run(planned, is_run_dir_given=run_dir is not None, as_json=json_)
         return
-    with open_run(planned, note) as planned:
+    with RunSession.open(planned, note) as session:
+        planned = session.planned
         summary = {
             "run_dir": str(planned.run.path),
             "first_step": planned.first_step,
@@ -194,7 +193,7 @@ def launch(
         }
         if speaks and not json_:
             note(_describe_in_a_line(summary))
-        train_planned(planned, sys.argv[1:], note)
+        train_session(session, sys.argv[1:])
     if speaks:
         next_command = evaluate_command(planned.run.path, planned.plan.dataset_dir)
         print_json(summary) if json_ else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")

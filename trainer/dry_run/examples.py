@@ -15,7 +15,7 @@ from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.dry_run.section import Section
 from trainer.plan.plan import Plan
-from trainer.training.input import Caches, make_training_stream
+from trainer.training.input import TrainInputs, make_training_stream
 
 # Positions that are looked at together: what bounds the memory.
 _CHUNK = 2**18
@@ -69,7 +69,7 @@ def find_examples(plan: Plan, config: Config, topology: Topology, *, first_step:
     Raises:
         DataError, ConfigError: as `make_training_stream` does.
     """
-    stream = make_training_stream(plan, config, topology, Caches())
+    stream = make_training_stream(plan, config, topology, TrainInputs())
     shards = Manifest.load(parse_path(plan.dataset_dir)).splits["train"].shards
     counts = _Counts(plan.num_replicas, np.cumsum([shard.num_examples for shard in shards]))
     next_position = min(first_step, plan.num_train_steps - 1) * plan.global_batch_size

@@ -1,4 +1,4 @@
 """Start runs: plan them, find the replicas, start workers, and train.
 
-The command line is in `cli`. Read `plan_run.py` first, then `start_run.py`.
+The command line is in `cli`. Read `plan_run.py` first, then `run_session.py`.
 """

@@ -5,21 +5,13 @@ So every step is a commit. After a change of the members the chief's state goes 
 step, with the examples that the exact order has there, whatever the number of replicas.
 """
 
-import contextlib
 import dataclasses
 import os
-import sys
-from collections.abc import Callable
 from typing import cast
 
 import keras
 import tensorflow as tf
-from rich.console import Console
 
-from trainer.config.config import Config
-from trainer.console.progress import TrainingProgress
-from trainer.data.dataset.manifest import Manifest
-from trainer.data.dataset.records import verify_shards
 from trainer.data.dataset.storage import parse_path
 from trainer.distribute import horovod
 from trainer.distribute.elastic.messages import End, Join, Leave, Running, Save, Waiting, of_message, to_message
@@ -29,57 +21,56 @@ from trainer.distribute.launchers.versions import installed_versions
 from trainer.distribute.topology import Topology
 from trainer.errors import DeviceError, StoppedOnRequest
 from trainer.launch.elastic_engine import _AgreeingEngine, _MembersChange
-from trainer.model.match_weights import WeightsReport
+from trainer.launch.run_session import RunSession
 from trainer.plan.plan import Plan, make_plan
 from trainer.run.checkpoint import CheckpointStore
-from trainer.run.claim import hold_run
-from trainer.run.metric_writers import MetricsLog, MetricWriter, MetricWriters, TensorBoardWriter
 from trainer.run.run_dir import RunDir
 from trainer.run.unwritten_metrics import LastLines
-from trainer.step.state import TrainState
-from trainer.system import atomic, environment, tf_runtime
-from trainer.training.actions import EvaluateAndSave
-from trainer.training.input import make_validation_stream, open_caches
+from trainer.system import tf_runtime
+from trainer.training.actions import EvaluateAndSave, is_saving_due
+from trainer.training.context import RunContext
+from trainer.training.input import open_caches
 from trainer.training.loop import StopRequest
-from trainer.training.make_state import make_state
-from trainer.training.train import has_ended_early, make_evaluators, train
+from trainer.training.saved_state import save_checkpoint
+from trainer.training.train import make_evaluators, open_writers, train
 
 _LOOK_EVERY_SECS = 1.0
 
 
 class ElasticWorker:
-    """Trains `plan`, made for any number of replicas, until it is complete or this worker is not needed any more."""
+    """Trains in every generation that the launcher calls this process to, until the run is complete.
 
-    def __init__(self, plan: Plan, config: Config, run: RunDir, *, note: Callable[[str], None]) -> None:
+    The plan of `session` is made for any number of replicas; each generation has a plan of its own.
+    """
+
+    def __init__(self, session: RunSession) -> None:
+        """Raise DeviceError if no launcher of an elastic job has started this process."""
         found = channel.of_this_worker()
         if found is None:
             raise DeviceError("only the launcher of an elastic job starts its workers; use: trainer launch")
         self._channel = found
-        self._plan, self._config, self._run, self._note = plan, config, run, note
+        self._session, self._plan, self._config = session, session.planned.plan, session.config
         self._pulse = heartbeat.of_this_worker()
         self._stop_request = StopRequest()
-        self._last_lines = LastLines()
-        self._state: TrainState | None = None
-        self._weights_reports: list[WeightsReport] = []
+        self._unwritten = LastLines()
+        # Of the present generation or the last, with the state in memory; None before the first.
+        self._context: RunContext | None = None
         self._generation = 0
         self._is_asked_to_leave = False
-        self._holding = contextlib.ExitStack()
-        self._is_holding = False
 
     def run(self) -> None:
-        """Trains in each generation that this worker is called to.
+        """Train in each generation that this worker is called to.
 
         Raises:
             StoppedOnRequest: everything is saved, or this worker is not needed any more.
             DataError: a shard is not what the manifest says.
             TrainingError: see `train`.
         """
-        dataset_dir = parse_path(self._plan.dataset_dir)
-        verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
+        self._session.verify_dataset()
         # Before this worker joins, so that the others need not wait for it.
-        self._caches = open_caches(self._plan, self._config)
+        self._inputs = open_caches(self._plan, self._config)
         why = ""
-        with self._stop_request.listen(), self._holding:
+        with self._stop_request.listen():
             while True:
                 join = self._wait_to_join(why)
                 try:
@@ -112,20 +103,29 @@ class ElasticWorker:
         raise StoppedOnRequest("the launcher is gone")
 
     def _describe(self, why: str) -> Waiting:
+        run = self._session.directory
         return Waiting(
             generation=self._generation,
-            step=None if self._state is None else int(self._state.global_step.numpy()),
-            checkpoint_step=max(CheckpointStore.of_run(self._run, self._config.checkpoint).steps(), default=0),
-            mark=_mark_of(self._run),
-            facts={
-                "configuration": self._plan.identity(self._config),
-                "dataset": self._plan.dataset_hash,
-                **installed_versions(),
-            },
+            step=None if self._context is None else self._context.step,
+            checkpoint_step=max(CheckpointStore.of_run(run, self._config.checkpoint).steps(), default=0),
+            mark=_mark_of(run),
+            facts={**self._session.facts, **installed_versions()},
             why=why,
         )
 
     def _train_in(self, join: Join) -> None:
+        context = self._begin(join)
+        if join.from_checkpoint and self._session.has_ended(context):
+            context.engine.barrier()
+            return
+        if self._finish_step(context):
+            context.engine.barrier()
+            return
+        with self._session.show_progress(context) as progress:
+            train(context, self._inputs, progress, [self._unwritten])
+
+    def _begin(self, join: Join) -> RunContext:
+        """Meet the other members of the generation and take over the state of its chief."""
         os.environ.update(join.environment)
         settings = self._config.distribute
         found = horovod.start("cpu", fusion_bytes=settings.fusion_bytes, cycle_time_ms=settings.cycle_time_ms)
@@ -137,43 +137,20 @@ class ElasticWorker:
                 horovod.make_engine(topology), is_asked_to_leave=self._hear_of_leaving, stop_request=self._stop_request
             ),
         )
-        store = CheckpointStore.of_run(self._run, self._config.checkpoint) if topology.is_chief else None
         if topology.is_chief:
-            self._hold_run()
+            self._session.lock()
         if join.from_checkpoint:
-            self._state = None
-        if self._state is None:
+            self._context = None
+        if self._context is None:
             keras.utils.clear_session()
-            self._state = make_state(plan, self._config, engine, store, on_weights=self._weights_reports.append)
-        else:
-            engine.broadcast(self._state.variables)
-        step = int(self._state.global_step.numpy())
-        if topology.is_chief:
-            self._write_down(plan, step)
-        self._channel.say(
-            to_message(
-                Running(generation=join.generation, step=step, mark=_mark_of(self._run) if topology.is_chief else 0)
-            )
-        )
+        kept = None if self._context is None else self._context.state
+        self._context = self._session.begin(plan, engine, kept, is_first=self._generation == 1)
+        step = self._context.step
+        mark = _mark_of(self._session.directory) if topology.is_chief else 0
+        self._channel.say(to_message(Running(generation=join.generation, step=step, mark=mark)))
         if self._pulse is not None:
             self._pulse.move_to(2 * step + 2)
-        is_early_end = (
-            join.from_checkpoint
-            and step > 0
-            and has_ended_early(self._config, self._run, engine, is_chief=store is not None, step=step)
-        )
-        if is_early_end or (join.from_checkpoint and step == plan.num_train_steps):
-            engine.barrier()
-            return
-        self._finish_step(plan, engine, store, step)
-        with self._show_progress(plan, step, is_chief=topology.is_chief) as progress:
-            train(plan, self._config, self._run, engine, self._state, store, self._caches, progress, [self._last_lines])
-
-    def _hold_run(self) -> None:
-        """Shares the run directory with the processes of this job, from the first time as its chief on."""
-        if not self._is_holding:
-            self._is_holding = True
-            self._holding.enter_context(hold_run(self._run, self._plan.identity(self._config), note=self._note))
+        return self._context
 
     def _plan_for(self, topology: Topology) -> Plan:
         capabilities = tf_runtime.list_compute_capabilities(tf_runtime.list_gpus()[:1])
@@ -189,79 +166,37 @@ class ElasticWorker:
                 self._is_asked_to_leave = True
         return self._is_asked_to_leave
 
-    def _write_down(self, plan: Plan, step: int) -> None:
-        if step and self._generation == 1:
-            self._note(f"going on with {self._run.path} from step {step} of {plan.num_train_steps}")
-        for warning in plan.warnings:
-            self._note(f"warning: {warning}")
-        self._run.create(self._config, plan.run_info(self._config, self._run.path.resolve().name))
-        while self._weights_reports:
-            report = self._weights_reports.pop()
-            self._note(report.summary())
-            atomic.write_text(self._run.weights_file, report.model_dump_json(indent=2) + "\n")
-        atomic.write_text(self._run.plan_file, plan.model_dump_json(indent=2) + "\n")
-        atomic.write_json(self._run.environment_file, environment.collect(sys.argv))
+    def _finish_step(self, context: RunContext) -> bool:
+        """Do what the last chief left undone after its step: its lines in the log, its evaluation, its checkpoint.
 
-    def _finish_step(self, plan: Plan, engine: Engine, store: CheckpointStore | None, step: int) -> None:
-        """Does what the last chief has left undone of `step`: its lines in the log, its evaluation, its checkpoint."""
-        assert self._state is not None, "there since the generation began"
-        with self._show_progress(plan, step, is_chief=store is not None) as progress:
-            writers = MetricWriters([self._last_lines])
-            saving = self._make_saving(plan, engine, store, writers, progress)
-            is_open = store is not None and step > 0 and saving.is_due(step) and step not in store.steps()
-            is_open = engine.any(is_open)
-            if store is not None:
-                self._last_lines.complete(self._run, step, is_step_open=is_open)
-            if not is_open:
-                return
-            all_writers: list[MetricWriter] = [self._last_lines]
-            if store is not None:
-                all_writers += [MetricsLog(self._run.metrics_file), TensorBoardWriter(self._run.tensorboard_dir)]
-            with MetricWriters(all_writers) as writers:
-                self._make_saving(plan, engine, store, writers, progress)(step)
-
-    def _make_saving(
-        self,
-        plan: Plan,
-        engine: Engine | None,
-        store: CheckpointStore | None,
-        writers: MetricWriters,
-        progress: TrainingProgress,
-    ) -> EvaluateAndSave:
-        assert self._state is not None, "there is something to save"
-        evaluators = {}
-        if engine is not None:
-            validation = make_validation_stream(plan, self._config, engine.topology, self._caches)
-            evaluators = make_evaluators(plan, engine, self._state, validation)
-        return EvaluateAndSave(
-            plan=plan,
-            identity=plan.identity(self._config),
-            state=self._state,
-            store=store,
-            evaluators=evaluators,
-            writers=writers,
-            progress=progress,
-            leave_out=lambda _: None,
-        )
+        Returns:
+            True if the run ends with that evaluation.
+        """
+        step, store = context.step, context.store
+        is_open = store is not None and step > 0 and is_saving_due(context.plan, step) and step not in store.steps()
+        is_open = context.engine.any(is_open)
+        if store is not None:
+            self._unwritten.complete(context.run, step, is_step_open=is_open)
+        if not is_open:
+            return False
+        evaluators = make_evaluators(context, self._inputs)
+        with (
+            self._session.show_progress(context) as progress,
+            open_writers(context, step, [self._unwritten]) as writers,
+        ):
+            saving = EvaluateAndSave(context, evaluators=evaluators, writers=writers, progress=progress)
+            saving(step)
+        return saving.is_over
 
     def _save(self) -> None:
-        """Writes a checkpoint of the state in memory, without the others."""
-        if self._state is None:
+        """Write a checkpoint of the state in memory, without the others."""
+        if self._context is None:
             return
-        step = int(self._state.global_step.numpy())
-        self._last_lines.complete(self._run, step, is_step_open=False)
-        with self._show_progress(self._plan, step, is_chief=False) as progress:
-            store = CheckpointStore.of_run(self._run, self._config.checkpoint)
-            self._make_saving(self._plan, None, store, MetricWriters([]), progress).save(step)
-        self._note(f"saved step {step} of {self._plan.num_train_steps}")
-
-    def _show_progress(self, plan: Plan, step: int, *, is_chief: bool) -> TrainingProgress:
-        return TrainingProgress(
-            epochs=plan.epochs,
-            start_step=step,
-            global_batch_size=plan.global_batch_size,
-            console=None if is_chief else Console(quiet=True),
-        )
+        run, step = self._session.directory, self._context.step
+        self._unwritten.complete(run, step, is_step_open=False)
+        store = CheckpointStore.of_run(run, self._config.checkpoint)
+        save_checkpoint(dataclasses.replace(self._context, store=store), step)
+        self._session.note(f"saved step {step} of {self._plan.num_train_steps}")
 
 
 def _mark_of(run: RunDir) -> int:

@@ -75,7 +75,14 @@ class PlannedRun:
         return max(CheckpointStore.of_run(self.run, self.config.checkpoint).steps(), default=0)
 
 
-def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note: Callable[[str], None]) -> PlannedRun:
+def plan_run(
+    config: Config,
+    *,
+    run_dir: pathlib.Path | None,
+    resume: bool,
+    note: Callable[[str], None],
+    recipe: str | None = None,
+) -> PlannedRun:
     """Decides devices, dataset, arithmetic and run directory; a raw folder of images is prepared beside itself.
 
     Args:
@@ -83,6 +90,7 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
             `RUNS_DIR`, or names a new one there by the time.
         resume: False makes an existing run in `run_dir` an error.
         note: told in a sentence what is being done that takes time.
+        recipe: the name of the recipe of `config`, for the workers.
 
     Raises:
         UsageError: what was asked for cannot be had; see the subclasses.
@@ -103,6 +111,7 @@ def plan_run(config: Config, *, run_dir: pathlib.Path | None, resume: bool, note
         run=RunDir(run_dir or ""),
         places=places,
         devices=devices,
+        recipe=recipe,
         resume=resume,
     )
     if run_dir is not None:

@@ -59,7 +59,7 @@ class CheckpointInfo(pydantic.BaseModel):
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint in memory. Arrays are named by `classifier.named_arrays` and `actions.slot_arrays`."""
+    """A checkpoint in memory. Arrays are named by `classifier.named_arrays` and in `saved_state`."""
 
     info: CheckpointInfo
     model: Arrays

@@ -4,10 +4,25 @@ import pathlib
 
 from trainer.run.checkpoint import LOWER_IS_BETTER
 from trainer.run.metric_writers import read_metrics
+from trainer.training.context import RunContext
+
+
+def has_ended_early(context: RunContext, step: int) -> bool:
+    """Return True if the evaluations up to `step` have brought no new best for `train.patience` of them.
+
+    The chief alone reads the log; all workers call this together and get the same answer.
+    """
+    patience, metric = context.config.train.patience, context.config.checkpoint.best_metric
+    if patience is None:
+        return False
+    is_chief = context.store is not None
+    return context.engine.any(
+        is_chief and has_lost_patience(context.run.metrics_file, metric, patience=patience, step=step)
+    )
 
 
 def has_lost_patience(metrics_file: pathlib.Path, metric: str, *, patience: int, step: int) -> bool:
-    """Whether the last `patience` validations up to `step` are all no better than the best one before them."""
+    """Return True if the last `patience` validations up to `step` are all no better than the best one before them."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     lines = [line for line in read_metrics(metrics_file) if line["split"] == "validation" and line["step"] <= step]
     values = [sign * line[metric] for line in lines]

@@ -27,21 +27,23 @@ _MIN_BUFFER_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Caches:
-    """Decoded images by split, or what the frozen layers make of them, where the plan keeps them."""
+class TrainInputs:
+    """The cached inputs of a run by split: decoded images, features of frozen layers, or None where nothing is cached.
+
+    head_model: the part of the model that takes the features; None where the inputs are images.
+    """
 
     train: Pixels | None = None
     validation: Pixels | None = None
-    # Where they are features: the part of the model that takes them.
-    tail: Any | None = None
+    head_model: Any | None = None
 
 
 def geometry_of(plan: Plan, config: Config) -> Geometry:
     return Geometry(image_size_px=plan.image_size_px, resize=config.data.resize)
 
 
-def open_caches(plan: Plan, config: Config, progress: ShowProgress = show_nothing) -> Caches:
-    """Opens the caches of the plan; those that are not there are filled, which takes the decoding of an epoch.
+def open_caches(plan: Plan, config: Config, progress: ShowProgress = show_nothing) -> TrainInputs:
+    """Open the image caches of the plan; fill those that do not exist, which takes as long as decoding an epoch.
 
     Raises:
         DataError: a split cannot be read, or a cache not be written.
@@ -58,7 +60,7 @@ def open_caches(plan: Plan, config: Config, progress: ShowProgress = show_nothin
             progress=progress,
         )
 
-    return Caches(train=open_split_cache("train"), validation=open_split_cache("validation"))
+    return TrainInputs(train=open_split_cache("train"), validation=open_split_cache("validation"))
 
 
 def open_features(
@@ -66,15 +68,15 @@ def open_features(
     config: Config,
     engine: Engine,
     model: Any,
-    caches: Caches,
+    images: TrainInputs,
     *,
     progress: ShowProgress = show_nothing,
     note: Callable[[str], None] = lambda _: None,
-) -> Caches:
-    """The features of the plan, computed where they are not there, and the part of `model` that takes them.
+) -> TrainInputs:
+    """Compute the features of the plan, or open those that exist, with the part of `model` that takes them.
 
     Args:
-        caches: decoded images, where the plan keeps them.
+        images: the decoded images to compute from, where the plan caches them.
 
     Raises: see `Extraction.features`.
     """
@@ -89,14 +91,14 @@ def open_features(
         jit_compile=plan.jit_compile,
         engine=engine,
         cut=cut,
-        pixels={"train": caches.train, "validation": caches.validation},
+        pixels={"train": images.train, "validation": images.validation},
         progress=progress,
         note=note,
     ).features()
-    return Caches(train=features["train"], validation=features["validation"], tail=cut.tail)
+    return TrainInputs(train=features["train"], validation=features["validation"], head_model=cut.tail)
 
 
-def make_training_stream(plan: Plan, config: Config, topology: Topology, caches: Caches) -> TrainingStream:
+def make_training_stream(plan: Plan, config: Config, topology: Topology, inputs: TrainInputs) -> TrainingStream:
     """Raises DataError or ConfigError where the examples cannot be read, or sampled as asked for."""
     reader = open_split(parse_path(plan.dataset_dir), "train")
     return TrainingStream(
@@ -104,26 +106,26 @@ def make_training_stream(plan: Plan, config: Config, topology: Topology, caches:
         order=_make_order(plan, config, reader),
         geometry=geometry_of(plan, config),
         # The views that features are kept of are changed already.
-        augmentation=resolve_augmentation(config.augment) if caches.tail is None else PRESETS["none"],
+        augmentation=resolve_augmentation(config.augment) if inputs.head_model is None else PRESETS["none"],
         division=BatchDivision(plan.global_batch_size, plan.num_replicas),
         topology=topology,
         num_positions=plan.num_positions,
         weighs_loss=config.data.sampling != "weighted",
         scaled_decoding=config.data.scaled_decoding,
-        pixels=caches.train,
-        num_views=1 if caches.tail is None else plan.features.num_views,
+        pixels=inputs.train,
+        num_views=1 if inputs.head_model is None else plan.features.num_views,
         resources=_find_resources(plan, config),
     )
 
 
-def make_validation_stream(plan: Plan, config: Config, topology: Topology, caches: Caches) -> EvaluationStream:
+def make_validation_stream(plan: Plan, config: Config, topology: Topology, inputs: TrainInputs) -> EvaluationStream:
     """Raises DataError where the split cannot be read."""
     return EvaluationStream(
         reader=open_split(parse_path(plan.dataset_dir), "validation"),
         geometry=geometry_of(plan, config),
         per_replica_batch_size=plan.per_replica_batch_size,
         topology=topology,
-        pixels=caches.validation,
+        pixels=inputs.validation,
         resources=_find_resources(plan, config),
     )
 

@@ -6,13 +6,13 @@ import keras
 
 from trainer.config.config import Config
 from trainer.distribute.engine import Engine
-from trainer.model.classifier import assign_arrays, build_configured, saved_variables
+from trainer.model.classifier import build_configured
 from trainer.model.match_weights import WeightsReport
 from trainer.model.weights import load_pretrained
 from trainer.plan.plan import Plan
 from trainer.run.checkpoint import CheckpointStore
 from trainer.step.state import TrainState
-from trainer.training.actions import assign_averages, assign_slots
+from trainer.training.saved_state import restore_checkpoint
 
 
 def make_state(
@@ -46,7 +46,7 @@ def make_state(
         )
         state = TrainState.create(model, config, precision=plan.precision)
     if store and steps:
-        _restore(state, store, steps[-1])
+        restore_checkpoint(state, store, steps[-1])
     else:
         report = load_pretrained(
             model,
@@ -63,16 +63,3 @@ def make_state(
     # A worker on another host may not see the run directory.
     engine.broadcast(state.variables)
     return state
-
-
-def _restore(state: TrainState, store: CheckpointStore, step: int) -> None:
-    store.clear_temporaries()
-    info, model, slots, averages = store.load(step)
-    assign_arrays(saved_variables(state.model), model, origin=f"the checkpoint of step {step}")
-    assign_slots(state, slots)
-    if state.averages:
-        assign_averages(state, averages)
-    state.loss_scale.scale.assign(info.loss_scale)
-    state.loss_scale.num_good_steps.assign(info.num_good_steps)
-    state.global_step.assign(step)
-    state.num_skipped_steps.assign(info.num_skipped_steps)

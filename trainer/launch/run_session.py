@@ -1,0 +1,188 @@
+"""A run in this process, from the lock on its directory to its last checkpoint."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+
+from trainer.config.config import Config
+from trainer.console.progress import TrainingProgress, task_progress
+from trainer.console.task_progress import show_nothing
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.records import verify_shards
+from trainer.data.dataset.storage import parse_path
+from trainer.distribute.elastic import options
+from trainer.distribute.engine import Engine
+from trainer.launch import job
+from trainer.launch.plan_run import RUNS_DIR, PlannedRun
+from trainer.launch.replicas import make_engine
+from trainer.model.match_weights import WeightsReport
+from trainer.plan.plan import Plan
+from trainer.run import claim
+from trainer.run.checkpoint import CheckpointStore
+from trainer.run.run_dir import RunDir
+from trainer.step.state import TrainState
+from trainer.system import atomic, environment
+from trainer.training.context import RunContext
+from trainer.training.early_stopping import has_ended_early
+from trainer.training.input import TrainInputs, open_caches, open_features
+from trainer.training.make_state import make_state
+from trainer.training.ridge import solve
+from trainer.training.train import train
+
+
+class RunSession:
+    """A planned run in this process: the lock on its directory, its start-up files, its inputs and its training.
+
+    Every strategy trains through one. `run` is the whole of a job of fixed size. A worker of an elastic job
+    (`elastic_worker.py`) opens one session as well, and calls `begin` in every generation of members.
+    """
+
+    def __init__(self, planned: PlannedRun, note: Callable[[str], None], lock: contextlib.ExitStack) -> None:
+        """Use `RunSession.open`, which releases the `lock`."""
+        self.planned = planned
+        self.note = note
+        self._lock = lock
+        self._is_locked = False
+        self._weights_reports: list[WeightsReport] = []
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, planned: PlannedRun, note: Callable[[str], None]) -> Iterator["RunSession"]:
+        """Open a session; on the chief, no other command trains in the run directory until it is closed.
+
+        Workers that are not the chief write nothing and lock nothing. Which worker of an elastic job is the chief
+        changes with its generations: it calls `lock` once it is.
+
+        Raises:
+            RunError: another command was quicker, or the directory cannot be written.
+        """
+        with contextlib.ExitStack() as lock:
+            session = cls(planned, note, lock)
+            if planned.topology.is_chief and not options.is_worker():
+                if not planned.is_run_known:
+                    run = claim.claim_new_run(RUNS_DIR)
+                    session.planned = dataclasses.replace(planned, run=run, is_run_known=True)
+                session.lock()
+                # It was checked when the run was planned, and may have been taken since.
+                session.planned.check_run_dir()
+            yield session
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run."""
+        return self.planned.config
+
+    @property
+    def directory(self) -> RunDir:
+        """The run directory."""
+        return self.planned.run
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The facts of the run that must be the same on all workers."""
+        return {"configuration": self.planned.identity, "dataset": self.planned.plan.dataset_hash}
+
+    def lock(self) -> None:
+        """Lock the run directory for this command until the session is closed; does nothing if it is locked.
+
+        Raises:
+            RunError: another command holds it, or it cannot be written.
+        """
+        if not self._is_locked:
+            self._lock.enter_context(claim.hold_run(self.directory, self.planned.identity, note=self.note))
+            self._is_locked = True
+
+    def run(self) -> None:
+        """Train from the last checkpoint, or from the start, to the end of the plan.
+
+        Raises:
+            DataError: a shard is not what the manifest says.
+            ConfigError: the workers differ in their configuration, dataset or installation.
+            StoppedOnRequest, TrainingError: see `train`.
+        """
+        self.verify_dataset()
+        engine = make_engine(self.planned.topology, self.config.distribute, self.note)
+        job.check_workers_agree(engine, self.facts)
+        context = self.begin(self.planned.plan, engine)
+        if self.has_ended(context):
+            return
+        # Before the progress bar of the training: of two bars on one terminal neither is readable.
+        inputs = self.open_inputs(context)
+        with self.show_progress(context) as progress:
+            fit = solve if self.config.train.solver == "ridge" else train
+            fit(context, inputs, progress)
+
+    def verify_dataset(self) -> None:
+        """Raise DataError if a shard of the training or validation split is not what the manifest says."""
+        dataset_dir = parse_path(self.planned.plan.dataset_dir)
+        verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
+
+    def begin(
+        self, plan: Plan, engine: Engine, state: TrainState | None = None, *, is_first: bool = True
+    ) -> RunContext:
+        """Restore or create the training state on all workers of `engine`; write the start-up files as the chief.
+
+        Args:
+            plan: the plan for the replicas of `engine`.
+            engine: connects this worker with the others, all of which call this together.
+            state: the state that this worker kept from an earlier generation, which takes the values of the chief's;
+                None: start from the chief's last checkpoint, or from initial or pretrained weights.
+            is_first: False in the later generations of an elastic job, which are no resumed run.
+        """
+        store = CheckpointStore.of_run(self.directory, self.config.checkpoint) if engine.topology.is_chief else None
+        if state is None:
+            state = make_state(plan, self.config, engine, store, on_weights=self._weights_reports.append)
+        else:
+            engine.broadcast(state.variables)
+        context = RunContext(plan=plan, config=self.config, run=self.directory, engine=engine, state=state, store=store)
+        if store is not None:
+            if context.step and is_first:
+                self.note(f"going on with {self.directory.path} from step {context.step} of {plan.num_train_steps}")
+            for warning in plan.warnings:
+                self.note(f"warning: {warning}")
+            self._write_start_up_files(plan)
+        return context
+
+    def _write_start_up_files(self, plan: Plan) -> None:
+        run = self.directory
+        run.create(self.config, plan.run_info(self.config, run.path.resolve().name))
+        while self._weights_reports:
+            report = self._weights_reports.pop()
+            self.note(report.summary())
+            atomic.write_text(run.weights_file, report.model_dump_json(indent=2) + "\n")
+        atomic.write_text(run.plan_file, plan.model_dump_json(indent=2) + "\n")
+        atomic.write_json(run.environment_file, environment.collect(sys.argv))
+
+    def has_ended(self, context: RunContext) -> bool:
+        """Return True if the last checkpoint is the end of the run: its last step, or the end by `train.patience`."""
+        step = context.step
+        return step == context.plan.num_train_steps or (step > 0 and has_ended_early(context, step))
+
+    def open_inputs(self, context: RunContext) -> TrainInputs:
+        """Open the image caches and the features of the plan; compute those that do not exist."""
+        is_chief = context.store is not None
+        progress = task_progress if is_chief else show_nothing
+        inputs = open_caches(context.plan, context.config, progress=progress)
+        if not context.plan.features.is_on:
+            return inputs
+        return open_features(
+            context.plan,
+            context.config,
+            context.engine,
+            context.state.model,
+            inputs,
+            progress=progress,
+            note=self.note if is_chief else lambda _: None,
+        )
+
+    def show_progress(self, context: RunContext) -> TrainingProgress:
+        """Return the progress bar of the training, which only the chief shows."""
+        return TrainingProgress(
+            epochs=context.plan.epochs,
+            start_step=context.step,
+            global_batch_size=context.plan.global_batch_size,
+            console=None if context.store is not None else Console(quiet=True),
+        )
