@@ -7,7 +7,7 @@ from trainer.metrics import scores
 from trainer.metrics.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
-    answers,
+    confidences,
     expected_calibration_error,
     fit_temperature,
     reliability,
@@ -32,7 +32,7 @@ def error_by_hand(confidences, correct) -> float:
 @given(single_label_splits())
 def test_the_error_is_that_of_the_definition(split):
     labels, logits = split
-    bins = reliability(answers(labels, logits, "single_label"))
+    bins = reliability(confidences(labels, logits, "single_label"))
     probabilities = softmax(logits)
     by_hand = error_by_hand(probabilities.max(axis=1), logits.argmax(axis=1) == labels)
     assert expected_calibration_error(bins) == pytest.approx(by_hand, abs=1e-9)
@@ -43,7 +43,7 @@ def test_the_error_is_that_of_the_definition(split):
 @given(multi_label_splits())
 def test_with_several_labels_every_probability_counts(split):
     labels, logits = split
-    bins = reliability(answers(labels, logits, "multi_label"))
+    bins = reliability(confidences(labels, logits, "multi_label"))
     by_hand = error_by_hand(sigmoid(logits).ravel(), labels.ravel())
     assert expected_calibration_error(bins) == pytest.approx(by_hand, abs=1e-9)
 
@@ -124,7 +124,7 @@ def test_a_temperature_at_the_end_that_was_recorded_before_is_not_used():
 @given(multi_label_splits())
 def test_bins_do_not_depend_on_blocks_or_on_the_order_of_the_examples(split):
     labels, logits = split
-    whole = reliability(answers(labels, logits, "multi_label", 1.7))
+    whole = reliability(confidences(labels, logits, "multi_label", 1.7))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "BLOCK_VALUES", 5)
-        assert reliability(answers(labels[::-1], logits[::-1], "multi_label", 1.7)) == whole
+        assert reliability(confidences(labels[::-1], logits[::-1], "multi_label", 1.7)) == whole

@@ -272,7 +272,7 @@ def test_a_run_copied_in_part_is_reported_as_far_as_it_goes(copied, tmp_path):
 
 def test_a_broken_plan_is_an_error_that_names_it(copied):
     copied.plan_file.write_text("{")
-    with pytest.raises(RunError, match=r"plan\.json is not readable JSON"):
+    with pytest.raises(RunError, match=r"plan\.json is not valid JSON"):
         write_report(copied)
 
 

@@ -137,7 +137,7 @@ def test_a_run_of_another_version_or_none_at_all_is_told_and_left_out_of_the_sea
     notes: list[str] = []
     found = find(tmp_path, notes)
     assert found is not None and found.path == tmp_path / "ours"
-    assert all("left out of the search" in message for message in notes)
+    assert all("skipped in the search" in message for message in notes)
     told = {pathlib.Path(message.removeprefix("note: ").partition(" is left")[0]).parent.name for message in notes}
     assert told >= {"of another schema", "not JSON", "a folder"}
 

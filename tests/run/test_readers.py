@@ -48,5 +48,5 @@ def test_a_better_checkpoint_meanwhile_is_not_taken_for_the_one_that_was_found(t
     assert find_checkpoint(run, found) == find_checkpoint(run, "best") == 1 and find_checkpoint(run, "last") == 2
     save(run, config, 3, accuracy=0.9)
     assert load_model_arrays(run)[0] == 3
-    with pytest.raises(RunError, match=r"has removed its checkpoint of step 1 meanwhile, .*; start again"):
+    with pytest.raises(RunError, match=r"has removed its checkpoint of step 1 since, .*; run the command again"):
         load_model_arrays(run, found)

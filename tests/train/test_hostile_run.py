@@ -95,7 +95,7 @@ HOSTILE: dict[str, tuple[Callable[[pathlib.Path], None], str]] = {
         lambda run: (run / "config.yaml").write_text("model: !!python/object/apply:os.system [exit]"),
         "is not readable YAML",
     ),
-    "yaml-bomb": (_doubling_yaml, "uses an alias of YAML"),
+    "yaml-bomb": (_doubling_yaml, "uses a YAML alias"),
     "device": (lambda run: _replace_by_device(run / _STEP / "model.safetensors"), "is a device, a pipe"),
     "pipe": (lambda run: _replace_by_pipe(run / _STEP / "checkpoint.json"), "is a device, a pipe"),
     "pipe-for-the-run": (lambda run: _replace_by_pipe(run / "config.yaml"), "is a device, a pipe"),

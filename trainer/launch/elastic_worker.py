@@ -25,7 +25,7 @@ from trainer.launch.run_session import RunSession
 from trainer.plan.plan import Plan, make_plan
 from trainer.run.checkpoint import CheckpointStore
 from trainer.run.run_dir import RunDir
-from trainer.run.unwritten_metrics import LastLines
+from trainer.run.unwritten_metrics import UnwrittenMetrics
 from trainer.system import tf_runtime
 from trainer.training.actions import EvaluateAndSave, is_saving_due
 from trainer.training.context import RunContext
@@ -52,7 +52,7 @@ class ElasticWorker:
         self._session, self._plan, self._config = session, session.planned.plan, session.config
         self._pulse = heartbeat.of_this_worker()
         self._stop_request = StopRequest()
-        self._unwritten = LastLines()
+        self._unwritten = UnwrittenMetrics()
         # Of the present generation or the last, with the state in memory; None before the first.
         self._context: RunContext | None = None
         self._generation = 0

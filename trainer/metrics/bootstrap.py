@@ -1,7 +1,7 @@
-"""95% intervals of any metric by resampling the examples, and of the difference of two models on the same examples.
+"""95% bootstrap intervals of any metric, and of the difference between two models on the same examples.
 
 Percentile bootstrap (Efron, Annals of Statistics 7 (1979), 1-26), corrected for the bias of its median. A resample is
-how often each example is drawn, and a metric is computed from these counts for many resamples at once.
+a vector of counts, how often each example is drawn, and a metric is computed from the counts of many resamples at once.
 """
 
 import functools
@@ -18,32 +18,32 @@ from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task, row_bloc
 
 NUM_RESAMPLES = 1000
 SEED = 0
-# Of counts at a time, in float64: 1 MB, which stays in the cache of a core.
+# Counts computed at a time, in float64: 1 MB, which fits into the cache of a core.
 _BLOCK_VALUES = 2**17
-# Examples times classes: above it, resampling the areas under curves would take minutes.
+# Largest examples times classes for which areas under curves are resampled; more would take minutes.
 MAX_RANKED = 300_000
 
-# From how often each example is drawn, [resamples, n], to the metric, [resamples]; NaN where it is undefined.
+# Maps the counts [resamples, n] to the metric, [resamples]; NaN where it is undefined.
 Statistic = Callable[[Floats], Floats]
 
 
 def make_statistics(
     labels: Labels, logits: Logits, task: Task, thresholds: Floats | None = None
 ) -> Mapping[str, Statistic]:
-    """The metrics that can be resampled: accuracy, macro_f1 and, unless too large, average_precision and roc_auc."""
+    """Return the metrics to resample: accuracy, macro_f1 and, up to `MAX_RANKED`, average_precision and roc_auc."""
     num_classes = logits.shape[1]
     predicted = predict(logits, task, thresholds)
     statistics: dict[str, Statistic] = {
         "accuracy": functools.partial(_mean, is_correct(labels, predicted).astype(np.float64)),
         "macro_f1": (
-            functools.partial(_macro_f1_of_several, labels, predicted)
+            functools.partial(_multi_label_macro_f1, labels, predicted)
             if labels.ndim == 2
             else functools.partial(_macro_f1, *_hits_and_occurrences(labels, predicted, num_classes))
         ),
     }
     if logits.size <= MAX_RANKED:
         scores = ClassScores(logits, task)
-        # The classes of a binary task mirror each other: the positive one is what the areas are about.
+        # The classes of a binary task mirror each other; the areas are those of the positive one.
         columns = [1] if task == "binary" else range(num_classes)
         ranked = [_RankedClass(has_class(labels, k), scores.of(k)) for k in columns]
         statistics["average_precision"] = functools.partial(_mean_over_classes, ranked, _RankedClass.average_precision)
@@ -54,9 +54,13 @@ def make_statistics(
 def draw_resamples(
     num_examples: int, num_resamples: int = NUM_RESAMPLES, seed: int = SEED, *, num_classes: int = 1
 ) -> Iterator[Floats]:
-    """Blocks of [resamples, num_examples]: how often each example is drawn, num_examples draws with replacement.
+    """Yield blocks of counts, [resamples, num_examples]; each resample has num_examples draws with replacement.
 
-    num_classes: where a statistic has a value for each, there are no more resamples at a time than these have room.
+    Args:
+        num_examples: the size of the split.
+        num_resamples: how many resamples to draw in all.
+        seed: of the random draws.
+        num_classes: of a statistic that computes a value per class; limits the size of a block as well.
     """
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK_VALUES // max(num_examples, num_classes))
@@ -75,7 +79,7 @@ def resample(
     *,
     num_classes: int = 1,
 ) -> dict[str, Floats]:
-    """Every metric of every resample, [num_resamples]; all metrics see the same resamples."""
+    """Return each metric of each resample, [num_resamples]; all metrics use the same resamples."""
     blocks: dict[str, list[Floats]] = {name: [] for name in statistics}
     for counts in draw_resamples(num_examples, num_resamples, seed, num_classes=num_classes):
         for name, statistic in statistics.items():
@@ -86,14 +90,14 @@ def resample(
 def interval_around(
     estimate: float, values: Floats, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[float, float] | None:
-    """The middle 95% of the resamples that define the metric, moved so that their median is the estimate, and cut off
-    at the bounds of the metric. It always holds the estimate. None where less than half of the resamples define the
-    metric, or the examples themselves do not.
+    """Return the 95% percentile interval, shifted so that the median of the resamples is the estimate.
 
-    A resample repeats some examples and lacks others: means over classes leave out the classes that it lacks, and a
-    precision above a repeated positive is higher. Its metric is then that of an easier split, and what the resamples
-    have in the middle says by how much. Over small splits of a known population, the interval of mAP that is not moved
-    held the expected value less often.
+    The interval is clipped to the bounds of the metric and always contains the estimate. It is None if the estimate or
+    more than half of the resamples are undefined.
+
+    A resample repeats some examples and lacks others: means over classes skip the classes that it lacks, and a repeated
+    positive raises the precision. Its metric is that of an easier split, and the median of the resamples measures by
+    how much. On small splits of a known population, the unshifted interval of mAP covered the true value less often.
     """
     known = values[~np.isnan(values)]
     if math.isnan(estimate) or 2 * len(known) < len(values) or len(known) == 0:
@@ -103,13 +107,13 @@ def interval_around(
 
 
 def estimates(statistics: Mapping[str, Statistic], num_examples: int) -> dict[str, float]:
-    """Every metric of the examples as they are; NaN where it is undefined."""
+    """Return each metric on the original examples; NaN where it is undefined."""
     once = np.ones([1, num_examples])
     return {name: float(statistic(once)[0]) for name, statistic in statistics.items()}
 
 
 class _RankedClass:
-    """The examples in the order of their scores, highest first, in groups of equal ones."""
+    """The examples sorted by score, highest first, in groups of equal scores."""
 
     def __init__(self, true: Bools, scores: Floats) -> None:
         self._order = np.argsort(-scores, kind="stable")
@@ -119,7 +123,7 @@ class _RankedClass:
         self._starts = None if len(starts) == len(scores) else starts
 
     def _group_counts(self, counts: Floats) -> tuple[Floats, Floats]:
-        """Positives and negatives of each group, [resamples, groups]."""
+        """Return the counts of positives and negatives in each group, [resamples, groups]."""
         drawn = counts[:, self._order]
         positive, negative = drawn * self._is_positive, drawn * ~self._is_positive
         if self._starts is None:
@@ -129,7 +133,7 @@ class _RankedClass:
     def roc_auc(self, counts: Floats) -> Floats:
         positive, negative = self._group_counts(counts)
         num_pairs = positive.sum(axis=1) * negative.sum(axis=1)
-        # A positive wins over the negatives below its group, and halves with those in it.
+        # A positive beats the negatives below its group; those in its group count half.
         below = negative.sum(axis=1, keepdims=True) - np.cumsum(negative, axis=1)
         return _divide((positive * (below + negative / 2)).sum(axis=1), num_pairs)
 
@@ -146,7 +150,7 @@ def _mean(values: Floats, counts: Floats) -> Floats:
 
 
 def _hits_and_occurrences(labels: Labels, predicted: Predictions, num_classes: int) -> tuple[Any, Any]:
-    """[n, num_classes] float64, sparse: where an example has its class and gets it, and how often it does either."""
+    """Return sparse [n, num_classes] float64: hits, and how often a class is label or prediction (0 to 2)."""
     from scipy import sparse
 
     def of(classes: Labels | Predictions, ones: Floats) -> Any:
@@ -160,7 +164,7 @@ def _macro_f1(hits: Any, occurrences: Any, counts: Floats) -> Floats:
     return _mean_of_known(2 * _divide(counts @ hits, counts @ occurrences))
 
 
-def _macro_f1_of_several(labels: Labels, predicted: Predictions, counts: Floats) -> Floats:
+def _multi_label_macro_f1(labels: Labels, predicted: Predictions, counts: Floats) -> Floats:
     hits, occurrences = np.zeros((2, len(counts), labels.shape[1]))
     for rows in row_blocks(labels.shape):
         true, found = labels[rows] > 0, predicted[rows]
@@ -176,13 +180,13 @@ def _mean_over_classes(
 
 
 def _mean_of_known(values: Floats) -> Floats:
-    """The mean over the classes that define the metric, [resamples]; NaN where none does."""
+    """Return the mean over the classes with a defined metric, [resamples]; NaN where there is none."""
     known = ~np.isnan(values)
     return _divide(np.where(known, values, 0).sum(axis=1), known.sum(axis=1).astype(np.float64))
 
 
 def _divide(numerator: Floats, denominator: Floats) -> Floats:
-    """NaN where the denominator is 0."""
+    """Divide; NaN where the denominator is 0."""
     result: npt.NDArray[np.float64] = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
     return result

@@ -1,4 +1,4 @@
-"""Whether probabilities are as often right as they say: Guo et al., On Calibration of Modern Neural Networks, 2017."""
+"""Calibration of probabilities: Guo et al., On Calibration of Modern Neural Networks, 2017."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -13,23 +13,23 @@ from trainer.metrics.scores import (
     Labels,
     Logits,
     Task,
-    cooled,
     mean_loss,
     probabilities_of,
     row_blocks,
+    scale_logits,
 )
 
 NUM_BINS = 15
-# Logits of a network that is always right want a temperature of 0, and of one that knows nothing an infinite one.
+# The best temperature is 0 for a model that is always right, and infinite for one no better than chance.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
-# In the logarithm.
+# On log(temperature).
 _BOUND_TOLERANCE = 1e-3
-# Probabilities are added up as whole numbers of 2^-52, of 26 bits each half.
+# Probabilities are summed as integer multiples of 2^-52, in two halves of 26 bits.
 _UNIT, _HALF_BITS, _HALF_MASK = 2.0**52, 26, 2**26 - 1
 
 
 class ReliabilityBin(pydantic.BaseModel):
-    """The answers with a confidence in (low, high]; `confidence` and `accuracy` are their means, 0 where none is."""
+    """The predictions with a confidence in (low, high]; `confidence` and `accuracy` are means, 0 for an empty bin."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -40,16 +40,16 @@ class ReliabilityBin(pydantic.BaseModel):
     accuracy: float
 
 
-def answers(
+def confidences(
     labels: Labels, logits: npt.NDArray[np.floating], task: Task, temperature: float | None = None
 ) -> Iterator[tuple[Floats, Bools]]:
-    """Confidences and whether each was right, in blocks.
+    """Yield blocks of (confidences, correct), both 1-D.
 
-    One for each example, the probability of the predicted class; for multi_label one for each example and class, the
-    probability that the example has it and whether it does.
+    There is one per example, the probability of the predicted class and whether that is the label; for multi_label one
+    per example and class, the probability that the example has the class and whether it does.
     """
     for rows in row_blocks(logits.shape):
-        block = cooled(logits[rows], temperature)
+        block = scale_logits(logits[rows], temperature)
         probabilities = probabilities_of(block, task)
         if task == "multi_label":
             yield probabilities.ravel(), labels[rows].ravel() > 0
@@ -58,16 +58,16 @@ def answers(
 
 
 def reliability(blocks: Iterable[tuple[Floats, Bools]], num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
-    """The answers in `num_bins` bins of equal width."""
+    """Sort predictions into `num_bins` bins of equal width."""
     edges = np.arange(num_bins + 1) / num_bins
     counts, num_correct = np.zeros(num_bins, np.int64), np.zeros(num_bins, np.int64)
     sums = [0] * num_bins
-    for confidences, correct in blocks:
-        # (low, high]: an answer on an edge belongs below it, and 0 to the first bin.
-        index = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, num_bins - 1)
+    for values, correct in blocks:
+        # Bins are (low, high]; 0 belongs to the first.
+        index = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, num_bins - 1)
         counts += np.bincount(index, minlength=num_bins)
         num_correct += np.bincount(index[correct], minlength=num_bins)
-        sums = [total + more for total, more in zip(sums, _exact_sums(confidences, index, num_bins), strict=True)]
+        sums = [total + more for total, more in zip(sums, _exact_sums(values, index, num_bins), strict=True)]
     return [
         ReliabilityBin(
             low=low,
@@ -82,34 +82,33 @@ def reliability(blocks: Iterable[tuple[Floats, Bools]], num_bins: int = NUM_BINS
     ]
 
 
-def _exact_sums(confidences: Floats, index: npt.NDArray[np.int64], num_bins: int) -> list[int]:
-    """The sum of each bin in units of 1 / `_UNIT`, the same in any order of the answers and in any blocks."""
-    whole = (confidences * _UNIT).astype(np.int64)
-    # In two halves, whose sums in floating point are exact for more answers than a block has.
+def _exact_sums(values: Floats, index: npt.NDArray[np.int64], num_bins: int) -> list[int]:
+    """Return the sum of each bin in units of 1 / `_UNIT`, exact and so independent of order and blocks."""
+    whole = (values * _UNIT).astype(np.int64)
+    # In two halves, whose floating-point sums are exact for more values than a block has.
     high, low = (np.bincount(index, half, num_bins).tolist() for half in (whole >> _HALF_BITS, whole & _HALF_MASK))
     return [(int(h) << _HALF_BITS) + int(rest) for h, rest in zip(high, low, strict=True)]
 
 
 def expected_calibration_error(bins: list[ReliabilityBin]) -> float:
-    """The mean distance of accuracy and confidence over the answers, bin by bin."""
+    """Return the mean of |accuracy - confidence| over the bins, weighted by their counts."""
     total = sum(b.count for b in bins)
     return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / total
 
 
 def fit_temperature(labels: Labels, logits: Logits, task: Task) -> float | None:
-    """The T for which logits / T have the least loss, on a validation split; it changes how sure the model is, and not
-    which class is first.
+    """Return the temperature T that minimizes the loss of logits / T on a validation split.
 
-    None where no T between `MIN_TEMPERATURE` and `MAX_TEMPERATURE` has less loss than both of these: the best one is
-    then 0, of a model that is right on every image, or infinite, of one that knows nothing, and neither is a
-    calibration.
+    It changes confidences but not the order of the classes. None if the minimum is at `MIN_TEMPERATURE` or
+    `MAX_TEMPERATURE`: the best T is then 0, for a model that is right on every image, or infinite, for one no better
+    than chance, and neither calibrates.
     """
     from scipy import optimize
 
     def loss(log_t: float) -> float:
         return mean_loss(labels, logits, task, temperature=math.exp(log_t))
 
-    # The loss is convex in 1 / T, so that it has one minimum in log T too.
+    # The loss is convex in 1 / T, so it has a single minimum in log T too.
     bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
     found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     if is_at_bound(math.exp(found.x)) or found.fun >= min(loss(bound) for bound in bounds):
@@ -118,5 +117,5 @@ def fit_temperature(labels: Labels, logits: Logits, task: Task) -> float | None:
 
 
 def is_at_bound(temperature: float) -> bool:
-    """Whether a temperature is where the search for it ends, to the precision of the search."""
+    """Return whether a temperature is at a bound of the search, within its tolerance."""
     return any(abs(math.log(temperature / bound)) < _BOUND_TOLERANCE for bound in (MIN_TEMPERATURE, MAX_TEMPERATURE))

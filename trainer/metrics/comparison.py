@@ -1,4 +1,4 @@
-"""Whether two models differ, on the same examples."""
+"""Significance tests for the difference between two models on the same examples."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,17 +10,16 @@ from trainer.metrics.scores import Bools
 
 
 class Difference(NamedTuple):
-    """Of a metric, the second model's less the first's, with its 95% interval; None where it is not defined."""
+    """The second model's metric minus the first's, with its 95% interval; None where undefined."""
 
     value: float | None
     interval: tuple[float, float] | None
 
 
 def mcnemar_p_value(first_correct: Bools, second_correct: Bools) -> float:
-    """How likely so uneven a split of the examples that only one of two equally good models gets right is.
+    """Return the two-sided p-value of McNemar's exact test that two models are equally accurate.
 
-    McNemar's exact test, two-sided: McNemar, Psychometrika 12 (1947), 153-157, with the binomial distribution. Both
-    arguments are [n].
+    McNemar, Psychometrika 12 (1947), 153-157, with the binomial distribution. Both arguments are [n].
     """
     from scipy import stats
 
@@ -32,9 +31,9 @@ def mcnemar_p_value(first_correct: Bools, second_correct: Bools) -> float:
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
-    """The p-values of several comparisons, so that the chance of any false one stays what it says.
+    """Correct the p-values of several comparisons for the family-wise error rate; the order is kept.
 
-    Holm, Scandinavian Journal of Statistics 6 (1979), 65-70; in the order given.
+    Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
     """
     corrected = [0.0] * len(p_values)
     highest = 0.0
@@ -52,14 +51,13 @@ def paired_differences(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = SEED,
 ) -> dict[str, Difference]:
-    """The difference of every metric that both have, each resample taken of both models at once.
+    """Return the difference in each metric that both have, by a paired bootstrap.
 
-    What makes an example hard is the same for both and cancels out, so the interval is narrower than two intervals
-    apart would suggest.
+    Hard examples are hard for both models and cancel out, so the intervals are narrower than two separate ones suggest.
     """
     names = [name for name in first if name in second]
     drawn = {(side, name): of[name] for side, of in enumerate((first, second)) for name in names}
-    # One pass, so that both see the same resamples.
+    # One pass, so that both use the same resamples.
     resampled = resample({f"{side}{name}": s for (side, name), s in drawn.items()}, num_examples, num_resamples, seed)
     of_first, of_second = estimates(first, num_examples), estimates(second, num_examples)
     differences = {}

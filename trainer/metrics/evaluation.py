@@ -1,6 +1,6 @@
 """`RUN/evaluation/<split>.json`: the exact metrics of one split. This module owns its format.
 
-The arrays that they were computed from lie beside them as `<split>.npz`: `labels` [n] int64, or multi-hot uint8
+`<split>.npz` beside it holds the arrays they were computed from: `labels` [n] int64, or multi-hot uint8
 [n, num_classes] for multi_label, `logits` [n, num_classes] float32 and `global_step`; row i is example i of the split,
 in the order of its shards.
 """
@@ -28,12 +28,11 @@ class _Model(pydantic.BaseModel):
 
 
 class ClassMetrics(_Model):
-    """One class against all others; 0 where a quotient is undefined (never predicted, or no examples).
+    """The metrics of one class against all others; 0 where a ratio is undefined (never predicted, or no examples).
 
-    support: examples that have the class.
-    roc_auc, average_precision: of the ranking by probability; null where the split has no example of the class, or,
-        for roc_auc, no other.
-    threshold: for multi_label, from which probability on the class is predicted.
+    support: the number of examples that have the class.
+    roc_auc, average_precision: null if the split has no example of the class, or, for roc_auc, no other example.
+    threshold: for multi_label, the probability from which the class is predicted.
     """
 
     name: str
@@ -47,7 +46,7 @@ class ClassMetrics(_Model):
 
 
 class MacroAverage(_Model):
-    """Unweighted means over the classes that occur in the split, as a label or as a prediction."""
+    """Unweighted means over the classes that occur in the split as a label or a prediction."""
 
     precision: float
     recall: float
@@ -55,9 +54,10 @@ class MacroAverage(_Model):
 
 
 class Ranking(_Model):
-    """Areas under curves: for binary of the positive class, otherwise means over the classes that have one.
+    """Areas under curves: of the positive class for binary, otherwise means over the classes where they are defined.
 
-    average_precision: for several classes, mAP; micro_average_precision: all pairs of example and class in one list.
+    average_precision: mAP, for several classes.
+    micro_average_precision: over all pairs of example and class in one ranking.
     """
 
     roc_auc: float | None
@@ -66,10 +66,11 @@ class Ranking(_Model):
 
 
 class AtThresholds(_Model):
-    """What a set of thresholds gives: one a class, or for binary that of the positive class alone.
+    """The metrics at one threshold per class, or for binary at that of the positive class.
 
-    f1: for binary of the positive class, otherwise the macro average. accuracy: exactly the true classes are
-    predicted. hamming_loss: share of the pairs of example and class that are wrong.
+    accuracy: the share of examples for which exactly the true classes are predicted.
+    hamming_loss: the share of pairs of example and class that are wrong.
+    f1: of the positive class for binary, otherwise the macro average.
     """
 
     thresholds: list[float]
@@ -82,9 +83,9 @@ class AtThresholds(_Model):
 
 
 class Calibration(_Model):
-    """Whether probabilities are as often right as they say, as they are and divided by the tuned temperature.
+    """The calibration of the probabilities, without and with the tuned temperature.
 
-    ece: expected calibration error over the bins, which are of equal width.
+    ece: the expected calibration error over bins of equal width.
     """
 
     ece: float
@@ -95,10 +96,12 @@ class Calibration(_Model):
 
 
 class Tuning(_Model):
-    """What was fitted on the validation split, at `global_step`; `thresholds` is null for single_label, `temperature`
-    where none calibrates (see `fit_temperature`).
+    """The temperature and thresholds fitted on the validation split at `global_step`.
 
-    On the validation split itself the figures that it gives are optimistic.
+    Metrics on the validation split itself are therefore optimistic.
+
+    temperature: null if none calibrates (see `fit_temperature`).
+    thresholds: null for single_label.
     """
 
     global_step: int
@@ -110,13 +113,12 @@ class Tuning(_Model):
     @pydantic.field_validator("temperature")
     @classmethod
     def _leave_out_a_bound(cls, temperature: float | None) -> float | None:
-        # Evaluations of before recorded the end of the search where it had found nothing.
+        # Earlier versions recorded the bound of the search when no temperature was found.
         return None if temperature is not None and is_at_bound(temperature) else temperature
 
 
 class Intervals(_Model):
-    """95% bootstrap intervals over the examples, each around its metric; null where too many resamples do not define
-    it, or, for the areas, where the split is too large to resample them."""
+    """95% bootstrap intervals; null if too few resamples define the metric, or the split is too large (areas only)."""
 
     num_resamples: int
     accuracy: Interval | None
@@ -126,7 +128,7 @@ class Intervals(_Model):
 
 
 class Slice(_Model):
-    """The figures of the examples whose `column` is `value`; averages as in the evaluation itself."""
+    """The metrics of the examples whose `column` is `value`; averages as in `Evaluation`."""
 
     column: str
     value: str
@@ -141,13 +143,13 @@ class Slice(_Model):
 class Evaluation(_Model):
     """The exact metrics of one split at one step.
 
-    weights: raw, averages or auto, as the evaluation was asked for.
-    dataset_hash: content of the dataset that was evaluated; null where it is not known.
-    accuracy: share of examples that are predicted right; for multi_label exactly right, at the tuned thresholds.
+    weights: raw, averages or auto, as requested.
+    dataset_hash: the content hash of the dataset; null if unknown.
+    accuracy: the share of correct predictions; for multi_label, of exact matches at the tuned thresholds.
     accuracy_interval: 95% Wilson score interval of the accuracy.
     top5_accuracy: the label is among the `min(5, num_classes)` largest logits; null for multi_label.
     loss: mean cross-entropy in nats, without label smoothing or weight decay.
-    at_thresholds: at one half and then at the tuned thresholds; none for single_label.
+    at_thresholds: at thresholds of 0.5, then at the tuned ones; empty for single_label.
     confusion_matrix: [true class][predicted class], counts; null for multi_label, and for more than 2,000 classes.
     """
 
@@ -174,14 +176,14 @@ class Evaluation(_Model):
     confusion_matrix: list[list[int]] | None
 
     def save(self, evaluation_dir: pathlib.Path) -> pathlib.Path:
-        """Writes `<split>.json` atomically; call `save_arrays` first, so that the metrics never lack their arrays."""
+        """Write `<split>.json` atomically; call `save_arrays` first, so that metrics always have their arrays."""
         evaluation_dir.mkdir(parents=True, exist_ok=True)
         path = evaluation_dir / f"{self.split}.json"
         atomic.write_text(path, self._to_json())
         return path
 
     def _to_json(self) -> str:
-        # One row of the matrix a line: indented all through, 1,000 classes would be a million lines.
+        # One line per row of the matrix: fully indented, 1,000 classes would make a million lines.
         content = self.model_dump(mode="json")
         matrix = content.pop("confusion_matrix")
         head = json.dumps(content, indent=2, allow_nan=False).removesuffix("\n}")
@@ -192,10 +194,10 @@ class Evaluation(_Model):
 
     @classmethod
     def load(cls, evaluation_dir: pathlib.Path, split: str) -> "Evaluation":
-        """Reads `<split>.json`.
+        """Read `<split>.json`.
 
         Raises:
-            RunError: the split was not evaluated, or the file is of another version.
+            RunError: the split was not evaluated, or the file has another schema version.
         """
         path = evaluation_dir / f"{split}.json"
         try:
@@ -215,7 +217,7 @@ class Evaluation(_Model):
 def save_arrays(
     evaluation_dir: pathlib.Path, *, split: str, global_step: int, labels: Labels, logits: Logits
 ) -> pathlib.Path:
-    """Writes `<split>.npz` atomically."""
+    """Write `<split>.npz` atomically."""
     evaluation_dir.mkdir(parents=True, exist_ok=True)
     path = evaluation_dir / f"{split}.npz"
     labels_dtype = np.int64 if labels.ndim == 1 else np.uint8
@@ -230,10 +232,10 @@ def save_arrays(
 
 
 def load_arrays(evaluation_dir: pathlib.Path, evaluation: Evaluation) -> tuple[Labels, Logits]:
-    """The labels and logits that `evaluation` was computed from.
+    """Read the labels and logits that `evaluation` was computed from.
 
     Raises:
-        RunError: they are missing, unreadable, or of another evaluation.
+        RunError: they are missing, unreadable, or belong to another evaluation.
     """
     split = evaluation.split
     path = evaluation_dir / f"{split}.npz"

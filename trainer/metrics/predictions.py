@@ -1,7 +1,7 @@
-"""What is predicted, and how often it is right.
+"""Predictions from logits; accuracy, precision, recall and F1.
 
-Predictions have the form of labels: the class of each example, [n] int64, or, for multi_label, whether each class is
-predicted for it, [n, num_classes] bool.
+Predictions have the shape of labels: the class of each example, [n] int64, or, for multi_label, whether each class is
+predicted, [n, num_classes] bool.
 """
 
 import math
@@ -19,8 +19,12 @@ _Z_95 = 1.959963984540054
 
 
 def predict(logits: Logits, task: Task, thresholds: Floats | None = None) -> Predictions:
-    """The class of the largest logit, the first of equal ones; for multi_label every class whose probability reaches
-    its threshold ([num_classes]; None: one half).
+    """Return the class of the largest logit (ties: the first); for multi_label every class that reaches its threshold.
+
+    Args:
+        logits: [n, num_classes].
+        task: how the logits are read.
+        thresholds: [num_classes] probabilities, for multi_label; None means 0.5.
     """
     if task != "multi_label":
         classes: npt.NDArray[np.int64] = np.argmax(logits, axis=1).astype(np.int64)
@@ -33,7 +37,7 @@ def predict(logits: Logits, task: Task, thresholds: Floats | None = None) -> Pre
 
 
 def is_correct(labels: Labels, predicted: Predictions) -> Bools:
-    """[n]: whether exactly the true classes are predicted."""
+    """Return whether exactly the true classes are predicted, [n]."""
     if labels.ndim == 1:
         return np.asarray(labels == predicted)
     correct = np.empty(len(labels), np.bool_)
@@ -42,24 +46,24 @@ def is_correct(labels: Labels, predicted: Predictions) -> Bools:
     return correct
 
 
-def places(labels: Labels, logits: Logits) -> npt.NDArray[np.int64]:
-    """[n]: how many classes come before the true one; equal logits count by index, as argmax does."""
-    place = np.empty(len(labels), np.int64)
+def label_ranks(labels: Labels, logits: Logits) -> npt.NDArray[np.int64]:
+    """Return how many classes rank above the label, [n]; ties rank by index, as in argmax."""
+    ranks = np.empty(len(labels), np.int64)
     for rows in row_blocks(logits.shape):
         block, of_class = logits[rows], labels[rows, None]
         true_logits = np.take_along_axis(block, of_class, axis=1)
         earlier = np.arange(block.shape[1])[None, :] < of_class
-        place[rows] = np.sum((block > true_logits) | ((block == true_logits) & earlier), axis=1)
-    return place
+        ranks[rows] = np.sum((block > true_logits) | ((block == true_logits) & earlier), axis=1)
+    return ranks
 
 
 def top_k_accuracy(labels: Labels, logits: Logits, k: int) -> float:
-    """The share of examples whose label is among the k largest logits."""
-    return float(np.mean(places(labels, logits) < k))
+    """Return the share of examples whose label is among the k largest logits."""
+    return float(np.mean(label_ranks(labels, logits) < k))
 
 
 class Averages(NamedTuple):
-    """Of precision, recall and F1 over classes."""
+    """Averages of precision, recall and F1 over classes."""
 
     precision: float
     recall: float
@@ -67,7 +71,7 @@ class Averages(NamedTuple):
 
 
 class ClassCounts(NamedTuple):
-    """By class, [num_classes] int64: how often it is rightly predicted, predicted, and true."""
+    """Counts per class, [num_classes] int64: true positives, predictions, and examples that have the class."""
 
     hits: npt.NDArray[np.int64]
     predicted: npt.NDArray[np.int64]
@@ -89,7 +93,7 @@ class ClassCounts(NamedTuple):
 
     @property
     def precision(self) -> Floats:
-        """0 where it is undefined, as the other two."""
+        """Precision per class; 0 where undefined, like recall and F1."""
         return _ratio(self.hits, self.predicted)
 
     @property
@@ -101,14 +105,14 @@ class ClassCounts(NamedTuple):
         return _ratio(2 * self.hits, self.predicted + self.support)
 
     def macro(self) -> Averages:
-        """The means over the classes that occur, as a label or as a prediction; 0 where none does."""
+        """Average over the classes that occur as a label or a prediction; 0 if none does."""
         occurs = (self.predicted > 0) | (self.support > 0)
         if not occurs.any():
             return Averages(0.0, 0.0, 0.0)
         return Averages(*(float(values[occurs].mean()) for values in (self.precision, self.recall, self.f1)))
 
     def micro(self) -> Averages:
-        """Of all classes together."""
+        """Compute the metrics from the counts of all classes together."""
         total = ClassCounts(*(counts.sum(keepdims=True) for counts in self))
         return Averages(float(total.precision[0]), float(total.recall[0]), float(total.f1[0]))
 
@@ -119,15 +123,15 @@ def _ratio(numerator: npt.NDArray[np.int64], denominator: npt.NDArray[np.int64])
 
 
 def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
-    """The 95% score interval of a proportion: Wilson, JASA 22 (1927), 209-212.
+    """Return the 95% score interval of a proportion: Wilson, JASA 22 (1927), 209-212.
 
-    Unlike the normal approximation it stays inside [0, 1] and is right for accuracies near 1.
+    Unlike the normal approximation it stays within [0, 1] and is accurate near 1.
     """
     n, z2 = num_examples, _Z_95**2
     proportion = num_correct / n
     centre = (proportion + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z_95 / (1 + z2 / n) * math.sqrt(proportion * (1 - proportion) / n + z2 / (4 * n * n))
-    # At 0 and n correct one end is exactly 0 or 1; rounding must not push it out.
+    # At 0 and n correct one bound is exactly 0 or 1, whatever the rounding.
     low = 0.0 if num_correct == 0 else centre - half
     high = 1.0 if num_correct == n else centre + half
     return low, high

@@ -1,4 +1,4 @@
-"""How well the scores of a class rank its examples above the others: ROC, precision-recall, the areas under them."""
+"""ROC and precision-recall curves, and the areas under them."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from trainer.metrics.scores import Bools, Floats, Labels, Logits, Task, membersh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Points (x, y) of a curve, each in [0, 1], and the figure that it comes to: the area, or average precision."""
+    """Points (x, y) of a curve, each in [0, 1]; `area` is the area under it, or the average precision."""
 
     x: Floats
     y: Floats
@@ -18,7 +18,7 @@ class Curve:
 
 
 class ClassScores:
-    """Scores that rank as the probabilities do, and do not saturate where those round to 0 or 1; a class at a time."""
+    """Scores that rank like the probabilities but do not saturate at 0 or 1."""
 
     def __init__(self, logits: Logits, task: Task) -> None:
         self._logits, self._task = logits, task
@@ -30,7 +30,7 @@ class ClassScores:
                 self._log_sum[rows] = np.log(np.exp(block - self._largest[rows, None]).sum(axis=1))
 
     def of(self, class_id: int) -> Floats:
-        """The scores of one class, [n]."""
+        """Return the scores of one class, [n]."""
         if self._task == "binary":
             margin = self._logits[:, 1].astype(np.float64) - self._logits[:, 0]
             return margin if class_id == 1 else -margin
@@ -38,7 +38,7 @@ class ClassScores:
         return column if self._task == "multi_label" else column - self._largest - self._log_sum
 
     def rows(self, rows: slice) -> Floats:
-        """The scores of some examples, [b, num_classes]."""
+        """Return the scores of some examples, [b, num_classes]."""
         block = self._logits[rows].astype(np.float64)
         if self._task == "binary":
             margin = block[:, 1] - block[:, 0]
@@ -49,21 +49,21 @@ class ClassScores:
 
 
 def has_class(labels: Labels, class_id: int) -> Bools:
-    """Whether each example has the class, [n]."""
+    """Return whether each example has the class, [n]."""
     found: Bools = labels[:, class_id] > 0 if labels.ndim == 2 else labels == class_id
     return found
 
 
 def roc_aucs(labels: Labels, logits: Logits, task: Task) -> list[float | None]:
-    """The area under the ROC curve of each class against all others; None for one that all or no examples have."""
+    """Return the area under each class's ROC curve (one vs. rest); None for a class of all or no examples."""
     scores = ClassScores(logits, task)
     return [_area(has_class(labels, class_id), scores.of(class_id)) for class_id in range(logits.shape[1])]
 
 
 def average_precisions(labels: Labels, logits: Logits, task: Task) -> list[float | None]:
-    """The average precision of each class; None for one that no example has.
+    """Return the average precision of each class; None for a class of no examples.
 
-    The sum over thresholds of precision times the gain in recall, without interpolation (as scikit-learn's).
+    Without interpolation, as in scikit-learn: the sum over thresholds of precision times the gain in recall.
     """
     scores = ClassScores(logits, task)
 
@@ -75,17 +75,17 @@ def average_precisions(labels: Labels, logits: Logits, task: Task) -> list[float
 
 
 def micro_average_precision(labels: Labels, logits: Logits, task: Task) -> float | None:
-    """The average precision of all pairs of example and class in one list; None where no example has any class.
+    """Return the average precision over all pairs of example and class; None if no example has a class.
 
-    The list is not made: how many pairs score as high as a true one is counted block by block.
+    The pairs are never sorted as a whole: those that score as high as each true pair are counted block by block.
     """
     scores, num_classes = ClassScores(logits, task), logits.shape[1]
-    of_true = [scores.rows(rows)[membership(labels[rows], num_classes)] for rows in row_blocks(logits.shape)]
-    return _average_precision(np.concatenate(of_true), (scores.rows(r).ravel() for r in row_blocks(logits.shape)))
+    true_scores = [scores.rows(rows)[membership(labels[rows], num_classes)] for rows in row_blocks(logits.shape)]
+    return _average_precision(np.concatenate(true_scores), (scores.rows(r).ravel() for r in row_blocks(logits.shape)))
 
 
 def _area(true: Bools, scores: Floats) -> float | None:
-    """The share of pairs of a positive and a negative in which the positive is first; equal ones count half."""
+    """Return the share of pairs of a positive and a negative in which the positive ranks first; ties count half."""
     positive, negative = np.sort(scores[true]), scores[~true]
     if not len(positive) or not len(negative):
         return None
@@ -94,22 +94,22 @@ def _area(true: Bools, scores: Floats) -> float | None:
     return (2 * num_pairs - num_below - num_not_above) / (2 * num_pairs)
 
 
-def _average_precision(of_true: Floats, blocks: Iterable[Floats]) -> float | None:
-    """From the scores of what is true, and those of everything in blocks; None where nothing is true."""
-    thresholds, num_at = np.unique(of_true, return_counts=True)
+def _average_precision(true_scores: Floats, blocks: Iterable[Floats]) -> float | None:
+    """Return the average precision, given the positives' scores and all scores in blocks; None without positives."""
+    thresholds, num_at = np.unique(true_scores, return_counts=True)
     if not len(thresholds):
         return None
     num_reached = np.zeros(len(thresholds) + 1, np.int64)
     for block in blocks:
         num_reached += np.bincount(np.searchsorted(thresholds, block, "right"), minlength=len(num_reached))
-    # Of those that reach each threshold: all, and the true ones.
+    # How many reach each threshold, and how many of these are positives.
     num_above = num_reached[::-1].cumsum()[::-1][1:]
     num_true_above = num_at[::-1].cumsum()[::-1]
     return float((num_true_above / num_above * num_at).sum() / num_at.sum())
 
 
 def roc_curve(true: Bools, scores: Floats) -> Curve:
-    """False positive rate against true positive rate, for true [n] with both kinds in it."""
+    """Return true positive rate over false positive rate; `true` [n] must have both values."""
     from sklearn import metrics
 
     x, y, _ = metrics.roc_curve(true, scores)
@@ -117,7 +117,7 @@ def roc_curve(true: Bools, scores: Floats) -> Curve:
 
 
 def precision_recall_curve(true: Bools, scores: Floats) -> Curve:
-    """Recall against precision, in rising recall up to the first that is 1, for true [n] with a positive in it."""
+    """Return precision over rising recall, up to the first recall of 1; `true` [n] must have a positive."""
     from sklearn import metrics
 
     precision, recall, _ = metrics.precision_recall_curve(true, scores)
@@ -128,6 +128,6 @@ def precision_recall_curve(true: Bools, scores: Floats) -> Curve:
 
 
 def mean_of_known(values: list[float | None]) -> float | None:
-    """The mean of those that are defined; None where none is."""
+    """Return the mean of the values that are not None, or None if all are."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -1,7 +1,7 @@
-"""Labels and logits of a split: the checks that come before any metric, probabilities, and the loss.
+"""Labels and logits of a split: checks before any metric, probabilities, and the loss.
 
-The logits of a split, [n, num_classes], are the largest thing there is: with 10,000 classes a few GB. No metric makes
-another array of that size in floating point; what is needed of all logits is made in blocks.
+The logits of a split, [n, num_classes], are the largest array, a few GB for 10,000 classes. No metric allocates another
+floating-point array of that size; computations on all logits run in blocks.
 """
 
 import math
@@ -20,40 +20,38 @@ Logits = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-# Values in float64 at a time, such as probabilities: 32 MB, whatever the size of the split.
+# Size of a block: 32 MB in float64, whatever the size of the split.
 BLOCK_VALUES = 2**22
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows of an array [n, num_columns] that together hold about `BLOCK_VALUES` values, one row at least."""
+    """Divide the rows of [n, num_columns] into blocks of about `BLOCK_VALUES` values, at least one row each."""
     num_rows, num_columns = shape
     size = max(1, BLOCK_VALUES // max(num_columns, 1))
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
 def needed_bytes(num_examples: int, num_classes: int, *, has_several_labels: bool) -> int:
-    """About what it takes to measure a split: its logits, of several labels an image those and what is predicted, and
-    what is made in blocks.
-    """
+    """Estimate the memory for measuring a split: logits, block buffers and, for multi_label, labels and predictions."""
     return num_examples * num_classes * (6 if has_several_labels else 4) + 8 * 8 * BLOCK_VALUES
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> Floats:
-    """Probabilities [n, num_classes] in float64 that add up to 1."""
+    """Return probabilities [n, num_classes] in float64 that sum to 1."""
     probabilities: Floats = np.exp(log_softmax(logits))
     return probabilities
 
 
 def sigmoid(logits: npt.NDArray[np.floating]) -> Floats:
-    """A probability for each logit, float64, of any shape."""
+    """Return the probability of each logit in float64, for any shape."""
     wide = logits.astype(np.float64)
-    # The exponent is never positive, so that nothing overflows.
+    # The exponent is never positive, so nothing overflows.
     small = np.exp(-np.abs(wide))
     return np.where(wide >= 0, 1 / (1 + small), small / (1 + small))
 
 
 def probabilities_of(logits: npt.NDArray[np.floating], task: Task) -> Floats:
-    """What the model answers: [n, num_classes], float64."""
+    """Return the model's probabilities, [n, num_classes] float64."""
     return sigmoid(logits) if task == "multi_label" else softmax(logits)
 
 
@@ -65,29 +63,31 @@ def log_softmax(logits: npt.NDArray[np.floating]) -> Floats:
 
 
 def membership(labels: Labels, num_classes: int) -> Bools:
-    """Whether each example has each class, [n, num_classes], from labels [n] or [n, num_classes]."""
+    """Convert labels [n] or [n, num_classes] to multi-hot [n, num_classes]."""
     if labels.ndim == 2:
         return labels > 0
     of_one: Bools = labels[:, None] == np.arange(num_classes)[None, :]
     return of_one
 
 
-def cooled(logits: npt.NDArray[np.floating], temperature: float | None) -> npt.NDArray[np.floating]:
-    """The logits divided by `temperature`, in float64; as they are for None."""
+def scale_logits(logits: npt.NDArray[np.floating], temperature: float | None) -> npt.NDArray[np.floating]:
+    """Divide the logits by `temperature`, in float64; return them unchanged for None."""
     return logits if temperature is None else logits / np.float64(temperature)
 
 
 def example_losses(
     labels: Labels, logits: npt.NDArray[np.floating], task: Task, temperature: float | None = None
 ) -> Floats:
-    """Cross-entropy of each example in nats, [n]; for multi_label the mean of the binary ones over the classes."""
-    losses = [_block_losses(labels[rows], cooled(logits[rows], temperature), task) for rows in row_blocks(logits.shape)]
+    """Return the cross-entropy of each example in nats, [n]; for multi_label the mean binary one over the classes."""
+    losses = [
+        _block_losses(labels[rows], scale_logits(logits[rows], temperature), task) for rows in row_blocks(logits.shape)
+    ]
     return np.concatenate(losses) if losses else np.zeros(0)
 
 
 def mean_loss(labels: Labels, logits: npt.NDArray[np.floating], task: Task, temperature: float | None = None) -> float:
-    """The mean of `example_losses`."""
-    # An exact sum is the same in any order of the examples, and so on any number of replicas.
+    """Return the mean of `example_losses`."""
+    # An exact sum does not depend on the order of the examples, and so not on the number of replicas.
     return math.fsum(example_losses(labels, logits, task, temperature).tolist()) / len(labels)
 
 
@@ -102,7 +102,7 @@ def _block_losses(labels: Labels, logits: npt.NDArray[np.floating], task: Task) 
 
 
 def check(labels: Labels, logits: Logits, class_names: list[str], task: Task, split: str, global_step: int) -> None:
-    """Whether labels and logits are such that they can be measured.
+    """Check that labels and logits can be measured.
 
     Raises:
         DataError: the split is empty, or a label is out of range.

@@ -1,4 +1,4 @@
-"""The figures of parts of a split: of the examples that share a value in some column."""
+"""Metrics of slices of a split: the examples that share a value in some column."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from trainer.metrics.scores import Floats, Labels, Logits, Task, mean_loss
 
 # Numbers with more values than this are cut into quarters of the examples.
 MAX_NUMBERS = 8
-# The most frequent values of a column; the others make up one slice.
+# The most frequent values of a column; the others share one slice.
 MAX_VALUES = 20
 
 Columns = Mapping[str, Sequence[str]]
@@ -21,11 +21,14 @@ Columns = Mapping[str, Sequence[str]]
 def slice_metrics(
     labels: Labels, logits: Logits, task: Task, columns: Columns, thresholds: Floats | None = None
 ) -> list[Slice]:
-    """A slice for each value of each column, the values in their order.
+    """Measure each value of each column, in the order of the values.
 
     Args:
-        columns: by name, the value of every example, [n] texts; "" where an example has none.
-        thresholds: as in `predict`.
+        labels: as for `summarize`.
+        logits: as for `summarize`.
+        task: as for `summarize`.
+        columns: by name, the value of every example, [n]; "" for none.
+        thresholds: as for `predict`.
     """
     slices = []
     for column, values in columns.items():
@@ -37,27 +40,28 @@ def slice_metrics(
 
 
 def group_values(values: Sequence[str]) -> tuple[list[str], np.ndarray]:  # type: ignore[type-arg]
-    """Names of the groups in their order, and the group of every value, [n].
+    """Return the names of the groups in order, and the group of every value, [n].
 
-    Each value is a group of its own, but many numbers are cut into quarters, and of many others the rare make up one.
+    Each value is a group, except that more than `MAX_NUMBERS` numbers are cut into quartiles, and that of more than
+    `MAX_VALUES` other values the rare ones share a group.
     """
     counts = collections.Counter(values)
     numbers = {value: number for value in counts if (number := _number(value)) is not None}
     if numbers and set(counts) <= {*numbers, ""}:
         if len(numbers) > MAX_NUMBERS:
-            return _quarters(values, numbers)
+            return _quartiles(values, numbers)
         ordered = [*sorted(numbers, key=lambda value: numbers[value]), *([""] if "" in counts else [])]
     else:
         ordered = sorted(counts)
     if len(ordered) > MAX_VALUES:
         ordered = sorted(value for value, _ in sorted(counts.items(), key=lambda c: (-c[1], c[0]))[:MAX_VALUES])
-    place = {value: i for i, value in enumerate(ordered)}
-    groups = np.array([place.get(value, len(ordered)) for value in values])
+    index = {value: i for i, value in enumerate(ordered)}
+    groups = np.array([index.get(value, len(ordered)) for value in values])
     num_rare = len(counts) - len(ordered)
     return [value or "(none)" for value in ordered] + ([f"{num_rare} other values"] if num_rare else []), groups
 
 
-def _quarters(values: Sequence[str], numbers: Mapping[str, float]) -> tuple[list[str], np.ndarray]:  # type: ignore[type-arg]
+def _quartiles(values: Sequence[str], numbers: Mapping[str, float]) -> tuple[list[str], np.ndarray]:  # type: ignore[type-arg]
     known = np.array([numbers.get(value, np.nan) for value in values])
     edges = np.unique(np.nanpercentile(known, [0, 25, 50, 75, 100]))
     group = np.clip(np.searchsorted(edges, known, side="right") - 1, 0, len(edges) - 2)

@@ -1,9 +1,9 @@
-"""Everything about a split in one place: the entry for training and for `trainer evaluate`."""
+"""All metrics of a split: the entry points for training and for `trainer evaluate`."""
 
 import numpy as np
 
 from trainer.metrics import bootstrap
-from trainer.metrics.calibration import answers, expected_calibration_error, fit_temperature, reliability
+from trainer.metrics.calibration import confidences, expected_calibration_error, fit_temperature, reliability
 from trainer.metrics.evaluation import (
     AtThresholds,
     Calibration,
@@ -28,7 +28,7 @@ from trainer.metrics.slices import Columns, slice_metrics
 from trainer.metrics.thresholds import tune_thresholds
 
 TOP_K = 5
-# The matrix of more classes would be hundreds of MB of zeros; the logits beside it say the same.
+# For more classes the confusion matrix would be hundreds of MB of zeros; it can be computed from the saved logits.
 MAX_MATRIX_CLASSES = 2000
 _POSITIVE = 1
 
@@ -47,18 +47,20 @@ def summarize(
     columns: Columns | None = None,
     num_resamples: int = bootstrap.NUM_RESAMPLES,
 ) -> Evaluation:
-    """The metrics of a whole split.
+    """Compute the metrics of a whole split.
 
     Args:
         labels: [n] int64, each in [0, num_classes); for multi_label [n, num_classes], 0 or 1.
         logits: [n, num_classes] float32; for binary (0, logit). Among equal logits the lower index comes first.
         class_names: num_classes names, in the order of the logits.
-        split: names the split in the result and in errors.
+        task: how labels and logits are read.
+        split: its name, for the result and for errors.
         global_step: the step whose weights gave the logits.
-        weights, dataset_hash: recorded in the result.
-        tuning: of the validation split at the same step; None: thresholds of one half, and no temperature.
+        weights: raw, averages or auto, for the result.
+        dataset_hash: for the result.
+        tuning: of the validation split at the same step; None means thresholds of 0.5 and no temperature.
         columns: to slice by; see `slice_metrics`.
-        num_resamples: for the bootstrap intervals; 0: none.
+        num_resamples: for the bootstrap intervals; 0 for none.
 
     Raises:
         DataError: the split is empty, or a label is out of range.
@@ -98,10 +100,10 @@ def summarize(
 def training_metrics(
     labels: Labels, logits: Logits, class_names: list[str], *, task: Task = "single_label", split: str, global_step: int
 ) -> dict[str, float]:
-    """What is logged while a model trains: accuracy, loss and macro F1, and what the task is judged by besides.
+    """Compute the metrics logged during training: accuracy, loss and macro F1, and areas under curves by task.
 
-    For binary the areas of the positive class; for multi_label mAP, and F1 at one half. One that is undefined is left
-    out. Arguments and errors as for `summarize`.
+    These are the areas of the positive class for binary, and mAP for multi_label, whose F1 is at thresholds of 0.5.
+    Undefined metrics are omitted. Arguments and errors are as for `summarize`.
     """
     check(labels, logits, class_names, task, split, global_step)
     predicted = predict(logits, task)
@@ -127,7 +129,7 @@ def tune(
     weights: str = "auto",
     dataset_hash: str | None = None,
 ) -> Tuning:
-    """Fits temperature and thresholds on the validation split."""
+    """Fit temperature and thresholds on the validation split."""
     thresholds = None
     if task == "multi_label":
         thresholds = tune_thresholds(labels, logits).tolist()
@@ -143,7 +145,7 @@ def tune(
 
 
 def _positive_logits(logits: Logits) -> Logits:
-    """[n, 1]: the one logit of a binary task, from its two columns."""
+    """Return the single logit of a binary task, [n, 1], from its two columns."""
     return logits[:, 1:] - logits[:, :1]
 
 
@@ -190,7 +192,7 @@ def _at_thresholds(labels: Labels, logits: Logits, task: Task, tuning: Tuning | 
     if task == "single_label":
         return []
     if task == "binary":
-        # One class of its own: whether it is the positive one.
+        # As a multi-label task with one class, the positive one.
         labels, logits = labels[:, None], _positive_logits(logits)
     sets = [np.full(logits.shape[1], 0.5)]
     if tuning and tuning.thresholds:
@@ -201,7 +203,7 @@ def _at_thresholds(labels: Labels, logits: Logits, task: Task, tuning: Tuning | 
 def _at(labels: Labels, predicted: Predictions, thresholds: Floats) -> AtThresholds:
     counts = ClassCounts.of(labels, predicted, predicted.shape[1])
     average = counts.macro()
-    # Predicted and not true, or true and not predicted.
+    # False positives and false negatives.
     num_wrong = int((counts.predicted + counts.support - 2 * counts.hits).sum())
     return AtThresholds(
         thresholds=thresholds.tolist(),
@@ -215,7 +217,7 @@ def _at(labels: Labels, predicted: Predictions, thresholds: Floats) -> AtThresho
 
 
 def _calibration(labels: Labels, logits: Logits, task: Task, tuning: Tuning | None) -> Calibration:
-    bins = reliability(answers(labels, logits, task))
+    bins = reliability(confidences(labels, logits, task))
     temperature = None if tuning is None else tuning.temperature
     if temperature is None:
         return Calibration(
@@ -225,7 +227,7 @@ def _calibration(labels: Labels, logits: Logits, task: Task, tuning: Tuning | No
             loss_with_temperature=None,
             bins_with_temperature=[],
         )
-    cooled_bins = reliability(answers(labels, logits, task, temperature))
+    cooled_bins = reliability(confidences(labels, logits, task, temperature))
     return Calibration(
         ece=expected_calibration_error(bins),
         bins=bins,

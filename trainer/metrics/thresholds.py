@@ -1,4 +1,4 @@
-"""Thresholds on the probability of a class, tuned on the validation split."""
+"""Tune probability thresholds on the validation split."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from trainer.metrics.scores import Floats, Labels, Logits, sigmoid
 
 
 def tune_thresholds(labels: Labels, logits: Logits) -> Floats:
-    """The probability from which on each class is best predicted, [num_classes], each in [0, 1].
+    """Return the threshold with the largest F1 of each class, [num_classes], each in [0, 1].
 
-    For each class by itself the threshold of the largest F1, halfway between two neighbouring probabilities; of equal
-    ones the nearest to one half. A class without positive examples says nothing and keeps one half.
+    A threshold is halfway between two neighbouring probabilities; of equally good ones the nearest to 0.5 is taken. A
+    class without positive examples gets 0.5.
 
     Args:
         labels: [n, num_classes], multi-hot, of the validation split.
@@ -23,12 +23,12 @@ def _best_threshold(is_positive: np.ndarray, probabilities: Floats) -> float:  #
         return 0.5
     order = np.argsort(-probabilities, kind="stable")
     ranked, hits = probabilities[order], np.cumsum(is_positive[order])
-    # Predicting the first i + 1 examples; between equal probabilities no threshold can part them.
+    # Cut after example i; equal probabilities cannot be separated.
     ends = np.flatnonzero(np.append(ranked[:-1] > ranked[1:], True))
     f1 = 2 * hits[ends] / (ends + 1 + is_positive.sum())
     below = np.append(ranked, 0.0)[ends + 1]
     candidates = (ranked[ends] + below) / 2
-    # Two neighbours may have no float between them: the threshold itself is still predicted.
+    # There may be no float between two neighbours; a probability equal to the threshold counts as predicted.
     candidates = np.where(candidates > below, candidates, ranked[ends])
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     return float(candidates[best[np.argmin(np.abs(candidates[best] - 0.5))]])

@@ -15,7 +15,7 @@ from trainer.data.dataset.records import Example
 from trainer.data.dataset.split_reader import SplitReader
 from trainer.data.dataset.storage import DatasetPath
 from trainer.errors import DataError
-from trainer.metrics.calibration import answers
+from trainer.metrics.calibration import confidences
 from trainer.metrics.evaluation import Evaluation
 from trainer.metrics.predictions import Predictions, is_correct, predict
 from trainer.metrics.scores import Labels, Logits, example_losses, membership, softmax
@@ -63,7 +63,8 @@ def choose_mistakes(
         rank = example_losses(labels[wrong], logits[wrong], "multi_label")
     else:
         wrong = np.flatnonzero(np.argmax(logits, axis=1) != labels)
-        rank = np.concatenate([np.zeros(0), *(found for found, _ in answers(labels, logits, "single_label"))])[wrong]
+        found = [values for values, _ in confidences(labels, logits, "single_label")]
+        rank = np.concatenate([np.zeros(0), *found])[wrong]
     return wrong[np.argsort(-rank, kind="stable")][:count].astype(np.int64)
 
 

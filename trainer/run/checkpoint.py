@@ -1,12 +1,12 @@
-"""`RUN/checkpoints/`: what a run needs to go on exactly where it was. This module owns the format.
+"""`RUN/checkpoints/`: everything that a run needs to resume exactly. This module owns the format.
 
     step-00001200/checkpoint.json        step, identity of the run, loss scale, validation metrics, hashes
                   model.safetensors      every variable of the model, batch-norm statistics included
                   optimizer.safetensors  every slot of the optimizer
-                  averages.safetensors   the model again, with the moving averages of its weights, where there are some
+                  averages.safetensors   the model with the moving averages of its weights, if the run keeps them
 
-A checkpoint appears whole or not at all (see `atomic`). Safetensors hold numbers only: opening a checkpoint from
-elsewhere can run no code. The order of examples is arithmetic on the step, so there is no iterator state to save.
+A checkpoint appears whole or not at all (see `atomic`). Safetensors files hold only arrays, so opening a checkpoint
+from elsewhere runs no code. The order of examples is arithmetic on the step, so there is no iterator state to save.
 """
 
 import hashlib
@@ -35,14 +35,14 @@ _DIRECTORY = re.compile(r"step-(\d{8})")
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Which = Literal["best", "last"]
-# Metrics of which less is better.
+# Metrics where lower is better.
 LOWER_IS_BETTER = ("loss",)
-# auto: the averages where the run has them.
+# auto: the averages, if the run has them.
 Weights = Literal["auto", "raw", "averages"]
 
 
 class CheckpointInfo(pydantic.BaseModel):
-    """`checkpoint.json`."""
+    """The contents of `checkpoint.json`."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,7 @@ class CheckpointInfo(pydantic.BaseModel):
     loss_scale: float
     num_good_steps: int
     num_skipped_steps: int
-    # Of the whole validation split at this step; empty where it was not evaluated.
+    # Metrics of the whole validation split at this step; empty if it was not evaluated.
     validation: dict[str, float] = {}
     sha256: dict[str, str] = {}
 
@@ -64,12 +64,12 @@ class Checkpoint(NamedTuple):
     info: CheckpointInfo
     model: Arrays
     optimizer: Arrays
-    # The model's, with the averages in the place of their weights; empty without train.ema_decay.
+    # The model's arrays with averaged weights; empty without train.ema_decay.
     averages: Arrays
 
 
 class CheckpointStore:
-    """The checkpoints of one run directory, written by the chief alone."""
+    """The checkpoints of one run directory. Only the chief writes them."""
 
     def __init__(self, directory: pathlib.Path, *, keep: int, best_metric: str) -> None:
         self._directory = directory
@@ -81,7 +81,7 @@ class CheckpointStore:
         return cls(run.checkpoints_dir, keep=config.keep, best_metric=config.best_metric)
 
     def steps(self) -> list[int]:
-        """The steps that have a whole checkpoint, ascending."""
+        """Return the steps that have a complete checkpoint, ascending."""
         if not self._directory.is_dir():
             return []
         matches = (_DIRECTORY.fullmatch(entry.name) for entry in self._directory.iterdir())
@@ -91,7 +91,7 @@ class CheckpointStore:
         return self._directory / f"step-{step:08d}"
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint and removes those that are neither among the newest `keep` nor the best."""
+        """Write a checkpoint, then remove all but the newest `keep` and the best."""
         self._directory.mkdir(parents=True, exist_ok=True)
         files = {MODEL_FILE: checkpoint.model, OPTIMIZER_FILE: checkpoint.optimizer}
         if checkpoint.averages:
@@ -107,7 +107,11 @@ class CheckpointStore:
         self._remove_old()
 
     def load(self, step: int) -> Checkpoint:
-        """Raises RunError where the checkpoint is damaged; the file and the way out are named."""
+        """Read the checkpoint of `step`.
+
+        Raises:
+            RunError: the checkpoint is damaged; the message names the file and the fix.
+        """
         directory = self.path(step)
         info = _read_info(directory)
         return Checkpoint(
@@ -118,7 +122,7 @@ class CheckpointStore:
         )
 
     def best(self) -> int | None:
-        """The step of the best validation metric (of equal ones, the lower loss), if any was validated."""
+        """Return the step with the best validation metric (ties: the lower loss), or None if none was validated."""
         validated = [
             (step, info.validation) for step in self.steps() if (info := _read_info(self.path(step))).validation
         ]
@@ -130,12 +134,12 @@ class CheckpointStore:
         return max(value, key=lambda step: value[step], default=None)
 
     def clear_temporaries(self) -> None:
-        """Removes what a killed writer left; for the chief, at the start."""
+        """Remove temporary files of a killed writer. The chief calls it at the start."""
         if self._directory.is_dir():
             atomic.remove_temporaries(self._directory)
 
     def clear_after(self, step: int) -> None:
-        """Removes what lies after `step`, for a run that goes on from there."""
+        """Remove checkpoints later than `step`, for a run that resumes from there."""
         for later in (s for s in self.steps() if s > step):
             shutil.rmtree(self.path(later))
 
@@ -147,12 +151,13 @@ class CheckpointStore:
 
 
 def find_checkpoint(run: RunDir, which: Which | int = "best") -> int:
-    """The step of the best checkpoint (the last one where no validation has named a best), or of the last.
+    """Return the step of the best checkpoint, or of the last one.
 
-    Which that is may change while the run is trained: whoever asks twice gives the step that was found first.
+    "best" means the last one if no checkpoint was validated. Both may change while the run trains, so a caller that
+    needs the same checkpoint twice passes the step it found first.
 
     Raises:
-        RunError: `run` is no run directory, or holds no checkpoint.
+        RunError: `run` is not a run directory, or holds no such checkpoint.
     """
     store = CheckpointStore.of_run(run, run.config().checkpoint)
     steps = store.steps()
@@ -161,8 +166,8 @@ def find_checkpoint(run: RunDir, which: Which | int = "best") -> int:
     if isinstance(which, int):
         if which not in steps:
             raise RunError(
-                f"{run.path} has removed its checkpoint of step {which} meanwhile, since it is being trained; start "
-                "again, or when the training has ended"
+                f"{run.path} has removed its checkpoint of step {which} since, because it is still training; run the "
+                "command again, or wait until training has ended"
             )
         return which
     best = _find_best(store) if which == "best" else None
@@ -176,21 +181,25 @@ def _find_best(store: CheckpointStore) -> int | None:
             return store.best()
         except RunError:
             if store.steps() == steps:
-                raise  # and not because a training has removed one meanwhile
+                raise  # the checkpoints have not changed, so the error is real
 
 
 def load_model_arrays(run: RunDir, which: Which | int = "best", weights: Weights = "auto") -> tuple[int, Arrays]:
-    """The step and the model's arrays of a checkpoint of `run`.
+    """Return the step and the model's arrays of a checkpoint of `run`.
 
     Raises:
-        RunError: no run, no checkpoint, a damaged one, or one without the averages that are asked for.
+        RunError: there is no run or no checkpoint, it is damaged, or it lacks the averages asked for.
     """
     path, step = find_model_file(run, which, weights)
     return step, _read_arrays(path.parent, path.name, _read_info(path.parent))
 
 
 def find_model_file(run: RunDir, which: Which | int = "best", weights: Weights = "auto") -> tuple[pathlib.Path, int]:
-    """The file of those arrays, and the step. Raises RunError as `load_model_arrays`, but for a damaged file."""
+    """Return the file that `load_model_arrays` would read, and its step.
+
+    Raises:
+        RunError: as for `load_model_arrays`, except that the file itself is not checked.
+    """
     step = find_checkpoint(run, which)
     directory = CheckpointStore.of_run(run, run.config().checkpoint).path(step)
     has_averages = AVERAGES_FILE in _read_info(directory).sha256
@@ -205,7 +214,7 @@ def _read_info(directory: pathlib.Path) -> CheckpointInfo:
     try:
         return CheckpointInfo.model_validate_json(read_small(directory / _INFO_FILE))
     except (FileNotFoundError, pydantic.ValidationError) as e:
-        raise RunError(f"{directory} is not a whole checkpoint ({type(e).__name__}); remove it and go on") from None
+        raise RunError(f"{directory} is not a complete checkpoint ({type(e).__name__}); remove it and go on") from None
 
 
 def _read_arrays(directory: pathlib.Path, file_name: str, info: CheckpointInfo) -> Arrays:
@@ -222,6 +231,6 @@ def _read_arrays(directory: pathlib.Path, file_name: str, info: CheckpointInfo) 
         arrays: Arrays = safetensors.numpy.load_file(path)
     except (FileNotFoundError, KeyError, ValueError, safetensors.SafetensorError) as e:
         raise RunError(
-            f"{path} is no file of weights of this checkpoint ({' '.join(str(e).split())[:200]}); remove {directory}"
+            f"{path} is not a weight file of this checkpoint ({' '.join(str(e).split())[:200]}); remove {directory}"
         ) from None
     return arrays

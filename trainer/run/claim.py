@@ -1,7 +1,7 @@
-"""Who trains in a run directory: one command at a time, which holds `RUN/.lock`, and a new name belongs to who made it.
+"""Lock a run directory (`RUN/.lock`): one command at a time trains in it, and new run names are claimed atomically.
 
-All processes of a command share the lock: the one that was typed, and of the workers that it has started the chief,
-also where that runs on another host, or outlives its launcher for the seconds that it needs to save.
+The launcher and the chief worker of one command share the lock, even if the chief runs on another host or outlives
+its launcher for the seconds it needs to save.
 """
 
 import contextlib
@@ -19,25 +19,25 @@ from trainer.run.checkpoint import CheckpointStore
 from trainer.run.run_dir import RunDir, RunInfo
 from trainer.system import lock
 
-# Here workers find the name of the command that has started them.
+# Environment variable that tells workers the id of the command that started them.
 COMMAND_VARIABLE: Final = "TRAINER_COMMAND"
 LOCK_NAME: Final = ".lock"
-# Of the workers' output, which is kept from before the start.
+# The workers' output, which is written before the run starts.
 LOG_DIR_NAME: Final = "logs"
-# For the workers of a launcher that was killed: their guards give them less than this to save.
+# How long to wait for the workers of a killed launcher; their guards give them less than this to save.
 _ORPHAN_SECS = 30.0
-_MAX_TOLD = 8
+_MAX_LISTED = 8
 _this_command = uuid.uuid4().hex
 
 
 def own_command() -> str:
-    """The name of the command that this process belongs to."""
+    """Return the id of the command that this process belongs to."""
     return os.environ.get(COMMAND_VARIABLE, _this_command) if heartbeat.VARIABLE in os.environ else _this_command
 
 
 @contextlib.contextmanager
 def naming_this_command() -> Iterator[None]:
-    """Lets the workers that are started in the block find the name of this command in their environment."""
+    """Pass the id of this command to workers that are started within the block, through the environment."""
     before = os.environ.get(COMMAND_VARIABLE)
     os.environ[COMMAND_VARIABLE] = own_command()
     try:
@@ -50,10 +50,10 @@ def naming_this_command() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_run(run: RunDir, identity: str, *, note: Callable[[str], None]) -> Iterator[None]:
-    """Holds the directory of `run` in the block, made where need be; what has been left empty is removed.
+    """Lock the directory of `run` within the block; create it before if needed, remove it after if it is still empty.
 
     Raises:
-        RunError: another command holds it, or it cannot be written.
+        RunError: another command holds the lock, or the directory cannot be written.
     """
     held = lock.hold_or_refuse(
         run.path / LOCK_NAME,
@@ -73,8 +73,8 @@ def hold_run(run: RunDir, identity: str, *, note: Callable[[str], None]) -> Iter
                     f"the run directory {run.path} cannot be written ({e.strerror}); give --run-dir another directory"
                 ) from e
             note(
-                f"warning: {run.path} lies on a file system without locks ({e.strerror}), so that nothing keeps a "
-                "second command out of it"
+                f"warning: {run.path} is on a file system without locks ({e.strerror}), so nothing keeps a second "
+                "command from training in it"
             )
         try:
             yield
@@ -83,13 +83,16 @@ def hold_run(run: RunDir, identity: str, *, note: Callable[[str], None]) -> Iter
 
 
 def check_run_dir(run: RunDir, identity: str, *, resume: bool, differences: Callable[[], str]) -> None:
-    """Checks that a run of `identity` can begin or go on in the directory of `run`, which this command may hold.
+    """Check that a run of `identity` can start or resume in the directory of `run`, which this command may hold.
 
     Args:
-        differences: tells in words how the run that is there differs.
+        run: the run directory.
+        identity: the identity of the run to train.
+        resume: whether a run that is already there may be resumed.
+        differences: describes how an existing run differs.
 
     Raises:
-        RunError: another command holds it, it holds another run or other files, or has this run and `resume` is False.
+        RunError: another command holds it, it holds another run or other files, or this run and `resume` is False.
     """
     holder = lock.find_holder(run.path / LOCK_NAME)
     if holder is not None and holder.owner != own_command() and not holder.has_ended:
@@ -110,35 +113,36 @@ def check_run_dir(run: RunDir, identity: str, *, resume: bool, differences: Call
 
 
 def describe_differences(run: RunDir, config: Config, info: RunInfo) -> str:
-    """How the settings that decide the weights, `config` and `info`, differ from those of the run that is there."""
+    """Describe how the settings that determine the weights, `config` and `info`, differ from those of `run`."""
     there = run.info()
-    told = []
+    differences = []
     if there.dataset_hash != info.dataset_hash:
         moved = there.dataset_dir != info.dataset_dir
         before, now = (there.dataset_dir, info.dataset_dir) if moved else (there.dataset_hash, info.dataset_hash)
-        told.append(f"its dataset is {before[:200]}, and now {now[:200]}")
+        differences.append(f"its dataset is {before[:200]}, and now {now[:200]}")
     if there.precision != info.precision:
-        told.append(f"its precision is {there.precision}, and now {info.precision}")
+        differences.append(f"its precision is {there.precision}, and now {info.precision}")
     if (there.head, there.to_last_layer) != (info.head, info.to_last_layer):
-        told.append(f"its model.head came to {there.head}, and now to {info.head}")
+        differences.append(f"its model.head is {there.head}, and now {info.head}")
     try:
         there_config = run.config()
     except TrainerError as e:
-        return "; ".join([*told, f"its settings cannot be compared ({e})"])
-    settings = list(_decisive_differences(there_config, config, info))
-    told += [f"its {name} is {_show(was)}, and now {_show(is_now)}" for name, was, is_now in settings[:_MAX_TOLD]]
-    if len(settings) > _MAX_TOLD:
-        told.append(f"{len(settings) - _MAX_TOLD} more settings differ")
-    return "; ".join(told) or "it was made by another version of trainer, which had other rules"
+        return "; ".join([*differences, f"its settings cannot be compared ({e})"])
+    settings = list(_differing_settings(there_config, config, info))
+    for name, was, is_now in settings[:_MAX_LISTED]:
+        differences.append(f"its {name} is {_show(was)}, and now {_show(is_now)}")
+    if len(settings) > _MAX_LISTED:
+        differences.append(f"{len(settings) - _MAX_LISTED} more settings differ")
+    return "; ".join(differences) or "it was made by another version of trainer, which had other rules"
 
 
 def find_unfinished_run(
     runs_dir: pathlib.Path, identity: str, config: Config, *, num_train_steps: int, note: Callable[[str], None]
 ) -> RunDir | None:
-    """The newest run of `identity` below `runs_dir`, where it is unfinished; `note` is told what cannot be read.
+    """Return the newest run of `identity` in `runs_dir` if it is unfinished; report unreadable runs to `note`.
 
     Raises:
-        RunError: another command trains it now.
+        RunError: another command is training it.
     """
     for path in runs_dir.glob(f"*/{LOCK_NAME}"):
         holder = lock.find_holder(path)
@@ -151,14 +155,14 @@ def find_unfinished_run(
                 continue
             steps = CheckpointStore.of_run(run, config.checkpoint).steps()
         except (RunError, OSError) as e:
-            note(f"note: {path} is left out of the search for a run to go on with: {e}")
+            note(f"note: {path} is skipped in the search for a run to resume: {e}")
             continue
         return run if max(steps, default=0) < num_train_steps else None
     return None
 
 
 def name_new_run(runs_dir: pathlib.Path) -> RunDir:
-    """A run directory below `runs_dir` that is not there, called by the time; `claim_new_run` makes it one's own."""
+    """Return an unused run directory in `runs_dir`, named after the current time; `claim_new_run` creates it."""
     name = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     number = 1
     while (path := runs_dir / (name if number == 1 else f"{name}-{number}")).exists():
@@ -167,7 +171,7 @@ def name_new_run(runs_dir: pathlib.Path) -> RunDir:
 
 
 def claim_new_run(runs_dir: pathlib.Path) -> RunDir:
-    """Makes a new directory for a run; of two commands in the same second each gets its own.
+    """Create a new run directory; two commands in the same second get one each.
 
     Raises:
         RunError: `runs_dir` cannot be written.
@@ -181,7 +185,7 @@ def claim_new_run(runs_dir: pathlib.Path) -> RunDir:
             if runs_dir.is_dir():
                 continue
             raise RunError(
-                f"{runs_dir.resolve()} is a file, and runs are kept there; give --run-dir a directory"
+                f"{runs_dir.resolve()} is a file, but runs are kept there; give --run-dir a directory"
             ) from None
         except OSError as e:
             raise RunError(
@@ -201,7 +205,7 @@ def _refusal(run: RunDir, holder: lock.Holder | None) -> RunError:
 
 
 def _remove_empty(run: RunDir) -> None:
-    """Where nothing was begun, nothing is left; a process that waits for the lock sees that it is gone."""
+    """Remove a run directory that holds only the lock; a process that waits for the lock notices."""
     with contextlib.suppress(OSError):
         if all(path.name == LOCK_NAME for path in run.path.iterdir()):
             (run.path / LOCK_NAME).unlink(missing_ok=True)
@@ -215,8 +219,8 @@ def _modified_at(path: pathlib.Path) -> float:
         return 0.0
 
 
-def _decisive_differences(before: Config, now: Config, info: RunInfo) -> Iterator[tuple[str, Any, Any]]:
-    """Each setting by name, with both values, that alone would make another run of `now`."""
+def _differing_settings(before: Config, now: Config, info: RunInfo) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name, old value, new value) of each setting that changes the identity of `now` by itself."""
 
     def identity(config: Config) -> str:
         return config.identity(dataset_hash=info.dataset_hash, precision=info.precision)

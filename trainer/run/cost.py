@@ -1,4 +1,4 @@
-"""What a run took, from its log and the machine that it ran on."""
+"""Time, throughput and hardware of a run, from its log and its environment."""
 
 import json
 import math
@@ -14,10 +14,11 @@ from trainer.run.run_dir import RunDir
 
 
 class Cost(pydantic.BaseModel):
-    """What is not known of a run, as in one that is copied in part, is null.
+    """The cost of a run; null for what is unknown, for example in a run that was copied in part.
 
-    training_secs: from the first logged step to the last, with the evaluations in between and without start-up.
-    images_per_sec: median over the lines of the log. replicas: such as "2 CPU replicas".
+    training_secs: from the first logged step to the last, including evaluations, excluding start-up.
+    images_per_sec: median over the lines of the log.
+    replicas: for example "2 CPU replicas".
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -30,7 +31,11 @@ class Cost(pydantic.BaseModel):
 
 
 def read_cost(run: RunDir) -> Cost:
-    """Raises RunError where a file of the run is broken."""
+    """Read the cost of `run` from its files.
+
+    Raises:
+        RunError: a file of the run is broken.
+    """
     entries = read_metrics(run.metrics_file) if run.metrics_file.is_file() else []
     plan, environment = read_object(run.plan_file), read_object(run.environment_file)
     times = [entry["time"] for entry in entries if "time" in entry]
@@ -49,20 +54,20 @@ def read_cost(run: RunDir) -> Cost:
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in `path`; empty where there is no such file, as in a run copied in part."""
+    """Return the JSON object in `path`, or {} if the file is missing, as in a run copied in part."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as e:
-        raise RunError(f"{path} is not readable JSON ({e}); copy it again from where the run was made") from None
+        raise RunError(f"{path} is not valid JSON ({e}); copy it again from where the run was made") from None
     if not isinstance(value, dict):
         raise RunError(f"{path} holds a {type(value).__name__}, expected a JSON object; copy the run again")
     return value
 
 
 def _machine(environment: dict[str, Any]) -> str | None:
-    """The GPUs that there are, or else the processor and its cores."""
+    """Describe the GPUs, or the processor and its cores if there are none."""
     gpus = [str(gpu.get("name")) for gpu in environment.get("gpus", [])]
     if gpus:
         return f"{len(gpus)} x {gpus[0]}"

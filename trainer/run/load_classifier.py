@@ -9,14 +9,18 @@ from trainer.run.run_dir import RunDir
 def load_classifier(
     run: RunDir, *, which: Which | int = "best", weights: Weights = "auto", dtype_policy: str = "float32"
 ) -> Any:
-    """Rebuilds the classifier of `run` for inference with the weights of a checkpoint.
+    """Rebuild the classifier of `run` for inference with the weights of a checkpoint.
 
-    dtype_policy: of Keras, whatever the run was trained in.
+    Args:
+        run: the run directory.
+        which: the best or the last checkpoint, or the step of one.
+        weights: raw or averaged weights.
+        dtype_policy: a Keras dtype policy; need not be the one of training.
 
     Raises:
-        RunError: as `load_model_arrays`.
+        RunError: as for `load_model_arrays`.
     """
-    # The one place here that needs Keras; listing and reading checkpoints does not.
+    # Imported here: listing and reading checkpoints does not need Keras.
     from trainer.model.backbones.registry import find_backbone
     from trainer.model.classifier import assign_arrays, build_configured, match_arrays, saved_variables
     from trainer.model.files.abstract_variables import variables_without_memory
@@ -37,7 +41,7 @@ def load_classifier(
 
     find_backbone(config.model.backbone, config.model.pixels)  # a saved model is opened once, with its values
     with variables_without_memory():
-        # Settings from elsewhere may ask for a model that fills any memory.
+        # Settings from elsewhere may describe a model too large for memory.
         match_arrays(saved_variables(build()), arrays, origin=origin)
     model = build()
     assign_arrays(saved_variables(model), arrays, origin=origin)

@@ -1,11 +1,11 @@
-"""Where the numbers of a running training go: `RUN/metrics.jsonl`, which this module owns, and TensorBoard.
+"""Write the metrics of a training run to `RUN/metrics.jsonl`, whose format this module owns, and to TensorBoard.
 
 A line of `metrics.jsonl` is one JSON object,
 
     {"step": 120, "split": "train", "time": 1763700000.25, "loss": 0.31, "accuracy": 0.92, ...}
 
 with `split` one of `MetricsSplit` and `time` in seconds since the epoch. JSON has no NaN or infinity; they are written
-as the strings "NaN", "Infinity" and "-Infinity", as the JSON mapping of Protocol Buffers does, and `read_metrics` turns
+as the strings "NaN", "Infinity" and "-Infinity", as in the JSON mapping of Protocol Buffers, and `read_metrics` turns
 them back into floats.
 """
 
@@ -21,7 +21,7 @@ from typing import IO, Any, Literal, Protocol, get_args
 from trainer.errors import RunError
 from trainer.system import atomic
 
-# validation_raw: of the weights as they are in training, where "validation" is of their averages.
+# validation_raw: with the raw weights, if "validation" is with their moving averages.
 MetricsSplit = Literal["train", "validation", "validation_raw"]
 
 _OWN_KEYS = ("step", "split", "time")
@@ -29,7 +29,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricWriter(Protocol):
-    """Something that takes the metrics of a step."""
+    """A destination for the metrics of a step."""
 
     def write(self, step: int, split: MetricsSplit, values: Mapping[str, float]) -> None: ...
 
@@ -37,14 +37,13 @@ class MetricWriter(Protocol):
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl`, a flushed line at a time; what a kill leaves is all whole lines but the last.
+    """A writer of `metrics.jsonl` that flushes each line; a kill can leave only the last line incomplete.
 
-    Opening it cuts off such a torn last line, so that the next one starts on a line of its own. There may be one
-    writer at a time.
+    Opening the log removes such an incomplete last line. Only one writer may be open at a time.
     """
 
     def __init__(self, path: pathlib.Path, *, wall_clock: Callable[[], float] = time.time) -> None:
-        """`wall_clock` gives seconds since the epoch."""
+        """Open the log for appending; `wall_clock` returns seconds since the epoch."""
         self._path = path
         self._wall_clock = wall_clock
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ class MetricsLog:
         os.truncate(path, sum(len(line) for line in _whole_lines(path.read_bytes())))
 
     def write(self, step: int, split: MetricsSplit, values: Mapping[str, float]) -> None:
-        """Appends one line; `values` are numbers by name, and may be NaN or infinite."""
+        """Append one line; `values` may be NaN or infinite."""
         assert not set(values) & set(_OWN_KEYS), f"{_OWN_KEYS} are set by the log"
         entry: dict[str, Any] = {"step": int(step), "split": split, "time": self._wall_clock()}
         entry |= {name: _to_json(value) for name, value in values.items()}
@@ -60,7 +59,7 @@ class MetricsLog:
         self._file.flush()
 
     def truncate_after(self, step: int) -> None:
-        """Drops every line of a later step than `step`: call it when a run goes on from the checkpoint of `step`."""
+        """Remove the lines of later steps, for a run that resumes from the checkpoint of `step`."""
         lines = _whole_lines(self._path.read_bytes())
         kept = [line for number, line in enumerate(lines, 1) if _parse(line, self._path, number)["step"] <= step]
         self._file.close()
@@ -72,7 +71,7 @@ class MetricsLog:
 
 
 class TensorBoardWriter:
-    """Writes scalars for TensorBoard, a folder a split, so that one chart overlays training and validation."""
+    """A writer of TensorBoard scalars, one folder per split, so that charts overlay training and validation."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self._directory = directory
@@ -94,7 +93,7 @@ class TensorBoardWriter:
 
 
 class MetricWriters:
-    """Fans out to several writers; as a context manager it closes them all."""
+    """Several writers used as one; as a context manager it closes them all."""
 
     def __init__(self, writers: Sequence[MetricWriter]) -> None:
         self._writers = list(writers)
@@ -115,10 +114,10 @@ class MetricWriters:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, in order; a last line without its newline was being written and is left out.
+    """Return the entries of a `metrics.jsonl` in order, without an incomplete last line.
 
     Raises:
-        RunError: there is no such file, or another line than the last is not an entry; it is numbered.
+        RunError: the file is missing, or another line is not an entry; the message gives its number.
     """
     try:
         content = path.read_bytes()
@@ -137,7 +136,7 @@ def _parse(line: bytes, path: pathlib.Path, number: int) -> dict[str, Any]:
     try:
         entry = json.loads(line)
         if not (isinstance(entry["step"], int) and entry["split"] in get_args(MetricsSplit)):
-            raise ValueError(f"step is not an integer, or split none of {', '.join(get_args(MetricsSplit))}")
+            raise ValueError(f"step is not an integer, or split is not one of {', '.join(get_args(MetricsSplit))}")
     except (ValueError, KeyError, TypeError) as e:
         raise RunError(f"line {number} of {path} is not an entry of the metrics log ({e}); remove the line") from None
     return {name: _from_json(name, value) for name, value in entry.items()}

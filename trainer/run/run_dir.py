@@ -1,16 +1,16 @@
-"""The run directory: every file of a run by name, and how a finished or a half-done run is opened.
+"""The run directory: the names of its files, and how a finished or unfinished run is opened.
 
 RUN/
   config.yaml        every setting of the run, defaults written out          (config)
   run.json           identity of the run: dataset, classes, resolved model   (this module)
   plan.json          what was resolved before the start                      (plan)
   environment.json   versions, devices, machine                              (environment)
-  weights.json       what of a weight file fitted, where one was loaded      (model.weight_fit)
+  weights.json       which arrays of a weight file were loaded, if any       (model.match_weights)
   metrics.jsonl      one JSON object a line                                  (metric_writers)
   tensorboard/       event files
   checkpoints/       step-00001200/ and so on                                (checkpoint)
   evaluation/        <split>.json and <split>.npz                            (evaluate)
-  bad_batch.npz      where a run gave up for gradients that are not finite   (bad_batch)
+  bad_batch.npz      the batch at which a run stopped, non-finite gradients  (bad_batch)
   report.html                                                                (report)
 """
 
@@ -32,7 +32,7 @@ SCHEMA_VERSION: Final = 1
 
 
 class RunInfo(pydantic.BaseModel):
-    """`run.json`: what someone who opens the run must know besides its settings."""
+    """The contents of `run.json`: what a reader of the run needs besides its settings."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ class RunInfo(pydantic.BaseModel):
 
 
 class RunDir:
-    """A run directory, by path; the properties name its files whether they exist or not."""
+    """A run directory, by path; the properties name its files, whether or not they exist."""
 
     def __init__(self, path: pathlib.Path | str) -> None:
         self.path = as_path(path)
@@ -75,13 +75,17 @@ class RunDir:
         return bool(self.info_file.is_file())
 
     def create(self, config: Config, info: RunInfo) -> None:
-        """Writes the settings and, last, the identity that makes the directory a run."""
+        """Write the settings and then `run.json`, which makes the directory a run."""
         self.path.mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.config_file, config.to_yaml())
         atomic.write_text(self.info_file, info.model_dump_json(indent=2) + "\n")
 
     def info(self) -> RunInfo:
-        """Raises RunError where `path` is no run directory."""
+        """Read `run.json`.
+
+        Raises:
+            RunError: `path` is not a run directory.
+        """
         try:
             return RunInfo.model_validate_json(read_small(self.info_file))
         except (FileNotFoundError, NotADirectoryError):
@@ -95,8 +99,9 @@ class RunDir:
             ) from None
 
     def identity(self) -> str:
-        """What its settings come to now, by which a run of an earlier version may go on; as recorded where they were
-        changed since, or cannot be read.
+        """Return the identity of the run, computed by the rules of this version so that older runs can resume.
+
+        The recorded identity is returned if the settings cannot be read or were changed since the start.
         """
         info = self.info()
         try:
@@ -110,18 +115,23 @@ class RunDir:
         return config.identity(dataset_hash=info.dataset_hash, precision=info.precision)
 
     def config(self) -> Config:
-        """Raises RunError where `path` is no run directory, ConfigError for settings that are none."""
+        """Read the settings of the run.
+
+        Raises:
+            RunError: `path` is not a run directory.
+            ConfigError: its settings are invalid.
+        """
         self.info()
         if self.config_file.exists():
             self._check_config_file()
         return load_config(self.config_file)
 
     def _check_config_file(self) -> None:
-        """A run writes its settings out; aliases of YAML would only serve to make a few lines grow without bound."""
+        """Refuse YAML aliases, which no run writes and which can make a few lines expand without bound."""
         text = read_small(self.config_file).decode(errors="replace")
         try:
             tokens = list(yaml.scan(text))
         except yaml.YAMLError:
-            return  # which `load_config` explains
+            return  # `load_config` reports it
         if any(isinstance(token, yaml.AliasToken) for token in tokens):
-            raise RunError(f"{self.config_file} uses an alias of YAML, which no run writes; write the value out")
+            raise RunError(f"{self.config_file} uses a YAML alias, which no run writes; write the value out")

@@ -1,7 +1,7 @@
-"""The last lines of the metrics log, kept in memory by every worker of an elastic job.
+"""Metrics of the newest step, kept in memory by every worker of an elastic job.
 
-Only the chief writes the log. When it is lost between a step and its lines, the next chief, which has made that step as
-well, writes what is missing.
+Only the chief writes the log. If it is lost after a step but before its lines are written, the next chief, which has
+made that step too, writes the missing lines.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from trainer.run.metric_writers import MetricsLog, MetricsSplit, read_metrics
 from trainer.run.run_dir import RunDir
 
 
-class LastLines:
-    """A `MetricWriter` that keeps the lines of the newest step that has any."""
+class UnwrittenMetrics:
+    """A `MetricWriter` that keeps the metrics of the newest step in memory."""
 
     def __init__(self) -> None:
         self._step = 0
@@ -23,12 +23,12 @@ class LastLines:
         self._lines[split] = dict(values)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing; no file is open."""
 
     def complete(self, run: RunDir, step: int, *, is_step_open: bool) -> None:
-        """Makes the log end with `step`, its lines included.
+        """Make the log end with all lines of `step`.
 
-        With `is_step_open`, what follows the training step, evaluation and checkpoint, is yet to be done for it.
+        If `is_step_open`, the evaluation and the checkpoint of `step` are still to be done, and add their own lines.
         """
         log = MetricsLog(run.metrics_file)
         try:
