@@ -57,7 +57,7 @@ def test_urls_and_local_paths_are_told_apart() -> None:
 
 @pytest.mark.parametrize("url", ["s3://bucket/set", "hdfs://host/set", "https://host/set"])
 def test_other_stores_are_an_error_that_suggests_a_mount(url: str) -> None:
-    with pytest.raises(DataError, match=f"{url} lies in a store that cannot be read directly; mount it as a folder"):
+    with pytest.raises(DataError, match=f"{url} is in a store that cannot be read directly; mount it as a folder"):
         parse_path(url)
 
 

@@ -90,7 +90,7 @@ def _doubling_yaml(run: pathlib.Path) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[pathlib.Path], None], str]] = {
-    "pickle": (lambda run: _replace_weights(run, pickle.dumps(_Evil())), "no file of weights of this checkpoint"),
+    "pickle": (lambda run: _replace_weights(run, pickle.dumps(_Evil())), "not a weight file of this checkpoint"),
     "python-in-yaml": (
         lambda run: (run / "config.yaml").write_text("model: !!python/object/apply:os.system [exit]"),
         "is not readable YAML",
@@ -117,7 +117,7 @@ HOSTILE: dict[str, tuple[Callable[[pathlib.Path], None], str]] = {
         lambda run: _replace_weights(run, safetensors.numpy.save({"00000:a": np.zeros(3, np.float32)})),
         "does not fit the model",
     ),
-    "no-weights": (lambda run: (run / _STEP / "model.safetensors").unlink(), "no file of weights of this checkpoint"),
+    "no-weights": (lambda run: (run / _STEP / "model.safetensors").unlink(), "not a weight file of this checkpoint"),
 }
 
 

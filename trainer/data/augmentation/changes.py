@@ -1,7 +1,7 @@
-"""What the device changes on each image, decided on the host: random numbers made into whole pixels and factors.
+"""Draw, on the host, the random changes that the device applies to each image, in whole pixels and exact factors.
 
-The device then only computes; it decides nothing that a rounding could tip, and draws no random numbers. The decisions
-travel as one small vector an image, `Batch.randomness`.
+The device draws no random numbers and makes no decision that rounding could change. The changes travel as one small
+vector per image, `Batch.randomness`.
 """
 
 import math
@@ -17,29 +17,29 @@ from trainer.data.sampling.permutation import make_keys
 
 Tensor = Any
 
-# Random erasing (Zhong et al. 2020, arXiv:1708.04896): the share of the image's area, and height over width.
+# Random erasing (Zhong et al. 2020, arXiv:1708.04896): share of the image's area, and height over width.
 _ERASED_AREA = (0.02, 1 / 3)
 _ERASED_ASPECT = (0.3, 1 / 0.3)
 
 
 class DeviceChanges(NamedTuple):
-    """The changes of n images, float32; None where the augmentation has no such change. In the order of application."""
+    """The changes of n images, float32, in the order of application; None if the augmentation lacks a change."""
 
     flip: Tensor | None = None  # [n, 1]: 1 mirrors left and right
     warp: Tensor | None = None  # [n, 6]: see `warp.warp_images`
     jitter: Tensor | None = None  # [n, 3]: see `color_operations.jitter_colors`
     operations: Tensor | None = None  # [n, num_layers]: see `color_operations.change_colors`
     levels: Tensor | None = None  # [n, num_layers]
-    erasing: Tensor | None = None  # [n, 7]: top, left, bottom, right in px, and a colour
-    mixing: Tensor | None = None  # [n, 6]: see `mixing.choose_mixes`; those of the first of a pair count
+    erasing: Tensor | None = None  # [n, 7]: top, left, bottom, right in px, and an RGB colour
+    mixing: Tensor | None = None  # [n, 6]: see `mixing.choose_mixes`; the first image of a pair decides
 
     def pack(self) -> Tensor:
-        """[n, k], all that is not None side by side."""
+        """Concatenate all changes that are not None to [n, k]."""
         return tf.concat([part for part in self if part is not None], axis=1)
 
 
 def num_columns(augmentation: Augmentation) -> dict[str, int]:
-    """The columns of each change that `augmentation` makes, by field of `DeviceChanges`, in its order."""
+    """Return the number of columns of each change that `augmentation` makes, by field of `DeviceChanges`, in order."""
     num_layers = augmentation.randaugment_layers
     columns = {
         "flip": 1 if augmentation.flip else 0,
@@ -54,7 +54,7 @@ def num_columns(augmentation: Augmentation) -> dict[str, int]:
 
 
 def unpack(augmentation: Augmentation, randomness: Tensor) -> DeviceChanges:
-    """The inverse of `DeviceChanges.pack` for [n, k] that was drawn for the same augmentation."""
+    """Invert `DeviceChanges.pack` for [n, k] drawn for the same augmentation."""
     columns = num_columns(augmentation)
     assert randomness.shape[1] == sum(columns.values()), "the randomness was drawn for another augmentation"
     parts = tf.split(randomness, list(columns.values()), axis=1)
@@ -64,15 +64,17 @@ def unpack(augmentation: Augmentation, randomness: Tensor) -> DeviceChanges:
 def draw_randomness(
     augmentation: Augmentation, *, seed: int, visits: Tensor, examples: Tensor, image_size_px: int
 ) -> Tensor:
-    """Decides the changes of n images, each by (seed, visit, example) alone. Runs on the host.
+    """Draw the changes of n images on the host, each a function of (seed, visit, example) alone.
 
     Args:
-        visits, examples: [n] int64, see `order.Draws`.
-        image_size_px: side of the images that will be changed.
+        augmentation: the changes to draw.
+        seed: of the run.
+        visits: [n] int64, see `order.Draws`.
+        examples: [n] int64, see `order.Draws`.
+        image_size_px: side of the images to change.
 
     Returns:
-        [n, k] float32, for `Batch.randomness`; k follows from `augmentation` alone, and is 0 where the device changes
-        nothing.
+        [n, k] float32, for `Batch.randomness`; k depends on `augmentation` alone, and is 0 without changes on the device.
     """
     if not augmentation.changes_on_device:
         return tf.zeros([tf.shape(examples)[0], 0])
@@ -81,7 +83,7 @@ def draw_randomness(
         return _uniforms(make_keys(seed, purpose.value, visits, examples), num_values)
 
     num_layers = augmentation.randaugment_layers
-    # All are drawn, needed or not: what one setting draws does not depend on the others.
+    # All are drawn, needed or not, so that the draws of one setting do not depend on the others.
     flip, jitter, erasing, layers = tf.split(
         draw(Purpose.DEVICE_AUGMENTATION, 12 + num_layers), [1, 3, 8, num_layers], axis=1
     )
@@ -118,7 +120,7 @@ def draw_randomness(
 
 
 def _uniforms(keys: Tensor, num_values: int) -> Tensor:
-    """[n, num_values] float32 in [0, 1), each row a function of its key: TensorFlow's own take one key a call."""
+    """Return [n, num_values] float32 in [0, 1), each row a function of its key; TensorFlow's take one key per call."""
     bits = make_keys(keys[:, tf.newaxis], tf.range(num_values, dtype=tf.int64))
     top = tf.bitwise.right_shift(bits, tf.constant(64 - 24, tf.uint64))
     # As many bits as a float32 holds.
@@ -126,7 +128,7 @@ def _uniforms(keys: Tensor, num_values: int) -> Tensor:
 
 
 def _choose_erasing(uniforms: Tensor, probability: float, image_size_px: int) -> Tensor:
-    """[n, 7]: a rectangle in whole pixels, empty where nothing is erased, and the colour that takes its place."""
+    """Return [n, 7]: a rectangle in whole pixels, empty if nothing is erased, and the colour to fill it with."""
     is_erased, area, aspect, y, x = (u for u in tf.unstack(uniforms[:, :5], axis=1))
     area = _ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * area
     low, high = (math.log(ratio) for ratio in _ERASED_ASPECT)

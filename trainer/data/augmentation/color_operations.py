@@ -1,9 +1,9 @@
-"""Changes of colour of a batch of images, each image by its own amount; Pillow's, in whole numbers.
+"""Colour operations on a batch of images, each image by its own amount: Pillow's, in whole numbers.
 
 Images are [b, size, size, 3] float32 with whole numbers from 0 to 255, before and after each operation. Factors are
-multiples of `FACTOR_STEP`. So every intermediate is exact in float32, or far from where its rounding could tip over:
-any device, with or without XLA, finds the same pixels. Results differ from Pillow's by at most one value, since they
-are rounded where Pillow cuts off.
+multiples of `FACTOR_STEP`. So every intermediate is exact in float32 or far from a rounding boundary, and all devices,
+with or without XLA, give the same pixels. Results differ from Pillow's by at most one value, because they are rounded
+and Pillow truncates.
 """
 
 import enum
@@ -14,26 +14,26 @@ import tensorflow as tf
 Tensor = Any
 
 FACTOR_STEP = 2.0**-8
-# Of red, green and blue in 1/65536, as in Pillow's conversion to greyscale (ITU-R BT.601).
+# Weights of red, green and blue in 1/65536, as in Pillow's conversion to greyscale (ITU-R BT.601).
 _LUMA = (19595.0, 38470.0, 7471.0)
 
 
 class ColorOperation(enum.IntEnum):
-    """The operations of RandAugment that change colours, and what `level` means to each."""
+    """The colour operations of RandAugment; the comments say what `level` means."""
 
     NONE = 0
     BRIGHTNESS = 1  # factor: 0 is black, 1 the image
     CONTRAST = 2  # factor: 0 is the mean grey
     COLOR = 3  # factor: 0 is greyscale
     SHARPNESS = 4  # factor: 0 is smoothed
-    POSTERIZE = 5  # values are cut to multiples of it, a power of two
-    SOLARIZE = 6  # values from it on are inverted: 256 leaves all, 0 inverts all
+    POSTERIZE = 5  # values are rounded down to multiples of it, a power of two
+    SOLARIZE = 6  # values from it upwards are inverted: 256 inverts none, 0 all
     AUTOCONTRAST = 7
     EQUALIZE = 8
 
 
 def jitter_colors(images: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, then contrast, then saturation, by `factors` [b, 3]; 1 leaves an image as it is."""
+    """Change brightness, then contrast, then saturation by `factors` [b, 3]; 1 changes nothing."""
     brightness, contrast, saturation = (f[:, tf.newaxis, tf.newaxis, tf.newaxis] for f in tf.unstack(factors, axis=1))
     images = _blend(0.0, images, brightness)
     images = _blend(_mean_grey(_grey(images)), images, contrast)
@@ -41,7 +41,7 @@ def jitter_colors(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def change_colors(images: Tensor, operations: Tensor, levels: Tensor) -> Tensor:
-    """Applies to each image its `ColorOperation`, `operations` [b] float32, at its level [b] float32."""
+    """Apply to each image its `ColorOperation`, `operations` [b] float32, at its level [b] float32."""
     images = _look_up(images, _tables(images, operations, levels))
     operations, levels = (t[:, tf.newaxis, tf.newaxis, tf.newaxis] for t in (operations, levels))
     grey = _grey(images)
@@ -61,21 +61,21 @@ def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """[b, size, size, 1]"""
+    """Convert to greyscale, [b, size, size, 1]."""
     sums = tf.reduce_sum(images * tf.constant(_LUMA), axis=-1, keepdims=True)
     return tf.floor((sums + 32768.0) / 65536.0)
 
 
 def _mean_grey(grey: Tensor) -> Tensor:
-    """[b, 1, 1, 1], rounded; the sum over an image is too large for float32."""
+    """Return the rounded mean, [b, 1, 1, 1]; the sum over an image is too large for float32."""
     rows = tf.cast(tf.reduce_sum(grey, axis=2, keepdims=True), tf.float64)
-    # A quarter of a unit more puts no mean on the edge between two whole numbers.
+    # A quarter added to the sum keeps every mean off a rounding boundary.
     sums = tf.reduce_sum(rows, axis=1, keepdims=True) + 0.25
     return tf.cast(tf.round(sums / (grey.shape[1] * grey.shape[2])), tf.float32)
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """The mean of each pixel, 5 times, and its 8 neighbours; the border stays as it is."""
+    """Average each pixel, with weight 5, and its 8 neighbours; leave the border unchanged."""
     rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
     sums = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4.0 * images[:, 1:-1, 1:-1]
     inner = tf.round(sums / 13.0)
@@ -84,7 +84,7 @@ def _smooth(images: Tensor) -> Tensor:
 
 
 def _tables(images: Tensor, operations: Tensor, levels: Tensor) -> Tensor:
-    """What becomes of each value, [b, 3, 256], by the operations that look at one value at a time."""
+    """Return lookup tables, [b, 3, 256], for the operations that map one value at a time."""
     operations, levels = operations[:, tf.newaxis, tf.newaxis], levels[:, tf.newaxis, tf.newaxis]
     values = tf.range(256, dtype=tf.float32)
     histograms = _histograms(images)
@@ -101,7 +101,7 @@ def _tables(images: Tensor, operations: Tensor, levels: Tensor) -> Tensor:
 
 
 def _stretch(histograms: Tensor, values: Tensor) -> Tensor:
-    """The least value of the image to 0, the greatest to 255, what is between in proportion."""
+    """Stretch linearly so that the lowest value becomes 0 and the highest 255."""
     is_there = histograms > 0
     low = tf.reduce_min(tf.where(is_there, values, 255.0), axis=-1, keepdims=True)
     high = tf.reduce_max(tf.where(is_there, values, 0.0), axis=-1, keepdims=True)
@@ -110,7 +110,7 @@ def _stretch(histograms: Tensor, values: Tensor) -> Tensor:
 
 
 def _equalize(histograms: Tensor, values: Tensor) -> Tensor:
-    """Every value about equally often; a histogram of a single value, or nearly so, is left alone."""
+    """Equalize the histogram; one of a single value, or nearly so, is left unchanged."""
     last = tf.reduce_max(tf.where(histograms > 0, values, 0.0), axis=-1, keepdims=True)
     num_of_last = tf.reduce_sum(tf.where(values == last, histograms, 0.0), axis=-1, keepdims=True)
     step = _floor_divide(tf.reduce_sum(histograms, axis=-1, keepdims=True) - num_of_last, 255.0)
@@ -120,12 +120,12 @@ def _equalize(histograms: Tensor, values: Tensor) -> Tensor:
 
 
 def _floor_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Of whole numbers: half a unit above, a quotient is never so near a whole one that its rounding matters."""
+    """Divide whole numbers and round down; the added half keeps quotients away from whole numbers."""
     return tf.floor((numerator + 0.5) / denominator)
 
 
 def _histograms(images: Tensor) -> Tensor:
-    """How many pixels of each image have a value, by channel, [b, 3, 256]."""
+    """Count the pixels of each value per image and channel, [b, 3, 256]."""
     num_images = tf.shape(images)[0]
     channels = tf.range(3 * num_images, dtype=tf.float32) * 256.0
     bins = images + tf.reshape(channels, [num_images, 1, 1, 3])

@@ -1,8 +1,8 @@
-"""Random changes of whole batches on the device: pure functions of the pixels and of what the host decided for them.
+"""Apply random changes to whole batches on the device: pure functions of the pixels and of the host's draws.
 
-No loop over images and no random numbers, so that XLA compiles it into the training step; float32 under every
-precision. All arithmetic on pixels is exact (see `warp`, `color_operations`, `mixing`): a batch comes out the same on
-any device, with or without XLA, and an image the same in any batch.
+There is no loop over images and no random number, so XLA compiles it into the training step; float32 under every
+precision. All arithmetic on pixels is exact (see `warp`, `color_operations`, `mixing`): the result does not depend on
+the device, on XLA, or on the other images of the batch.
 """
 
 from typing import Any
@@ -21,13 +21,14 @@ Tensor = Any
 def augment_batch(
     augmentation: Augmentation, images: Tensor, targets: Tensor, randomness: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Changes one replica's slice of a batch as the host decided.
+    """Apply the host's draws to one replica's slice of a batch.
 
     Args:
+        augmentation: the one that `randomness` was drawn for.
         images: [b, size, size, 3] uint8; b and size are static.
         targets: [b, num_classes] float32, one-hot or soft.
         randomness: [b, k] float32, from `changes.draw_randomness` for the same augmentation and size.
-        positions: [b] int64, in the stream of examples; says which rows are partners.
+        positions: [b] int64, in the stream of examples; consecutive ones are mixed.
 
     Returns:
         Images [b, size, size, 3] float32 from 0 to 255, and targets [b, num_classes] float32.
@@ -42,7 +43,7 @@ def augment_batch(
 
 
 def change_images(images: Tensor, changes: DeviceChanges) -> Tensor:
-    """All but mixing: each image by itself, [b, size, size, 3] uint8 to float32 from 0 to 255."""
+    """Apply all changes but mixing, [b, size, size, 3] uint8 to float32 from 0 to 255."""
     if changes.flip is not None:
         images = tf.where(changes.flip[:, :, tf.newaxis, tf.newaxis] > 0, tf.reverse(images, [2]), images)
     images = tf.cast(images, tf.float32)

@@ -1,8 +1,8 @@
-"""Which random changes training images get: the presets, and what a configuration makes of them.
+"""Augmentation presets, and how a configuration overrides them.
 
 Every change is keyed by (seed, visit, example), see `order.Draws`: the same on any number of workers. The random crop
-is part of decoding (`training_image`), on the host; all else is decided on the host (`changes`) and done to
-whole batches on the device (`on_device`).
+is part of decoding on the host (`random_crop`); all else is drawn on the host (`changes`) and applied to whole batches
+on the device (`on_device`).
 
     preset                   none  light  medium  strong
     least area of the crop   1     0.7    0.35    0.08
@@ -21,7 +21,7 @@ from trainer.config.data import AugmentConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Every random change, decided. For the fields see `config.AugmentConfig`."""
+    """Resolved augmentation settings. For the fields see `config.AugmentConfig`."""
 
     min_crop_area: float
     flip: bool
@@ -37,17 +37,17 @@ class Augmentation:
 
     @property
     def crops(self) -> bool:
-        """Whether the pixels that leave the host differ from visit to visit."""
+        """True if the pixels that leave the host differ from visit to visit."""
         return self.min_crop_area < 1
 
     @property
     def mixes(self) -> bool:
-        """Whether pairs of images are mixed, and with them their labels."""
+        """True if pairs of images and their labels are mixed."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     @property
     def warps(self) -> bool:
-        """Whether images are turned, moved or zoomed; RandAugment's own warps aside."""
+        """True if images are rotated, shifted or zoomed, apart from RandAugment's warps."""
         return any((self.rotation_degrees, self.shift, self.zoom))
 
     @property
@@ -68,11 +68,11 @@ _NOTHING = Augmentation(
     mixup_alpha=0.0,
     cutmix_alpha=0.0,
 )
-# No preset below medium mirrors an image: digits, text and traffic signs do not survive it.
+# No preset below medium flips images: digits, text and traffic signs do not survive it.
 _LIGHT = dataclasses.replace(_NOTHING, min_crop_area=0.7)
 _MEDIUM = dataclasses.replace(_NOTHING, min_crop_area=0.35, flip=True, color_jitter=0.2, erasing=0.1)
-# After the recipes by which ResNets are trained today (Wightman et al. 2021, arXiv:2110.00476, table 2, A2), which
-# erase nothing: CutMix hides parts of images already.
+# After recipe A2 for ResNets (Wightman et al. 2021, arXiv:2110.00476, table 2), which does not erase: CutMix already
+# hides parts of images.
 _STRONG = dataclasses.replace(
     _MEDIUM,
     min_crop_area=0.08,
@@ -87,7 +87,7 @@ PRESETS = {"none": _NOTHING, "light": _LIGHT, "medium": _MEDIUM, "strong": _STRO
 
 
 def resolve_augmentation(config: AugmentConfig) -> Augmentation:
-    """The preset of `config`, with each setting that is not null in its place."""
+    """Return the preset of `config`, overridden by each setting that is not null."""
     names = {field.name for field in dataclasses.fields(Augmentation)}
     given = {name: value for name, value in config.model_dump(include=names).items() if value is not None}
     return dataclasses.replace(PRESETS[config.preset], **given)

@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719): each image gets a few operations out of 14, all at one magnitude.
+"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719): each image gets a few of 14 operations, all at one magnitude.
 
-What an operation does is either an affine warp or a change of colours. The warps that an image draws are composed into
-one, applied before the changes of colour: with one interpolation for all of them an image blurs less.
+An operation is either an affine warp or a colour operation. The warps of an image are composed into one and applied
+before the colour operations: a single interpolation blurs less.
 """
 
 import math
@@ -14,8 +14,8 @@ import tensorflow as tf
 from trainer.data.augmentation.color_operations import FACTOR_STEP, ColorOperation
 from trainer.data.augmentation.warp import Tensor, round_matrices
 
-# At magnitude 10, in the units of the paper's own program: a factor of 1 +- 0.9, 30 degrees, a slope of 0.3, and a
-# move by 150 of 331 px.
+# At magnitude 10, in the units of the paper's program: a factor of 1 +- 0.9, 30 degrees, a slope of 0.3, and a
+# translation by 150 of 331 px.
 _MAX_MAGNITUDE = 10.0
 _MAX_FACTOR_CHANGE = 0.9
 _MAX_DEGREES = 30.0
@@ -28,7 +28,7 @@ _WARPS = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 class RandAugment(NamedTuple):
-    """What a batch of images drew."""
+    """The operations drawn for a batch of images."""
 
     matrices: Tensor  # [n, 6] float32, see `warp.warp_images`
     operations: Tensor  # [n, num_layers] float32, each a `ColorOperation`
@@ -44,13 +44,13 @@ class _Choice(NamedTuple):
 
 
 def choose(uniforms: Tensor, magnitude: float, image_size_px: int) -> RandAugment:
-    """Makes [n, num_layers] random numbers from [0, 1) into operations; the first layer is the first applied."""
+    """Map random numbers in [0, 1), [n, num_layers], to operations; the first layer is applied first."""
     choices = _list_choices(magnitude, image_size_px)
     index = tf.cast(uniforms * len(choices), tf.int32)
     matrices = tf.unstack(tf.gather(np.array([c.matrix for c in choices], np.float32), index), axis=1)
     composed = matrices[0]
     for matrix in matrices[1:]:
-        # The result of the first warp is sampled by the second: its points are the last to be mapped.
+        # The second warp samples the result of the first, so its points are mapped by its matrix first.
         composed = tf.linalg.matmul(composed, matrix)
     return RandAugment(
         round_matrices(tf.reshape(composed[:, :2], [-1, 6])),
@@ -60,7 +60,7 @@ def choose(uniforms: Tensor, magnitude: float, image_size_px: int) -> RandAugmen
 
 
 def _list_choices(magnitude: float, image_size_px: int) -> list[_Choice]:
-    """The 14 operations, each twice, so that all are equally likely: once for either sign, or twice the same."""
+    """List the 14 operations twice each, for equal probabilities: once per sign, or the same one twice."""
     share = magnitude / _MAX_MAGNITUDE
     unsigned = [
         _Choice(),
@@ -78,7 +78,7 @@ def _list_choices(magnitude: float, image_size_px: int) -> list[_Choice]:
 
 
 def _matrix(name: str, share: float, image_size_px: int) -> npt.NDArray[np.float64]:
-    """The 3x3 matrix of a warp at `share`, from -1 to 1, of its greatest strength."""
+    """Return the 3x3 matrix of a warp at `share`, from -1 to 1, of its maximum."""
     matrix = np.eye(3)
     if name == "rotate":
         angle = math.radians(_MAX_DEGREES * share)

@@ -1,7 +1,7 @@
-"""Encoded bytes to a training image, with its random crop: the part of augmentation that is cheapest while decoding.
+"""Decode a training image with a random crop, which is cheapest while decoding.
 
-A JPEG is decoded only where the crop needs it, and at 1/2, 1/4 or 1/8 of its size where the crop is at least so many
-times larger than the model's input. The crop is drawn in pixels of the full image and does not depend on that.
+Only the region of the crop is decoded from a JPEG, at 1/2, 1/4 or 1/8 of its size if the crop is at least that many
+times larger than the model's input. The crop itself is drawn in pixels of the full image and does not depend on that.
 """
 
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from trainer.data.sampling.order import Purpose, stateless_seed
 
 Tensor = Any
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
-# What libjpeg decodes by smaller inverse transforms.
+# Scales that libjpeg decodes with smaller inverse transforms.
 RATIOS = (1, 2, 4, 8)
-# Up to this factor a bilinear resize without antialiasing is close enough for a random crop. The ratio leaves less than
-# 2 on the shorter side of a crop, whose aspect ratio is then the rest.
+# Up to this factor a bilinear resize without antialiasing is close enough for a random crop. After scaled decoding the
+# factor is below 2 on the shorter side of the crop, times the aspect ratio on the longer.
 _MAX_PLAIN_FACTOR = 2 * _ASPECT_RATIOS[1]
 
 
@@ -32,10 +32,10 @@ def load_training_image(
     example: Tensor,
     scaled_decoding: bool = True,
 ) -> Tensor:
-    """Encoded bytes, a scalar string, to [size, size, 3] uint8.
+    """Decode encoded bytes, a scalar string, to [size, size, 3] uint8.
 
-    Without random crops it is `preprocess.load_image`. With them, `scaled_decoding` allows approximations that no eye
-    sees: smaller decoding, and a resize without antialiasing where that is by a small factor.
+    Without random crops this is `preprocess.load_image`. With them, `scaled_decoding` allows invisible approximations:
+    decoding at a smaller scale, and resizing by small factors without antialiasing.
     """
     if not augmentation.crops:
         return preprocess.load_image(encoded, geometry)
@@ -54,17 +54,18 @@ def load_training_image(
 
 
 def random_window(image_shape: Tensor, key: Tensor, *, min_area: float, target_px: int) -> tuple[Tensor, Tensor]:
-    """Inception's crop of a random area and aspect ratio (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+    """Draw Inception's crop of random area and aspect ratio (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
     Args:
         image_shape: [3] int32, of an image [height, width, 3].
         key: [2] int64, of a stateless random operation.
+        min_area: smallest area of the crop, as a share of the image.
         target_px: side of the square that the crop will be resized to.
 
     Returns:
-        [4] int32: top, left, height and width in px; the whole image where no crop of such a shape fits into it. And
-        an int32 scalar, the index in `RATIOS` of the smallest size at which the crop can be decoded; its ratio divides
-        the window, so that the crop is the same at any size.
+        [4] int32: top, left, height and width in px; the whole image if no such crop fits. And an int32 scalar, the
+        index in `RATIOS` of the smallest scale at which the crop can be decoded; its ratio divides the window, so the
+        crop is the same at any scale.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         image_shape,
@@ -109,7 +110,7 @@ def _decode_crop(encoded: Tensor, draw: _CropDraw) -> Tensor:
 
 
 def _resize_crop(crop: Tensor, size_px: int) -> Tensor:
-    """Bilinear resize to [size_px, size_px, 3] uint8, antialiased only where the factor is large."""
+    """Resize bilinearly to [size_px, size_px, 3] uint8, with antialiasing only for large factors."""
     longer_side = tf.reduce_max(tf.shape(crop)[:2])
     return tf.cond(
         tf.cast(longer_side, tf.float32) < _MAX_PLAIN_FACTOR * size_px,
@@ -119,6 +120,6 @@ def _resize_crop(crop: Tensor, size_px: int) -> Tensor:
 
 
 def _resize_plainly(crop: Tensor, size_px: int) -> Tensor:
-    # From floats the kernel is quicker than from bytes, and interpolation stays within [0, 255].
+    # The kernel is faster on floats than on bytes, and interpolation stays within [0, 255].
     resized = tf.image.resize(tf.cast(crop, tf.float32), [size_px, size_px], method="bilinear")
     return tf.cast(tf.round(resized), tf.uint8)

@@ -1,7 +1,7 @@
 """Affine warps of a batch of images, each by its own matrix.
 
 The arithmetic is exact: matrices are rounded to `MATRIX_STEP` on the host and sampling points to 1/64 of a pixel, so
-that no product or sum needs more than the 24 bits of a float32. Any device, with or without XLA, finds the same pixels.
+no product or sum needs more than the 24 bits of a float32. All devices, with or without XLA, give the same pixels.
 """
 
 from typing import Any
@@ -11,28 +11,28 @@ import tensorflow as tf
 
 Tensor = Any
 
-# Up to 1,024 px, a coordinate times an entry of the matrix is exact in float32.
+# Up to 1,024 px, a coordinate times a matrix entry is exact in float32.
 MATRIX_STEP = 2.0**-12
 FILL = 128.0
 _POINTS_PER_PX = 64.0
 
 
 def round_matrices(matrices: Tensor) -> Tensor:
-    """Matrices of any shape, rounded to what `warp_images` computes with exactly."""
+    """Round matrices of any shape to values that `warp_images` computes with exactly."""
     return tf.round(matrices / MATRIX_STEP) * MATRIX_STEP
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
-    """Return the one warp [n, 6] that does what `first` and then `second`, [n, 6] each, do."""
+    """Compose warps [n, 6]: apply `first`, then `second`."""
     n = tf.shape(first)[0]
     last_row = tf.tile(tf.constant([[[0.0, 0.0, 1.0]]]), [n, 1, 1])
     one, other = (tf.concat([tf.reshape(matrices, [-1, 2, 3]), last_row], axis=1) for matrices in (first, second))
-    # The result of the first warp is sampled by the second: its points are the last to be mapped.
+    # The second warp samples the result of the first, so its points are mapped by its matrix first.
     return round_matrices(tf.reshape(tf.linalg.matmul(one, other)[:, :2], [-1, 6]))
 
 
 def warp_images(images: Tensor, matrices: Tensor) -> Tensor:
-    """Bilinear sampling at affinely mapped points, rounded to whole values; grey where a point is outside.
+    """Sample bilinearly at affinely mapped points, rounded to whole values; points outside become grey.
 
     Args:
         images: [b, size, size, 3] float32, whole numbers from 0 to 255.
@@ -58,7 +58,7 @@ def warp_images(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _sampling_points(matrices: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points [b, size * size] in 1/64 px from the centre of the first pixel, x and y, and which lie on the image."""
+    """Return x and y [b, size * size] in 1/64 px from the centre of the first pixel, and which lie on the image."""
     center = (size - 1) / 2
     y, x = (grid.reshape(1, -1) - center for grid in np.mgrid[:size, :size].astype(np.float32))
     a, b, c, d, e, f = (entry[:, tf.newaxis] for entry in tf.unstack(matrices, axis=1))
@@ -71,7 +71,7 @@ def _sampling_points(matrices: Tensor, size: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def _pack(images: Tensor) -> Tensor:
-    """[b, size, size, 3] to [b, size * size], the three channels in one float32: one gather fetches a pixel."""
+    """Pack [b, size, size, 3] to [b, size * size], three channels in one float32, to gather a pixel at once."""
     flat = tf.reshape(images, [tf.shape(images)[0], images.shape[1] * images.shape[2], 3])
     return flat[..., 0] + flat[..., 1] * 256.0 + flat[..., 2] * 65536.0
 

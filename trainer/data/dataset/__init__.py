@@ -1,4 +1,4 @@
-"""Own the prepared dataset on disk: manifest, shards, index, and how a split of it is read.
+"""Own the prepared dataset on disk: manifest, shards, indexes, and reading a split.
 
 Making a dataset is in `preparation`. Read `manifest.py` first.
 """

@@ -1,32 +1,30 @@
-"""What is known of each example besides its pixels, as columns of text to slice an evaluation by."""
+"""Columns of metadata of each example, as text, to slice an evaluation by."""
 
 import collections
 import csv
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from trainer.data.dataset.records import Example
 from trainer.data.dataset.split_reader import SplitReader
 from trainer.errors import DataError
 
-# Of the records; any other column comes from a CSV file.
+# Columns of the records; any other column comes from a CSV file.
 RECORD_COLUMNS = ("folder", "format", "height", "width", "weight")
-# One of these names the example in each line of a CSV file.
+# Columns of a CSV file that identify the example of a line; it has one of them.
 KEY_COLUMNS = ("filename", "example")
-_CHUNK = 1024
+_CHUNK = 1024  # examples to read at a time
 
 
 def read_columns(reader: SplitReader, names: Sequence[str], csv_file: pathlib.Path | None) -> dict[str, list[str]]:
-    """Columns of a split, [num_examples] each: `names` from the records, and all of `csv_file`.
+    """Read columns of a split, [num_examples] each: `names` from the records, and all columns of `csv_file`.
 
-    The file has a header. Its column `filename` (as in the source, such as cats/1.jpg) or `example` (number in the
-    split, from 0) says which example a line is about; lines about others are left alone, and an example without a
-    line has the value "".
+    The file has a header. Its column `filename` (as in the source, for example cats/1.jpg) or `example` (index in the
+    split, from 0) identifies the example of a line; lines of other examples are ignored, and an example without a line
+    has the value "".
 
     Raises:
-        DataError: a column is unknown or there twice, or the file is missing, not a table, or about other examples.
+        DataError: a column is unknown or duplicate, or the file is missing, not a table, or about other examples only.
     """
     unknown = [name for name in names if name not in RECORD_COLUMNS]
     if unknown:
@@ -36,12 +34,10 @@ def read_columns(reader: SplitReader, names: Sequence[str], csv_file: pathlib.Pa
         )
     columns: dict[str, list[str]] = {name: [] for name in names}
     filenames: list[str] = []
-    for start in range(0, reader.num_examples, _CHUNK):
-        for payload in reader.read(np.arange(start, min(start + _CHUNK, reader.num_examples))):
-            example = Example.from_payload(payload)
-            filenames.append(example.filename)
-            for name in names:
-                columns[name].append(_value(example, name))
+    for example in reader.examples(chunk=_CHUNK):
+        filenames.append(example.filename)
+        for name in names:
+            columns[name].append(_value(example, name))
     if csv_file is None:
         return columns
     added = _read_csv(csv_file, filenames)
@@ -75,10 +71,10 @@ def _read_csv(path: pathlib.Path, filenames: list[str]) -> dict[str, list[str]]:
     uneven = [number for number, line in enumerate(lines, 2) if len(line) != len(header)]
     if uneven:
         raise DataError(f"line {uneven[0]} of {path} has another number of values than the header's {len(header)}")
-    place = header.index(keys[0])
-    rows = {line[place]: line for line in lines}
+    key = header.index(keys[0])
+    rows = {line[key]: line for line in lines}
     if len(rows) < len(lines):
-        twice = collections.Counter(line[place] for line in lines).most_common(1)[0][0]
+        twice = collections.Counter(line[key] for line in lines).most_common(1)[0][0]
         raise DataError(f"{path} is about the {keys[0]} {twice!r} more than once; keep one line of each")
     identities = filenames if keys[0] == "filename" else [str(i) for i in range(len(filenames))]
     if not any(identity in rows for identity in identities):
@@ -86,7 +82,7 @@ def _read_csv(path: pathlib.Path, filenames: list[str]) -> dict[str, list[str]]:
             f"no line of {path} is about an example of the split: its column {keys[0]} holds such as "
             f"{next(iter(rows), '')!r}, and the split such as {identities[0]!r}"
         )
-    nothing = [""] * len(header)
+    empty = [""] * len(header)
     return {
-        name: [rows.get(identity, nothing)[i] for identity in identities] for i, name in enumerate(header) if i != place
+        name: [rows.get(identity, empty)[i] for identity in identities] for i, name in enumerate(header) if i != key
     }

@@ -1,4 +1,4 @@
-"""`tf.train.Example` on the wire, for the writer of records: building the messages takes several times as long.
+"""Serialize `tf.train.Example` directly to its wire format, several times faster than building the messages.
 
 The messages are those of tensorflow/core/example/{example,feature}.proto in the protocol buffer wire format
 (https://protobuf.dev/programming-guides/encoding/):
@@ -11,18 +11,18 @@ import functools
 import struct
 from collections.abc import Iterable
 
-# (field << 3) | wire type; 2 is "length, then so many bytes", which packed numbers are as well.
+# (field << 3) | wire type; 2 is length-delimited, also for packed numbers.
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
 
 
 def bytes_entry(name: str, value: bytes) -> bytes:
-    """The entry of the feature `name`, a single byte string."""
+    """Encode the feature `name` with one byte string."""
     return _entry(name, _field(_FIELD_1, _field(_FIELD_1, value)))
 
 
-@functools.lru_cache(maxsize=4096)  # sizes, labels and formats come again and again
+@functools.lru_cache(maxsize=4096)  # the same sizes, labels and formats recur
 def short_bytes_entry(name: str, value: bytes) -> bytes:
-    """`bytes_entry` of one of a few values."""
+    """Encode like `bytes_entry`, cached, for a feature with few distinct values."""
     return bytes_entry(name, value)
 
 
@@ -33,12 +33,12 @@ def float_entry(name: str, value: float) -> bytes:
 
 @functools.lru_cache(maxsize=4096)
 def int_entry(name: str, *values: int) -> bytes:
-    """`values` are 0 or more each."""
+    """Encode the feature `name` with integers, none negative."""
     return _entry(name, _field(_FIELD_3, _field(_FIELD_1, b"".join(map(_varint, values)))))
 
 
 def example(entries: Iterable[bytes]) -> bytes:
-    """From entries in rising order of their names, as deterministic serialization has them."""
+    """Join entries, sorted by name as in deterministic serialization, to a message."""
     return _field(_FIELD_1, b"".join(entries))
 
 

@@ -1,11 +1,11 @@
-"""`DATASET/manifest.json`: what a prepared dataset holds. This module owns its format.
+"""`DATASET/manifest.json`: the contents of a prepared dataset. This module owns its format.
 
 Layout of a prepared dataset:
 
     manifest.json
     <split>-00000-of-00008.tfrecord    TFRecord framing; each payload is a tf.train.Example, see `records`
     <split>-00000-of-00008.idx         offset, length, label and weight of every record, see `records.INDEX_DTYPE`
-    bad_files.jsonl                    every source file that is left out, with the reason; only where there are some
+    bad_files.jsonl                    every unusable source file, with the reason; only if there are any
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from trainer.system.names import ClassNames
 FILE_NAME = "manifest.json"
 BAD_FILES_NAME = "bad_files.jsonl"
 SCHEMA_VERSION: Final = 2
-# The reason in `num_left_out` of the files that `beside` names.
+# The reason in `num_left_out` for the files listed in `beside`.
 BESIDE_CLASSES: Final = "beside the class folders"
-# The manifest is read whole by every worker: of what may be endless it lists the first so many.
+# Every worker reads the whole manifest, so lists without a bound are cut off after this many entries.
 MAX_LISTED = 1_000
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-# single_label: one class an example. multi_label: one or several.
+# single_label: one class per example. multi_label: one or several.
 Task = Literal["single_label", "multi_label"]
 
-# given: by the source. train: cut from what the source has for training. rest: cut from what it puts into no split,
-# while others are fixed to train. all: cut from a source that is not divided.
+# given: by the source. train: cut from the source's training images. rest: cut from images that the source assigns to
+# no split, while it assigns others to train. all: cut from a source without splits.
 SplitOrigin = Literal["given", "train", "rest", "all"]
 
 
@@ -42,7 +42,7 @@ class _Model(pydantic.BaseModel):
 
 
 class Shard(_Model):
-    """One TFRecord file of a split and the index beside it."""
+    """A TFRecord file of a split and the index beside it."""
 
     file_name: str
     index_file_name: str
@@ -53,9 +53,9 @@ class Shard(_Model):
 
 
 class Split(_Model):
-    """The shards of one split; example `i` of the split is counted through them in order.
+    """The shards of one split; examples are numbered through them in order.
 
-    class_counts: examples that have the class, by label; they add up to more than the examples of several labels.
+    class_counts: examples of each class, by label; with several labels per example they sum to more than the examples.
     """
 
     num_examples: int = pydantic.Field(ge=0)
@@ -64,24 +64,26 @@ class Split(_Model):
 
 
 class BadFile(_Model):
-    """A source file that is not in the dataset, and why (`corrupt`, `truncated`, `empty`, `not an image`...)."""
+    """A source file that cannot be used, and why (`corrupt`, `truncated`, `empty`, `not an image`...)."""
 
     path: str
     reason: str
 
 
 class Duplicate(_Model):
-    """The same bytes in more than one split: what is measured on one was trained on in the other."""
+    """A file with the same bytes in more than one split, which contaminates the evaluation."""
 
     paths: dict[SplitName, str]
 
 
 class DeepSamples(_Model):
-    """Pictures of 16 bits a sample whose files do not say how many bits they use: so many files, and what was taken.
+    """Images of 16 bits per sample whose files do not say how many of the bits are used.
 
-    highest: the highest value in all of them; `num_darker` of them would fit into fewer bits.
-    bits: how many bits are taken as used, which makes the highest of them white; `is_given` where an option of
-        `prepare` has said so, otherwise it follows from `highest`.
+    num_files: how many such files there are.
+    highest: the highest value in all of them.
+    num_darker: how many of them would fit into fewer bits.
+    bits: how many bits are taken as used, so that the highest value of that many bits becomes white.
+    is_given: true if an option of `prepare` set `bits`; otherwise it follows from `highest`.
     """
 
     num_files: int = pydantic.Field(ge=1)
@@ -92,7 +94,7 @@ class DeepSamples(_Model):
 
 
 class Manifest(_Model):
-    """Everything that a reader needs to know of a dataset without opening a shard."""
+    """The description of a dataset, for readers that have not opened a shard."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     name: str
@@ -101,27 +103,27 @@ class Manifest(_Model):
     seed: int
     task: Task = "single_label"
     splits: dict[SplitName, Split]
-    # Whether any example has a weight other than 1.
+    # True if any example has a weight other than 1.
     has_weights: bool = False
-    # What `prepare` was asked for, as it was given: fractions, classes left out, the largest side.
+    # The options of `prepare` that determine the content, as given.
     options: dict[str, Any] = {}
-    # Images that were not asked for, by what leaves them out (`--exclude`, `--fraction`, `--per-class`, `--train`).
+    # Images left out on request, by option (`--exclude`, `--fraction`, `--per-class`, `--train`).
     num_left_out: dict[str, int] = {}
-    # Files among the images that are none, by kind, such as {"Thumbs.db": 2}; they are neither bad nor left out.
+    # Files that are not images, by kind, for example {"Thumbs.db": 2}; they count neither as bad nor as left out.
     num_ignored: dict[str, int] = {}
-    # Files beside the class folders, the first `MAX_LISTED`; `num_left_out` counts all.
+    # Files outside the class folders, the first `MAX_LISTED`; `num_left_out` counts all.
     beside: list[str] = []
-    # Of each split; empty in datasets of an earlier version.
+    # Empty in datasets of earlier versions.
     split_origins: dict[SplitName, SplitOrigin] = {}
-    # By the first word or words of the reason, such as {"truncated": 2}; `bad_files` lists the first `MAX_LISTED`.
+    # By the first words of the reason, for example {"truncated": 2}; `bad_files` lists the first `MAX_LISTED`.
     num_bad_files: dict[str, int] = {}
     bad_files: list[BadFile] = []
     # Files whose exact bytes are also in another split; `duplicates` lists the first `MAX_LISTED`.
     num_duplicates_across_splits: int = 0
     duplicates: list[Duplicate] = []
-    # Changes that `prepare` made to the bytes, by kind, such as {"rotated upright": 3}; all else is untouched.
+    # Files that `prepare` re-encoded, by kind of change, for example {"rotated upright": 3}; others are unchanged.
     num_reencoded: dict[str, int] = {}
-    # None where there are none.
+    # None if there are none.
     deep_samples: DeepSamples | None = None
 
     @property
@@ -130,16 +132,16 @@ class Manifest(_Model):
 
     @property
     def sample_bits(self) -> int | None:
-        """How many bits are used in a file of 16 that does not say it, such as one to predict on; None: not known."""
+        """How many bits are used in 16-bit files that do not say so, also at prediction; None if unknown."""
         return None if self.deep_samples is None else self.deep_samples.bits
 
     @property
     def held_out_split(self) -> SplitName:
-        """The split to measure a model on: test, or validation where there is no test."""
+        """The split to measure a model on: test, or validation if there is no test split."""
         return "test" if "test" in self.splits and self.splits["test"].num_examples else "validation"
 
     def content_hash(self) -> str:
-        """SHA-256 over what the examples are: class names and shard checksums, not names of folders."""
+        """Return the SHA-256 of the content: class names and shard checksums, not folder names."""
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         for name in SPLITS:
             if name in self.splits:
@@ -149,15 +151,15 @@ class Manifest(_Model):
         return digest.hexdigest()
 
     def save(self, dataset_dir: pathlib.Path) -> None:
-        """Writes the manifest into `dataset_dir`; written last, it makes the dataset readable."""
+        """Write the manifest into `dataset_dir`; written last, it makes the dataset readable."""
         atomic.write_text(dataset_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, dataset_dir: DatasetPath) -> "Manifest":
-        """Reads the manifest of a prepared dataset.
+        """Read the manifest of a prepared dataset.
 
         Raises:
-            DataError: `dataset_dir` is not a prepared dataset, or its manifest is of another version.
+            DataError: `dataset_dir` is not a prepared dataset, or its manifest has another schema version.
         """
         path = dataset_dir / FILE_NAME
         try:
@@ -179,5 +181,5 @@ class Manifest(_Model):
 
 
 def is_prepared(path: DatasetPath) -> bool:
-    """Whether `path` is the directory of a finished dataset."""
+    """Return whether `path` is the directory of a finished dataset."""
     return (path / FILE_NAME).is_file()

@@ -1,4 +1,4 @@
-"""A prepared dataset to an object store: all files first, the manifest last, and nothing counts before it is there."""
+"""Copy a prepared dataset to an object store; the manifest is written last and commits it."""
 
 import concurrent.futures
 import pathlib
@@ -13,15 +13,14 @@ _NUM_PARALLEL_COPIES: Final = 8
 
 
 def publish_dataset(dataset_dir: pathlib.Path, target: RemotePath, *, overwrite: bool = False) -> None:
-    """Copies the prepared dataset `dataset_dir` to `target`.
+    """Copy the prepared dataset `dataset_dir` to `target`.
 
-    Readers see no dataset at `target` before its manifest, the commit file, is written last. A copy that was killed is
-    just started again.
+    Readers see no dataset at `target` before its manifest, the commit file, is written last. Run it again after a kill.
 
     Raises:
-        DataError: `dataset_dir` is no prepared dataset or a damaged one, `target` holds one already, or the store
+        DataError: `dataset_dir` is not a prepared dataset or is damaged, `target` already holds one, or the store
             cannot be written.
-        TrainerError: a file did not arrive whole.
+        TrainerError: a file arrived incomplete.
     """
     manifest = Manifest.load(dataset_dir)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
@@ -30,7 +29,7 @@ def publish_dataset(dataset_dir: pathlib.Path, target: RemotePath, *, overwrite:
     if (target / FILE_NAME).exists():
         if not overwrite:
             raise DataError(f"{target} holds a prepared dataset already; give --overwrite, or another --out")
-        # From here to the end there is no dataset at all, rather than one of two halves.
+        # Until the end there is no dataset at `target`, rather than a mix of two.
         remove_file(target / FILE_NAME)
     names = [name for shard in shards for name in (shard.file_name, shard.index_file_name)]
     names += [name for name in (BAD_FILES_NAME,) if (dataset_dir / name).is_file()]

@@ -1,19 +1,19 @@
-"""The records of a prepared dataset: TFRecord shards with an index of offsets beside each.
+"""The records of a prepared dataset: TFRecord shards, each with an index of offsets beside it.
 
 A shard has TFRecord framing (`tf.data.TFRecordDataset` reads it); each payload is a serialized
 `tf.train.Example` with the features
 
     image/encoded      bytes   an encoded image that `preprocess.decode_image` reads
     image/class/label  int64   index into `Manifest.class_names`; several, in rising order, for several labels
-    image/weight       float   weight of the example in the loss, or in weighted sampling; 1.0 where left out
+    image/weight       float   weight of the example in the loss, or in weighted sampling; 1.0 if absent
     image/format       bytes   b"jpeg", b"png", b"gif", b"bmp" or b"webp"
     image/filename     bytes   UTF-8 path of the image, relative to the source
     image/height       int64   pixels
     image/width        int64   pixels
 
 Its `.idx` holds an entry of `INDEX_DTYPE` for each record in order (offset and length of the payload, label,
-weight; little-endian), so that any example is one positioned read, and sampling by class or weight needs none.
-Reading payloads and making them needs no TensorFlow; writing and parsing import it when called.
+weight; little-endian): reading an example takes one positioned read, sampling by class or weight none. Reading and
+building payloads needs no TensorFlow; writing shards and parsing import it when called.
 """
 
 import concurrent.futures
@@ -42,11 +42,11 @@ _HEIGHT, _WIDTH, _WEIGHT = "image/height", "image/width", "image/weight"
 # TFRecord framing: uint64 length, uint32 masked CRC-32C of it, the payload, uint32 masked CRC-32C of the payload
 # (tensorflow/core/lib/io/record_writer.h).
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
-# One entry of an index. `label` is -1 for an example with several labels.
+# An entry of an index. `label` is -1 for an example with several labels.
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u8"), ("label", "<i4"), ("weight", "<f4")])
 _INDEX_ENTRY = struct.Struct("<QQif")
 SEVERAL_LABELS = -1
-# Files whose checksums are computed at the same time.
+# How many shards are verified at the same time.
 _NUM_VERIFYING = 8
 
 
@@ -71,11 +71,11 @@ class Example:
         return self.labels[0] if len(self.labels) == 1 else SEVERAL_LABELS
 
     def to_payload(self) -> bytes:
-        """The serialized `tf.train.Example`; the same bytes for the same example."""
+        """Serialize to a `tf.train.Example`, deterministically."""
         return wire.example((
             wire.int_entry(_LABEL, *self.labels),
             wire.bytes_entry(_ENCODED, self.encoded),
-            # A POSIX file name is bytes; what is not UTF-8 in it comes as surrogates and goes back to its bytes.
+            # A POSIX file name is bytes; surrogates in the text turn back into those that are not UTF-8.
             wire.bytes_entry(_FILENAME, os.fsencode(self.filename)),
             wire.short_bytes_entry(_FORMAT, self.format.encode()),
             wire.int_entry(_HEIGHT, self.height),
@@ -85,7 +85,7 @@ class Example:
 
     @classmethod
     def from_payload(cls, payload: bytes) -> "Example":
-        """Parses what `to_payload` gave."""
+        """Parse the result of `to_payload`."""
         import tensorflow as tf
 
         feature = tf.train.Example.FromString(payload).features.feature
@@ -101,15 +101,15 @@ class Example:
 
 
 class ShardWriter:
-    """Writes one shard and its index, a record at a time; after the `with` block, `shard` describes them.
+    """A writer of one shard and its index, a record at a time; after the `with` block, `shard` describes them.
 
-    Memory stays flat whatever the number of records. Raises OSError where the disk is full. A block left by an
-    exception leaves no `shard`, and the files half written: write into a directory that nobody reads yet. A shard
-    that is described is on the disk, also after a power cut.
+    Memory use does not grow with the number of records. Writing raises OSError if the disk is full. If an exception
+    leaves the block there is no `shard`, and the files are incomplete: write into a directory that is not read yet. The
+    files of `shard` are flushed to the disk.
     """
 
     def __init__(self, directory: pathlib.Path, stem: str) -> None:
-        """`stem` such as "train-00000-of-00008" names `<stem>.tfrecord` and `<stem>.idx`."""
+        """Name the files `<stem>.tfrecord` and `<stem>.idx`, for example with stem "train-00000-of-00008"."""
         self._path = directory / f"{stem}.tfrecord"
         self._index_path = directory / f"{stem}.idx"
         self._next_offset = 0
@@ -126,11 +126,11 @@ class ShardWriter:
         return self
 
     def write(self, example: Example) -> None:
-        """Appends one record."""
+        """Append one record."""
         self.write_payload(example.to_payload(), label=example.label, weight=example.weight)
 
     def write_payload(self, payload: bytes, *, label: int, weight: float) -> None:
-        """Appends the record of an `Example` whose `to_payload` was called elsewhere, such as in another thread."""
+        """Append a payload of `Example.to_payload`, which may have been called in another thread."""
         assert self._index is not None, "write inside the with block"
         with _as_os_error():
             self._records.write(payload)
@@ -175,10 +175,11 @@ def _as_os_error() -> Iterator[None]:
 
 
 def parse_examples(payloads: Tensor, num_multi_hot: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Parses serialized examples, a string tensor [n], in the graph.
+    """Parse serialized examples, a string tensor [n], in the graph.
 
-    Returns encoded images [n] string; labels [n] int64, one each, or with `num_multi_hot` classes [n, num_multi_hot]
-    float32 of 0 and 1; weights [n] float32.
+    Returns:
+        Encoded images [n] string; labels [n] int64, or, if `num_multi_hot` is given, multi-hot [n, num_multi_hot]
+        float32; weights [n] float32.
     """
     import tensorflow as tf
 
@@ -195,14 +196,14 @@ def parse_examples(payloads: Tensor, num_multi_hot: int | None = None) -> tuple[
 
 
 def verify_shards(dataset_dir: DatasetPath, manifest: Manifest, splits: Iterable[SplitName]) -> None:
-    """Compares every shard and index of `splits` with the SHA-256 that the manifest holds for it, several at a time.
+    """Compare every shard and index of `splits` with its SHA-256 in the manifest, several at a time.
 
     Raises:
-        DataError: a split is not in the manifest, or a file is missing, truncated or changed; it is named.
+        DataError: a split is not in the manifest, or a file is missing, truncated or changed; the message names it.
     """
     shards = [shard for split in splits for shard in split_of(dataset_dir, manifest, split).shards]
     with concurrent.futures.ThreadPoolExecutor(_NUM_VERIFYING) as pool:
-        # In their order: of several damaged shards the first is named.
+        # In order, so that the first of several damaged shards is named.
         for checked in [pool.submit(_verify_shard, dataset_dir, shard) for shard in shards]:
             checked.result()
 
@@ -216,7 +217,7 @@ def _verify_shard(dataset_dir: DatasetPath, shard: Shard) -> None:
 
 
 def split_of(dataset_dir: DatasetPath, manifest: Manifest, split: SplitName) -> Split:
-    """Raises DataError where the dataset has no such split."""
+    """Return a split of the manifest; raise DataError if there is none of that name."""
     if split not in manifest.splits:
         known = ", ".join(manifest.splits)
         raise DataError(f"the dataset {dataset_dir} has no split {split!r}; it has {known}: name one of these")
@@ -224,7 +225,7 @@ def split_of(dataset_dir: DatasetPath, manifest: Manifest, split: SplitName) -> 
 
 
 def check_size(path: DatasetPath, num_bytes: int) -> None:
-    """Raises DataError where a file that the manifest names is missing or of another size."""
+    """Raise DataError if a file named in the manifest is missing or has another size."""
     try:
         found = num_bytes_of(path)
     except FileNotFoundError:

@@ -1,7 +1,8 @@
-"""Random access to the records of a prepared dataset, through the indexes beside its shards."""
+"""Random access to the records of a prepared dataset, through the indexes of its shards."""
 
 import concurrent.futures
 import contextlib
+import itertools
 import mmap
 import pathlib
 import struct
@@ -17,16 +18,16 @@ from trainer.data.dataset.records import INDEX_DTYPE, Example, check_size, split
 from trainer.data.dataset.storage import DatasetPath, OpenFiles, RemoteFiles, RemotePath, open_files, read_blocks
 from trainer.errors import DataError
 
-# Of one read; what holds several records is in memory twice for a moment.
+# Limit of one read; a read of several records is briefly in memory twice.
 _MAX_READ_BYTES: Final = 8 * 1024 * 1024
-_PLACE: Final = struct.Struct("<QQ")  # the head of an entry of `INDEX_DTYPE`
-_CHUNK: Final = 16  # examples that a walk through the split reads at once
+_LOCATION: Final = struct.Struct("<QQ")  # offset and length, the first fields of `INDEX_DTYPE`
+_CHUNK: Final = 16  # examples to read at a time when iterating over a split
 
 
-class Places(NamedTuple):
-    """Where payloads lie: the number of the shard in `SplitReader.paths`, offset and length in bytes; each [n] int64.
+class RecordLocations(NamedTuple):
+    """Locations of payloads: index of the shard in `SplitReader.paths`, offset and length in bytes; each [n] int64.
 
-    TFRecord framing starts 12 bytes before an offset.
+    The TFRecord framing starts 12 bytes before an offset.
     """
 
     shards: npt.NDArray[np.int64]
@@ -35,7 +36,7 @@ class Places(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """One read of part of a shard, and the records in it: place among those asked for, offset, length."""
+    """One read of part of a shard, and its records as (index among those requested, offset, length)."""
 
     shard: int
     start: int
@@ -46,13 +47,17 @@ class _Read(NamedTuple):
 class SplitReader:
     """Random access to the payloads of one split, by positioned reads; safe to share between threads.
 
-    Opens every shard and maps every index once; its own memory does not grow with the dataset. Indexes of an object
-    store are copied to a temporary file first. The checksums of records are not read again here: a launch calls
+    Every shard is opened and every index mapped once; memory use does not grow with the dataset. Indexes in an object
+    store are copied to a temporary file first. The checksums of records are not verified: a launch calls
     `verify_shards`, which is stronger, before the first step.
     """
 
     def __init__(self, dataset_dir: DatasetPath, manifest: Manifest, split: SplitName) -> None:
-        """Raises DataError where the split, a shard or an index is missing, or is not of the recorded size."""
+        """Open a split.
+
+        Raises:
+            DataError: the split, a shard or an index is missing, or a file does not have the recorded size.
+        """
         self._files: OpenFiles | None = None
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         shards = split_of(dataset_dir, manifest, split).shards
@@ -63,19 +68,19 @@ class SplitReader:
         self._map = self._pool.map if self._pool else map
         self._indexes = list(self._map(lambda shard: _open_index(dataset_dir, shard), shards))
         self._files = open_files(self.paths)
-        # Example i lies in the shard whose [start, next start) holds i.
+        # Example i lies in the shard whose [start, next start) contains i.
         self._starts = np.cumsum([0, *(shard.num_examples for shard in shards)], dtype=np.int64)
         self.num_examples = int(self._starts[-1])
-        # Where examples have several labels: how many classes there are.
+        # The number of classes if examples have several labels, else None.
         self.num_multi_hot = manifest.num_classes if manifest.task == "multi_label" else None
 
     def read(self, indices: npt.NDArray[np.int64]) -> list[bytes]:
-        """The payloads of the examples `indices` ([n], each in [0, num_examples)), in that order.
+        """Read the payloads of the examples `indices` ([n], each in [0, num_examples)), in that order.
 
-        Neighbours in a shard are read at once. Reads of an object store run at the same time.
+        Neighbours in a shard are read together. Reads of an object store run in parallel.
 
         Raises:
-            DataError: a shard ends before the record does, or cannot be read; it is named.
+            DataError: a shard is truncated or cannot be read; the message names it.
             IndexError: an index is out of range.
         """
         indices = np.asarray(indices, np.int64)
@@ -93,32 +98,36 @@ class SplitReader:
                 payloads[i] = payload
         return payloads
 
-    def locate(self, indices: npt.NDArray[np.int64]) -> Places:
-        """Where the payloads of the examples `indices` ([n]) lie. Raises IndexError as `read` does."""
-        shards, places = self._look_up(np.asarray(indices, np.int64))
-        offsets, lengths = np.array(places, np.int64).reshape(-1, 2).T
-        return Places(np.array(shards, np.int64), offsets, lengths)
+    def locate(self, indices: npt.NDArray[np.int64]) -> RecordLocations:
+        """Return where the payloads of the examples `indices` ([n]) lie; raise IndexError as `read` does."""
+        shards, locations = self._look_up(np.asarray(indices, np.int64))
+        offsets, lengths = np.array(locations, np.int64).reshape(-1, 2).T
+        return RecordLocations(np.array(shards, np.int64), offsets, lengths)
+
+    def examples(self, *, chunk: int = _CHUNK) -> Iterator[Example]:
+        """Yield every example in order, reading `chunk` of them at a time; raise DataError as `read` does."""
+        for start in range(0, self.num_examples, chunk):
+            for payload in self.read(np.arange(start, min(start + chunk, self.num_examples))):
+                yield Example.from_payload(payload)
 
     def labels(self) -> npt.NDArray[np.int32]:
-        """The label of every example, [num_examples], or `SEVERAL_LABELS`; from the indexes alone."""
+        """Return the label of every example, [num_examples], or `SEVERAL_LABELS`; from the indexes alone."""
         return np.concatenate([np.frombuffer(index, INDEX_DTYPE)["label"] for index in self._indexes])
 
     def multi_hot_labels(self) -> npt.NDArray[np.uint8]:
-        """The labels of every example, [num_examples, num_multi_hot] of 0 and 1; reads every record."""
+        """Return multi-hot labels, [num_examples, num_multi_hot]; reads every record."""
         assert self.num_multi_hot is not None, "each example has one label"
         found = np.zeros([self.num_examples, self.num_multi_hot], np.uint8)
-        for start in range(0, self.num_examples, _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, self.num_examples))
-            for row, payload in zip(rows, self.read(rows), strict=True):
-                found[row, list(Example.from_payload(payload).labels)] = 1
+        for row, example in enumerate(self.examples()):
+            found[row, list(example.labels)] = 1
         return found
 
     def weights(self) -> npt.NDArray[np.float32]:
-        """The weight of every example, [num_examples], each above 0; from the indexes alone."""
+        """Return the weight of every example, [num_examples], each above 0; from the indexes alone."""
         return np.concatenate([np.frombuffer(index, INDEX_DTYPE)["weight"] for index in self._indexes])
 
     def close(self) -> None:
-        """Closes the shards; reading afterwards is an error."""
+        """Close the shards; reading afterwards is an error."""
         if self._pool:
             self._pool.shutdown()
         if self._files:
@@ -134,27 +143,27 @@ class SplitReader:
         self.close()
 
     def _look_up(self, indices: npt.NDArray[np.int64]) -> tuple[list[int], list[tuple[int, int]]]:
-        """The shard of each example, and its (offset, length)."""
+        """Return the shard of each example, and its (offset, length)."""
         if indices.size and (indices.min() < 0 or indices.max() >= self.num_examples):
             raise IndexError(f"indices from {indices.min()} to {indices.max()} of {self.num_examples} examples")
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         entries = ((indices - self._starts[shards]) * INDEX_DTYPE.itemsize).tolist()
-        # A third of what indexing with numpy takes, for a few hundred records in as many places.
-        places: list[Any] = [
-            _PLACE.unpack_from(self._indexes[shard], entry)
+        # Takes a third of the time of numpy indexing, for a few hundred scattered records.
+        locations: list[Any] = [
+            _LOCATION.unpack_from(self._indexes[shard], entry)
             for shard, entry in zip(shards.tolist(), entries, strict=True)
         ]
-        return shards.tolist(), places
+        return shards.tolist(), locations
 
     def _plan_reads(self, indices: npt.NDArray[np.int64]) -> list[_Read]:
         assert self._files is not None, "open"
-        shards, places = self._look_up(indices)
+        shards, locations = self._look_up(indices)
         max_gap_bytes = self._files.max_gap_bytes
         reads: list[_Read] = []
         shard, start, stop = -1, 0, 0
         records: list[tuple[int, int, int]] = []
         for i in np.argsort(indices, kind="stable").tolist():
-            offset, length = places[i]
+            offset, length = locations[i]
             if shards[i] == shard and offset <= stop + max_gap_bytes and offset + length - start <= _MAX_READ_BYTES:
                 records.append((i, offset, length))
                 stop = max(stop, offset + length)
@@ -178,31 +187,22 @@ class SplitReader:
 
 
 def iterate_examples(dataset_dir: DatasetPath, manifest: Manifest, split: SplitName) -> Iterator[Example]:
-    """Every example of a split, in the order of the shards. Raises DataError as `SplitReader` does."""
+    """Yield every example of a split in order; raise DataError as `SplitReader` does."""
     with SplitReader(dataset_dir, manifest, split) as reader:
-        for start in range(0, reader.num_examples, _CHUNK):
-            for payload in reader.read(np.arange(start, min(start + _CHUNK, reader.num_examples))):
-                yield Example.from_payload(payload)
+        yield from reader.examples()
 
 
 def iterate_split(
     dataset_dir: DatasetPath, manifest: Manifest, split: SplitName, batch_size: int
 ) -> Iterator[tuple[list[bytes], npt.NDArray[np.int64]]]:
-    """Batches of (encoded images, labels [n] int64) in the order of the shards; the last may be smaller."""
-    encoded: list[bytes] = []
-    labels: list[int] = []
-    for example in iterate_examples(dataset_dir, manifest, split):
-        encoded.append(example.encoded)
-        labels.append(example.label)
-        if len(encoded) == batch_size:
-            yield encoded, np.array(labels, np.int64)
-            encoded, labels = [], []
-    if encoded:
-        yield encoded, np.array(labels, np.int64)
+    """Yield batches of (encoded images, labels [n] int64) in order; the last may be smaller."""
+    examples = iterate_examples(dataset_dir, manifest, split)
+    while batch := list(itertools.islice(examples, batch_size)):
+        yield [example.encoded for example in batch], np.array([example.label for example in batch], np.int64)
 
 
 def _open_index(dataset_dir: DatasetPath, shard: Shard) -> mmap.mmap | bytes:
-    """The entries of a shard, as bytes that are mapped and not read, once the sizes of both files are right."""
+    """Check the sizes of a shard and its index, and map the index into memory."""
     path = dataset_dir / shard.index_file_name
     check_size(dataset_dir / shard.file_name, shard.num_bytes)
     check_size(path, shard.num_examples * INDEX_DTYPE.itemsize)

@@ -1,8 +1,8 @@
-"""Where datasets lie: on a local path, or in an object store under a URL such as gs://bucket/dataset.
+"""Storage of datasets: a local path, or an object store under a URL such as gs://bucket/dataset.
 
-`parse_path` turns what a user typed into one of the two. Both know `/`, `name`, `exists`, `is_file`, `read_bytes` and
-`resolve`, so that code which only reads need not tell them apart. Object stores are read through
-`tf.io.gfile`; TensorFlow is imported for them alone.
+`parse_path` turns text into one of the two. Both have `/`, `name`, `exists`, `is_file`, `read_bytes` and `resolve`, so
+code that only reads need not distinguish them. Object stores are read through `tf.io.gfile`; only they import
+TensorFlow.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from trainer.errors import DataError
 from trainer.system.paths import as_path
 
-# What TensorFlow reads as it is installed. ram:// is its file system in memory, which ends with its process.
+# Schemes that TensorFlow reads as installed. ram:// is its in-memory file system, which ends with the process.
 REMOTE_SCHEMES: Final = ("gs", "ram")
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://")
@@ -54,7 +54,7 @@ class RemotePath:
             return bool(tf.io.gfile.exists(self.url)) and not tf.io.gfile.isdir(self.url)
 
     def read_bytes(self) -> bytes:
-        """Raises FileNotFoundError, or DataError where the store cannot be read."""
+        """Read the whole file; raise FileNotFoundError, or DataError if the store cannot be read."""
         return b"".join(read_blocks(self))
 
 
@@ -62,10 +62,10 @@ DatasetPath = pathlib.Path | RemotePath
 
 
 def parse_path(text: str) -> DatasetPath:
-    """A local path, where `~` is the home directory, or that of an object store that this TensorFlow reads.
+    """Parse a local path, in which `~` is the home directory, or the URL of a readable object store.
 
     Raises:
-        DataError: a URL of another kind.
+        DataError: the URL has an unsupported scheme.
     """
     match = _URL.match(text)
     if match is None:
@@ -73,13 +73,13 @@ def parse_path(text: str) -> DatasetPath:
     if match[1] in REMOTE_SCHEMES:
         return RemotePath(text.rstrip("/"))
     raise DataError(
-        f"{text} lies in a store that cannot be read directly; mount it as a folder (for s3:// with mountpoint-s3 or "
+        f"{text} is in a store that cannot be read directly; mount it as a folder (for s3:// with mountpoint-s3 or "
         "the CSI driver of the cluster) and give its path, or use a gs:// URL"
     )
 
 
 def num_bytes_of(path: DatasetPath) -> int:
-    """The size of a file. Raises FileNotFoundError, or DataError where the store cannot be read."""
+    """Return the size of a file; raise FileNotFoundError, or DataError if the store cannot be read."""
     if isinstance(path, pathlib.Path):
         return path.stat().st_size
     import tensorflow as tf
@@ -89,7 +89,7 @@ def num_bytes_of(path: DatasetPath) -> int:
 
 
 def read_blocks(path: DatasetPath) -> Iterator[bytes]:
-    """A file, front to back, in blocks. Raises FileNotFoundError, or DataError where the store cannot be read."""
+    """Yield the blocks of a file; raise FileNotFoundError, or DataError if the store cannot be read."""
     if isinstance(path, pathlib.Path):
         with path.open("rb") as file:
             yield from iter(lambda: file.read(_BLOCK_BYTES), b"")
@@ -101,7 +101,7 @@ def read_blocks(path: DatasetPath) -> Iterator[bytes]:
 
 
 def copy_file(source: pathlib.Path, target: RemotePath) -> None:
-    """Replaces `target`. Raises DataError where the store cannot be written."""
+    """Copy a file over `target`; raise DataError if the store cannot be written."""
     import tensorflow as tf
 
     with _explained(target.url):
@@ -111,7 +111,7 @@ def copy_file(source: pathlib.Path, target: RemotePath) -> None:
 
 
 def remove_file(path: RemotePath) -> None:
-    """Raises FileNotFoundError, or DataError where the store cannot be written."""
+    """Remove a file; raise FileNotFoundError, or DataError if the store cannot be written."""
     import tensorflow as tf
 
     with _explained(path.url):
@@ -119,22 +119,22 @@ def remove_file(path: RemotePath) -> None:
 
 
 class OpenFiles(Protocol):
-    """Files that parts are read from, by any number of threads at a time."""
+    """Open files for positioned reads from any number of threads."""
 
-    # Parts of a file with no more than this between them are better read as one.
+    # Reads of one file that are no further apart are faster as one read.
     max_gap_bytes: int
 
     def read(self, file: int, offset: int, num_bytes: int) -> bytes:
-        """Part of file number `file`; shorter where the file ends before."""
+        """Read part of file number `file`; return fewer bytes at the end of the file."""
 
     def close(self) -> None: ...
 
 
 class LocalFiles:
-    """Positioned reads of local files, which hold no lock of Python's while they wait.
+    """Positioned reads of local files, which release the GIL while they wait.
 
-    Mapping the files would save a microsecond for each 10 kB that is in memory already, but reading what is not would
-    stop all threads of Python, and a file that is cut short would end the process.
+    Mapping the files would save a microsecond per 10 kB in the page cache, but a page fault would block all Python
+    threads, and a truncated file would kill the process.
     """
 
     max_gap_bytes = 4096
@@ -153,7 +153,7 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """Reads of files in an object store, each by a request of its own: latency is what they cost."""
+    """Reads of files in an object store, one request each, so latency dominates."""
 
     max_gap_bytes = 256 * 1024
     num_parallel_reads = 32
@@ -166,7 +166,7 @@ class RemoteFiles:
 
         url = self._paths[file].url
         try:
-            # A GFile has one position and is not safe to share; opening one asks nothing of the store.
+            # A GFile has one position and is not thread-safe; opening one sends no request.
             with _explained(url), tf.io.gfile.GFile(url, "rb") as f:
                 f.seek(offset)
                 content: bytes = f.read(num_bytes)
@@ -174,14 +174,14 @@ class RemoteFiles:
         except EOFError:
             return b""
         except FileNotFoundError:
-            raise DataError(f"{url} is gone since the start; copy it again, or prepare the dataset again") from None
+            raise DataError(f"{url} was removed since the start; copy it again, or prepare the dataset again") from None
 
     def close(self) -> None:
         pass
 
 
 def open_files(paths: Sequence[DatasetPath]) -> OpenFiles:
-    """Opens files that all lie in the same place. Raises FileNotFoundError for a missing local one."""
+    """Open files that are all local or all remote; raise FileNotFoundError for a missing local one."""
     remote = [path for path in paths if isinstance(path, RemotePath)]
     if remote:
         return RemoteFiles(remote)

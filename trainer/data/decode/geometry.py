@@ -1,4 +1,4 @@
-"""The value object that says how an image of any size becomes the model's square input."""
+"""How an image of any size becomes the model's square input."""
 
 import dataclasses
 from typing import Literal
@@ -6,9 +6,9 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """From an image of any size to [image_size_px, image_size_px, 3].
+    """The crop and resize of an image of any size to [image_size_px, image_size_px, 3].
 
-    resize: "crop" takes the largest centred square, "squash" the whole image, before the resize.
+    resize: "crop" resizes the largest centred square, "squash" the whole image.
     """
 
     image_size_px: int

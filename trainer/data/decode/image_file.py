@@ -1,15 +1,15 @@
-"""The one reading of an image file, by Pillow: from its bytes, as people have it, to the picture that a model is given.
+"""Decode image files with Pillow, the one definition of what an image file shows.
 
-TensorFlow and people's viewers do not agree on every file: TensorFlow ignores the EXIF orientation, reads a palette
-BMP as grey, drops an alpha channel whatever colour lies under it, and does not know TIFF. So everything that gives a
-file to a model goes through here: `prepare` (`image_check`, which compares TensorFlow's reading as well), every
-`predict`, every client, and the gate. The serving graph, which has no Pillow, reads what it can in the same way and
-refuses the rest by a status (`export.convert.graph_reading`).
+TensorFlow and image viewers disagree on some files: TensorFlow ignores the EXIF orientation, reads a palette BMP as
+grey, drops an alpha channel whatever the colour under it, and does not read TIFF. So every file for a model is decoded
+here: by `prepare` (`image_check`, which also compares TensorFlow's result), by `predict`, by clients and by the export
+gate. The serving graph, which has no Pillow, decodes what it can in the same way and refuses the rest with a status
+(`export.convert.graph_reading`).
 
-Rules: the format is read from the content, never from the file name; EXIF (or XMP) orientation is applied; real
-transparency is put on white; of an animation the first frame counts; CMYK becomes RGB; of 16-bit values those 8 bits
-count that are uppermost in use (`deep_samples`); ICC profiles are ignored. Sizes are read from the header and bounded
-before anything is decoded, and all threads together decode no more at a time than one image of the largest size.
+Rules: the format is read from the content, never from the file name; EXIF (or XMP) orientation is applied; transparency
+is composited on white; the first frame of an animation is taken; CMYK is converted to RGB; 16-bit values are reduced to
+the upper 8 of the bits in use (`deep_samples`); ICC profiles are ignored. Sizes are read from the header and bounded
+before decoding, and all threads together decode at most as many pixels at a time as one image of the largest size has.
 
 Needs no TensorFlow.
 """
@@ -34,25 +34,27 @@ SMALLER = "made smaller"
 NOT_AN_IMAGE = "not an image"
 _END_OF_PNG = b"IEND\xaeB`\x82"
 
-# Formats that TensorFlow reads as well, under the names of `records`.
+# Formats that TensorFlow reads too, with their names in `records`.
 SHARED_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WEBP": "webp"}
-# Known by unmistakable first bytes and decoded by Pillow alone. EPS is left out: Pillow would start Ghostscript.
+# Formats with unmistakable magic numbers that only Pillow decodes. Not EPS: Pillow would start Ghostscript.
 _CONVERTED_FORMATS = ("DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 # Pillow opens an MPO (several JPEGs in one file, as some cameras write) as a JPEG, and then renames it.
 _OPENED_FORMATS = [name for name in (*SHARED_FORMATS, *_CONVERTED_FORMATS) if name != "MPO"]
 
 pixels_in_flight = PixelBudget(MAX_IMAGE_PIXELS)
 
-# Image.open with a list of formats finds only those whose plugin is loaded.
+# Image.open with a list of formats finds only formats whose plugin is loaded.
 Image.init()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadableImage:
-    """Bytes that TensorFlow and viewers read alike: `format` as in `records`, sizes in pixels, `change` the kind of
-    re-encoding or None.
+    """An image whose bytes TensorFlow and viewers decode alike.
 
-    highest_sample: of a picture of 16 bits whose file leaves open how many are used.
+    format: as in `records`.
+    height, width: in pixels.
+    change: why the image was re-encoded, or None if it was not.
+    highest_sample: for a 16-bit image whose file does not say how many bits are used.
     """
 
     encoded: bytes
@@ -65,8 +67,11 @@ class ReadableImage:
 
 @dataclasses.dataclass(frozen=True)
 class UnreadableImage:
-    """`reason` is a kind (`empty`, `not an image`, `truncated`, `corrupt`, `too large`, `unsupported`), mostly
-    followed by a colon and details; after "is" it ends a sentence about the image."""
+    """An image that cannot be used.
+
+    reason: a kind (`empty`, `not an image`, `truncated`, `corrupt`, `too large`, `unsupported`), mostly followed by a
+        colon and details; worded to follow "the image is".
+    """
 
     reason: str
 
@@ -76,10 +81,12 @@ CheckedImage = ReadableImage | UnreadableImage
 
 @dataclasses.dataclass(frozen=True)
 class FilePicture:
-    """What a file shows: `pixels` [height, width, 3], of a `container` by Pillow's name.
+    """The decoded content of an image file.
 
-    change: why its bytes must be re-encoded, as far as that is known without asking TensorFlow. highest_sample: as in
-        `ReadableImage`.
+    container: Pillow's name of the format.
+    pixels: [height, width, 3].
+    change: why the bytes must be re-encoded, as far as known without TensorFlow; None if they need not.
+    highest_sample: as in `ReadableImage`.
     """
 
     container: str
@@ -89,11 +96,11 @@ class FilePicture:
 
     @property
     def format(self) -> str:
-        """The name in `records` of what its bytes are."""
+        """The format of the bytes, as in `records`."""
         return SHARED_FORMATS.get(self.container, "png")
 
     def reencode(self, change: str) -> ReadableImage:
-        """As JPEG (quality 95) from a JPEG, as PNG, which loses nothing more, from anything else."""
+        """Re-encode a JPEG as JPEG (quality 95), anything else losslessly as PNG."""
         format_name = "jpeg" if self.format == "jpeg" else "png"
         height, width, _ = self.pixels.shape
         return ReadableImage(
@@ -110,19 +117,23 @@ class FilePicture:
 def open_picture(
     encoded: bytes, *, max_side_px: int | None = None, sample_bits: int | None = None
 ) -> Iterator[FilePicture | UnreadableImage]:
-    """Yields what a file shows; its pixels count towards `pixels_in_flight` inside. Safe to use in threads.
+    """Decode an image file; its pixels count towards `pixels_in_flight` within the block. Thread-safe.
 
-    A picture that is longer or wider than `max_side_px` is made smaller. `sample_bits` of 16 are in use where a file
-    does not say how many; None for all.
+    Args:
+        encoded: the bytes of the file.
+        max_side_px: an image with a longer side is made smaller; None for no limit.
+        sample_bits: how many bits of 16 are used in files that do not say so; None for all.
     """
     with contextlib.ExitStack() as held:
         yield _read_file(encoded, max_side_px, sample_bits, held)
 
 
 def make_plain(encoded: bytes, *, sample_bits: int | None = None) -> CheckedImage:
-    """What a client sends for an image file: the bytes as they are, or re-encoded where their reading might differ.
+    """Return what a client sends for an image file: its bytes, re-encoded if decoders might differ on them.
 
-    sample_bits: as for `open_picture`, and that of the dataset that the model was trained on.
+    Args:
+        encoded: the bytes of the file.
+        sample_bits: as for `open_picture`; the value of the dataset that the model was trained on.
     """
     plain = find_plain_image(encoded)
     if plain is not None and plain.height * plain.width <= MAX_IMAGE_PIXELS:
@@ -134,7 +145,7 @@ def make_plain(encoded: bytes, *, sample_bits: int | None = None) -> CheckedImag
             height, width, _ = picture.pixels.shape
             return ReadableImage(encoded=encoded, format="jpeg", height=height, width=width, change=None)
         if picture.container == "PNG" and _END_OF_PNG not in encoded:
-            return UnreadableImage("truncated: the PNG has no end")  # TensorFlow refuses it, and so does `prepare`
+            return UnreadableImage("truncated: the PNG has no end")  # TensorFlow and `prepare` refuse it too
         return picture.reencode(picture.change or f"plain PNG from {picture.container}")
 
 
@@ -143,8 +154,8 @@ def _read_file(
 ) -> FilePicture | UnreadableImage:
     if not encoded:
         return UnreadableImage("empty")
-    # Whatever Pillow raises on hostile bytes (OSError, SyntaxError, ValueError, struct.error...) is a finding
-    # about the file, and becomes its recorded reason.
+    # Any exception of Pillow on hostile bytes (OSError, SyntaxError, ValueError, struct.error...) becomes the reason
+    # that is recorded for the file.
     try:
         with Image.open(io.BytesIO(encoded), formats=_OPENED_FORMATS) as image:
             container = image.format or ""
@@ -195,7 +206,7 @@ def _too_large(found: str) -> str:
 
 
 def _needed_change(encoded: bytes, image: Image.Image) -> str | None:
-    """What TensorFlow is known to get wrong; what else it gets wrong shows where `image_check` compares."""
+    """Return what TensorFlow is known to decode wrong, or None; `image_check` finds other differences by comparison."""
     container = image.format or ""
     if pictures.is_rotated(image):
         return "rotated upright"
@@ -206,7 +217,7 @@ def _needed_change(encoded: bytes, image: Image.Image) -> str | None:
     if container not in SHARED_FORMATS:
         return f"converted from {container}"
     if container == "WEBP" and getattr(image, "n_frames", 1) > 1:
-        return "first frame of an animated WebP"  # the kernel must not see it, see preprocess.decode_image
+        return "first frame of an animated WebP"  # unsafe for TensorFlow, see preprocess.decode_webp
     if container == "GIF":
         limit = max(MAX_GIF_PIXELS, image.width * image.height)
         if gif_frame_pixels(encoded, enough=limit + 1) > limit:

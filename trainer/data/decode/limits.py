@@ -1,7 +1,7 @@
-"""How large an image may be, wherever one is decoded."""
+"""The largest image that is decoded anywhere."""
 
-# TensorFlow's JPEG decoder refuses pictures of 2**29 bytes and more (tensorflow/core/lib/jpeg/jpeg_mem.cc), and
-# Pillow's guard against decompression bombs strikes at the same figure.
+# TensorFlow's JPEG decoder refuses images of 2**29 bytes and more (tensorflow/core/lib/jpeg/jpeg_mem.cc), and Pillow's
+# guard against decompression bombs has the same limit.
 MAX_IMAGE_PIXELS = 2**29 // 3
-# A GIF with more in all its frames is stored as its first one alone: to read that, training would unpack them all.
+# Only the first frame of a GIF with more pixels in all its frames is stored, because TensorFlow decodes every frame.
 MAX_GIF_PIXELS = 2**25
