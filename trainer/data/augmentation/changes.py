@@ -74,7 +74,7 @@ def draw_randomness(
         image_size_px: side of the images to change.
 
     Returns:
-        [n, k] float32, for `Batch.randomness`; k depends on `augmentation` alone, and is 0 without changes on the device.
+        [n, k] float32, for `Batch.randomness`; k depends on `augmentation` alone (0 without changes on the device).
     """
     if not augmentation.changes_on_device:
         return tf.zeros([tf.shape(examples)[0], 0])
