@@ -102,7 +102,7 @@ def test_damage_in_the_store_is_named(
             SplitReader(remote, manifest, "train")
 
 
-@pytest.mark.parametrize(("num_left", "problem"), [(20, "is truncated: record 0 has"), (None, "is gone")])
+@pytest.mark.parametrize(("num_left", "problem"), [(20, "is truncated: record 0 has"), (None, "was removed")])
 def test_a_shard_that_changes_under_the_reader_is_named(
     published: tuple[RemotePath, Manifest], num_left: int | None, problem: str
 ) -> None:
