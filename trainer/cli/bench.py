@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from trainer.cli.options import SetOption
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
@@ -26,12 +27,7 @@ def bench_input(
     config: Annotated[
         pathlib.Path | None, typer.Option(help="A recipe, as for trainer launch.", show_default="none")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Change one setting, such as augment.preset=medium; repeatable."
-        ),
-    ] = None,
+    set_: SetOption = None,
     readers: Annotated[
         list[int] | None,
         typer.Option(min=1, max=256, help="Reads under way at the same time; repeatable.", show_default="1, 2 and 4"),

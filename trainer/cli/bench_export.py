@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.options import TrustOption
+from trainer.cli.options import ExportArgument, TrustOption
 from trainer.console.output import JsonOption, print_answer, print_json
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def bench_export(
-    export: Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")],
+    export: ExportArgument,
     run: Annotated[
         pathlib.Path | None,
         typer.Option(help="The run that it was made from: its model is measured too.", show_default="not measured"),

@@ -1,11 +1,11 @@
 """`trainer compare`: several runs side by side."""
 
 import pathlib
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainer.cli.options import EvaluatedSplitOption
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
@@ -14,15 +14,9 @@ if TYPE_CHECKING:
     from trainer.evaluation.compare_runs import ComparedRun, Comparison
 
 
-class Split(StrEnum):
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
 def compare(
     runs: Annotated[list[pathlib.Path], typer.Argument(help="Run directories; each is compared with the first.")],
-    split: Annotated[Split, typer.Option(help="An evaluated split; see trainer evaluate.")] = Split.test,
+    split: EvaluatedSplitOption = "test",
     out: Annotated[
         pathlib.Path | None, typer.Option(help="Also write one HTML file with curves, cost and settings.")
     ] = None,
@@ -37,7 +31,7 @@ def compare(
     from trainer.run.run_dir import RunDir
 
     opened = [RunDir(run) for run in runs]
-    comparison = compare_runs(opened, split.value)
+    comparison = compare_runs(opened, split)
     if out is not None:
         from trainer.report.comparison_page import write_comparison
 

@@ -2,44 +2,32 @@
 
 import pathlib
 import shlex
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from trainer.cli.options import TrustOption
+from trainer.cli.options import (
+    DeviceName,
+    MovedDataOption,
+    RunArgument,
+    SplitName,
+    TrustOption,
+    WeightsOption,
+    WhichOption,
+)
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
     from trainer.metrics.evaluation import Evaluation, Interval
 
 
-class Split(StrEnum):
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
-class Which(StrEnum):
-    best = "best"
-    last = "last"
-
-
-class Weights(StrEnum):
-    auto = "auto"
-    raw = "raw"
-    averages = "averages"
-
-
 def evaluate(
-    run: Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")],
-    split: Annotated[Split, typer.Option(help="Which split of the dataset.")] = Split.test,
-    which: Annotated[Which, typer.Option(help="The checkpoint: best on validation, or last.")] = Which.best,
-    weights: Annotated[
-        Weights, typer.Option(help="raw, or the moving averages; auto: the averages where the run has them.")
-    ] = Weights.auto,
-    data: Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")] = None,
+    run: RunArgument,
+    split: Annotated[SplitName, typer.Option(help="The split of the dataset.")] = "test",
+    which: WhichOption = "best",
+    weights: WeightsOption = "auto",
+    data: MovedDataOption = None,
     slice_: Annotated[
         list[str] | None,
         typer.Option("--slice", help="Also measure by a column of the records: folder, format, height, width, weight."),
@@ -48,7 +36,7 @@ def evaluate(
         pathlib.Path | None,
         typer.Option(help="Also measure by the columns of a CSV file, whose column filename or example says of what."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, gpu or cpu.")] = "auto",
+    device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = "auto",
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs.", show_default="all")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="With --device cpu: how many.", show_default="1")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images for each replica at a time.")] = 32,
@@ -88,10 +76,10 @@ def evaluate(
     topology = resolve_topology(settings, num_gpus_found=len(tf_runtime.list_gpus()))
     evaluation = evaluate_run(
         RunDir(run),
-        split.value,
+        split,
         make_engine(topology),
-        which=which.value,
-        weights=weights.value,
+        which=which,
+        weights=weights,
         dataset_dir=parse_path(data) if data else None,
         slice_columns=slice_ or (),
         slice_file=slices,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from trainer.cli.options import TrustOption, Weights, Which, WhichOption
+from trainer.cli.options import ExportArgument, MovedDataOption, RunArgument, TrustOption, WeightsOption, WhichOption
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ _NO_OUTPUTS = ""
 _DEFAULT_ONNX_OPSET = 18
 _ALL_IMAGES = 0
 
-
-RunArgument = Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")]
 OutOption = Annotated[pathlib.Path, typer.Option(help="The export: a directory that does not exist yet.")]
 FormatsOption = Annotated[
     str,
@@ -27,9 +25,6 @@ FormatsOption = Annotated[
         "onnx-float16, onnx-int8, and by choice (not in all) saved_model-bfloat16, tflite-int8x16, onnx-int8x16, "
         "onnx-dynamic, separated by commas."
     ),
-]
-WeightsOption = Annotated[
-    Weights, typer.Option(help="raw, or the moving averages; auto: the averages where the run has them.")
 ]
 OutputsOption = Annotated[
     str, typer.Option(help="logits, features or both, separated by commas: more outputs of the SavedModel.")
@@ -64,7 +59,6 @@ AllowFailedOption = Annotated[
     bool,
     typer.Option("--allow-failed", help="Publish artifacts over their budget too, each marked as such wherever named."),
 ]
-DataOption = Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the export at --out, once the new one has passed the gate.")
 ]
@@ -74,14 +68,14 @@ def export(
     run: RunArgument,
     out: OutOption,
     formats: FormatsOption = "all",
-    which: WhichOption = Which.best,
-    weights: WeightsOption = Weights.auto,
+    which: WhichOption = "best",
+    weights: WeightsOption = "auto",
     calibrate: CalibrateOption = None,
     outputs: OutputsOption = _NO_OUTPUTS,
     name: NameOption = None,
     version: VersionOption = None,
     parity_images: ParityImagesOption = _ALL_IMAGES,
-    data: DataOption = None,
+    data: MovedDataOption = None,
     onnx_opset: OnnxOpsetOption = _DEFAULT_ONNX_OPSET,
     overwrite: OverwriteOption = False,
     allow_failed: AllowFailedOption = False,
@@ -102,8 +96,8 @@ def export(
         out,
         ExportOptions(
             formats=formats,
-            which=which.value,
-            weights=weights.value,
+            which=which,
+            weights=weights,
             calibrate=calibrate,
             outputs=outputs,
             name=name,
@@ -125,7 +119,7 @@ def export(
 
 
 def verify(
-    export: Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")],
+    export: ExportArgument,
     data: Annotated[
         str | None,
         typer.Option(help="A dataset with the same classes: run the parity gate again on its validation split."),

@@ -4,13 +4,12 @@ import os
 import pathlib
 import shlex
 import sys
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
 
-from trainer.cli.options import TrustOption
+from trainer.cli.options import DeviceName, SetOption, TrustOption
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
@@ -19,33 +18,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG_FILE = pathlib.Path("trainer.yaml")
 AUTO = "auto"
-
-
-class Strategy(StrEnum):
-    auto = "auto"
-    single = "single"
-    mirrored = "mirrored"
-    multiworker = "multiworker"
-    horovod = "horovod"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    gpu = "gpu"
-    cpu = "cpu"
-
-
-class Precision(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    mixed_bfloat16 = "mixed_bfloat16"
-    mixed_float16 = "mixed_float16"
-
-
-class Xla(StrEnum):
-    auto = "auto"
-    on = "on"
-    off = "off"
 
 
 def launch(
@@ -74,19 +46,14 @@ def launch(
             help="Settings of your own: a YAML file that states only what differs.", show_default="./trainer.yaml"
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Change one setting, such as train.epochs=5; repeatable."
-        ),
-    ] = None,
+    set_: SetOption = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs of this machine.", show_default="all")] = None,
-    device: Annotated[Device | None, typer.Option(help="Where to run.", show_default="auto")] = None,
+    device: Annotated[DeviceName | None, typer.Option(help="Where to train.", show_default="auto")] = None,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="With --device cpu: how many replicas share the CPU.", show_default="1")
     ] = None,
     strategy: Annotated[
-        Strategy | None,
+        Literal["auto", "single", "mirrored", "multiworker", "horovod"] | None,
         typer.Option(
             help="auto: mirrored for several; multiworker and horovod start a process for each replica, or are one "
             "where mpirun, Slurm or Kubernetes has started them.",
@@ -110,11 +77,11 @@ def launch(
         typer.Option(metavar="PROGRAM", help="Prints the hosts that an elastic job may use now, a line each, as a:8."),
     ] = None,
     precision: Annotated[
-        Precision | None,
+        Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] | None,
         typer.Option(help="auto: mixed_bfloat16 on GPUs that have it, float32 on CPUs.", show_default="auto"),
     ] = None,
     xla: Annotated[
-        Xla | None,
+        Literal["auto", "on", "off"] | None,
         typer.Option(help="Compile the step with XLA; auto: on for GPUs, off for CPUs.", show_default="auto"),
     ] = None,
     strict_batch: Annotated[
@@ -258,10 +225,7 @@ def _print_dry_run(planned: "PlannedRun", *, is_run_dir_given: bool, as_json: bo
 
 
 def _given(flags: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {
-        section: {k: str(v) if isinstance(v, StrEnum) else v for k, v in values.items() if v is not None}
-        for section, values in flags.items()
-    }
+    return {section: {k: v for k, v in values.items() if v is not None} for section, values in flags.items()}
 
 
 def _describe_in_a_line(summary: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Options that several commands share, so that each has one spelling and one help text."""
 
-from enum import StrEnum
-from typing import Annotated
+import pathlib
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,16 +17,24 @@ TrustOption = Annotated[
     ),
 ]
 
-
-class Which(StrEnum):
-    best = "best"
-    last = "last"
-
-
-WhichOption = Annotated[Which, typer.Option(help="The checkpoint: best on validation, or last.")]
-
-
-class Weights(StrEnum):
-    auto = "auto"
-    raw = "raw"
-    averages = "averages"
+RunArgument = Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")]
+ExportArgument = Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")]
+MovedDataOption = Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one setting, such as train.epochs=5 or augment.preset=medium; repeatable.",
+    ),
+]
+SplitName = Literal["train", "validation", "test"]
+EvaluatedSplitOption = Annotated[SplitName, typer.Option(help="An evaluated split; see trainer evaluate.")]
+WhichOption = Annotated[
+    Literal["best", "last"], typer.Option(help="The checkpoint: the best on the validation split, or the last.")
+]
+WeightsOption = Annotated[
+    Literal["auto", "raw", "averages"],
+    typer.Option(help="raw, or the moving averages; auto: the averages where the run has them."),
+]
+DeviceName = Literal["auto", "gpu", "cpu"]

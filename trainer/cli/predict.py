@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.options import TrustOption, Which, WhichOption
+from trainer.cli.options import TrustOption, WhichOption
 from trainer.console.output import JsonOption, print_answer, print_json
 
 
@@ -21,7 +21,7 @@ def predict(
         list[pathlib.Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG, GIF, BMP or WebP files.")
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 5,
-    which: WhichOption = Which.best,
+    which: WhichOption = "best",
     trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -33,7 +33,7 @@ def predict(
     import trainer
     from export.prediction.predictions import raise_on_errors
 
-    predictions = trainer.predict(target, images, top=top, which=which.value)
+    predictions = trainer.predict(target, images, top=top, which=which)
     if json_:
         print_json({"predictions": [p.model_dump(mode="json") for p in predictions]})
     else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from trainer.cli.options import ExportArgument
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ RootArgument = Annotated[
 
 
 def publish(
-    export: Annotated[pathlib.Path, typer.Argument(help="The directory that trainer export wrote.")],
+    export: ExportArgument,
     root: RootArgument,
     allow_failed: Annotated[
         bool,

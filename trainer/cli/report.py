@@ -1,28 +1,21 @@
 """`trainer report`: one HTML file about a run."""
 
 import pathlib
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from trainer.cli.options import TrustOption
+from trainer.cli.options import EvaluatedSplitOption, MovedDataOption, RunArgument, TrustOption
 from trainer.console.output import JsonOption, print_answer, print_json
 
 
-class Split(StrEnum):
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
 def report(
-    run: Annotated[pathlib.Path, typer.Argument(help="The run directory of trainer launch.")],
-    split: Annotated[Split, typer.Option(help="An evaluated split; see trainer evaluate.")] = Split.test,
+    run: RunArgument,
+    split: EvaluatedSplitOption = "test",
     out: Annotated[
         pathlib.Path | None, typer.Option(help="The HTML file to write.", show_default="RUN/report.html")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="The dataset, if it has moved.", show_default="as trained")] = None,
+    data: MovedDataOption = None,
     saliency: Annotated[
         int, typer.Option(min=0, max=24, help="Images with a heat map of where the model looked; 0: none.")
     ] = 6,
@@ -48,7 +41,7 @@ def report(
 
     path = write_report(
         RunDir(run),
-        split=split.value,
+        split=split,
         out=out,
         dataset_dir=parse_path(data) if data else None,
         num_saliency_images=saliency,

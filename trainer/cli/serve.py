@@ -9,13 +9,11 @@ import typer
 from rich.text import Text
 
 from serving.limits import MAX_BODY_BYTES, cluster_batch_size
+from trainer.cli.options import ExportArgument
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 _UNLIMITED = 0
 
-ExportArgument = Annotated[
-    pathlib.Path, typer.Argument(metavar="EXPORT", help="Directory that `trainer export` wrote.", show_default=False)
-]
 NameOption = Annotated[
     str | None, typer.Option(help="Name of the model in URLs; by default the one that the export gave it.")
 ]
