@@ -22,9 +22,17 @@ def test_a_recipe_states_only_its_differences(tmp_path: pathlib.Path) -> None:
 
 def test_flags_win_over_set_and_set_over_the_recipe(tmp_path: pathlib.Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("distribute: {xla: 'on', precision: float32}\n")
+    recipe.write_text("distribute: {xla: on, precision: float32}\n")
     config = load_config(recipe, ["distribute.xla=off"], flags={"distribute": {"precision": "mixed_bfloat16"}})
     assert config.distribute.xla == "off" and config.distribute.precision == "mixed_bfloat16"
+
+
+def test_on_off_yes_and_no_are_text_and_numbers_may_be_scientific() -> None:
+    config = load_config(
+        overrides=["features.cache=on", "data.cache=off", "data.path=no", "optimizer.learning_rate=1e-3"]
+    )
+    assert (config.features.cache, config.data.cache, config.data.path) == ("on", "off", "no")
+    assert config.optimizer.learning_rate == 0.001
 
 
 # As YAML 1.1 reads them plain: 7, True, False, None, 1000, 16, 90 in base 60, infinity, a date, and a merge.
@@ -73,6 +81,7 @@ def test_the_written_configuration_reads_back_as_itself() -> None:
         ("train.epochs=1e300", "less than or equal to 2147483647"),
         ("train.epochs=.inf", "is inf: input should be a finite number"),
         ("optimizer.learning_rate=.nan", "finite number"),
+        ("augment.flip=yes", "is 'yes': input should be a valid boolean; write true or false"),
         ("optimizer.name=adamm", "'sgd', 'adam', 'adamw' or 'lars'"),
         ("train", "is not of the form section.key=value"),
         ("train.epochs=[", "is not YAML"),

@@ -29,7 +29,6 @@ from trainer.config.yaml_text import read_yaml
 from trainer.errors import ConfigError
 
 RECIPES_DIR = pathlib.Path(__file__).resolve().parents[2] / "recipes"
-_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 class Config(Section):
@@ -119,7 +118,7 @@ def find_recipe(name: str) -> pathlib.Path:
 def parse_config(values: dict[str, Any], *, origin: str) -> Config:
     """Validates a nested mapping of settings; `origin` names it in errors."""
     try:
-        return Config.model_validate(_accept_whole_floats(values))
+        return Config.model_validate(values)
     except pydantic.ValidationError as e:
         raise ConfigError(_explain(e.errors()[0], origin)) from None
 
@@ -150,25 +149,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value {text!r} cannot be read: {problem}") from None
     if value is not None and not isinstance(values.setdefault(section, {}), dict):
         raise ConfigError(f"{section!r} of the recipe is not a section, so --set {override!r} cannot change it")
-    values.setdefault(section, {})[name] = _number_from_yaml(value)
-
-
-def _number_from_yaml(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 as a string (it wants 1.0e-3); every user means the number.
-    if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
-        return float(value)
-    if isinstance(value, dict):
-        return {key: _number_from_yaml(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_number_from_yaml(each) for each in value]
-    return value
-
-
-def _accept_whole_floats(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        section: {k: _number_from_yaml(v) for k, v in entries.items()} if isinstance(entries, dict) else entries
-        for section, entries in values.items()
-    }
+    values.setdefault(section, {})[name] = value
 
 
 def _explain(error: Any, origin: str) -> str:
@@ -178,6 +159,8 @@ def _explain(error: Any, origin: str) -> str:
         return f"{origin} has no setting {name!r}; {_nearest(location)}"
     message = error["msg"].removeprefix("Value error, ")
     expected = message[0].lower() + message[1:]
+    if error["type"] == "bool_type":
+        expected += "; write true or false"
     if error["type"] == "string_type" and isinstance(error["input"], int | float | datetime.date):
         expected += (
             ", and YAML reads this as another kind of value; write it in quotes, on a command line in two pairs: --set "

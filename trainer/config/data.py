@@ -1,6 +1,6 @@
 """What is read, and how training images are changed."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -38,12 +38,6 @@ class DataConfig(Section):
         None, description="for the input pipeline and its cache; null: half of what is free at the start"
     )
     num_parallel_reads: NonNegative = pydantic.Field(0, description="threads of the input pipeline; 0: all cores")
-
-    @pydantic.field_validator("cache", mode="before")
-    @classmethod
-    def _accept_yaml_off(cls, value: Any) -> Any:
-        # YAML 1.1 reads a bare off as a boolean.
-        return "off" if value is False else value
 
 
 class AugmentConfig(Section):

@@ -1,6 +1,6 @@
 """Devices, replicas, hosts, precision and compilation."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -53,9 +53,3 @@ class DistributeConfig(Section):
     @property
     def fusion_bytes(self) -> int | None:
         return None if self.fusion_mib is None else int(self.fusion_mib * 2**20)
-
-    @pydantic.field_validator("xla", mode="before")
-    @classmethod
-    def _accept_yaml_booleans(cls, value: Any) -> Any:
-        # YAML 1.1 reads a bare on or off as a boolean.
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value

@@ -1,6 +1,6 @@
 """Features of a frozen trunk, computed once."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -29,9 +29,3 @@ class FeaturesConfig(Section):
         description="with random changes of the images: keep this many changed views of each, used in turn; null: do "
         "not cache then",
     )
-
-    @pydantic.field_validator("cache", mode="before")
-    @classmethod
-    def _accept_yaml_booleans(cls, value: Any) -> Any:
-        # YAML 1.1 reads a bare on or off as a boolean.
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value

@@ -1,16 +1,29 @@
-"""YAML as settings use it: keys are names, as they are written.
+"""Read YAML as settings use it: true and false are the booleans, 1e-3 is a number, and keys are text.
 
-YAML 1.1 reads the plain keys 07, yes, null and 1_000 as the numbers 7 and 1000, a boolean and nothing. Every key of a
-recipe is the name of a section, a setting or a class, so that here they stay text, and none of them is lost to another.
+PyYAML reads YAML 1.1, where on, off, yes and no are booleans and 1e-3 is text; here they are read as in YAML 1.2. A key
+is the name of a section, a setting or a class, so it stays as it is written: 07, null and 1_000, too. PyYAML quotes
+what the two versions read differently, so any reader understands what it writes.
 """
 
+import re
 from typing import Any
 
 import yaml
 
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with keys as text."""
+    """The safe loader with the booleans and floats of YAML 1.2, and keys as text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  as PyYAML declares it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
+_Loader.add_implicit_resolver(_FLOAT, re.compile(r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d+\Z"), list("+-0123456789"))
 
 
 def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -31,7 +44,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _constru
 
 
 def read_yaml(text: str) -> Any:
-    """The value that `text` is.
+    """Return the value that `text` stands for.
 
     Raises:
         yaml.YAMLError: it is not YAML, or holds a key twice.
