@@ -1,8 +1,8 @@
-"""Train image classifiers: from a folder of labelled images to a checked, resumable run and a verified export.
+"""Train image classifiers: from a folder of labelled images to a resumable run and a verified export.
 
-The functions here do what the commands of the same names do, and raise `TrainerError` where those print an error; see
-docs/python.md. Only `errors` and `__main__` stand beside the folders; the levels of the folders are in ARCHITECTURE.md.
-Read `launch/plan_run.py` first: it shows how the parts come together.
+These functions do what the commands of the same names do, and raise `TrainerError` where a command prints an error; see
+docs/python.md. All other code lies in folders, whose levels are in ARCHITECTURE.md. Read `launch/plan_run.py` first: it
+shows how the parts come together.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ _AUTO = "auto"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A prepared dataset: where it is, and its manifest (classes, splits, files that cannot be used)."""
+    """A prepared dataset: its directory, and its manifest (classes, splits, unusable files)."""
 
     path: pathlib.Path
     manifest: "Manifest"
@@ -53,7 +53,7 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run: its directory, and how many steps it was planned for."""
+    """A finished run: its directory, and the number of steps in its plan."""
 
     path: pathlib.Path
     num_train_steps: int
@@ -61,7 +61,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """A published export: its directory, its version, and how each artifact compares with the model."""
+    """An export that passed the gate: its directory, its version, and how each artifact compares with the model."""
 
     path: pathlib.Path
     version: int
@@ -79,14 +79,14 @@ def prepare(
     """Prepare labelled images as a sharded dataset.
 
     Args:
-        source: a folder with one folder of images a class, a listing, an archive, or the name of a built-in source.
+        source: a folder with one folder of images per class, a listing, an archive, or the name of a built-in source.
         out: the directory of the dataset.
-        options: shares of the splits, seed and so on (`trainer.data.preparation.options.PrepareOptions`).
+        options: shares of the splits, seed and more (`trainer.data.preparation.options.PrepareOptions`).
         overwrite: whether a dataset at `out` is replaced.
-        note: called with each sentence that the command would print; None: with none.
+        note: called with each message that the command would print; None: print nothing.
 
     Raises:
-        UsageError: the source cannot be used, or `out` is taken.
+        UsageError: the source cannot be used, or `out` exists.
     """
     from trainer.data.preparation.prepare import prepare_dataset
     from trainer.system.paths import as_path
@@ -105,20 +105,20 @@ def train(
     resume: bool = True,
     note: Note | None = None,
 ) -> Run:
-    """Train a classifier to the end, or go on with the run in `run_dir`.
+    """Train a classifier to the end, or continue the run in `run_dir`.
 
     Args:
-        data: a prepared dataset, or a folder with one folder of images a class, which is prepared beside itself.
-        run_dir: the run directory; None: a new one below ./runs, or an unfinished one of the same settings there.
-        recipe: the name of a recipe, or "auto"; None: the defaults.
+        data: a prepared dataset, or a folder with one folder of images per class, which is prepared first.
+        run_dir: the run directory; None: an unfinished run of the same settings below ./runs, or a new one.
+        recipe: the name of a recipe, or "auto"; None: the default settings.
         settings: single settings by their names, such as {"train.epochs": 5, "distribute.device": "cpu"}.
-        resume: whether a run that is there goes on; otherwise it is an error.
-        note: called with each sentence that the command would print; None: with none.
+        resume: continue an existing run; False: an existing run is an error.
+        note: called with each message that the command would print; None: print nothing.
 
     Raises:
-        UsageError: what was asked for cannot be had; nothing was started.
-        TrainingError: training could not go on.
-        StoppedOnRequest: a signal (Ctrl-C) stopped it; all is saved, and the same call goes on.
+        UsageError: the settings are wrong, or this machine cannot meet them; nothing was started.
+        TrainingError: training failed.
+        StoppedOnRequest: a signal (Ctrl-C) stopped it; the state is saved, and the same call continues.
     """
     from trainer.config.config import load_config
     from trainer.system import tf_runtime
@@ -159,9 +159,10 @@ def evaluate(
 
     Args:
         run: the run directory.
-        which: the checkpoint that is best on validation, or the last.
+        split: the split of the dataset.
+        which: the checkpoint: the best on the validation split, or the last.
         device: where to compute.
-        note: called with each sentence that the command would print; None: with none.
+        note: called with each message that the command would print; None: print nothing.
 
     Raises:
         UsageError: there is no such run, checkpoint, split or device.
@@ -189,12 +190,12 @@ def export(run: StrPath, out: StrPath, *, options: "ExportOptions | None" = None
     Args:
         run: the run directory.
         out: the directory of the export.
-        options: formats, name, version and so on (`export.pipeline.export_run.ExportOptions`).
+        options: formats, name, version and more (`export.pipeline.export_run.ExportOptions`).
 
     Raises:
-        UsageError: there is no such run or checkpoint, an option is wrong, or `out` is taken.
+        UsageError: there is no such run or checkpoint, an option is wrong, or `out` exists.
         ExportError: a format cannot represent the model.
-        ParityError: an artifact does not answer like the model; nothing was published.
+        ParityError: an artifact answers differently from the model; nothing was written.
     """
     from export.pipeline.export_run import ExportOptions, export_run
     from trainer.run.run_dir import RunDir
@@ -212,8 +213,8 @@ def predict(
 
     Args:
         target: a run, an export, a .tflite or .onnx file of one, a SavedModel version directory, or http://HOST:PORT.
-        images: paths of image files, of every kind that `prepare` takes.
-        top: how many classes are listed for each image, the most probable first.
+        images: image files, of every kind that `prepare` takes.
+        top: how many classes to list for each image, the most probable first.
         which: the checkpoint of a run.
 
     Raises:

@@ -39,13 +39,13 @@ def test_few_images_like_the_pretraining_keep_the_backbone_frozen(digits: pathli
     choice = choose(digits)
     assert choice.recipe == "frozen"
     assert "1439 training images of 10 classes are few" in choice.reason
-    assert "so that they are like those of the pretraining" in choice.reason
+    assert "They are like the pretraining images" in choice.reason
 
 
 def test_few_images_that_the_features_cannot_tell_apart_unfreeze_step_by_step(noise: pathlib.Path) -> None:
     choice = choose(noise)
     assert choice.recipe == "staged"
-    assert "so that they are unlike those of the pretraining" in choice.reason
+    assert "They are unlike the pretraining images" in choice.reason
 
 
 def test_many_images_fine_tune_and_without_weights_everything_is_learnt(

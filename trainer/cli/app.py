@@ -1,8 +1,9 @@
-"""The `trainer` console script: gathers the commands and turns errors into one sentence and an exit status.
+"""The `trainer` console script: it collects the commands, and prints an error as one sentence with an exit status.
 
 Each command imports what it needs when it runs.
 """
 
+import inspect
 import sys
 from typing import Annotated
 
@@ -36,8 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="From a folder of images to a trained, verified and served model, on one GPU or on a cluster.",
-    epilog="Exit status: 0 done, 1 failed, 2 wrong usage or bad input, 75 saved on request and to be started again. "
-    "Add --debug to any command to see the traceback of an error.",
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage or bad input, 75 stopped on request and saved: "
+    "the same command continues. Add --debug to any command to see the traceback of an error.",
 )
 for command in (
     prepare,
@@ -59,6 +60,10 @@ for command in (
 bench.app.command("export")(bench_export)
 app.command(context_settings=STUDY_SETTINGS)(study)
 app.add_typer(bench.app, name="bench")
+for registered in (*app.registered_commands, *bench.app.registered_commands):
+    # Typer keeps the line ends of a docstring; the terminal is to wrap each paragraph.
+    paragraphs = inspect.cleandoc(inspect.getdoc(registered.callback) or "").split("\n\n")
+    registered.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _print_version(wanted: bool) -> None:
@@ -70,13 +75,13 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options_of_all(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None: ...
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line; an error of ours becomes one sentence and an exit status."""
     ensure_utf8()
     arguments = [expand_argument(argument) for argument in sys.argv[1:]]
     debug = "--debug" in arguments

@@ -1,4 +1,4 @@
-"""`trainer backbones`: what networks there are to start from."""
+"""`trainer backbones`: the networks that a classifier can start from."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,14 +16,14 @@ def backbones(
     pattern: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILTER]", help="Show only names that hold this, such as mobilenet.", show_default="all"
+            metavar="[FILTER]", help="Show only names that contain this, such as mobilenet.", show_default="all"
         ),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """List the backbones: parameters, input size, work for one image, and whether their weights are at hand.
+    """List the backbones: parameters, input size, multiply-adds per image, weights on this machine or not.
 
-    Beside these, [bold]model.backbone[/] takes hub:PRESET, of keras-hub, and the path of a saved Keras model.
+    [bold]model.backbone[/] also takes hub:PRESET (of keras-hub) and the path of a saved Keras model.
     """
     from trainer.errors import ModelError
     from trainer.model.backbones.catalogue import load_catalogue

@@ -1,4 +1,4 @@
-"""`trainer bench`: measures, and names what limits."""
+"""`trainer bench`: measure the speed of a part of the system, and name the bottleneck."""
 
 import pathlib
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 @app.callback()
 def bench() -> None:
-    """Measure how fast a part of the system is on this machine, and name what limits it."""
+    """Measure the speed of a part of the system on this machine, and name the bottleneck."""
 
 
 @app.command("input")
@@ -30,15 +30,17 @@ def bench_input(
     set_: SetOption = None,
     readers: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=256, help="Reads under way at the same time; repeatable.", show_default="1, 2 and 4"),
+        typer.Option(min=1, max=256, help="Concurrent reads; repeatable.", show_default="1, 2 and 4"),
     ] = None,
-    secs: Annotated[float, typer.Option(min=0.05, max=600, help="How long a stage's turn is; each has three.")] = 1.0,
+    secs: Annotated[
+        float, typer.Option(min=0.05, max=600, help="Seconds for each measurement; every stage has three.")
+    ] = 1.0,
     json_: JsonOption = False,
 ) -> None:
-    """Images a second that the input of a training gives, stage by stage, against what the cores can decode.
+    """Measure the training input in images/s, stage by stage, and compare it with what the cores can decode.
 
     Reads and decodes DATASET as [bold]trainer launch[/] with the same settings would, without a model and without a
-    GPU. Names the one stage that limits: read, decode, batch or gather.
+    GPU. Names the bottleneck: read, decode, batch or gather.
     """
     from trainer.config.config import load_config
 
@@ -91,5 +93,5 @@ def _table(report: "InputReport") -> Table:
             f"{rates.pipeline:,.0f}",
             f"{rates.pipeline / report.ceiling:.0%}",
         )
-    table.caption = f"ceiling, decoding from memory and nothing else: {report.ceiling:,.0f}"
+    table.caption = f"ceiling, decoding from memory alone: {report.ceiling:,.0f}"
     return table

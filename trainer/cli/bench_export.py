@@ -1,4 +1,4 @@
-"""`trainer bench export`."""
+"""`trainer bench export`: size and latency of the artifacts of an export."""
 
 import pathlib
 from typing import TYPE_CHECKING, Annotated
@@ -18,22 +18,25 @@ def bench_export(
     export: ExportArgument,
     run: Annotated[
         pathlib.Path | None,
-        typer.Option(help="The run that it was made from: its model is measured too.", show_default="not measured"),
+        typer.Option(
+            help="The run that the export was made from; its Keras model is measured too.", show_default="not measured"
+        ),
     ] = None,
     threads: Annotated[
         list[int] | None,
         typer.Option(min=1, max=256, help="Threads, each on a core of its own; repeatable.", show_default="1 and 2"),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Turns of every artifact.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often every artifact is measured.")] = 5,
     record: Annotated[
         bool, typer.Option("--record", help="Write the figures into the export: latency.json and its model card.")
     ] = False,
     trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Size and latency of every artifact of an export in its own runtime, one image at a time.
+    """Measure size and latency of every artifact of an export in its own runtime, one image at a time.
 
-    The artifacts take turns; median and range over the rounds. With [bold]--run[/] beside the model before its export.
+    The artifacts take turns. The table has the median and the range over the rounds; [bold]--run[/] adds the model of
+    the run.
     """
     from export.files.checksums import Checksums
 

@@ -22,10 +22,10 @@ def compare(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Set runs side by side: accuracy, difference to the first with its significance, time.
+    """Compare runs with the first one: accuracy, difference and its significance, training time.
 
-    The runs must be evaluated on the same examples. The p-value is McNemar's exact test of the accuracies, corrected
-    for the number of comparisons (Holm); intervals of differences are of paired resamples.
+    The runs must have been evaluated on the same examples. The p-value is McNemar's exact test of the accuracies,
+    corrected for the number of comparisons (Holm); intervals of differences come from paired bootstrap resamples.
     """
     from trainer.evaluation.compare_runs import compare_runs
     from trainer.run.run_dir import RunDir

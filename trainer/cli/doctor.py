@@ -1,4 +1,4 @@
-"""`trainer doctor`: what this machine can run, and what is wrong."""
+"""`trainer doctor`: what this machine can run, and what to do first."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Annotated
@@ -17,23 +17,24 @@ _STYLES = {"ok": "green", "absent": "dim", "warning": "yellow", "problem": "bold
 
 
 def doctor(
-    gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs a launch would want.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="The strategy of the launch; horovod must then work.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs the launch needs.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="The strategy of the launch; with horovod, Horovod must work.")
+    ] = None,
     hosts: Annotated[
-        str | None, typer.Option(metavar="A:8,B:8", help="Ask these hosts too, as a launch would reach them.")
+        str | None, typer.Option(metavar="A:8,B:8", help="Also check these hosts, reached as a launch would.")
     ] = None,
     ssh_option: Annotated[
         list[str] | None,
-        typer.Option(metavar="OPTION", help="Given to ssh before the host, such as -p2222; repeatable."),
+        typer.Option(metavar="OPTION", help="An option of ssh, such as -p2222; repeatable."),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Say what this machine can run: a verdict on each part, and the fix.
+    """Check what this machine can run: the first thing to do, then a verdict and a fix for each part.
 
-    Looks at GPUs, the driver and the CUDA libraries that TensorFlow wants,
-    XLA, NCCL, Horovod and MPI, cores, memory, shared memory, ports and the
-    clock; with --hosts, at the way to each. Exits with 1 where something
-    that was asked for cannot run.
+    Checks the GPUs, their driver and the CUDA libraries of TensorFlow, XLA, NCCL, Horovod and MPI, cores, memory,
+    shared memory, ports and the clock; with --hosts, also those hosts. The exit status is 1 if training, or what was
+    asked for, cannot run.
     """
     from trainer.distribute.launchers.hosts import parse_hosts
 
@@ -43,6 +44,7 @@ def doctor(
 
     tf_runtime.configure()
 
+    from trainer.doctor.finding import first_step
     from trainer.doctor.frameworks import check_frameworks
     from trainer.doctor.gpus import check_gpus
     from trainer.doctor.machine import check_machine
@@ -58,8 +60,10 @@ def doctor(
     ]
     is_well = all(finding.verdict != "problem" for finding in findings)
     if json_:
-        print_json({"is_well": is_well, "findings": [dataclasses.asdict(finding) for finding in findings]})
+        listed = [dataclasses.asdict(finding) for finding in findings]
+        print_json({"is_well": is_well, "first_step": first_step(findings), "findings": listed})
     else:
+        print_answer(Text.assemble(("do first: ", "bold"), first_step(findings)))
         print_answer(_table(findings))
     if not is_well:
         raise typer.Exit(1)

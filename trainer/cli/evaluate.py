@@ -30,23 +30,30 @@ def evaluate(
     data: MovedDataOption = None,
     slice_: Annotated[
         list[str] | None,
-        typer.Option("--slice", help="Also measure by a column of the records: folder, format, height, width, weight."),
+        typer.Option(
+            "--slice",
+            help="Also evaluate by a column of the records: folder, format, height, width, weight; repeatable.",
+        ),
     ] = None,
     slices: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Also measure by the columns of a CSV file, whose column filename or example says of what."),
+        typer.Option(
+            help="Also evaluate by the columns of a CSV file; its column filename or example says which image."
+        ),
     ] = None,
     device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = "auto",
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs.", show_default="all")] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="With --device cpu: how many.", show_default="1")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images for each replica at a time.")] = 32,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="How many replicas share the CPU, with --device cpu.", show_default="1")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per replica in a batch.")] = 32,
     trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Evaluate a run on every example of a split exactly once, on any number of replicas.
 
     Writes RUN/evaluation/SPLIT.json and the logits beside it, for trainer report and trainer compare. Temperature and
-    thresholds are tuned on the validation split, which is evaluated first where that was not done.
+    thresholds are tuned on the validation split, which is evaluated first if that was not done.
     """
     from trainer.config.config import load_config
 

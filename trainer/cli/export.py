@@ -1,4 +1,4 @@
-"""`trainer export` and `trainer verify`."""
+"""`trainer export` and `trainer verify`: make the files that are deployed, and check them."""
 
 import pathlib
 import shlex
@@ -27,37 +27,39 @@ FormatsOption = Annotated[
     ),
 ]
 OutputsOption = Annotated[
-    str, typer.Option(help="logits, features or both, separated by commas: more outputs of the SavedModel.")
+    str, typer.Option(help="Further outputs of the SavedModel: logits, features, or both separated by a comma.")
 ]
 CalibrateOption = Annotated[
     bool | None,
     typer.Option(
         "--calibrate/--no-calibrate",
-        help="Divide the logits by the temperature that trainer evaluate fitted.",
+        help="Divide the logits by the temperature that trainer evaluate tuned.",
         show_default="where the run was evaluated with these weights",
     ),
 ]
 NameOption = Annotated[
     str | None,
-    typer.Option(help="The model's name: in file names, and in the URL it is served at.", show_default="of the run"),
+    typer.Option(help="The model's name, in file names and in the URL that serves it.", show_default="of the run"),
 ]
 VersionOption = Annotated[
     int | None,
     typer.Option(
         help="The SavedModel's version; TensorFlow Serving serves the highest.",
-        show_default="1, or one more than that of the export at --out; trainer publish counts on from there",
+        show_default="1, or one more than the export at --out has; trainer publish takes the next free number",
     ),
 ]
 ParityImagesOption = Annotated[
     int,
-    typer.Option(min=0, help="How many validation images, evenly spread, every artifact is compared on; 0: all."),
+    typer.Option(min=0, help="Compare every artifact on this many validation images, evenly spread; 0: all."),
 ]
 OnnxOpsetOption = Annotated[
-    int, typer.Option(help="The operator set of the ONNX files, 14 to 18; onnx-int8x16 is always of 21.")
+    int, typer.Option(help="The operator set of the ONNX files, 14 to 18; onnx-int8x16 always has 21.")
 ]
 AllowFailedOption = Annotated[
     bool,
-    typer.Option("--allow-failed", help="Publish artifacts over their budget too, each marked as such wherever named."),
+    typer.Option(
+        "--allow-failed", help="Keep artifacts that are over their budget too, marked as such wherever they are named."
+    ),
 ]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the export at --out, once the new one has passed the gate.")
@@ -82,11 +84,11 @@ def export(
     trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Export a run to SavedModel, TFLite and ONNX, every artifact verified against the model.
+    """Export a run to SavedModel, TFLite and ONNX, and compare every artifact with the trained model.
 
-    Each artifact is run in its own runtime (TensorFlow, LiteRT, ONNX Runtime) on the validation images and compared
-    with the model of the run. If one of them answers differently, nothing is published and the exit status is 1; but
-    where an int8 file loses too much, other settings are tried first, and what was chosen is said.
+    Each artifact is run in its own runtime (TensorFlow, LiteRT, ONNX Runtime) on the validation images. If one answers
+    differently, nothing is written and the exit status is 1. An int8 file that loses too much accuracy is first made
+    again with other settings; the report says with which.
     """
     from export.pipeline.export_run import ExportOptions, export_run
     from trainer.run.run_dir import RunDir
@@ -122,15 +124,15 @@ def verify(
     export: ExportArgument,
     data: Annotated[
         str | None,
-        typer.Option(help="A dataset with the same classes: run the parity gate again on its validation split."),
+        typer.Option(help="A dataset with the same classes, on whose validation split the gate is run again."),
     ] = None,
     parity_images: ParityImagesOption = _ALL_IMAGES,
     json_: JsonOption = False,
 ) -> None:
-    """Verify an export on this machine: checksums, golden images and, given a dataset, the parity gate.
+    """Verify an export on this machine: checksums, golden images and, with --data, the whole gate.
 
-    The golden images travel with the export, together with what every artifact answered to them when it was
-    published. Exit status 1, with the file named, if anything differs.
+    The golden images are part of the export, with the answers of every artifact when it was made. If anything differs,
+    the file is named and the exit status is 1.
     """
     from export.files.checksums import Checksums
 

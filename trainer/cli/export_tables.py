@@ -17,7 +17,7 @@ _ALLOWED = Text("OVER BUDGET", style="bold yellow")
 
 
 def parity_table(report: ParityReport) -> RenderableType:
-    """One row a comparison: how far each artifact is from the reference. Fits into 80 columns."""
+    """Return a table with a row per comparison of an artifact with the reference; it fits into 80 columns."""
     table = _new_table("artifact", "size", "agree", "max diff", "accuracy", "ms/image")
     for comparison in report.comparisons:
         table.add_row(*_cells(comparison))
@@ -30,7 +30,7 @@ def parity_table(report: ParityReport) -> RenderableType:
 
 
 def golden_table(results: Sequence[GoldenResult], num_images: int) -> RenderableType:
-    """One row an artifact: what it answers now against what it answered when it was published."""
+    """Return a table with a row per artifact: its answers now against those when it was exported."""
     table = _new_table("artifact", "max diff", "allowed")
     for result in results:
         table.add_row(
@@ -43,7 +43,7 @@ def golden_table(results: Sequence[GoldenResult], num_images: int) -> Renderable
 
 
 def prediction_table(predictions: Sequence[ImagePrediction]) -> RenderableType:
-    """One row a class, grouped by image; of a multi-label model those that are predicted are marked."""
+    """Return a table with a row per class, grouped by image; a multi-label model's predicted classes are marked."""
     table = Table(box=None, pad_edge=False)
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")

@@ -1,4 +1,4 @@
-"""`trainer launch`: train, or go on with a run."""
+"""`trainer launch`: train, or continue a run."""
 
 import os
 import pathlib
@@ -30,21 +30,19 @@ def launch(
     ] = None,
     run_dir: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Where the run is kept; the same command goes on with it.", show_default="runs/<time>"),
+        typer.Option(help="The run directory; the same command continues the run.", show_default="runs/<time>"),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Settings that come with trainer: frozen, finetune, staged, scratch and others, or auto, which looks "
-            "at the data and says why it chose. --config and --set change them.",
+            help="Settings that come with trainer: frozen, finetune, staged, scratch and others. auto looks at the "
+            "data, chooses one and says why. --config and --set change single settings.",
         ),
     ] = None,
     config: Annotated[
         pathlib.Path | None,
-        typer.Option(
-            help="Settings of your own: a YAML file that states only what differs.", show_default="./trainer.yaml"
-        ),
+        typer.Option(help="Your own settings: a YAML file with those that differ.", show_default="./trainer.yaml"),
     ] = None,
     set_: SetOption = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs of this machine.", show_default="all")] = None,
@@ -55,26 +53,29 @@ def launch(
     strategy: Annotated[
         Literal["auto", "single", "mirrored", "multiworker", "horovod"] | None,
         typer.Option(
-            help="auto: mirrored for several; multiworker and horovod start a process for each replica, or are one "
-            "where mpirun, Slurm or Kubernetes has started them.",
+            help="auto: mirrored if there are several replicas. multiworker and horovod run a process per replica, "
+            "started by this command, or by mpirun, Slurm or Kubernetes.",
             show_default="auto",
         ),
     ] = None,
     hosts: Annotated[
         str | None,
-        typer.Option(metavar="A:8,B:8", help="Machines, reached by ssh, and how many workers each takes."),
+        typer.Option(metavar="A:8,B:8", help="Machines to reach by ssh, and the number of workers on each."),
     ] = None,
     min_replicas: Annotated[
         int | None,
-        typer.Option(min=1, help="An elastic job (horovod) goes on with no fewer than these.", show_default="1"),
+        typer.Option(min=1, help="The fewest workers with which an elastic job (horovod) trains.", show_default="1"),
     ] = None,
     max_replicas: Annotated[
         int | None,
-        typer.Option(min=1, help="An elastic job takes no more than these.", show_default="what the hosts have"),
+        typer.Option(min=1, help="The most workers that an elastic job takes.", show_default="what the hosts have"),
     ] = None,
     host_discovery_script: Annotated[
         str | None,
-        typer.Option(metavar="PROGRAM", help="Prints the hosts that an elastic job may use now, a line each, as a:8."),
+        typer.Option(
+            metavar="PROGRAM",
+            help="A program that prints the hosts an elastic job may use, one per line, as a:8.",
+        ),
     ] = None,
     precision: Annotated[
         Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] | None,
@@ -87,20 +88,20 @@ def launch(
     strict_batch: Annotated[
         bool | None,
         typer.Option(
-            "--strict-batch", help="A batch that the replicas cannot share evenly is an error.", show_default=False
+            "--strict-batch", help="Refuse a global batch that the replicas cannot share evenly.", show_default=False
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in --run-dir, or stop if there is one.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue the run in --run-dir; --no-resume refuses to.")] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print all that would be done, and by which processes; train nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be done, and by which processes; train nothing.")
     ] = False,
     trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Train a classifier on every GPU there is, or go on where a run was stopped.
+    """Train a classifier on every GPU of this machine, or continue a run that was stopped.
 
-    [bold]trainer launch --gpus 8[/] is a whole command where ./trainer.yaml names the data. Ctrl-C or SIGTERM saves
-    and exits with status 75; the same command goes on, with the very examples that would have come next.
+    [bold]trainer launch --gpus 8[/] is enough if ./trainer.yaml names the data. Ctrl-C or SIGTERM saves and exits with
+    status 75; the same command then continues with the next example.
 
     [bold]trainer launch --data photos/ --device cpu --replicas 2 --set train.epochs=5[/]
     """
@@ -145,7 +146,7 @@ def launch(
     from trainer.launch.start_run import train_session
 
     planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note, recipe=recipe)
-    # A worker that this command has started leaves the talking to it.
+    # A worker that this command has started prints nothing: the command speaks for all.
     speaks = planned.topology.is_chief and heartbeat.VARIABLE not in os.environ
     if dry_run:
         if speaks:
@@ -167,7 +168,7 @@ def launch(
 
 
 def evaluate_command(run_dir: pathlib.Path, dataset_dir: str) -> str:
-    """The line that evaluates a run on the split that is for it: test, where the dataset has one."""
+    """Return the command that evaluates a run on the held-out split: test, or validation if there is no test split."""
     from trainer.data.dataset.manifest import Manifest
     from trainer.data.dataset.storage import parse_path
 
@@ -185,7 +186,7 @@ def _choose_recipe(settings: "Config") -> str:
 
 
 def _print_preparation(settings: "Config", *, as_json: bool) -> bool:
-    """Says what would be prepared before there is anything to plan; False where that is nothing."""
+    """Print what would be prepared before training; return False if the dataset is prepared already."""
     from trainer.distribute.launchers.external import find_place
     from trainer.launch.plan_run import find_preparation
 
@@ -203,8 +204,7 @@ def _print_preparation(settings: "Config", *, as_json: bool) -> bool:
         Text(
             f"would prepare  {found.source}: {found.num_files:,} files of {len(found.class_names):,} classes\n"
             f"as             {found.dataset_dir}\n"
-            f"and then train; nothing was written. All numbers of the training follow from what can be read of the "
-            f"files: prepare them, and plan again\n"
+            f"and then train; nothing was written. The plan needs the prepared dataset: prepare it, and plan again\n"
             f"next           trainer prepare {shlex.quote(found.source)} --out {dataset}\n"
             f"               trainer launch --dry-run --data {dataset}"
         )

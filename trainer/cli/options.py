@@ -1,4 +1,4 @@
-"""Options that several commands share, so that each has one spelling and one help text."""
+"""Options that several commands share, each with one spelling and one help text."""
 
 import pathlib
 from typing import Annotated, Literal
@@ -11,8 +11,8 @@ TrustOption = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run the code in a saved model that is the backbone (Lambda layers, classes of your own that Python can "
-        "import). Only for files whose author you know.",
+        help="Run the code in a saved model that is the backbone: Lambda layers, and your own classes that Python can "
+        "import. Only for files whose author you trust.",
         callback=set_trust,
     ),
 ]

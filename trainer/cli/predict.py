@@ -1,4 +1,4 @@
-"""`trainer predict`: the classes of images, by a run, an export, an artifact file or a server."""
+"""`trainer predict`: the classes of images, from a run, an export, an artifact file or a server."""
 
 import pathlib
 from typing import Annotated
@@ -27,8 +27,8 @@ def predict(
 ) -> None:
     """Predict the classes of images with a run, an export, an artifact file or a server.
 
-    Images that their camera marked as rotated are turned upright first. An image that cannot be read does not keep the
-    others from their answers: it is listed with the reason, and the exit status is 1.
+    Images that the camera marked as rotated are turned upright first. An unreadable image does not stop the others: it
+    is listed with the reason, and the exit status is 1.
     """
     import trainer
     from export.prediction.predictions import raise_on_errors

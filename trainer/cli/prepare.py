@@ -1,4 +1,4 @@
-"""`trainer prepare`: labelled images to a dataset."""
+"""`trainer prepare`: turn labelled images into a dataset."""
 
 import contextlib
 import os
@@ -34,18 +34,17 @@ def prepare(
         ),
     ],
     out: Annotated[
-        str, typer.Option(metavar="DATASET", help="The dataset to write, also on gs://; appears whole or not at all.")
+        str,
+        typer.Option(metavar="DATASET", help="The dataset to write, also on gs://; it appears complete or not at all."),
     ],
     val: Annotated[
-        float, typer.Option(help="Share of each class for validation; a split that the source has is kept.")
+        float, typer.Option(help="Share of each class for validation; a split of the source is kept.")
     ] = 0.1,
-    test: Annotated[
-        float, typer.Option(help="Share of each class for the test; a split that the source has is kept.")
-    ] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of each class for the test; a split of the source is kept.")] = 0.1,
     train: Annotated[
         float | None,
         typer.Option(
-            help="Share of each class for training, such as 0.2; the rest is not taken.",
+            help="Share of each class for training, such as 0.2; the rest is left out.",
             show_default="all that --val and --test leave",
         ),
     ] = None,
@@ -54,47 +53,47 @@ def prepare(
     ] = 0,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(
-            "--exclude", metavar="CLASS", help="Leave this class out; may be given again.", show_default=False
-        ),
+        typer.Option("--exclude", metavar="CLASS", help="Leave this class out; repeatable.", show_default=False),
     ] = None,
     fraction: Annotated[
         float,
-        typer.Option(help="Take this share of each class, then divide it; 0.1 takes part of what 0.2 takes."),
+        typer.Option(help="Take only this share of each class, then split it; 0.2 takes all that 0.1 takes, and more."),
     ] = 1.0,
     per_class: Annotated[
-        int | None, typer.Option(min=1, help="Take at most so many images of each class, over all splits.")
+        int | None, typer.Option(min=1, help="Take at most this many images of each class, over all splits.")
     ] = None,
     group_column: Annotated[
         str | None,
-        typer.Option(help="Column of a listing (a patient, a camera, a burst): a group never comes into two splits."),
+        typer.Option(
+            help="Column of a listing (patient, camera, burst) whose groups are never divided between splits."
+        ),
     ] = None,
     max_side: Annotated[
         int | None,
-        typer.Option(min=1, metavar="PX", help="Make images smaller whose longer side has more pixels than this."),
+        typer.Option(min=1, metavar="PX", help="Shrink images whose longer side has more pixels than this."),
     ] = None,
     sample_bits: Annotated[
         int | None,
         typer.Option(
             metavar="BITS",
-            help="How many bits are used in pictures of 16 whose files do not say it, such as 12.",
-            show_default="what their highest value takes",
+            help="Bits in use in 16-bit images whose files do not say it, such as 12.",
+            show_default="what their highest value needs",
         ),
     ] = None,
     sha256: Annotated[
-        str | None, typer.Option(metavar="HEX", help="What an archive must hash to; needed for one given by URL.")
+        str | None, typer.Option(metavar="HEX", help="The SHA-256 that an archive must have; required for a URL.")
     ] = None,
     max_bad_fraction: Annotated[
-        float, typer.Option(help="Fail when a larger share of the files is corrupt, truncated, empty or no image.")
+        float, typer.Option(help="Fail if a larger share of the files is corrupt, truncated, empty or not an image.")
     ] = 0.01,
-    workers: Annotated[int, typer.Option(min=0, help="Threads that read and decode; 0: one for each core.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there already.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read and decode; 0: one per core.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Throw away what a stopped preparation of --out has done.")
+        bool, typer.Option("--restart", help="Discard the work of an interrupted preparation of --out.")
     ] = False,
     preview: Annotated[
         pathlib.Path | None,
-        typer.Option(metavar="FILE.png", help="Draw what training will see of a few images, augmented by --config."),
+        typer.Option(metavar="FILE.png", help="Draw a few images as training will see them, augmented by --config."),
     ] = None,
     config: Annotated[
         pathlib.Path | None, typer.Option(help="The recipe that --preview follows.", show_default="no augmentation")
@@ -103,12 +102,11 @@ def prepare(
 ) -> None:
     """Prepare labelled images as a dataset: checked, split by class, shuffled, sharded.
 
-    Every image is decoded once by the decoder that training uses. The bytes
-    of JPEG and PNG files are kept; what training would read wrong (rotated by
-    EXIF, CMYK, transparent, TIFF...) is re-encoded and counted. Files that
-    cannot be used are listed in bad_files.jsonl with the reason.
+    Every image is decoded once with the decoder of training. The bytes of sound JPEG and PNG files are kept; images
+    that training would read wrongly (rotated by EXIF, CMYK, transparent, TIFF...) are re-encoded and counted. Unusable
+    files are listed in bad_files.jsonl with the reason.
 
-    Stopped or killed, the same command goes on where it was.
+    After a stop or a kill, the same command continues.
     """
     from trainer.config.config import load_config
     from trainer.data.dataset.storage import parse_path
@@ -174,7 +172,7 @@ def _prepare(
     overwrite: bool,
     restart: bool,
 ) -> "Manifest":
-    """Prepares as `local`, and brings it to `target` where that is somewhere else."""
+    """Prepare the dataset at `local`, and copy it to `target` if that is another place."""
     from trainer.console.progress import task_progress
     from trainer.data.dataset.publish import publish_dataset
     from trainer.data.preparation.prepare import prepare_dataset
@@ -195,7 +193,7 @@ def _prepare(
 
 @contextlib.contextmanager
 def _without_keras() -> Iterator[None]:
-    """Importing TensorFlow imports Keras, which is not needed here and takes half as long again."""
+    """Keep TensorFlow from importing Keras, which is not needed here and takes half as long again."""
     name = "TF_USE_LEGACY_KERAS"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 RootArgument = Annotated[
     pathlib.Path,
-    typer.Argument(help="The publication root: ROOT/1, ROOT/2 and so on, and the link ROOT/current to one of them."),
+    typer.Argument(
+        help="The directory of all versions, ROOT/1, ROOT/2..., and of the link ROOT/current to one of them."
+    ),
 ]
 
 
@@ -23,15 +25,18 @@ def publish(
     root: RootArgument,
     allow_failed: Annotated[
         bool,
-        typer.Option("--allow-failed", help="Publish also what was exported with --allow-failed, marked over budget."),
+        typer.Option(
+            "--allow-failed",
+            help="Also publish an export with artifacts over budget (trainer export --allow-failed).",
+        ),
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Publish an export beside the versions before it, and make it the current one.
+    """Publish an export as a new version in ROOT, and make it the current one.
 
-    Its checksums are compared and its gate must have passed. Readers of [bold]ROOT/current[/] see the old version or
-    the new one, whole, also after a kill. Its number is the [bold]--version[/] that it was exported with; where none
-    was asked for, the next one that is free.
+    Its checksums are compared, and it must have passed the gate. Readers of [bold]ROOT/current[/] see the complete old
+    version or the complete new one, also after a kill. The version is the [bold]--version[/] of the export, or the next
+    free number if none was given.
     """
     from export.files.provenance import ExportProvenance
     from export.versions.publish import publish_version
@@ -50,9 +55,9 @@ def rollback(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Make an earlier version of a publication root current again, once its checksums are right.
+    """Make an earlier version in ROOT current again, after comparing its checksums.
 
-    No version is removed: [bold]--to[/] takes the later one back.
+    No version is removed: [bold]--to[/] also goes forward.
     """
     from export.versions.publish import roll_back
 

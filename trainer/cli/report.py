@@ -17,15 +17,14 @@ def report(
     ] = None,
     data: MovedDataOption = None,
     saliency: Annotated[
-        int, typer.Option(min=0, max=24, help="Images with a heat map of where the model looked; 0: none.")
+        int, typer.Option(min=0, max=24, help="How many images get a heat map of where the model looked; 0: none.")
     ] = 6,
     trust: TrustOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Write a report of a run: one HTML file with curves, confusion matrix, images, mistakes and settings.
+    """Write one HTML file about a run: curves, confusion matrix, images, mistakes and settings.
 
-    The file holds everything that it shows, so it can be mailed or archived; it opens from the disk and prints.
-    Evaluate the split first: trainer evaluate RUN.
+    The file is self-contained: it can be mailed, archived and printed. Evaluate the split first: trainer evaluate RUN.
     """
     from trainer.run.run_dir import RunDir
 

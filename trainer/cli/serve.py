@@ -1,4 +1,4 @@
-"""The commands `trainer serve` and `trainer manifests`."""
+"""`trainer serve` and `trainer manifests`: serve a model here, or with TensorFlow Serving in a cluster."""
 
 import os
 import pathlib
@@ -37,16 +37,16 @@ def serve(
     all_versions: Annotated[
         bool, typer.Option("--all-versions", help="Serve every version of the SavedModel, not just the newest.")
     ] = False,
-    threads: Annotated[int, typer.Option(help="Requests that are computed at the same time.", min=1)] = 4,
+    threads: Annotated[int, typer.Option(help="How many requests are computed at the same time.", min=1)] = 4,
     max_body_mib: Annotated[
-        int, typer.Option(help="Larger requests are refused, also once they are uncompressed; in MiB.", min=1)
+        int, typer.Option(help="Refuse larger requests, also after decompression; in MiB.", min=1)
     ] = MAX_BODY_BYTES // 2**20,
     max_batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Examples that a request may hold; 0: any number.",
+            help="The most examples in a request; 0: no limit.",
             min=_UNLIMITED,
-            show_default="of an export as in the cluster of trainer manifests, otherwise 0",
+            show_default="for an export that of trainer manifests, otherwise 0",
         ),
     ] = None,
     cors: Annotated[
@@ -57,12 +57,12 @@ def serve(
 ) -> None:
     """Serve a SavedModel on this machine, in TensorFlow Serving's REST API.
 
-    What a client learns here (paths, JSON, errors, limits, metrics) holds for TensorFlow Serving in a cluster: POST to
+    Paths, JSON, errors, limits and metrics are those of TensorFlow Serving in a cluster: POST to
     /v1/models/NAME:predict, GET /v1/models/NAME for the status, /v1/models/NAME/metadata for the signatures.
-    Metrics for Prometheus are at /monitoring/prometheus/metrics. Ctrl-C or SIGTERM answers what is in flight and
+    Metrics for Prometheus are at /monitoring/prometheus/metrics. Ctrl-C or SIGTERM answers the requests in flight and
     ends with status 0.
 
-    The versions are those at the start: one that is added later is not picked up until this command is started again.
+    The versions are those found at the start; start the command again to serve a new one.
     """
     # What can be wrong is told at once, not after the seconds that TensorFlow takes to start.
     from serving.base_path import find_model
@@ -135,16 +135,16 @@ def manifests(
     version_policy: Annotated[
         Literal["specific", "latest", "all"],
         typer.Option(
-            help="specific: serve just the versions of this export; latest: the newest on the volume; all: every one."
+            help="specific: serve only the version of this export; latest: the newest on the volume; all: every one."
         ),
     ] = "specific",
     json: JsonOption = False,
 ) -> None:
     """Write Kubernetes manifests that serve an export with TensorFlow Serving, ready for `kubectl apply -k`.
 
-    The tree holds the server (Deployment, Service, PodDisruptionBudget, NetworkPolicy, a volume for models) with this
-    model's name, versions and probes filled in, and a pod that fills the volume. Where kubectl is installed, the
-    result is rendered and checked before it takes its place.
+    They hold the server (Deployment, Service, PodDisruptionBudget, NetworkPolicy, a volume for models) with the name,
+    versions and probes of this model, and a pod that fills the volume. If kubectl is installed, the manifests are
+    rendered and checked before they are written.
     """
     from serving.k8s.manifests import ManifestSettings, write_manifests
 

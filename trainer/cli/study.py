@@ -1,4 +1,4 @@
-"""`trainer study`: several recipes on one dataset, side by side."""
+"""`trainer study`: train, evaluate and compare several recipes on one dataset."""
 
 import pathlib
 import shlex
@@ -11,7 +11,7 @@ import typer
 
 from trainer.console.output import JsonOption, note
 
-# Given to each launch, and no business of its evaluation.
+# Options of launch that study has to know of, too.
 _DRY_RUN, _TRUST = "--dry-run", "--trust"
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -23,14 +23,14 @@ def study(
     ],
     data: Annotated[str, typer.Option(help="A prepared dataset, or a folder with one folder of images per class.")],
     out: Annotated[
-        pathlib.Path, typer.Option(help="The folder for a run of each recipe and comparison.html, named by them.")
+        pathlib.Path, typer.Option(help="The folder for the runs, each named after its recipe, and comparison.html.")
     ],
     json_: JsonOption = False,
 ) -> None:
-    """Train several recipes on one dataset, evaluate each, and set them side by side.
+    """Train several recipes on one dataset, evaluate each, and compare them with the first.
 
-    Every other option is given to each trainer launch, such as --device cpu or --set train.epochs=5. Stopped or
-    killed, the same command goes on where it was. The first recipe is what the others are compared with.
+    Every other option is passed to each trainer launch, such as --device cpu or --set train.epochs=5. After a stop or a
+    kill, the same command continues.
 
     [bold]trainer study --data photos/ --recipe frozen --recipe finetune --out study/[/]
     """
@@ -55,7 +55,7 @@ def study(
 
 
 def _held_out_split(run: str) -> str:
-    """The one to compare on, of the dataset that a run was trained on."""
+    """Return the split to compare on: test, or validation if the dataset has no test split."""
     from trainer.data.dataset.manifest import Manifest
     from trainer.data.dataset.storage import parse_path
     from trainer.run.run_dir import RunDir
@@ -64,7 +64,7 @@ def _held_out_split(run: str) -> str:
 
 
 def _step(arguments: list[str], *, answers: bool = False) -> None:
-    """Run one command of trainer to its end; ends this one with the same status where it fails."""
+    """Run one command of trainer; if it fails, exit with its status."""
     note(f"$ trainer {shlex.join(arguments)}")
     status = run_command(arguments, answers=answers)
     if status:
@@ -73,10 +73,9 @@ def _step(arguments: list[str], *, answers: bool = False) -> None:
 
 
 def run_command(arguments: list[str], *, answers: bool) -> int:
-    """Run `trainer` with `arguments` in a process of its own; what it prints for people goes to standard error, unless
-    it `answers` for this command.
+    """Run `trainer` with `arguments` in a process of its own, which frees devices and memory at its end.
 
-    A process for each, since the devices and the memory of a process are its own to the end.
+    Its standard output becomes standard error, unless it `answers` for this command.
     """
     from trainer.system.child_python import python_command
 

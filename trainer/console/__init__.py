@@ -1,4 +1,4 @@
 """Print to people: the console, notes, answers, tables and progress bars.
 
-What a command computes does not belong here, and nothing here imports from above `errors`. Read `output.py` first.
+Nothing here computes what a command answers, or imports from above `errors`. Read `output.py` first.
 """

@@ -1,4 +1,4 @@
-"""What every command prints with: people read the console, programs read `--json` on standard output."""
+"""Print for people on the console, and for programs as `--json` on standard output."""
 
 import json
 import re
@@ -9,20 +9,20 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-# Text is shown as it is, wherever it comes from: "[red]" and ":smile:" may be names of classes, files and runs. What is
-# to be bold or red is a `Text` with a style.
+# Text is printed as it is: "[red]" and ":smile:" may be names of classes, files or runs. What is bold or red is a
+# `Text` with a style.
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-# What a terminal would obey: a name of a file, or a label that a server answers, may hold it.
+# Control characters, which a terminal would obey; a file name, or a label that a server answers, may hold some.
 _CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
 
 
 def visible(text: str) -> str:
-    """`text` with its control characters but tabs and line ends written out, as in "\\x1b"."""
+    """Return `text` with its control characters, except tabs and line ends, written out, as in "\\x1b"."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class _PlainConsole(Console):
-    """A console that obeys nothing in the strings that it prints, alone or in a table."""
+    """A console that interprets nothing in the strings that it prints, alone or in a table."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
@@ -35,16 +35,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as on
 
 
 def print_answer(answer: RenderableType) -> None:
-    """Prints the answer of a command (text, or a table) for a person, on standard output."""
+    """Print the answer of a command (text or a table) on standard output, for a person."""
     # A path must not be broken at the width of the terminal; a table must.
     _PlainConsole(**_PLAIN).print(answer, soft_wrap=isinstance(answer, str | Text))
 
 
 def print_json(answer: Any) -> None:
-    """Prints the answer of a command for a program to read."""
+    """Print the answer of a command on standard output as JSON, for a program."""
     sys.stdout.write(json.dumps(answer, indent=2, allow_nan=False) + "\n")
 
 
 def note(message: str) -> None:
-    """Tells a person what is going on; plain text, one line, on standard error."""
+    """Print one line of plain text on standard error, for a person."""
     console.print(message, soft_wrap=True)

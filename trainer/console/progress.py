@@ -1,6 +1,6 @@
-"""What a person sees while something long runs: a bar on a terminal, plain lines with timestamps off it.
+"""Show the progress of long work: a bar on a terminal, otherwise plain lines with timestamps.
 
-Both go to standard error, so that standard output holds the answer of the command alone.
+Both go to standard error, so standard output holds only the answer of the command.
 """
 
 import collections
@@ -23,20 +23,20 @@ RATE_WINDOW_SECS = 30.0
 
 
 class StepRate:
-    """Steps a second over the last `RATE_WINDOW_SECS`.
+    """The training speed in steps per second, over the last `RATE_WINDOW_SECS`.
 
-    The first step traces and compiles the graph, which says nothing of the others: measuring starts at its end.
-    What happens in a `paused` block, such as an evaluation, is not counted as training time.
+    Measuring starts after the first step, which traces and compiles the graph. Time in a `paused` block, such as an
+    evaluation, does not count.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives seconds and never goes back."""
+        """Start measuring; `clock` returns seconds and never goes back."""
         self._clock = clock
         self._paused_secs = 0.0
         self._seen: collections.deque[tuple[float, int]] = collections.deque()
 
     def update(self, step: int) -> None:
-        """`step` is done."""
+        """Record that `step` is done."""
         now = self._clock() - self._paused_secs
         self._seen.append((now, step))
         while len(self._seen) > 2 and now - self._seen[1][0] >= RATE_WINDOW_SECS:
@@ -52,7 +52,7 @@ class StepRate:
 
     @property
     def steps_per_sec(self) -> float | None:
-        """None until two updates lie apart in time."""
+        """Steps per second; None until two updates are known."""
         if len(self._seen) < 2:
             return None
         (start, first), (end, last) = self._seen[0], self._seen[-1]
@@ -60,20 +60,19 @@ class StepRate:
 
 
 class Epochs(Protocol):
-    """What the progress asks of `data.sampling.epochs.Epochs`."""
+    """The part of `data.sampling.epochs.Epochs` that progress needs; console may not import data."""
 
     @property
     def num_train_steps(self) -> int: ...
 
     def done_after(self, step: int) -> float:
-        """Return how many epochs are done after `step` steps."""
+        """Return the number of epochs done after `step` steps."""
 
 
 class TrainingProgress:
-    """Shows how far a training is: step, epoch, loss, accuracy, images a second and the time left.
+    """The progress of a training: step, epoch, loss, accuracy, images per second and time left.
 
-    Use as a context manager; `update` after every step, or as often as there are metrics; `note` for anything
-    else that a person should read meanwhile.
+    A context manager. Call `update` after every step, or whenever there are metrics, and `note` for any other message.
     """
 
     def __init__(
@@ -86,7 +85,16 @@ class TrainingProgress:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], datetime.datetime] = datetime.datetime.now,
     ) -> None:
-        """`start_step` is the restored step; `clock` times, `wall_clock` stamps the plain lines."""
+        """Prepare the display.
+
+        Args:
+            epochs: the number of steps, and the epoch of each.
+            global_batch_size: images per step.
+            start_step: the step that was restored; 0 for a new run.
+            console: where to print; None: standard error.
+            clock: measures durations, in seconds.
+            wall_clock: stamps plain lines.
+        """
         self._epochs, self._num_train_steps = epochs, epochs.num_train_steps
         self._global_batch_size = global_batch_size
         self._console = console or output.console
@@ -109,7 +117,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`step` steps are done; `metrics` (`loss` and `accuracy` are shown) stay until they are given again."""
+        """Show that `step` steps are done; `metrics` (`loss`, `accuracy`) are shown until they are given again."""
         self._step = step
         self._metrics.update(metrics)
         self._rate.update(step)
@@ -120,18 +128,18 @@ class TrainingProgress:
             self._lines.print("  ".join(part for part in parts if part), regular=True)
 
     def note(self, text: str) -> None:
-        """Prints `text`, such as the result of an evaluation, above the bar or as a line of its own."""
+        """Print `text`, such as the result of an evaluation, above the bar or as a line of its own."""
         self._lines.print(text)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around an evaluation or a save: what it takes is left out of images a second."""
+        """Leave the time of the block, such as an evaluation or a save, out of images per second."""
         with self._rate.paused():
             yield
 
     @property
     def images_per_sec(self) -> float | None:
-        """Over the last half minute, without the first step and without pauses; None before it is known."""
+        """Images per second over the last half minute, without the first step and pauses; None at first."""
         rate = self._rate.steps_per_sec
         return None if rate is None else rate * self._global_batch_size
 
@@ -152,13 +160,13 @@ class TrainingProgress:
 
 
 class TaskProgress:
-    """Counts the parts that are done; made by `task_progress`."""
+    """A counter of the parts that are done; `task_progress` makes one."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance = advance
 
     def advance(self, amount: int = 1) -> None:
-        """`amount` more are done."""
+        """Count `amount` more parts as done."""
         self._advance(amount)
 
 
@@ -171,10 +179,10 @@ def task_progress(
     clock: Callable[[], float] = time.monotonic,
     wall_clock: Callable[[], datetime.datetime] = datetime.datetime.now,
 ) -> Iterator[TaskProgress]:
-    """Shows how far something is that has `total` equal parts, such as the examples of a split; None: not known.
+    """Show the progress of a task of `total` equal parts, such as the examples of a split; None: not known.
 
-    On a terminal a bar; off it a line every `LINE_EVERY_SECS` and one at the end. A block that ends without an
-    exception has done all of it, also what it had no need to look at, such as the padding of an archive.
+    Shows a bar on a terminal, otherwise a line every `LINE_EVERY_SECS` and one at the end. A block that ends without an
+    exception counts as complete, also if it skipped some parts, such as the padding of an archive.
     """
     console = console or output.console
     if _is_live(console):
@@ -201,7 +209,7 @@ def task_progress(
 
 
 def format_duration(secs: float) -> str:
-    """Seconds as "3.2 s", "4:05" (minutes) or "2:04:05" (hours)."""
+    """Return a duration as "3.2 s", "4:05" (minutes) or "2:04:05" (hours)."""
     if secs < 9.95:
         return f"{secs:.1f} s"
     if secs < 59.5:
@@ -212,7 +220,7 @@ def format_duration(secs: float) -> str:
 
 
 class _Lines:
-    """Plain lines with timestamps; on a terminal, where the bar tells the time, without them."""
+    """A printer of plain lines, with timestamps unless the console is a terminal with a bar."""
 
     def __init__(
         self,
@@ -221,7 +229,7 @@ class _Lines:
         wall_clock: Callable[[], datetime.datetime],
         last: float = -math.inf,
     ) -> None:
-        """`last` is when the last regular line was printed; by default the first one is due at once."""
+        """Start with `last`, the time of the last regular line; by default the first one is due at once."""
         self._console = console
         self._clock = clock
         self._wall_clock = wall_clock
@@ -231,7 +239,7 @@ class _Lines:
         return self._clock() - self._last >= LINE_EVERY_SECS
 
     def print(self, text: str, *, regular: bool = False) -> None:
-        """A `regular` line is followed by the next one after `LINE_EVERY_SECS`; others come in between."""
+        """Print a line; a `regular` one delays the next regular one by `LINE_EVERY_SECS`."""
         if regular:
             self._last = self._clock()
         stamp = "" if _is_live(self._console) else f"{self._wall_clock():%Y-%m-%d %H:%M:%S}  "
@@ -239,10 +247,10 @@ class _Lines:
 
 
 class _TrainingBar(Progress):
-    """The bar on one line and the figures below it, which together would not fit a terminal of 80 columns."""
+    """A progress bar with the figures below it; on one line they would not fit 80 columns."""
 
     def __init__(self, console: Console, num_train_steps: int, start_step: int) -> None:
-        # Standard output is left alone: rich would send what is printed there to the console, standard error.
+        # rich would redirect standard output to the console, which is standard error.
         left = TextColumn("{task.fields[left]}", markup=False)
         super().__init__(*_columns(), left, console=console, redirect_stdout=False)
         self._task = self.add_task("train", total=num_train_steps, completed=start_step, figures="", left="")

@@ -1,4 +1,4 @@
-"""How long work below the command line says how far it is, without knowing of a console."""
+"""Report progress from code that knows no console."""
 
 import contextlib
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from typing import Protocol
 
 
 class Advances(Protocol):
-    """Counts what is done."""
+    """A counter of the parts that are done."""
 
     def advance(self, amount: int = 1) -> None: ...
 
 
-# Called with what is being done and how many parts it has, None where that is not known before; a block that ends
-# without an exception has done them all. `trainer.console.progress.task_progress` is one.
+# Called with a description and the number of parts (None: not known); a block that ends without an exception counts as
+# complete. `trainer.console.progress.task_progress` is one.
 ShowProgress = Callable[[str, int | None], contextlib.AbstractContextManager[Advances]]
 
 
@@ -22,4 +22,5 @@ class _Silence:
 
 
 def show_nothing(description: str, total: int | None) -> contextlib.AbstractContextManager[Advances]:
+    """Report nothing."""
     return contextlib.nullcontext(_Silence())

@@ -1,4 +1,4 @@
-"""Find what this machine can run, and what to do about the rest.
+"""Check what this machine can run, and say what to do about the rest.
 
 Each finding has a verdict and a fix. Read `finding.py` first.
 """

@@ -1,4 +1,4 @@
-"""TensorFlow, Keras, XLA, Horovod and MPI as they are installed."""
+"""Check the installed TensorFlow, Keras, XLA, Horovod and MPI."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ _BUILD_HOROVOD = "make horovod"
 
 
 def check_frameworks(*, wants_horovod: bool, wants_gpus: bool) -> Iterator[Finding]:
-    """What is installed, tried out where that takes a moment."""
+    """Check what is installed, and try it out if that takes only a moment."""
     yield ok("Python", platform.python_version())
     yield _check_tensorflow()
     yield _check_xla()
@@ -33,7 +33,7 @@ def _check_tensorflow() -> Finding:
 
 
 def _check_xla() -> Finding:
-    """Compiles and runs a small function on the device that training would use."""
+    """Compile and run a small function on the device that training would use."""
     import tensorflow as tf
 
     try:
@@ -41,7 +41,7 @@ def _check_xla() -> Finding:
     except tf.errors.OpError as e:
         return problem("XLA", f"does not compile here: {str(e).splitlines()[0]}", "train with --xla off")
     if value != 16.0:
-        return problem("XLA", f"compiles, and 8 times 2 is {value}", "train with --xla off")
+        return problem("XLA", f"compiles, but computes 8 times 2 as {value}", "train with --xla off")
     return ok("XLA", "compiles and runs")
 
 
@@ -56,7 +56,7 @@ def _check_horovod(*, wants_horovod: bool, wants_gpus: bool) -> Iterator[Finding
     import tensorflow as tf
 
     if built_for not in (None, tf.__version__):
-        yield say("Horovod", f"built for TensorFlow {built_for}, and {tf.__version__} is installed", _BUILD_HOROVOD)
+        yield say("Horovod", f"built for TensorFlow {built_for}, but {tf.__version__} is installed", _BUILD_HOROVOD)
         return
     parts = {
         "Gloo": horovod.gloo_built(),
@@ -64,13 +64,13 @@ def _check_horovod(*, wants_horovod: bool, wants_gpus: bool) -> Iterator[Finding
         "NCCL": bool(horovod.nccl_built()),
     }
     there = ", ".join(name for name, is_there in parts.items() if is_there)
-    only = "" if parts["NCCL"] else "; without NCCL, so for CPUs only"
+    only = "" if parts["NCCL"] else "; no NCCL, so only for CPUs"
     yield ok("Horovod", f"{importlib.metadata.version('horovod')} for TensorFlow {tf.__version__}, with {there}{only}")
     if wants_gpus and not parts["NCCL"]:
         say = problem if wants_horovod else warning
         yield say(
             "Horovod",
-            "built without NCCL: --strategy horovod refuses GPUs, whose gradients would pass through the CPU",
+            "built without NCCL, so --strategy horovod refuses GPUs",
             f"install nvcc and NCCL's headers (libnccl-dev), then {_BUILD_HOROVOD}; or use --strategy multiworker",
         )
 
@@ -90,8 +90,8 @@ def _tensorflow_of_horovod(horovod: Any) -> str | None:
 
 
 def _check_mpi() -> Finding:
-    fix = "not needed: Horovod meets through Gloo; with it (libopenmpi-dev on Debian), make horovod builds it in"
+    fix = "only for mpirun: install Open MPI (libopenmpi-dev on Debian), then make horovod"
     if shutil.which("mpirun") is None:
         return absent("MPI", "no mpirun", fix)
     lines = (output_of("mpirun", "--version", timeout_secs=_TIMEOUT_SECS) or "").splitlines()
-    return ok("MPI", lines[0]) if lines else absent("MPI", "mpirun says no version", fix)
+    return ok("MPI", lines[0]) if lines else absent("MPI", "mpirun prints no version", fix)

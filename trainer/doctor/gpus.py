@@ -1,4 +1,4 @@
-"""GPUs: the driver, TensorFlow's view of it, and each CUDA library that TensorFlow looks for."""
+"""Check the GPUs: the driver, what TensorFlow finds, and each CUDA library that TensorFlow loads."""
 
 import ctypes
 import importlib.util
@@ -9,8 +9,8 @@ from typing import Any
 from trainer.doctor.finding import Finding, absent, ok, problem
 from trainer.system.nvidia_smi import list_driver_gpus
 
-# The names that TensorFlow opens at run time, by the major version of CUDA that it was built for, and the package of
-# NVIDIA's that brings each (xla/tsl/platform/default/dso_loader.cc).
+# The libraries that TensorFlow loads at run time, by the major version of CUDA that it was built for, and the NVIDIA
+# package with each (xla/tsl/platform/default/dso_loader.cc).
 _LIBRARIES = {
     "12": {
         "libcudart.so.12": "nvidia-cuda-runtime-cu12",
@@ -28,7 +28,7 @@ _NCCL = ("libnccl.so.2", "nvidia-nccl-cu12")
 
 
 def check_gpus(num_gpus_wanted: int | None) -> Iterator[Finding]:
-    """The driver, the libraries and what TensorFlow makes of them; `num_gpus_wanted` None: as many as there are."""
+    """Check the driver, the libraries and the GPUs that TensorFlow finds; `num_gpus_wanted` None: any number."""
     names = gpus_of_driver()
     num_found = len(_gpus_of_tensorflow())
     yield _check_driver(names, is_wanted=num_gpus_wanted is not None)
@@ -41,7 +41,7 @@ def check_gpus(num_gpus_wanted: int | None) -> Iterator[Finding]:
 
 
 def gpus_of_driver() -> list[str] | None:
-    """The names of the GPUs that the driver lists; None where there is no driver."""
+    """Return the names of the GPUs that the driver lists; None if there is no driver."""
     found = list_driver_gpus()
     if found is None:
         return None
@@ -54,14 +54,14 @@ def _check_driver(names: Sequence[str] | None, *, is_wanted: bool) -> Finding:
     say = problem if is_wanted else absent
     return say(
         "GPU driver",
-        "nvidia-smi is not there, fails, or lists no GPU",
-        "install NVIDIA's driver; in a container, start it with --gpus all (NVIDIA Container Toolkit)",
+        "nvidia-smi is missing, fails, or lists no GPU",
+        "for GPUs, install NVIDIA's driver; start a container with --gpus all (NVIDIA Container Toolkit)",
     )
 
 
 def _check_libraries(missing: Sequence[tuple[str, str]]) -> Iterator[Finding]:
     if not missing:
-        yield ok("CUDA libraries", "all that TensorFlow looks for")
+        yield ok("CUDA libraries", "all that TensorFlow loads")
     for library, package in missing:
         yield problem("CUDA libraries", f"{library} is not found", f"install the extra cuda of trainer, or {package}")
 
@@ -71,13 +71,15 @@ def _check_tensorflow(
 ) -> Finding:
     text = f"TensorFlow finds {num_found}"
     if num_wanted is not None and num_found < num_wanted:
-        fix = f"use --gpus {num_found}" if num_found else "use --device cpu --replicas 2, or mend what stands above"
+        fix = f"use --gpus {num_found}" if num_found else "use --device cpu --replicas 2, or fix the lines above"
         return problem("GPUs", f"{text}, {num_wanted} asked for", fix)
     if num_found < num_of_driver:
-        why = f"{missing[0][0]} is missing" if missing else "see CUDA_VISIBLE_DEVICES, and the driver's version"
+        why = f"{missing[0][0]} is missing" if missing else "check CUDA_VISIBLE_DEVICES and the version of the driver"
         return problem("GPUs", f"{text}, the driver lists {num_of_driver}", f"{why}; install the extra cuda of trainer")
     return (
-        ok("GPUs", text) if num_found else absent("GPUs", text, "training runs on the CPU: --device cpu --replicas 2")
+        ok("GPUs", text)
+        if num_found
+        else absent("GPUs", text, "none needed: training runs on the CPU (--device cpu --replicas 2)")
     )
 
 
@@ -95,7 +97,7 @@ def _gpus_of_tensorflow() -> list[Any]:
 
 
 def _missing_libraries() -> Iterator[tuple[str, str]]:
-    """(library, package) of what TensorFlow would look for in vain."""
+    """Yield (library, package) of each library that TensorFlow would not find."""
     import tensorflow as tf
 
     major = str(tf.sysconfig.get_build_info().get("cuda_version") or "").partition(".")[0]
@@ -105,7 +107,7 @@ def _missing_libraries() -> Iterator[tuple[str, str]]:
 
 
 def _is_loadable(library: str) -> bool:
-    """As TensorFlow looks: the loader's own paths, then the folders of NVIDIA's packages beside it."""
+    """Search as TensorFlow does: the paths of the loader, then the folders of NVIDIA's packages."""
     candidates = [library, *(str(folder / library) for folder in _package_folders())]
     for candidate in candidates:
         try:

@@ -1,4 +1,4 @@
-"""Cores, memory, shared memory, open files, ports and the clock of this machine."""
+"""Check cores, memory, shared memory, open files, disk, ports and clock of this machine."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ _CGROUP_MEMORY = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
 def check_machine(directory: pathlib.Path = pathlib.Path(".")) -> Iterator[Finding]:
-    """`directory` is where runs would be written."""
+    """Check this machine; `directory` is where runs would be written."""
     yield _check_cores()
     yield _check_memory()
     yield _check_shared_memory()
@@ -39,7 +39,7 @@ def _check_cores() -> Finding:
         return warning(
             "cores",
             f"{usable} visible, but the container may use {limit:g}",
-            "set data.num_parallel_reads to the limit, or raise it: threads are counted by what is visible",
+            f"--set data.num_parallel_reads={max(1, int(limit))}, or raise the limit of the container",
         )
     return ok("cores", f"{usable} usable")
 
@@ -50,20 +50,20 @@ def _check_memory() -> Finding:
     total = min(memory.total, int(limit)) if limit.isdecimal() else memory.total
     text = f"{total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free"
     if memory.available < 4 * 2**30:
-        return warning("memory", text, "free some: TensorFlow and one backbone take about 2 GiB for each process")
+        return warning("memory", text, "stop other programs: a training process takes about 2 GiB")
     return ok("memory", text)
 
 
 def _check_shared_memory() -> Finding:
     if not _SHARED_MEMORY.is_dir():
-        return problem("shared memory", f"{_SHARED_MEMORY} is not there", f"mount a tmpfs at {_SHARED_MEMORY}")
+        return problem("shared memory", f"{_SHARED_MEMORY} is missing", f"mount a tmpfs at {_SHARED_MEMORY}")
     usage = shutil.disk_usage(_SHARED_MEMORY)
     text = f"{usage.free / 2**30:.2f} of {usage.total / 2**30:.2f} GiB free"
     if usage.free < _MIN_SHARED_MEMORY_BYTES:
         return warning(
             "shared memory",
             text,
-            "give a container more: docker run --shm-size 8g, or a memory emptyDir at /dev/shm in Kubernetes",
+            "give the container more: docker run --shm-size 8g, or in Kubernetes an emptyDir in memory at /dev/shm",
         )
     return ok("shared memory", text)
 
@@ -80,15 +80,17 @@ def _check_disk(directory: pathlib.Path) -> Finding:
     text = f"{free / 2**30:.1f} GiB free in {directory.resolve()}"
     if not os.access(directory, os.W_OK):
         return problem(
-            "disk", f"{directory.resolve()} cannot be written", "go to a directory of yours, or give --run-dir"
+            "disk", f"{directory.resolve()} cannot be written", "change to a directory of yours, or give --run-dir"
         )
     if free < 5 * 2**30:
-        return warning("disk", text, "free some: checkpoints of a large backbone take 1 GiB each, and three are kept")
+        return warning(
+            "disk", text, "delete something: three checkpoints are kept, and those of a large backbone take 1 GiB each"
+        )
     return ok("disk", text)
 
 
 def _check_ports() -> Finding:
-    """Whether processes of this machine can reach each other by TCP."""
+    """Check that processes of this machine can reach each other by TCP."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
@@ -96,14 +98,14 @@ def _check_ports() -> Finding:
                 return ok("ports", f"loopback connects (tried port {port})")
     except OSError as e:
         return problem(
-            "ports", f"loopback does not connect: {e.strerror or e}", "bring it up: ip link set lo up; see the firewall"
+            "ports", f"loopback does not connect: {e.strerror or e}", "ip link set lo up, and check the firewall"
         )
 
 
 def _check_clock() -> Finding:
-    fix = "start a time service (chrony, systemd-timesyncd): logs and certificates of several hosts must agree"
+    fix = "for several hosts, start a time service (chrony, systemd-timesyncd) on each"
     if shutil.which("timedatectl") is None:
-        return absent("clock", "no timedatectl to ask whether it is synchronised", fix)
+        return absent("clock", "no timedatectl, so not known whether it is synchronised", fix)
     answer = output_of("timedatectl", "show", "--property=NTPSynchronized", "--value", timeout_secs=5.0)
     if answer is None:
         return absent("clock", "timedatectl cannot say whether it is synchronised", fix)

@@ -1,4 +1,4 @@
-"""The hosts of a job: whether ssh reaches each, with the same software and the same time."""
+"""Check the other hosts of a job: ssh reaches each, with the same software and the same time."""
 
 import asyncio
 import time
@@ -15,13 +15,13 @@ _MAX_CLOCK_OFFSET_SECS = 1.0
 
 
 def check_hosts(hosts: Sequence[Host], ssh_options: Sequence[str]) -> Iterator[Finding]:
-    """Starts on each host what a launch would start there first, and compares what it says."""
+    """Start the guard of a launch on each host, and compare the software and the clock that it reports."""
     for host in hosts:
         started = time.time()
         try:
             ready = asyncio.run(_ask(host, ssh_options))
         except DeviceError as e:
-            yield problem(f"host {host}", str(e), "mend this before the launch")
+            yield problem(f"host {host}", str(e), "fix this before the launch")
             continue
         secs = time.time() - started
         different = differences({"this machine": installed_versions(), str(host): ready.versions})
@@ -29,7 +29,7 @@ def check_hosts(hosts: Sequence[Host], ssh_options: Sequence[str]) -> Iterator[F
             yield problem(f"host {host}", "; ".join(different), "install the same on all hosts")
             continue
         offset = abs(ready.time - (started + secs / 2))
-        # The answer was under way for some part of the time that the question took.
+        # The answer may have taken any part of the time that the question took.
         if offset > _MAX_CLOCK_OFFSET_SECS + secs / 2:
             yield warning(f"host {host}", f"its clock is off by {offset:.1f} s", "start a time service on all hosts")
             continue

@@ -67,17 +67,16 @@ def choose_recipe(config: Config, dataset_dir: DatasetPath) -> Choice:
     num_images = manifest.splits["train"].num_examples
     is_small = num_images < SMALL_DATASET or num_images / manifest.num_classes < SMALL_CLASS
     probe = probe_features(config, manifest, dataset_dir, weights)
-    size = (
-        f"{num_images} training images of {manifest.num_classes} classes are {'few' if is_small else 'many'} (below or "
-        f"above {SMALL_DATASET}, or {SMALL_CLASS} a class)"
-    )
     is_like = probe.score >= LIKE
-    likeness = (
-        f"a linear classifier on {backbone.name}'s features of {probe.num_images} of them gets {probe.score:.0%} of "
-        f"the way from chance to all right, so that they are {'like' if is_like else 'unlike'} those of the "
-        f"pretraining ({LIKE:.0%} or more is like)"
+    bound = f"fewer than {SMALL_DATASET}, or {SMALL_CLASS} a class" if is_small else f"{SMALL_DATASET} or more"
+    size = (
+        f"{num_images} training images of {manifest.num_classes} classes are {'few' if is_small else 'many'} ({bound})."
     )
-    return Choice(_recipe_for(is_small, is_like), f"{size}, and {likeness}")
+    likeness = (
+        f"They are {'like' if is_like else 'unlike'} the pretraining images: a linear classifier on {backbone.name}'s "
+        f"features scores {probe.score:.0%} (0% is chance; {LIKE:.0%} or more is like)."
+    )
+    return Choice(_recipe_for(is_small, is_like), f"{size} {likeness}")
 
 
 def probe_features(config: Config, manifest: Manifest, dataset_dir: DatasetPath, weights: str) -> Probe:
