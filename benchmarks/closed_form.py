@@ -1,10 +1,12 @@
-"""What the closed-form head costs and how good it is, against a trained one: python benchmarks/closed_form.py
+"""Compare the closed-form head with a trained one, in cost and accuracy.
 
-Both have the features of a frozen EfficientNet-Lite0 at 224 px, computed once, of about 2,000 training images of
-Fashion-MNIST (Debian's package dataset-fashion-mnist). The closed form solves for 20 strengths and takes the best on
-validation; the trained head is the recipe `frozen`. Printed: the time of the features and of the solution, both as
-`trainer launch` says them, and the accuracies on the same test images. Exit status 1 where the solution takes more than
-5% of the time of the features, or its accuracy is more than 0.5 points below the trained head's.
+    python benchmarks/closed_form.py
+
+Both use the features of a frozen EfficientNet-Lite0 at 224 px, computed once, of about 2,000 training images of
+Fashion-MNIST (Debian package dataset-fashion-mnist). The closed form solves for 20 strengths and takes the best on
+validation; the trained head is the recipe `frozen`. Prints the times of features and solution, as reported by `trainer
+launch`, and the accuracies on the same test images. Exit status 1 if the solution takes more than 5% of the time of
+the features, or its accuracy is more than 0.5 points below the trained head's.
 """
 
 import argparse
@@ -25,7 +27,7 @@ _RIDGE = re.compile(r"ridge regression of (\d+) strengths in ([\d.]+) s")
 
 
 def launch(recipe: str, dataset: pathlib.Path, run: pathlib.Path) -> str:
-    """Trains and returns what the command said meanwhile."""
+    """Train and return the command's standard error."""
     settings = ["--set", f"model.backbone={BACKBONE}", "--set", f"model.image_size_px={SIZE_PX}"]
     command = ["launch", "--device=cpu", f"--recipe={recipe}", f"--data={dataset}", f"--run-dir={run}", *settings]
     done = subprocess.run(

@@ -1,7 +1,9 @@
-"""How long `trainer --help` takes against an empty Typer application with rich: python benchmarks/help_time.py
+"""Compare the time of `trainer --help` with an empty Typer application with rich.
 
-The two take turns, so that whatever else the machine does falls on both; after one round that warms the caches, the
-medians of ten rounds are compared. Exit status 1 where ours takes more than 1.5 times as long.
+    python benchmarks/help_time.py
+
+The two take turns, so that other load on the machine affects both; after one round to warm the caches, the medians of
+ten rounds are compared. Exit status 1 if ours takes more than 1.5 times as long.
 """
 
 import os
@@ -30,7 +32,7 @@ app()
 
 
 def time_once(command: list[str]) -> float:
-    """Wall seconds of one run whose output is thrown away."""
+    """Return the wall seconds of one run."""
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "120"})
     return time.perf_counter() - started

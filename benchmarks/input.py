@@ -1,20 +1,21 @@
-"""Our input against Keras's loader, a plain TFRecord pipeline and the decoder itself: python benchmarks/input.py
+"""Compare our input pipeline with Keras's loader, a plain TFRecord pipeline and the decoder itself.
+
+    python benchmarks/input.py
 
     keras     keras.utils.image_dataset_from_directory, batched, cropped to the aspect ratio and prefetched as in its
-              documentation. It gives images of one size, so in training geometry it loads 256 px squares and takes a
-              random crop of each from those with tf.image.crop_and_resize: what can be written after it.
+              documentation. Its images all have one size, so in training geometry it loads 256 px squares and crops
+              them with tf.image.crop_and_resize.
     tfrecord  the same shards through interleave, shuffle, parallel map, decode_jpeg, sample_distorted_bounding_box or
               the centred square, tf.image.resize, batch, prefetch
-    same      in evaluation geometry, the same pipeline with the antialiased resize, and so with the pixels that ours
-              gives: the other two do without antialiasing
-    ceiling   our decode call on bytes in memory on all cores, and nothing else
-    decoder   tf.io.decode_jpeg alone on bytes in memory on all cores: no pipeline of whole pictures can be faster
-    cache     our pipeline from decoded images in memory
+    same      tfrecord in evaluation geometry with antialiasing, and so with our exact pixels; keras and tfrecord have
+              no antialiasing
+    ceiling   only our decode call, on bytes in memory, on all cores
+    decoder   only tf.io.decode_jpeg, on bytes in memory, on all cores: the upper bound for whole pictures
+    cache     our pipeline, from decoded images in memory
 
-All give uint8 images of 224 px in batches of 64. They take turns, and each turn has an iterator of its own, so that
-whatever else the machine does falls on all of them. Printed: the median of the turns and their range, our rate over
-theirs (the median over the rounds), and processor time an image. Exit status 1 where the pictures of ours and the
-rivals are not the same.
+All produce uint8 images of 224 px in batches of 64. They take turns, each with a new iterator, so that other load on
+the machine affects all of them. Prints the median and range of the turns, our rate over theirs (median over rounds),
+and processor time per image. Exit status 1 if our pictures and the rivals' differ.
 """
 
 import argparse
@@ -48,9 +49,9 @@ from trainer.distribute.topology import BatchDivision, Topology  # noqa: E402
 
 SIZE_PX, BATCH_SIZE, LOADED_PX = 224, 64, 256
 NUM_FILES = {(500, 375): 384, (1600, 1200): 192}
-# The crop alone: what is changed on the device is not the input's.
+# Only the crop: other augmentation runs on the device.
 TRAINING = dataclasses.replace(PRESETS["none"], min_crop_area=PRESETS["medium"].min_crop_area)
-# Of both pictures averaged over 8 x 8 px, which takes out what antialiasing changes and leaves what geometry does.
+# Between pictures averaged over 8 x 8 px, which hides antialiasing and shows geometry.
 MAX_MEAN_DIFFERENCE = 3.0
 MANY_STEPS = 2**40
 
@@ -61,7 +62,7 @@ class Turn(NamedTuple):
 
 
 def make_photographs(folder: pathlib.Path, width: int, height: int, num_files: int) -> None:
-    """Distinct crops of scikit-learn's two photographs, scaled and mirrored, as JPEGs of quality 90 in two classes."""
+    """Write distinct crops of scikit-learn's two photographs, scaled and mirrored, as JPEGs in two classes."""
     random = np.random.default_rng(0)
     sources = [Image.fromarray(image) for image in load_sample_images().images]
     for i in range(num_files):
@@ -171,7 +172,7 @@ def take_turn(dataset: Any, secs: float) -> Turn:
 
 
 def mean_difference(folder: pathlib.Path) -> float:
-    """Between our evaluation pictures and the rivals', over 16 files."""
+    """Return the mean difference of our evaluation pictures from the rivals', over 16 files."""
     geometry = Geometry(image_size_px=SIZE_PX, resize="crop")
     differences = []
     for path in sorted(folder.glob("*/*.jpg"))[:16]:

@@ -1,10 +1,12 @@
-"""Every format of several networks beside the network itself: python benchmarks/parity_table.py --keep DIR
+"""Compare every export format of several networks with the network itself.
 
-Trains each network at 64 px on Fashion-MNIST (Debian's package dataset-fashion-mnist) from random weights, two of them
-in mixed_bfloat16, EfficientNet-Lite0 from its ImageNet weights, exports all formats, and prints what the gate has
-measured on 2,400 validation images: largest difference, agreement, accuracy, size, and what stands in where int8 does
-not do. Runs and exports stay in --keep, and what is there is not made again: name some --networks and go on later. Exit
-status 1 where a network is below 0.85 or an artifact over its budget.
+    python benchmarks/parity_table.py --keep DIR
+
+Trains each network at 64 px on Fashion-MNIST (Debian package dataset-fashion-mnist) from random weights, two of them
+in mixed_bfloat16, and EfficientNet-Lite0 from its ImageNet weights; exports all formats, and prints the gate's figures
+on 2,400 validation images: largest difference, agreement, accuracy, size, and int8 fallbacks. Runs and exports stay in
+--keep and are not made again, so that --networks can be done one by one. Exit status 1 if a network is below 0.85 or
+an artifact is over its budget.
 """
 
 import argparse
@@ -25,7 +27,7 @@ FORMATS = "all,saved_model-bfloat16"
 
 
 class Recipe(NamedTuple):
-    """epochs: enough for 0.85 and no search for the best."""
+    """Training settings; the epochs are enough for 0.85, not tuned."""
 
     epochs: float
     batch_size: int = 32
@@ -62,7 +64,7 @@ def train(name: str, dataset: pathlib.Path, run: pathlib.Path, size_px: int) -> 
 
 
 def describe(name: str, export: pathlib.Path) -> bool:
-    """Prints the table of one network; whether it is good enough to say something and all of it within budget."""
+    """Print the table of one network; return whether its accuracy is sufficient and all artifacts are within budget."""
     report, signature = ParityReport.load(export), Signature.load(export)
     reference = next(c.figures.reference_accuracy for c in report.comparisons if c.figures)
     print(f"\n{name}, {RECIPES[name].precision}, {signature.image_size_px} px: accuracy {reference:.4f}", end="")
@@ -96,7 +98,7 @@ def main() -> int:
         run, out = args.keep / name, args.keep / f"{name}-export"
         train(name, dataset, run, args.size_px)  # a run that is finished is left as it is
         if not out.is_dir():
-            # What is over its budget is to be seen in the table, and ends in status 1
+            # Artifacts over budget are shown in the table, and end in status 1.
             command = ["export", str(run), "--out", str(out), f"--formats={FORMATS}", "--allow-failed"]
             subprocess.run(python_command("trainer", *command), check=True)
         is_good &= describe(name, out)

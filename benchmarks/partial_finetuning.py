@@ -1,10 +1,12 @@
-"""Fine-tuning the last blocks on cached features, against Keras's fit: python benchmarks/partial_finetuning.py
+"""Compare fine-tuning the last blocks on cached features with Keras's fit.
 
-Both train the last blocks of EfficientNet-Lite0 (block 15 and what follows) and the head at 224 px on images in memory
-(scikit-learn's digits, enlarged): SGD in batches of 32, float32, batch statistics frozen, the same layers trainable.
-Ours computes the trunk once by ONNX Runtime, which is counted, and runs our training step on what it gave; fit goes
-through the whole network in every epoch. Tracing is left out on both sides: each makes a step first. They take turns.
-Exit status 1 where the median ratio is below 2. --quick: one round of few images, without a verdict.
+    python benchmarks/partial_finetuning.py
+
+Both train the last blocks of EfficientNet-Lite0 (block 15 and later) and the head at 224 px on images in memory
+(scikit-learn's digits, enlarged): SGD in batches of 32, float32, frozen batch statistics, the same trainable layers.
+Ours computes the trunk once with ONNX Runtime, which is counted, and trains on its output; fit runs the whole network
+in every epoch. Each makes a step first, so that tracing is not counted. They take turns. Exit status 1 if the median
+ratio is below 2. --quick: one round with few images, without a verdict.
 """
 
 import argparse
@@ -50,7 +52,7 @@ def build() -> Any:
 
 
 class Ours:
-    """The trunk once, then steps on its features."""
+    """Computes the trunk once, then trains on its features."""
 
     def __init__(self) -> None:
         model = build()
@@ -96,7 +98,7 @@ class Ours:
 
 
 class Fit:
-    """Keras's fit through the whole network, with the same layers trainable."""
+    """Runs Keras's fit on the whole network, with the same trainable layers."""
 
     def __init__(self) -> None:
         self._model = build()

@@ -1,14 +1,16 @@
-"""`trainer prepare` against a single process that does the same with tf.io: python benchmarks/prepare.py
+"""Compare `trainer prepare` with a single process that does the same with tf.io.
+
+    python benchmarks/prepare.py
 
 The rival reads each file, checks it by decoding, and writes it as a tf.train.Example with tf.io.TFRecordWriter; it
-makes no splits, does not shuffle, and stops at the first bad file. Both start as fresh processes, which includes the
-import of TensorFlow, take turns on the same folder, and must end with the same number of images. Exit status 1 where
-the median ratio is below `MIN_RATIO`.
+makes no splits, does not shuffle, and stops at the first bad file. Both start as fresh processes, including the import
+of TensorFlow, take turns on the same folder, and must end with the same number of images. Exit status 1 if the median
+ratio is below `MIN_RATIO`.
 
-    --kind png       Fashion-MNIST (28 x 28, from Debian's package dataset-fashion-mnist), a PNG file each
+    --kind png       Fashion-MNIST (28 x 28, Debian package dataset-fashion-mnist), one PNG file each
     --kind jpeg      500 x 375 photographs: crops of scikit-learn's two sample images with noise, quality 88
-    --memory         instead: the largest resident memory for --num-images and for twice as many; status 1 where it
-                     grows by more than `MAX_GROWTH`
+    --memory         instead: peak memory for --num-images and for twice as many; status 1 if it grows by more than
+                     `MAX_GROWTH`
 """
 
 import argparse
@@ -32,7 +34,7 @@ MAX_GROWTH = 1.1
 
 
 def make_png_folder(folder: pathlib.Path, num_images: int) -> None:
-    """So many pictures of Fashion-MNIST, in a folder per class; from the beginning again where there are no more."""
+    """Write `num_images` pictures of Fashion-MNIST, repeated if necessary, in a folder per class."""
     from trainer.data.sources import open_source
 
     source = open_source("fashion-mnist")
@@ -45,7 +47,7 @@ def make_png_folder(folder: pathlib.Path, num_images: int) -> None:
 
 
 def make_jpeg_folder(folder: pathlib.Path, num_images: int) -> None:
-    """So many different photographs in two classes."""
+    """Write `num_images` different photographs in two classes."""
     import sklearn.datasets
 
     rng = np.random.default_rng(0)
@@ -64,7 +66,7 @@ def make_jpeg_folder(folder: pathlib.Path, num_images: int) -> None:
 
 
 def run_rival(folder: str, out: str) -> None:
-    """The whole of the rival; `folder` has a folder of images per class."""
+    """Run the rival on `folder`, which has a folder of images per class."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
@@ -90,20 +92,20 @@ def run_rival(folder: str, out: str) -> None:
 
 
 def time_ours(folder: pathlib.Path, out: pathlib.Path) -> tuple[float, int]:
-    """Wall seconds and number of images of `trainer prepare`."""
+    """Return wall seconds and number of images of `trainer prepare`."""
     command = [str(pathlib.Path(sys.executable).with_name("trainer")), "prepare", str(folder), "--out", str(out)]
     secs, answer = time_once([*command, "--json"])
     return secs, sum(split["num_examples"] for split in json.loads(answer)["splits"].values())
 
 
 def time_rival(folder: pathlib.Path, out: pathlib.Path) -> tuple[float, int]:
-    """Wall seconds and number of images of the rival."""
+    """Return wall seconds and number of images of the rival."""
     secs, answer = time_once([sys.executable, __file__, "--rival", str(folder), str(out)])
     return secs, json.loads(answer)["num_images"]
 
 
 def time_once(command: list[str]) -> tuple[float, str]:
-    """Wall seconds of a process that must succeed, and what it prints."""
+    """Return the wall seconds of a process that must succeed, and its output."""
     started = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     secs = time.perf_counter() - started
@@ -113,11 +115,11 @@ def time_once(command: list[str]) -> tuple[float, str]:
 
 
 def compare(folder: pathlib.Path, work: pathlib.Path, *, num_pairs: int, num_images: int) -> int:
-    """Prints each pair and the ratios; the exit status."""
+    """Print each pair and the ratios; return the exit status."""
     ratios = []
     for pair in range(num_pairs):
         secs = {}
-        # Who comes first changes, so that neither always finds the disk as the other left it.
+        # The order alternates, so that neither always finds the disk as the other left it.
         for name in ("ours", "rival")[:: 1 if pair % 2 else -1]:
             out = work / name
             secs[name], found = (time_ours if name == "ours" else time_rival)(folder, out)
@@ -132,7 +134,7 @@ def compare(folder: pathlib.Path, work: pathlib.Path, *, num_pairs: int, num_ima
 
 
 def compare_memory(folder: pathlib.Path, twice: pathlib.Path, work: pathlib.Path) -> int:
-    """Prints the largest resident memory for both folders; the exit status."""
+    """Print peak memory for both folders; return the exit status."""
     peaks = [peak_bytes_of(folder, work / "one"), peak_bytes_of(twice, work / "two")]
     growth = peaks[1] / peaks[0]
     print(f"peak memory {peaks[0] / 1e6:.0f} MB, of twice as many images {peaks[1] / 1e6:.0f} MB")
@@ -141,7 +143,7 @@ def compare_memory(folder: pathlib.Path, twice: pathlib.Path, work: pathlib.Path
 
 
 def peak_bytes_of(folder: pathlib.Path, out: pathlib.Path) -> int:
-    """The largest resident memory of a `trainer prepare`: a process of its own counts that of its children."""
+    """Return the peak memory of `trainer prepare`, run from another process that counts its children's."""
     command = [sys.executable, __file__, "--peak-of", str(folder), str(out)]
     return int(time_once(command)[1])
 

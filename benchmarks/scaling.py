@@ -1,17 +1,18 @@
-"""Our training step against Keras's fit, and where its time goes: python benchmarks/scaling.py
+"""Compare our training step with Keras's fit, and break down its time.
+
+    python benchmarks/scaling.py
 
     single       one replica on the whole machine
     mirrored     MirroredStrategy, two replicas on logical CPU devices
     horovod      two processes over Gloo
     keras        model.fit of the same model, optimizer and batch under MirroredStrategy, two replicas, from images in
                  memory, batched, shuffled and prefetched; TensorFlow with oneDNN
-    keras_tuned  the same with the settings of memory and threads that our process has
+    keras_tuned  the same with our process's settings of memory and threads
 
-All fine-tune EfficientNet-Lite0 on scikit-learn's digits at 64 px in global batches of 32: SGD with momentum, batch
-statistics frozen, float32, no XLA (which Keras does not have under a strategy). Each is a process of its own, and they
-take turns, so that whatever else the machine does falls on all of them. Printed: the median time of a step over the
-turns and its range, and Keras's time over ours in each round; then the parts of our step. Exit status 1 where the first
-losses of ours and Keras's differ.
+All fine-tune EfficientNet-Lite0 on scikit-learn's digits at 64 px in global batches of 32: SGD with momentum, frozen
+batch statistics, float32, no XLA (which Keras lacks under a strategy). Each has its own process, and they take turns,
+so that other load on the machine affects all of them. Prints median and range of the step time, and Keras's time over
+ours in each round; then the parts of our step. Exit status 1 if our first losses and Keras's differ.
 """
 
 import argparse
@@ -62,7 +63,7 @@ PARTS = ("step", "input", "compute", "all_reduce", "rest")
 
 
 class Ours:
-    """Our training on `engine`, with the steps as `trainer launch` makes them."""
+    """Our training on `engine`, with the steps of `trainer launch`."""
 
     def __init__(self, dataset_dir: pathlib.Path, topology: Topology, engine: Engine) -> None:
         config = make_config()
@@ -76,7 +77,7 @@ class Ours:
     def losses(self, num_steps: int) -> list[float]:
         losses: list[float] = []
         while len(losses) < num_steps:
-            # As many in a call as `trainer launch` makes, which are those of a second.
+            # As many in a call as `trainer launch` makes, about a second's worth.
             losses += np.atleast_1d(self._make_steps(min(2, num_steps - len(losses))).loss).tolist()
         return losses
 
@@ -100,7 +101,7 @@ class Ours:
 
 
 class Keras:
-    """model.fit under a MirroredStrategy on the same devices, from images in memory in the order of our first steps."""
+    """Keras's model.fit under MirroredStrategy, from images in memory in the order of our first steps."""
 
     def __init__(self, dataset_dir: pathlib.Path, strategy: Any) -> None:
         plan, images, labels = read_images(dataset_dir, 1024)
@@ -122,7 +123,7 @@ class Keras:
         self._repeated = self._data.repeat().shuffle(len(images)).batch(GLOBAL_BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
 
     def losses(self, num_steps: int) -> list[float]:
-        """The mean loss over the first steps, as often."""
+        """Return the mean loss over the first steps, repeated for each step."""
         first = self._data.take(num_steps * GLOBAL_BATCH_SIZE).batch(GLOBAL_BATCH_SIZE)
         return [float(self._model.fit(first, epochs=1, verbose=0).history["loss"][0])] * num_steps
 
@@ -133,7 +134,7 @@ class Keras:
 
 
 class _FirstToLastStep(keras.callbacks.Callback):  # type: ignore[misc]
-    """Leaves out what fit does before its first step: a new iterator, a full shuffle buffer."""
+    """Times fit without its start: a new iterator and filling the shuffle buffer."""
 
     secs = 0.0
 
@@ -145,7 +146,7 @@ class _FirstToLastStep(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class Contestant:
-    """A process, or two, that waits for a file that names a turn, and answers in another."""
+    """A job that waits for a file naming a turn, and answers in another file."""
 
     def __init__(self, name: str, dataset_dir: pathlib.Path, turns_dir: pathlib.Path) -> None:
         self._turns_dir, self._num_turns = turns_dir, 0
@@ -171,7 +172,7 @@ class Contestant:
 
 
 def serve_turns(name: str, dataset_dir: pathlib.Path, turns_dir: pathlib.Path) -> None:
-    """What the processes of a contestant do."""
+    """Run a contestant's turns in its process."""
     contestant, is_chief = make_contestant(name, dataset_dir)
     for turn in range(10_000):
         ask = turns_dir / f"{turn:04}.ask"
@@ -186,7 +187,7 @@ def serve_turns(name: str, dataset_dir: pathlib.Path, turns_dir: pathlib.Path) -
 
 
 def make_contestant(name: str, dataset_dir: pathlib.Path) -> tuple[Ours | Keras, bool]:
-    """And whether this process answers for it."""
+    """Return the contestant, and whether this process answers for it."""
     if name == "keras":
         (cpu,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -223,7 +224,7 @@ def make_config() -> Config:
 
 
 def read_images(dataset_dir: pathlib.Path, num_examples: int) -> tuple[Plan, np.ndarray, np.ndarray]:
-    """The plan, and the images and labels of the first steps, in our order."""
+    """Return the plan, and images and labels of the first steps in our order."""
     config = make_config()
     topology = Topology(strategy="single", device="cpu", num_local_replicas=1)
     plan = make_plan(config, parse_path(str(dataset_dir)), topology, [])

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: waiting for input, computing, reducing over the replicas, and the rest."""
+"""Measure the parts of a training step: waiting for input, computing, reducing over replicas, and the rest."""
 
 import dataclasses
 import statistics
@@ -20,9 +20,10 @@ class StepTimes:
     """Medians over the steps, in seconds.
 
     Attributes:
-        step_secs: from one step to the next, input included.
-        input_secs: of these, waiting for the batch.
-        compute_secs: forward and backward alone. all_reduce_secs: the reduction alone.
+        step_secs: from one step to the next, including input.
+        input_secs: waiting for the batch.
+        compute_secs: only forward and backward.
+        all_reduce_secs: only the reduction.
     """
 
     step_secs: float
@@ -32,14 +33,14 @@ class StepTimes:
 
     @property
     def rest_secs(self) -> float:
-        """The update, and what running the parts as one step adds or, where they overlap, saves."""
+        """The update, and the overhead or overlap of running the parts as one step."""
         return self.step_secs - self.input_secs - self.compute_secs - self.all_reduce_secs
 
 
 def time_steps(engine: Engine, step: TrainStep, batches: Iterator[Batch], *, num_steps: int) -> StepTimes:
-    """Runs `num_steps` whole steps, then each part alone as often; the state of the step moves on.
+    """Time `num_steps` whole steps, then each part alone; this advances the state.
 
-    All workers call it together. The first call of each part, which is traced and compiled, is left out.
+    All workers call it together. The first call of each part, which traces and compiles, is not counted.
     """
     step_secs, input_secs = [], []
     for _ in range(num_steps + 1):
@@ -69,5 +70,5 @@ def _median_secs(run: Callable[[], None], num_times: int) -> float:
 
 
 def _wait_for(engine: Engine, value: Any) -> None:
-    """Until the devices have computed `value`: copying it to the host waits."""
+    """Wait until the devices have computed `value`, by copying it to the host."""
     tf.convert_to_tensor(engine.local_values(value)[0]).numpy()

@@ -1,18 +1,20 @@
-"""How soon a frozen backbone has a trained, evaluated head, against the tutorial: python benchmarks/time_to_accuracy.py
+"""Compare the time to a trained, evaluated head on a frozen backbone with the Keras tutorial's.
+
+    python benchmarks/time_to_accuracy.py
 
     ours       trainer launch on the folder of images: prepares it, computes features once, trains the head
-    again      the same command once more, with a new run directory
+    again      the same command again, with a new run directory
     tutorial   image_dataset_from_directory, the frozen backbone, fit; TensorFlow as installed
     better     the same with oneDNN's kernels on and decoded images cached
 
-All take the same 2,000 JPEGs (1,600 to train on, 400 to validate), the same frozen EfficientNet-Lite0 with its ImageNet
-weights at 224 px, Adam at 1e-3 in batches of 32, 10 epochs with a validation after each. Each is a fresh process, they
-take turns, and the machine should do nothing else. Whole: from the start of the process to its end. Work: ours the
-computation of the features, and training from the end of the first step; the rivals' from the end of their first step.
-The images are Fashion-MNIST (Debian's package dataset-fashion-mnist), enlarged to 256 px; with --source digits, those
-of scikit-learn. Exit status 1 where a ratio is too low, the accuracies are further apart than 0.3 points, or features
-differ from Keras's by more than 1e-4. --quick: a smoke run of one round, a tenth of the images and two epochs, which
-judges only what does not depend on the time.
+All use the same 2,000 JPEGs (1,600 for training, 400 for validation), the same frozen EfficientNet-Lite0 with its
+ImageNet weights at 224 px, Adam at 1e-3 in batches of 32, and 10 epochs with a validation after each. Each is a fresh
+process; they take turns, and the machine should be idle. "Whole" is from start to end of the process; "work" is, for
+ours, computing the features and training after the first step, for the rivals training after the first step. The
+images are Fashion-MNIST (Debian package dataset-fashion-mnist), enlarged to 256 px, or with --source digits those of
+scikit-learn. Exit status 1 if a ratio is too low, the accuracies differ by more than 0.3 points, or features differ
+from Keras's by more than 1e-4. --quick: a smoke test of one round with a tenth of the images and two epochs, which
+judges only what does not depend on time.
 """
 
 import argparse
@@ -36,12 +38,12 @@ BATCH_SIZE, LEARNING_RATE, SIZE_PX, STORED_PX = 32, 1e-3, 224, 256
 BACKBONE = "efficientnet_lite0"
 MAX_ACCURACY_DIFFERENCE, MAX_FEATURE_DIFFERENCE = 0.003, 1e-4
 NUM_COMPARED = 32
-# Least ratios of the rival's time to ours: whole, work, and whole for the second run on the same data.
+# Minimum ratios of the rival's time to ours: whole, work, and whole for the second run on the same data.
 MIN_RATIOS = {"tutorial": (12.0, 20.0, 40.0), "better": (6.0, 10.0, 18.0)}
 
 
 def make_folder(folder: pathlib.Path, source_name: str, num_images: int) -> None:
-    """`train` and `val` with a folder of JPEGs for each class, classes evenly."""
+    """Write `train` and `val` with a folder of JPEGs for each class, balanced."""
     from trainer.data.sources import open_source
 
     source = open_source(source_name)
@@ -59,7 +61,7 @@ def make_folder(folder: pathlib.Path, source_name: str, num_images: int) -> None
 
 
 def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> dict[str, Any]:
-    """What `trainer launch` does, with the clock on the computation of the features."""
+    """Train like `trainer launch`, and time the computation of the features."""
     from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=False)
@@ -69,7 +71,7 @@ def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> di
     from trainer.launch import plan_run, run_session, start_run
     from trainer.training import input
 
-    # As launch does it, but that no test split is cut from the training images.
+    # Like launch, but without a test split.
     dataset_dir = prepare_beside(folder, options=PrepareOptions(test_fraction=0.0), note=_say)
     settings = [
         f"data.path={dataset_dir}",
@@ -106,7 +108,7 @@ def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> di
 
 
 def run_rival(folder: pathlib.Path, num_epochs: int, *, caches: bool) -> dict[str, Any]:
-    """The tutorial. Its TensorFlow is set up by the environment alone."""
+    """Run the tutorial; only the environment configures its TensorFlow."""
     import keras
     import tensorflow as tf
 
@@ -143,7 +145,7 @@ def run_rival(folder: pathlib.Path, num_epochs: int, *, caches: bool) -> dict[st
 
 
 def compare_features(dataset_dir: str, features_dir: str) -> float:
-    """The largest difference of stored features from Keras's, of the first training images, over the largest."""
+    """Return the largest difference of stored features from Keras's, relative to the largest feature."""
     from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=False)
@@ -169,7 +171,7 @@ def compare_features(dataset_dir: str, features_dir: str) -> float:
 
 
 def take_turn(who: str, folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> dict[str, Any]:
-    """Runs one of them in a fresh process and measures it from outside."""
+    """Run a contestant in a fresh process and measure its wall time."""
     environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
     environment |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if who == "better":
@@ -189,7 +191,7 @@ def take_turn(who: str, folder: pathlib.Path, run_dir: pathlib.Path, num_epochs:
 
 
 def judge(turns: dict[str, list[dict[str, Any]]], *, is_quick: bool) -> list[str]:
-    """Prints the table; what failed."""
+    """Print the table; return what failed."""
 
     def median(who: str, what: str) -> float:
         return float(statistics.median(turn[what] for turn in turns[who]))
@@ -241,7 +243,7 @@ def main() -> None:
         made = pathlib.Path(workspace) / "images"
         make_folder(made, args.source, num_images)
         for i in range(num_rounds):
-            # What the first command leaves beside the images is there for the second, and for nobody else.
+            # The second run finds what the first left beside the images; the rivals do not.
             place = pathlib.Path(workspace) / str(i)
             place.mkdir()
             folder = place / "images"

@@ -1,11 +1,13 @@
-"""Every recipe with few images and with many, on Fashion-MNIST: python benchmarks/transfer_study.py
+"""Compare all recipes with few and with many images of Fashion-MNIST.
+
+    python benchmarks/transfer_study.py
 
 Trains EfficientNet-Lite0 from scratch and from its ImageNet weights in five ways, with 1% and with 20% of the training
-images, through the command line as a user would, and evaluates each on the same test images. Needs Debian's package
-dataset-fashion-mnist. Printed: accuracy with its 95% interval and the time of the whole command; then, by `trainer
-compare`, the difference to the first. Exit status 1 where, with the fewest images, the interval of the best transfer
-overlaps that of `scratch`. The epochs are chosen so that each run is over in minutes on two cores; they are no
-search for the best. With --keep, the runs and the page of the comparison stay in that folder.
+images, through the command line, and evaluates each on the same test images. Needs the Debian package
+dataset-fashion-mnist. Prints accuracy with its 95% interval and the time of the whole command; then, from `trainer
+compare`, the difference from the first. Exit status 1 if, with the fewest images, the interval of the best transfer
+overlaps that of `scratch`. The epochs let each run finish in minutes on two cores; they are not tuned. With --keep,
+runs and comparison page stay in that folder.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from trainer.system.child_python import python_command
 
 BACKBONE = "efficientnet_lite0"
 VALIDATION_SHARE = 0.1
-# Epochs by the share of the training images: few images need more of them.
+# Epochs by share of the training images; few images need more.
 EPOCHS = {
     "scratch": {0.01: 40, 0.2: 6},
     "linear-probe": {0.01: 1, 0.2: 1},
@@ -33,7 +35,7 @@ EPOCHS = {
     "finetune-top": {0.01: 20, 0.2: 3},
     "finetune": {0.01: 20, 0.2: 2},
 }
-# Of few images a large batch makes few steps, and batch statistics that have not settled answer at random.
+# With few images, large batches leave too few steps for batch statistics to converge.
 BATCH_SIZE = {0.01: 16, 0.2: 64}
 
 
@@ -44,7 +46,7 @@ class Outcome(NamedTuple):
 
 
 def write_listing(folder: pathlib.Path, share: float, num_test_images: int) -> pathlib.Path:
-    """PNG files of `share` of the training images of each class, a tenth of them for validation, and test images."""
+    """Write PNG files of `share` of each class's training images, a tenth for validation, and of test images."""
     source = open_source("fashion-mnist")
     groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
     for candidate in source.candidates():
@@ -64,7 +66,7 @@ def write_listing(folder: pathlib.Path, share: float, num_test_images: int) -> p
 
 
 def trainer(*arguments: str) -> Any:
-    """Runs the command with --json and returns its answer."""
+    """Run the command with --json and return its answer."""
     done = subprocess.run(
         python_command("trainer", *arguments, "--json"),
         check=True,

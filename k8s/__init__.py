@@ -1,1 +1,1 @@
-"""Kubernetes manifests as package data: kustomize trees for serving and training, and schemas of custom kinds."""
+"""Kubernetes manifests as package data: kustomize trees for serving and training, and schemas of custom resources."""

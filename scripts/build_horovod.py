@@ -1,12 +1,12 @@
-"""Builds Horovod for the installed TensorFlow, keeps the wheel in a cache, installs it and tries it.
+"""Build Horovod for the installed TensorFlow, cache the wheel, install it and test it.
 
-Horovod's last release neither builds with a TensorFlow newer than about 2.15 nor has wheels. One line stands in the
-way: its CMake file compiles `xla_mpi_ops.cc`, collectives inside XLA, against headers that TensorFlow's wheel does not
-ship. This project keeps collectives outside XLA, so the line goes and the rest builds as it is.
+Horovod's last release neither builds with TensorFlow newer than about 2.15 nor has wheels, because its CMake file
+compiles `xla_mpi_ops.cc`, collectives inside XLA, against headers that TensorFlow's wheel lacks. This project keeps
+collectives outside XLA, so that line is removed and the rest builds unchanged.
 
-Gloo is always built in, MPI where mpicxx and mpirun are found, NCCL where nvcc and nccl.h are found (HOROVOD_NCCL_HOME
-names an NCCL elsewhere). The wheel's version says what it was built for, such as 0.28.1+tf2.21.0.b3fa4b2c1d0: another
-TensorFlow, Python, platform, MPI or NCCL is another wheel, and an installed one that no longer fits is replaced.
+Gloo is always included, MPI if mpicxx and mpirun are found, NCCL if nvcc and nccl.h are found (HOROVOD_NCCL_HOME names
+an NCCL elsewhere). The wheel's version encodes what it was built for, such as 0.28.1+tf2.21.0.b3fa4b2c1d0: another
+TensorFlow, Python, platform, MPI or NCCL gives another wheel, and an installed one that does not match is replaced.
 """
 
 import argparse
@@ -36,28 +36,28 @@ TRIAL_LIMIT_SECS = 180
 
 
 class BuildError(Exception):
-    """Horovod cannot be built, installed or run here; the message says why and what to do."""
+    """Horovod cannot be built, installed or run here; the message has the reason and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a wheel is built for; a wheel fits where every field is the same."""
+    """The platform of a wheel; a wheel fits if all fields are equal."""
 
     tensorflow: str
     python: str
     platform: str
     mpi: str | None
     nccl: str | None
-    # Names the mended line: a wheel from before a change of the mend must not pass for one from after it.
+    # The removed source, so that wheels built before a change of the patch do not match.
     without_source: str = UNBUILDABLE_SOURCE
 
     def version(self) -> str:
-        """The version of the wheel: Horovod's own, then TensorFlow's, then ten hex digits of all the fields."""
+        """Return the wheel's version: Horovod's, then TensorFlow's, then ten hex digits of a hash of all fields."""
         fields = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return f"{VERSION}+tf{self.tensorflow}.b{hashlib.sha256(fields.encode()).hexdigest()[:10]}"
 
     def environment(self) -> dict[str, str]:
-        """What Horovod's setup.py and CMake files read to build just this."""
+        """Return the environment for Horovod's setup.py and CMake files."""
         switches = {
             "HOROVOD_WITH_TENSORFLOW": "1",
             "HOROVOD_WITHOUT_PYTORCH": "1",
@@ -65,9 +65,9 @@ class Target:
             "HOROVOD_WITH_GLOO": "1",
             "HOROVOD_WITH_MPI" if self.mpi else "HOROVOD_WITHOUT_MPI": "1",
             "HOROVOD_LOCAL_VERSION": self.version().partition("+")[2],
-            # Gloo's CMake file asks for a CMake older than what CMake 4 still imitates.
+            # Gloo's CMake file requires a version older than CMake 4 supports.
             "CMAKE_POLICY_VERSION_MINIMUM": "3.5",
-            # Under `make`, MAKEFLAGS would hand down a job server that setup.py does not know how to use.
+            # Under `make`, MAKEFLAGS would pass a job server that setup.py cannot use.
             "MAKEFLAGS": f"-j{os.cpu_count()}",
         }
         if self.nccl:
@@ -76,7 +76,7 @@ class Target:
 
 
 def find_target() -> Target:
-    """Reads off this environment what to build for."""
+    """Return the target for this environment."""
     try:
         tensorflow = importlib.metadata.version("tensorflow")
     except importlib.metadata.PackageNotFoundError:
@@ -91,7 +91,7 @@ def find_target() -> Target:
 
 
 def find_mpi() -> str | None:
-    """The MPI and its version, or None where it is not there to compile with and to run."""
+    """Return the MPI and its version, or None if it cannot be compiled with and run."""
     if not (shutil.which("mpicxx") and shutil.which("mpirun")):
         return None
     answer = _ask("mpirun", "--version")
@@ -100,7 +100,7 @@ def find_mpi() -> str | None:
 
 
 def find_nccl() -> str | None:
-    """The versions of CUDA and NCCL, or None where one of them cannot be compiled with."""
+    """Return the versions of CUDA and NCCL, or None if one cannot be compiled with."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None
@@ -114,12 +114,12 @@ def find_nccl() -> str | None:
 
 
 def find_wheel(cache_dir: pathlib.Path, target: Target) -> pathlib.Path | None:
-    """The wheel in `cache_dir` that was built for `target`, if there is one."""
+    """Return the wheel for `target` in `cache_dir`, if there is one."""
     return next(cache_dir.glob(f"horovod-{target.version()}-*.whl"), None)
 
 
 def build_wheel(cache_dir: pathlib.Path, target: Target) -> pathlib.Path:
-    """Builds the wheel for `target` into `cache_dir`; a build that fails leaves its log there and nothing else."""
+    """Build the wheel for `target` in `cache_dir`; a failed build leaves only its log there."""
     require_build_tools()
     cache_dir.mkdir(parents=True, exist_ok=True)
     log = cache_dir / f"horovod-{target.version()}.log"
@@ -128,7 +128,7 @@ def build_wheel(cache_dir: pathlib.Path, target: Target) -> pathlib.Path:
     for name, found in (("MPI", target.mpi), ("NCCL", target.nccl)):
         _say(f"{'with ' + found if found else 'without ' + name}")
     started = time.monotonic()
-    # Beside the cache, so that the finished wheel can be renamed into it: nobody ever finds half a wheel there.
+    # On the same file system, so that the finished wheel is renamed: nobody finds half a wheel there.
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix="build-") as scratch:
         source = fetch_source(pathlib.Path(scratch), log)
         remove_unbuildable_source(source / CMAKE_FILE)
@@ -142,7 +142,7 @@ def build_wheel(cache_dir: pathlib.Path, target: Target) -> pathlib.Path:
 
 
 def require_build_tools() -> None:
-    """Raises BuildError, naming what to install, where the compiler or cmake is missing."""
+    """Raise BuildError with the packages to install if the compiler or cmake is missing."""
     tools = {"c++": "g++", "cmake": "cmake", "make": "make"}
     missing = [name for name in tools if not shutil.which(name)]
     if missing:
@@ -154,7 +154,7 @@ def require_build_tools() -> None:
 
 
 def fetch_source(directory: pathlib.Path, log: pathlib.Path) -> pathlib.Path:
-    """Downloads and unpacks the source whose hash stands in the lock; returns its folder."""
+    """Download and unpack the source with the hash in the lock file; return its folder."""
     options = ["--no-deps", "--no-binary=horovod", "--no-build-isolation", "--require-hashes", f"--dest={directory}"]
     _pip_logged(["download", *options, f"--requirement={LOCK}"], log, dict(os.environ))
     subprocess.run(["tar", "-xzf", f"horovod-{VERSION}.tar.gz"], cwd=directory, check=True)
@@ -162,7 +162,7 @@ def fetch_source(directory: pathlib.Path, log: pathlib.Path) -> pathlib.Path:
 
 
 def remove_unbuildable_source(cmake_file: pathlib.Path) -> None:
-    """Takes the one line out that names the unbuildable source; BuildError where there is not exactly one."""
+    """Remove the line with the unbuildable source. Raises BuildError if there is not exactly one."""
     lines = cmake_file.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if UNBUILDABLE_SOURCE not in line]
     if len(lines) - len(kept) != 1:
@@ -174,7 +174,7 @@ def remove_unbuildable_source(cmake_file: pathlib.Path) -> None:
 
 
 def install(wheel: pathlib.Path, target: Target) -> None:
-    """Installs `wheel` without dependencies (the locks hold them), unless just this build is installed."""
+    """Install `wheel` without dependencies (the locks have them), unless it is installed."""
     try:
         if importlib.metadata.version("horovod") == target.version():
             return
@@ -185,7 +185,7 @@ def install(wheel: pathlib.Path, target: Target) -> None:
 
 
 def try_allreduce() -> None:
-    """Sums over two real processes; BuildError where that fails, hangs or gives a wrong sum."""
+    """Sum over two processes. Raises BuildError if that fails, hangs or gives a wrong sum."""
     horovodrun = pathlib.Path(sys.executable).with_name("horovodrun")
     command = [str(horovodrun), "--gloo", "-np", "2", sys.executable, str(TRIAL)]
     with subprocess.Popen(
@@ -210,7 +210,7 @@ def try_allreduce() -> None:
 
 
 def _say(message: str) -> None:
-    # Flushed: in a log, a build of minutes would otherwise look like a hang.
+    # Flushed, since a build of minutes would look like a hang in a log.
     print(f"horovod: {message}", flush=True)
 
 
@@ -233,7 +233,7 @@ def _ask(*command: str) -> str:
 
 
 def default_cache_dir() -> pathlib.Path:
-    """`$XDG_CACHE_HOME/trainer/wheels`, in `~/.cache` where the variable is not set."""
+    """Return `$XDG_CACHE_HOME/trainer/wheels`, by default below `~/.cache`."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trainer" / "wheels"
 
 

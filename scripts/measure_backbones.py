@@ -1,8 +1,8 @@
-"""Measure every backbone of the registry and write what `trainer backbones` shows: model/backbones/backbones.json.
+"""Measure every backbone of the registry and write model/backbones/backbones.json for `trainer backbones`.
 
     python scripts/measure_backbones.py
 
-Networks are built without weights, which takes some minutes for all. Run it after a change to the registry.
+Networks are built without weights, which takes some minutes in all. Run it after changing the registry.
 """
 
 import os
@@ -36,7 +36,7 @@ def main() -> None:
 
 def measure(name: str) -> BackboneFacts:
     spec = find_backbone(name)
-    with keras.StatelessScope():  # shapes alone: no weights are made
+    with keras.StatelessScope():  # shapes only, no weights
         network = spec.build((spec.image_size_px, spec.image_size_px, 3))
     variant = efficientnet_lite.VARIANTS.get(name)
     return BackboneFacts(
@@ -55,7 +55,7 @@ class _FileAskedFor(Exception):
 
 
 def weights_file_of(spec: Any) -> str:
-    """The name under which Keras keeps the ImageNet weights; it is asked for them and stopped before it downloads."""
+    """Return the file name of Keras's ImageNet weights, by intercepting the download."""
 
     def stop(fname: str, *args: Any, **kwargs: Any) -> None:
         raise _FileAskedFor(fname)

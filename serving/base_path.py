@@ -1,6 +1,6 @@
-"""Where SavedModels lie: the base path of an export or of a plain model, and the versions under it.
+"""Find SavedModels: the base path of an export or of a plain model, and its versions.
 
-A TensorFlow Serving base path holds one directory a version, named by its number: `saved_model/digits/1/`. Nothing here
+A TensorFlow Serving base path holds one numbered directory for each version: `saved_model/digits/1/`. Nothing here
 needs TensorFlow.
 """
 
@@ -16,13 +16,17 @@ from trainer.run.run_dir import RunDir
 from trainer.system.names import parse_version
 
 GRAPH_FILE = "saved_model.pb"
-# `trainer publish` points this at the export that is current.
+# The link of `trainer publish` to the current export.
 _CURRENT = "current"
 
 
 class ModelFiles(NamedTuple):
-    """What can be served: a base path (or one version by itself), the name that its model has by default, and whether
-    it is an export, which `trainer manifests` brings into a cluster.
+    """A model that can be served.
+
+    Attributes:
+        base_path: a base path, or a single version.
+        model_name: the default name.
+        is_export: whether it is an export, for which `trainer manifests` works.
     """
 
     base_path: pathlib.Path
@@ -31,10 +35,10 @@ class ModelFiles(NamedTuple):
 
 
 def find_model(path: pathlib.Path) -> ModelFiles:
-    """Finds the model in `path`: an export, a base path of numbered versions, or one SavedModel by itself.
+    """Find the model in `path`: an export, a base path of numbered versions, or a single SavedModel.
 
-    A plain model is called after its directory, as TensorFlow Serving's paths have it.
-    Raises ArtifactError: it is none of them; the advice is for what it is instead.
+    A plain model is named after its directory, as in TensorFlow Serving's paths.
+    Raises ArtifactError if it is none of them, with advice for what it is instead.
     """
     if (path / SIGNATURE_FILE).is_file():
         signature = Signature.load(path)
@@ -51,16 +55,16 @@ def find_model(path: pathlib.Path) -> ModelFiles:
 
 
 def base_path_of(export_dir: pathlib.Path, signature: Signature) -> pathlib.Path:
-    """The base path of an export with this signature: in float32 where it holds that."""
+    """Return the base path of an export with this signature; the float32 one if there is one."""
     places = [export_dir / wanted.name / signature.model_name for wanted in SAVED_MODELS]
     return next((place for place in places if place.is_dir()), places[0])
 
 
 def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
-    """The version directories of a base path, by number, lowest first; what is not named by a number is none.
+    """Return the version directories of a base path by number, ascending; other names are ignored.
 
-    A SavedModel by itself is its only version: of the number that it is named by, otherwise 1.
-    Raises ArtifactError: there is no version.
+    A single SavedModel is its only version: the number in its name, or 1.
+    Raises ArtifactError if there is no version.
     """
     if (base_path / GRAPH_FILE).is_file():
         version = parse_version(base_path.resolve().name)
@@ -90,7 +94,7 @@ def _what_instead(path: pathlib.Path) -> str:
         return f"{path} holds published exports; serve the current one with: trainer serve {_quote(path / _CURRENT)}"
     inside = sorted(child for child in path.iterdir() if _list_versions(child)) if path.is_dir() else []
     if inside:
-        return f"{path} holds models and is no base path of one; serve one with: trainer serve {_quote(inside[0])}"
+        return f"{path} holds several models and is not a base path; serve one with: trainer serve {_quote(inside[0])}"
     return (
         f"{path} is not an export (it holds no {SIGNATURE_FILE}), not a SavedModel (no {GRAPH_FILE}) and not a base "
         "path (no directory named by a number with a SavedModel in it); make an export with: trainer export RUN --out "

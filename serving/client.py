@@ -34,10 +34,13 @@ DEFAULT_TIMEOUT_SECS = 60.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the model says of one image; `probabilities` are in the order of the classes.
+    """The model's answer for one image.
 
-    error: why it says nothing of it, as the end of a sentence about the image; then `label` is empty, `class_id` -1.
-    predicted: of a multi-label model, whether each class is.
+    Attributes:
+        label, class_id: of the most probable class; empty and -1 if there is an error.
+        probabilities: in the order of the classes.
+        predicted: for multi-label, whether each class is predicted.
+        error: why there is no answer, as the end of a sentence about the image.
     """
 
     label: str
@@ -52,11 +55,11 @@ class Prediction:
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> "Prediction":
-        """Raises KeyError where an output is missing."""
-        # Pixels have no status, and a model that was exported by another tool may have none.
+        """Read a row of an answer. Raises KeyError if an output is missing."""
+        # Models exported by other tools may have no status.
         status = row.get(STATUS, STATUS_OK)
         if status == STATUS_OK and not all(map(math.isfinite, row[PROBABILITIES])):
-            return cls.of_error("has an answer that is not a number (NaN or infinite), so that it says nothing")
+            return cls.of_error("has an answer that is not a number (NaN or infinite)")
         return cls(
             label=row[LABEL],
             class_id=row[CLASS_ID],
@@ -67,13 +70,13 @@ class Prediction:
 
 
 class Client:
-    """Calls one model of one server. Use it as a context manager, or `close` it.
+    """A client of one model of one server. Use it as a context manager, or `close` it.
 
-    Any number of images may be given: they are sent in requests that a server takes (see `serving.limits`), and where a
-    server names a smaller limit, in smaller ones.
+    Any number of images may be given: they are sent in requests within `serving.limits`, or smaller ones if the server
+    reports a smaller limit.
 
-    Every method raises ArtifactError where the server does not answer or has no such model, UsageError where it
-    refuses the input (with its reason), TrainerError where it failed.
+    Every method raises ArtifactError if the server does not answer or lacks the model, UsageError if it refuses the
+    input (with its reason), TrainerError if it fails.
     """
 
     def __init__(
@@ -85,7 +88,10 @@ class Client:
         label: str | None = None,
         timeout_secs: float = DEFAULT_TIMEOUT_SECS,
     ) -> None:
-        """base_url: such as "http://127.0.0.1:8501". version, label: the newest that is served where both are None."""
+        """Create a client for `base_url`, such as "http://127.0.0.1:8501".
+
+        Without `version` and `label`, the newest version answers.
+        """
         assert version is None or label is None
         self.base_url = base_url.rstrip("/")
         self.model_name = model_name
@@ -98,22 +104,22 @@ class Client:
         self._http = httpx.Client(timeout=timeout_secs)
 
     def predict_image_bytes(self, images: Sequence[bytes]) -> list[Prediction]:
-        """Classifies the bytes of image files; one that the model's graph does not read gets an `error` that says why.
+        """Classify the bytes of image files; one that the model's graph refuses gets an `error` with the reason.
 
-        `predict_images_of_files` re-encodes what the graph does not read before it sends it.
+        `predict_images_of_files` re-encodes such files before sending them.
         """
         return self._predict(f'{{"b64": "{base64.b64encode(image).decode()}"}}' for image in images)
 
     def predict_images(self, images: np.ndarray[Any, Any]) -> list[Prediction]:
-        """Classifies RGB pixels, [batch, size, size, 3], 0 to 255, already at the model's size."""
+        """Classify RGB pixels, [batch, size, size, 3], 0 to 255, already at the model's size."""
         return self._predict((json.dumps(image.tolist()) for image in images), SIGNATURE_IMAGES)
 
     def status(self) -> Any:
-        """GetModelStatusResponse as JSON: `model_version_status`, a list."""
+        """Return the GetModelStatusResponse as JSON: `model_version_status`, a list."""
         return self._request("GET", self._path)
 
     def metadata(self) -> Any:
-        """GetModelMetadataResponse as JSON: `model_spec` and `metadata` with the signatures."""
+        """Return the GetModelMetadataResponse as JSON: `model_spec`, and `metadata` with the signatures."""
         return self._request("GET", f"{self._path}/metadata")
 
     def close(self) -> None:
@@ -128,7 +134,7 @@ class Client:
         self.close()
 
     def _predict(self, instances: Iterable[str], signature_name: str | None = None) -> list[Prediction]:
-        """instances: each as JSON text."""
+        """Send `instances`, each as JSON text, in batches."""
         return [prediction for batch in self._batches(instances) for prediction in self._ask(batch, signature_name)]
 
     def _batches(self, instances: Iterable[str]) -> Iterator[list[str]]:
@@ -177,14 +183,15 @@ class Client:
 
 
 def predict_images_of_files(url: str, paths: Sequence[pathlib.Path], model_name: str | None = None) -> list[Prediction]:
-    """Classifies image files on a server, in order; what a graph might read otherwise than training is re-encoded.
+    """Classify image files on a server, in order; files that the graph might misread are re-encoded.
 
-    A file that is no image is not sent, and one that the server cannot decode does not fail the others: see
+    A file that is not an image is not sent, and one that the server cannot decode does not fail the others: see
     `Prediction.error`.
 
-    url: "http://host:port", or with the model in it, "http://host:port/v1/models/NAME", and its version or label.
-    model_name: None takes it from the URL, or asks `trainer serve` (TensorFlow Serving does not tell the names of its
-    models).
+    Args:
+        url: "http://host:port", or with a model, "http://host:port/v1/models/NAME", and its version or label.
+        paths: the image files.
+        model_name: None takes it from the URL, or asks `trainer serve` (TensorFlow Serving does not list its models).
 
     Raises what `Client` does, and UsageError for a file that cannot be read.
     """

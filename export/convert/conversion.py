@@ -1,4 +1,4 @@
-"""From one inference model to the content of a TFLite or ONNX file, once or many times with other settings."""
+"""Convert one inference model to TFLite and ONNX files, once or many times with different settings."""
 
 import functools
 import pathlib
@@ -18,7 +18,10 @@ from export.runtime.samples import ImageSource, Pixels, read_batch, spread_indic
 
 
 class Conversion:
-    """Use as a context manager: what several formats start from is made once, where it is first needed."""
+    """Converts one inference model to any TFLite or ONNX format.
+
+    Use it as a context manager: intermediate models that several formats share are made once, on first use.
+    """
 
     def __init__(
         self,
@@ -29,9 +32,10 @@ class Conversion:
         version: int = 1,
         onnx_opset: int = DEFAULT_ONNX_OPSET,
     ) -> None:
-        """`training`: the images that integer formats are calibrated on, evenly spread over the split.
+        """Keep what every conversion needs.
 
-        `version` is written into the metadata of TFLite files.
+        Integer formats are calibrated on `training`, evenly spread over the split; `version` goes into the metadata of
+        TFLite files.
         """
         self._inference = inference
         self._signature = signature
@@ -45,7 +49,7 @@ class Conversion:
         return self._training.num_images
 
     def convert(self, wanted: Format, quantisation: Quantisation = Quantisation()) -> bytes:
-        """The content of one file.
+        """Return the content of one file.
 
         Raises:
             ExportError: the format cannot represent the model.

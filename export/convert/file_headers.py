@@ -1,7 +1,7 @@
-"""What the header of an image file says, as operations of a graph: the half of `image_file` that needs no pixels.
+"""Read headers of image files in a TensorFlow graph: the half of `image_file` that needs no pixels.
 
-Everything here takes a scalar string and gives scalars. A header that is cut or contradicts itself raises
-InvalidArgumentError when run.
+All functions take a scalar string and return scalars. A truncated or inconsistent header raises InvalidArgumentError
+when run.
 
 Sources: PNG ISO/IEC 15948, JPEG ITU-T T.81, EXIF JEITA CP-3451 (a TIFF structure), GIF89a, RIFF containers of WebP.
 """
@@ -15,26 +15,26 @@ Tensor = Any
 _ORIENTATION_TAG = 0x0112
 # Types of a TIFF entry that a small number is written in: BYTE, SHORT, LONG.
 _BYTE, _SHORT, _LONG = 1, 3, 4
-# As Pillow looks for it, see PIL.Image.Image.getexif.
+# The pattern of PIL.Image.Image.getexif.
 _XMP_ORIENTATION = rb'tiff:Orientation(?:="|>)([0-9])'
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 _APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, 0xD9
 JPEG_HEAD, PNG_HEAD = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-# Parts of a PNG that change how it is to be read, or may.
+# Chunks of a PNG that may change how it is decoded.
 PNG_PARTS = b"tRNS|acTL|eXIf|Raw profile type|XML:com.adobe.xmp"
-# Colours of a JPEG.
+# Number of JPEG components.
 CMYK = 4
-# A GIF of more blocks than this (4 MB, as programs write them) is not looked through.
+# GIFs with more blocks than this (4 MB, as programs write them) are not scanned.
 _MAX_GIF_BLOCKS = 2**14
 
 
 def contains(encoded: Tensor, pattern: bytes) -> Tensor:
-    """Whether the regular expression `pattern` matches anywhere."""
+    """Return whether the regular expression `pattern` matches anywhere."""
     return tf.strings.regex_full_match(encoded, rb"\C*(?:" + pattern + rb")\C*")
 
 
 def number(encoded: Tensor, position: Tensor, num_bytes: int, *, little_endian: bool) -> Tensor:
-    """The unsigned number of 1, 2 or 4 bytes at `position`, int64."""
+    """Return the unsigned 1, 2 or 4 byte number at `position`, int64."""
     dtype = {1: tf.uint8, 2: tf.uint16, 4: tf.int32}[num_bytes]
     raw = tf.io.decode_raw(tf.strings.substr(encoded, position, num_bytes), dtype, little_endian=little_endian)
     value = tf.cast(raw[0], tf.int64)
@@ -46,24 +46,30 @@ def begins(encoded: Tensor, head: bytes) -> Tensor:
 
 
 def product(height: Tensor, width: Tensor) -> Tensor:
-    # No format has longer sides, and the product of these is a number.
+    # Clip to the longest side of any format, so that the product fits int64.
     sides = (tf.minimum(tf.abs(tf.cast(side, tf.int64)), 2**31 - 1) for side in (height, width))
     return tf.math.multiply(*sides)
 
 
 def png_size(encoded: Tensor) -> tuple[Tensor, Tensor]:
-    """Height and width, int64."""
+    """Return height and width, int64."""
     return number(encoded, 20, 4, little_endian=False), number(encoded, 16, 4, little_endian=False)
 
 
 def jpeg_size(encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Height and width, int64, and how many colours, int32."""
+    """Return height and width, int64, and the number of components, int32."""
     height, width, colours = tf.unstack(tf.image.extract_jpeg_shape(encoded, output_type=tf.int32))
     return tf.cast(height, tf.int64), tf.cast(width, tf.int64), colours
 
 
 class Gif(NamedTuple):
-    """end: of the first frame, or 0 where none was found. fills: that frame is as large as the canvas."""
+    """The first frame of a GIF.
+
+    Attributes:
+        end: byte offset behind the frame, or 0 if there is no frame.
+        fills: whether the frame covers the whole canvas.
+        is_transparent: whether the file declares a transparent colour.
+    """
 
     end: Tensor
     fills: Tensor
@@ -71,7 +77,7 @@ class Gif(NamedTuple):
 
 
 def exif_orientation(exif: Tensor) -> Tensor:
-    """The orientation in a TIFF structure, int32; 0 where it has none."""
+    """Return the orientation in a TIFF structure, int32, or 0 if it has none."""
     return tf.cond(tf.strings.length(exif) < 14, lambda: tf.constant(0), lambda: _tiff_orientation(exif))
 
 
@@ -81,7 +87,7 @@ def _tiff_orientation(exif: Tensor) -> Tensor:
 
 
 def _find_entry(exif: Tensor, *, little: bool) -> Tensor:
-    """The value of the orientation in the first directory of a TIFF structure."""
+    """Return the orientation in the first directory of a TIFF structure."""
     length = tf.strings.length(exif)
     start = tf.cast(tf.minimum(number(exif, 4, 4, little_endian=little), tf.cast(length, tf.int64) - 2), tf.int32)
     count = tf.cast(number(exif, start, 2, little_endian=little), tf.int32)
@@ -102,7 +108,7 @@ def _find_entry(exif: Tensor, *, little: bool) -> Tensor:
 
 
 def xmp_orientation(text: Tensor) -> Tensor:
-    """The first orientation that XMP inside `text` gives, int32; 0 where there is none."""
+    """Return the first XMP orientation inside `text`, int32, or 0 if there is none."""
     pattern = rb"\C*?" + _XMP_ORIENTATION + rb"\C*"
     digit = tf.strings.regex_replace(text, pattern, rb"\1")
     return tf.cond(
@@ -113,8 +119,8 @@ def xmp_orientation(text: Tensor) -> Tensor:
 
 
 def jpeg_orientation(encoded: Tensor) -> Tensor:
-    """The orientation in EXIF or else XMP before the scan, int32; 0 where there is none."""
-    # Most files have neither, and a walk costs more than a look.
+    """Return the orientation from EXIF, else XMP, before the scan, int32; 0 if there is none."""
+    # Most files have neither; a regular expression is cheaper than walking the segments.
     return tf.cond(contains(encoded, rb"Exif\x00\x00|rientation"), lambda: _walk_jpeg(encoded), lambda: tf.constant(0))
 
 
@@ -144,14 +150,14 @@ def _walk_jpeg(encoded: Tensor) -> Tensor:
 
 
 def png_chunk(encoded: Tensor, kind: bytes) -> Tensor:
-    """The content of the first chunk of a kind; empty where there is none."""
+    """Return the content of the first PNG chunk of `kind`, or an empty string."""
     length = tf.strings.length(encoded, "BYTE")
     step = _Step(first=8, kind_at=4, size_at=0, overhead=12, little_endian=False, pads=False)
     return _find_chunk(encoded, kind, length, step)
 
 
 def webp_chunk(encoded: Tensor, kind: bytes) -> Tensor:
-    """The same of a RIFF container."""
+    """Return the content of the first RIFF chunk of `kind`, or an empty string."""
     length = tf.strings.length(encoded, "BYTE")
     step = _Step(first=12, kind_at=0, size_at=4, overhead=8, little_endian=True, pads=True)
     return _find_chunk(encoded, kind, length, step)
@@ -183,7 +189,7 @@ def _find_chunk(encoded: Tensor, kind: bytes, length: Tensor, step: _Step) -> Te
 
 
 def first_gif_frame(encoded: Tensor) -> Gif:
-    """Where the first frame of a GIF ends, and how it lies on the canvas."""
+    """Find the end of a GIF's first frame and its place on the canvas."""
     raw = tf.io.decode_raw(encoded, tf.uint8)
     length = tf.size(raw)
 
@@ -215,7 +221,7 @@ def first_gif_frame(encoded: Tensor) -> Gif:
     state = (start, tf.constant(False), tf.constant(0), tf.constant(False), tf.constant(False))
     loop = tf.while_loop(is_going, step, state, parallel_iterations=1, maximum_iterations=_MAX_GIF_BLOCKS)
     position, _, frame, done, is_transparent = loop
-    # What the loop leaves alone, the last ten bytes, holds no second frame.
+    # The last ten bytes, which the loop skips, are too short for a second frame.
     end = tf.where(done, position, tf.where(position + 10 < length, 0, length))
     end = tf.where(frame > 0, end, 0)
     place, canvas = tf.strings.substr(encoded, frame + 1, 8), tf.strings.substr(encoded, 6, 4)

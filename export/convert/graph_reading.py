@@ -1,8 +1,8 @@
-"""`image_file` inside a graph: the same picture of the same bytes, or a status that says why there is none.
+"""Decode image files in a TensorFlow graph as `image_file` does, or return a status that says why not.
 
-A graph has TensorFlow's decoders alone. What they read otherwise than people see is put right here where operations
-can (EXIF orientation, transparency of PNG, the first frame of a GIF), and refused by its header where they cannot. The
-number of pixels is bounded before anything is decoded.
+A graph has only TensorFlow's decoders. Where they differ from an image viewer, operations correct the result (EXIF
+orientation, PNG transparency, first frame of a GIF) or the header check refuses the file. The number of pixels is
+bounded before anything is decoded.
 """
 
 from typing import Any, NamedTuple
@@ -40,19 +40,23 @@ from trainer.data.decode.limits import MAX_IMAGE_PIXELS
 
 Tensor = Any
 
-# Putting a transparent picture on white takes 28 bytes a pixel.
+# Compositing on white takes 28 bytes a pixel.
 MAX_TRANSPARENT_PIXELS = 2**24
 _GREY_ALPHA, _RGB_ALPHA = 4, 6
 _PALETTE_BMP, _RGB_BMP = 8, 24
-# Extended WebP: which chunks there are besides the picture.
+# Flags of extended WebP (VP8X).
 _WEBP_ANIMATION, _WEBP_XMP, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x04, 0x08, 0x10
 
 
 class Reading(NamedTuple):
-    """How a file is to be read, all scalars.
+    """How to decode a file; all fields are scalars.
 
-    status: string, one of STATUSES. num_pixels: int64. orientation: int32, of EXIF, 0 or 1 for upright.
-    is_transparent: bool, has an alpha channel that is to be put on white. end: int32, decode so many bytes; -1 is all.
+    Attributes:
+        status: string, one of STATUSES.
+        num_pixels: int64.
+        orientation: int32, EXIF value; 0 or 1 is upright.
+        is_transparent: bool, has an alpha channel to composite on white.
+        end: int32, number of bytes to decode; -1 for all.
     """
 
     status: Tensor
@@ -66,7 +70,10 @@ READING_SPECS = Reading(*(tf.TensorSpec([], t) for t in (tf.string, tf.int64, tf
 
 
 def read_header(encoded: Tensor) -> Reading:
-    """Raises (when run) InvalidArgumentError for a header that is cut or contradicts itself."""
+    """Read how to decode a file.
+
+    Raises (when run) InvalidArgumentError for a truncated or inconsistent header.
+    """
     not_an_image = _refuse(STATUS_NOT_AN_IMAGE)
     formats = [
         (begins(encoded, JPEG_HEAD), lambda: _read_jpeg(encoded)),
@@ -78,15 +85,15 @@ def read_header(encoded: Tensor) -> Reading:
     reading = Reading(*tf.case(formats, default=lambda: not_an_image, exclusive=True))
     size = reading.num_pixels
     is_too_large = (size > MAX_IMAGE_PIXELS) | (reading.is_transparent & (size > MAX_TRANSPARENT_PIXELS))
-    # A transparent one that is only too large to be put on white here can still be sent on white.
+    # Too large to composite here only: the client can still send it on white.
     why = tf.where(size > MAX_IMAGE_PIXELS, STATUS_TOO_LARGE, STATUS_TRANSPARENT)
     return reading._replace(status=tf.where((reading.status == STATUS_OK) & is_too_large, why, reading.status))
 
 
 def load_pixels(encoded: Tensor, reading: Reading, geometry: Geometry) -> Tensor:
-    """[size, size, 3] uint8 of what was found readable, 0 of what was not.
+    """Decode and resize to [size, size, 3] uint8; zeros if the status is not ok.
 
-    Raises (when run) InvalidArgumentError for what turns out to be broken.
+    Raises (when run) InvalidArgumentError for a broken image.
     """
     shape = [geometry.image_size_px, geometry.image_size_px, 3]
     pixels = tf.cond(
@@ -114,14 +121,14 @@ def _load(encoded: Tensor, reading: Reading, geometry: Geometry) -> Tensor:
 
 
 def _resize_turned(image: Tensor, orientation: Tensor, geometry: Geometry) -> Tensor:
-    """The upright picture at the model's size; turned there, where it is small."""
+    """Resize, then turn upright, which is cheaper at the model's size."""
 
     def is_one_of(*orientations: int) -> Tensor:
         return tf.reduce_any(orientation == tf.constant(orientations))
 
     flips_rows, flips_columns, swaps = is_one_of(3, 4, 6, 7), is_one_of(2, 3, 7, 8), is_one_of(5, 6, 7, 8)
     if geometry.resize == "crop":
-        # The centre is rounded down in the upright picture: up, where that counts from the other side.
+        # The crop offset is rounded down in the upright picture: up here if that axis is flipped.
         height, width = tf.unstack(tf.shape(image)[:2])
         side = tf.minimum(height, width)
         top = (height - side + tf.cast(flips_rows, tf.int32)) // 2
@@ -134,7 +141,7 @@ def _resize_turned(image: Tensor, orientation: Tensor, geometry: Geometry) -> Te
 
 
 def _decode_on_white(encoded: Tensor) -> Tensor:
-    """A PNG as `picture.to_upright_rgb` makes it, to the bit."""
+    """Decode a PNG on white, bit for bit as `picture.to_upright_rgb` does."""
     rgba = tf.io.decode_png(encoded, channels=4)
     alpha = tf.cast(rgba[:, :, 3:], tf.uint16)
     # 255 * (value * alpha + 255 * (255 - alpha)) / 255, rounded, as Pillow's alpha_composite does.
@@ -146,7 +153,7 @@ def _decode_on_white(encoded: Tensor) -> Tensor:
 def _read_jpeg(encoded: Tensor) -> Reading:
     height, width, colours = jpeg_size(encoded)
     num_pixels = product(height, width)
-    # As `image_header.can_hold_jpeg`.
+    # The bound of `image_header.can_hold_jpeg`.
     is_cut = num_pixels > 64 * 8 * tf.cast(tf.strings.length(encoded), tf.int64)
     status = tf.where(colours == CMYK, STATUS_CMYK, tf.where(is_cut, STATUS_UNDECODABLE, STATUS_OK))
     return _reading(status, num_pixels, orientation=file_headers.jpeg_orientation(encoded))
@@ -155,7 +162,7 @@ def _read_jpeg(encoded: Tensor) -> Reading:
 def _read_png(encoded: Tensor) -> Reading:
     height, width = png_size(encoded)
     depth, colour = (number(encoded, at, 1, little_endian=False) for at in (24, 25))
-    # Most files have no such part, and one look finds that out.
+    # Most files have no such chunk, and one regular expression finds that out.
     status, orientation, has_transparent_colours = tf.cond(
         contains(encoded, PNG_PARTS),
         lambda: _read_png_parts(encoded),
@@ -172,18 +179,18 @@ def _read_png(encoded: Tensor) -> Reading:
 
 
 def _read_png_parts(encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The status, the orientation, and whether there may be transparent colours."""
+    """Return status, orientation, and whether there may be transparent colours."""
     status, orientation = _png_orientation(encoded)
     is_animated = tf.strings.length(file_headers.png_chunk(encoded, b"acTL")) > 0
-    # Where the four letters stand by chance inside the pixels, the alpha channel is opaque.
+    # A chance match inside the pixels is harmless: that file's alpha channel is opaque.
     return tf.where(is_animated, STATUS_ANIMATED, status), orientation, contains(encoded, b"tRNS")
 
 
 def _png_orientation(encoded: Tensor) -> tuple[Tensor, Tensor]:
-    """The status, and the orientation in EXIF or else XMP."""
+    """Return the status, and the orientation from EXIF or else XMP."""
     found = file_headers.exif_orientation(file_headers.png_chunk(encoded, b"eXIf"))
     orientation = tf.where(found == 0, file_headers.xmp_orientation(encoded), found)
-    # Compressed, or in hexadecimal digits.
+    # Compressed metadata, or metadata in hexadecimal digits.
     is_hidden = (found == 0) & contains(encoded, rb"Raw profile type|XML:com.adobe.xmp\x00\x01")
     return tf.where(is_hidden, STATUS_ROTATED, STATUS_OK), orientation
 
@@ -194,7 +201,7 @@ def _read_gif(encoded: Tensor) -> Reading:
     status = tf.where(frame.fills, STATUS_OK, STATUS_UNSUPPORTED)
     status = tf.where(frame.is_transparent, STATUS_TRANSPARENT, status)
     status = tf.where(frame.end > 0, status, STATUS_UNDECODABLE)
-    # The other frames are cut off: TensorFlow would unpack them all.
+    # Later frames are cut off, since TensorFlow would decode all of them.
     return _reading(status, num_pixels, end=frame.end)
 
 
@@ -203,7 +210,7 @@ def _read_bmp(encoded: Tensor) -> Reading:
     header_bytes, compression = (number(encoded, at, 4, little_endian=True) for at in (14, 30))
     depth = number(encoded, 28, 2, little_endian=True)
     ramp = b"".join(bytes([i, i, i, 0]) for i in range(256))
-    # TensorFlow takes the numbers of colours for grey: right where the palette says the same.
+    # TensorFlow reads palette indices as grey values, which is right only for a grey ramp.
     is_grey = (depth == _PALETTE_BMP) & (_slice(encoded, 14 + header_bytes, 1024) == ramp)
     is_plain = (compression == 0) & (header_bytes >= 40) & ((depth == _RGB_BMP) | is_grey)
     return _reading(tf.where(is_plain, STATUS_OK, STATUS_UNSUPPORTED), product(width, height))
@@ -270,7 +277,7 @@ def _refuse(status: str) -> Reading:
 
 
 def _slice(encoded: Tensor, start: Tensor, num_bytes: int) -> Tensor:
-    """May be shorter, or empty, at the end."""
+    """Return up to `num_bytes` from `start`, fewer at the end."""
     start = tf.minimum(start, tf.cast(tf.strings.length(encoded), tf.int64))
     return tf.strings.substr(encoded, start, tf.constant(num_bytes, tf.int64))
 

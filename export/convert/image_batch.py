@@ -1,7 +1,7 @@
-"""Encoded images to pixels inside a graph, where one that is broken does not sink the batch that it came in.
+"""Decode a batch of image files in a graph, where a broken file does not fail the whole batch.
 
-A graph cannot catch the error of an operation, but a `tf.data` pipeline can leave out the elements that fail, and
-TensorFlow Serving has its operations as well.
+A graph cannot catch the error of an operation, but a `tf.data` pipeline can drop elements that fail, and TensorFlow
+Serving includes its operations.
 """
 
 from typing import Any
@@ -15,22 +15,21 @@ from trainer.data.decode.geometry import Geometry
 
 Tensor = Any
 
-# So many pixels are decoded at the same time, in as many images as there are; larger batches one image after the other.
+# The most pixels to decode in parallel; a larger batch is decoded image by image.
 MAX_BATCH_PIXELS = 2**26
 
 
-# Nothing here is Python control flow; to look for some takes most of the time of tracing.
+# There is no Python control flow to convert, and AutoGraph would take most of the tracing time.
 @tf.autograph.experimental.do_not_convert
 def load_batch(encoded: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Encoded images, [batch] string, to [batch, size, size, 3] uint8 and [batch] string, one of STATUSES.
+    """Decode image files, [batch] string, to [batch, size, size, 3] uint8 and [batch] string, one of STATUSES.
 
-    Each image is as `graph_reading` reads it; the pixels of one that it does not read are 0.
+    Each image is decoded as in `graph_reading`; the pixels of a refused one are 0.
     """
 
     decoder = _Decoder(geometry)
-    # The quickest way first: files that no header has to be looked at for, then all at once, then one by one, since an
-    # element of a pipeline costs milliseconds. What follows a concatenation is begun only where nothing came out of
-    # what stands before it.
+    # Fastest first: files that need no header checks, then the whole batch, then one by one, since each pipeline
+    # element costs milliseconds. A concatenated dataset starts only if those before it gave no element.
     batch = tf.data.Dataset.from_tensors(encoded)
     plain, all_together = (batch.map(way).ignore_errors() for way in (decoder.load_plain, decoder.load_all))
     one_by_one = batch.map(decoder.load_each)
@@ -41,12 +40,12 @@ def load_batch(encoded: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 class _Decoder:
-    """The ways of a batch through the graph: [batch] string to [batch, size, size, 3] uint8 and [batch] status."""
+    """Three ways to decode a batch: [batch] string to [batch, size, size, 3] uint8 and [batch] status."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
         self._shape = [geometry.image_size_px, geometry.image_size_px, 3]
-        # Functions of the graph, so that it holds them once.
+        # As tf.functions, so that the graph holds each once.
         file = tf.TensorSpec([], tf.string)
         self._read = tf.function(read_header, input_signature=[file], autograph=False)
         self._load = tf.function(
@@ -56,7 +55,7 @@ class _Decoder:
         )
 
     def load_plain(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Fails where one of them is not plain, is broken, or is so large that all together might be."""
+        """Decode a batch of plain files; fail if one is not plain, is broken, or has too many pixels."""
         limit = MAX_BATCH_PIXELS // tf.maximum(tf.size(encoded, out_type=tf.int64), 1)
         images = tf.map_fn(
             lambda one: load_plain(one[0], one[1], limit, self._geometry),
@@ -66,7 +65,7 @@ class _Decoder:
         return images, tf.fill(tf.shape(encoded), STATUS_OK)
 
     def load_all(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Fails where one of them is broken, or all together are large."""
+        """Decode all files in parallel; fail if one is broken or they have too many pixels together."""
         readings = tf.map_fn(self._read, encoded, fn_output_signature=READING_SPECS)
         num_pixels = tf.reduce_sum(tf.where(readings.status == STATUS_OK, readings.num_pixels, 0))
         fits = tf.debugging.Assert((num_pixels <= MAX_BATCH_PIXELS) | (tf.size(encoded) == 1), ["one by one, then"])
@@ -80,20 +79,20 @@ class _Decoder:
         return images, readings.status
 
     def load_each(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Never fails; an image that does is undecodable."""
+        """Decode file by file; a broken one gets the status undecodable."""
         num_images = tf.size(encoded, out_type=tf.int64)
         blank = (num_images, tf.zeros(self._shape, tf.uint8), tf.constant(STATUS_UNDECODABLE))
         decoded = (
             tf.data.Dataset.from_tensor_slices((tf.range(num_images), encoded))
             .map(self._load_numbered)
             .ignore_errors()
-            # Behind all images, so that there is a batch also where none is left.
+            # At the end, so that there is always an element to batch.
             .concatenate(tf.data.Dataset.from_tensors(blank))
             .batch(num_images + 1)
             .with_options(_options())
         )
         indices, pixels, status = decoded.get_single_element()
-        # Row i of `pixels` is image indices[i]; images that are missing from `indices` get the last row, the blank one.
+        # Row i of `pixels` is image indices[i]; an image missing from `indices` gets the blank last row.
         last = tf.size(indices, out_type=tf.int64) - 1
         rows = tf.tensor_scatter_nd_update(tf.fill([num_images + 1], last), indices[:, None], tf.range(last + 1))[:-1]
         return tf.gather(pixels, rows), tf.gather(status, rows)
@@ -104,7 +103,7 @@ class _Decoder:
 
 
 def _options() -> tf.data.Options:
-    # The pipeline lives for one request: to rewrite it and to measure its stages would cost more than they save.
+    # The pipeline lives for one request: optimising or autotuning it would cost more than it saves.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False

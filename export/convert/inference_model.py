@@ -1,6 +1,6 @@
-"""The one inference model: what every format is made from, so that they can only differ by their converter.
+"""Build the inference model that all formats are converted from, so that they differ only by converter.
 
-From pixels or encoded images to probabilities, with the preprocessing that training used inside the graph.
+It maps pixels or encoded images to probabilities, with the preprocessing of training inside the graph.
 """
 
 import pathlib
@@ -36,30 +36,33 @@ from trainer.model.classifier import is_seed
 Tensor = Any
 # The last layer of every classifier, see `trainer.model.head`.
 _HEAD = "head"
-# Nobody trains what is exported; and the gradients of swish, as EfficientNet has it, cannot be saved.
+# Exports are not trained, and the custom gradient of swish (EfficientNet) cannot be saved.
 WITHOUT_GRADIENTS = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
 
 
 class InferenceModel(tf.Module):
     """A Keras classifier (pixels 0 to 255 in, float32 logits out) with the inputs and outputs of `signature`.
 
-    images: tf.function, [batch, size, size, 3] float32 to all outputs; pixels that are no numbers of 0 to 255 get a
-        `status`, and no class.
-    image_bytes: tf.function, [batch] string to all outputs; decodes and resizes as training did.
-    probabilities: tf.function, `images` to the probabilities alone: what TFLite and ONNX are made from, whose
-        runtimes have no strings.
+    Attributes:
+        images: tf.function, [batch, size, size, 3] float32 to all outputs; an image with pixels outside 0 to 255 or NaN
+            gets a `status` and no class.
+        image_bytes: tf.function, [batch] string to all outputs; decodes and resizes as in training.
+        probabilities: tf.function, `images` to probabilities only: the source of TFLite and ONNX, without strings.
 
-    It holds a copy of the weights, under names that TensorFlow saves whatever the layers are called, and nothing of
-    the Keras model: what is saved depends on the network and its weights alone.
+    It holds a copy of the weights, under names that TensorFlow accepts whatever the layers are called, and no reference
+    to the Keras model: the SavedModel depends only on the network and its weights.
     """
 
     def __init__(
         self, model: Any, signature: Signature, *, keeps_weights_in: Literal["float32", "bfloat16"] = "float32"
     ) -> None:
-        """Raises ExportError where the signature has `features` and the model has no layer called head.
+        """Copy the weights of `model` and create its functions.
 
-        keeps_weights_in: bfloat16 rounds kernels. Vectors (biases, batch statistics) are a thousandth of the bytes and
-            stay as they are.
+        With `keeps_weights_in` bfloat16, kernels are rounded; vectors (biases, batch statistics) stay float32, since
+        they are a thousandth of the bytes.
+
+        Raises:
+            ExportError: the signature has `features` and the model has no layer called head.
         """
         super().__init__(name="inference_model")
         size = signature.image_size_px
@@ -93,7 +96,7 @@ class InferenceModel(tf.Module):
             logits, _ = infer(images)
             return {PROBABILITIES: _probabilities(logits, signature)}
 
-        # The seeds of dropout take no part in an answer.
+        # Dropout seeds do not affect inference.
         seeded = [is_seed(v) for v in network.non_trainable_variables]
         self.weights = trainable + [c for c, is_one in zip(non_trainable, seeded, strict=True) if not is_one]
         self.images = tf.function(answer, input_signature=[pixels])
@@ -102,7 +105,7 @@ class InferenceModel(tf.Module):
 
 
 def num_features_of(model: Any) -> int:
-    """How many features the last layer of the head gets. Raises ExportError as `InferenceModel` does."""
+    """Return the size of the head's input. Raises ExportError as `InferenceModel` does."""
     return int(_head_input(model).shape[-1])
 
 
@@ -143,9 +146,9 @@ def _outputs(logits: Tensor, features: Tensor | None, signature: Signature) -> d
 
 
 def _blank_where(is_bad: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`outputs` with nothing in the rows of `is_bad`, [batch].
+    """Return `outputs` with blank rows where `is_bad`, [batch].
 
-    Zeros rather than equal probabilities: nobody can take them for an answer, and JSON has no NaN.
+    Zeros rather than equal probabilities: they cannot be mistaken for a prediction, and JSON has no NaN.
     """
     blanks = {CLASS_ID: tf.constant(NO_CLASS, tf.int64), LABEL: tf.constant("")}
 
@@ -157,7 +160,7 @@ def _blank_where(is_bad: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def _copy(variable: Any, kernel_dtype: str) -> Any:
-    # A root scope must not start with an underscore, which layers are free to; hence the one of our own.
+    # TensorFlow refuses a root scope that starts with an underscore, which Keras layers may.
     name = "weights/" + re.sub(r"[^A-Za-z0-9_./>-]", "_", str(variable.path))
     is_kernel = len(variable.shape) > 1
     return tf.Variable(
@@ -167,10 +170,10 @@ def _copy(variable: Any, kernel_dtype: str) -> Any:
 
 @contextmanager
 def frozen_saved_model(inference: InferenceModel, signature: Signature) -> Iterator[pathlib.Path]:
-    """Yields a temporary SavedModel of `probabilities` at batch 1 whose weights are constants of the graph.
+    """Yield a temporary SavedModel of `probabilities` at batch size 1, with the weights as graph constants.
 
-    The TFLite converter loses variables without a word (its file then answers NaN), so it is never shown any. It is
-    given a SavedModel, not the frozen function, because only so does the file get a signature with our names.
+    The TFLite converter silently loses variables (the file then answers NaN), so it gets constants. It gets a
+    SavedModel and not the frozen function because only then does the file have a signature with our names.
     """
     size = signature.image_size_px
     spec = tf.TensorSpec([1, size, size, 3], tf.float32, name=IMAGES)

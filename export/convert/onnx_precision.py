@@ -1,7 +1,7 @@
-"""The float32 ONNX file in fewer bits: float16, int8 with scales from calibration, int8 with scales found at run time.
+"""Convert the float32 ONNX file to float16, int8 with calibration, or dynamic int8.
 
-All of them take and give float32 like the float32 file, so that one client serves them all; the conversion is their
-first node. The same bytes come out for the same bytes in.
+All of them take and return float32 like the original, so that one client serves them all. The output is
+deterministic.
 """
 
 import collections
@@ -36,47 +36,45 @@ from export.files.signature import IMAGES
 from export.runtime.samples import Pixels
 
 _BATCH_SIZE = 32
-# The first that has QuantizeLinear to 16 bits.
+# The first opset with 16-bit QuantizeLinear.
 _INT16_OPSET = 21
-# On processors with AVX2 and without VNNI, products of 8 by 8 bits saturate in pairs: a file with weights of 8 bits
-# answers differently there. With 7 bits it answers the same everywhere. Depthwise convolutions are the exception: their
-# kernels add up in 32 bits, and 7 bits would cost them more than other layers, of whose products more even out.
+# On processors with AVX2 and without VNNI, 8-bit products saturate in pairs, so that a file with 8-bit weights
+# answers differently there; 7-bit weights answer the same everywhere. Depthwise convolutions are the exception: their
+# kernels accumulate in 32 bits, and losing a bit would cost them more than layers that sum over many products.
 # https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 _REDUCE_RANGE = True
 _EIGHT_BITS = {"quant_type": QuantType.QInt8, "axis": 0, "reduce_range": False}
 
 
 def to_float16(content: bytes) -> bytes:
-    """Weights and arithmetic of 16 bits, where the runtime has it (ONNX Runtime on the CPU computes in float32).
+    """Convert weights and arithmetic to float16 (ONNX Runtime on the CPU computes in float32).
 
-    The nodes with the smallest weights stay in float32, see `smallest`.
+    The nodes with the fewest weights stay in float32, see `smallest`.
     """
     model = onnx.load_from_string(content)
     num_weights = {name: num for name, num in _num_weights(model).items() if num}
     with warnings.catch_warnings():
-        # A weight beyond the range of float16 is clipped with a warning; the gate judges what comes of it.
+        # Weights beyond the float16 range are clipped with a warning; the gate judges the result.
         warnings.filterwarnings("ignore", message="the float32 number")
         model = convert_float_to_float16(
             model, keep_io_types=True, node_block_list=sorted(smallest(num_weights, SHARE_IN_FULL))
         )
     _merge_repeated(model)
-    # It appends the conversion of the input at the end of the list.
+    # The converter appends the cast of the input at the end of the node list.
     OnnxModel(model).topological_sort(is_deterministic=True)
     return _finished(model)
 
 
 def to_int8(content: bytes, calibration: Pixels, *, activation_bits: int = 8, share_in_float: float = 0.0) -> bytes:
-    """QDQ: weights of 8 bits (see _REDUCE_RANGE) with a scale for each channel, activations of `activation_bits`.
+    """Quantise to QDQ format: per-channel 8-bit weights (see _REDUCE_RANGE), `activation_bits` activations.
 
-    activation_bits: 8, or 16, which ONNX Runtime on the CPU computes in float32.
-
-    calibration: [n, size, size, 3], training images from which every tensor's range is taken.
-    share_in_float: see `Quantisation`.
+    `calibration` are training images, [n, size, size, 3], to take tensor ranges from. With 16 activation bits ONNX
+    Runtime on the CPU computes in float32. For `share_in_float` see `Quantisation`.
     """
     float_model = onnx.load_from_string(content)
     if activation_bits == 16:
         float_model = onnx.version_converter.convert_version(float_model, _INT16_OPSET)
-    # The quantiser asks for shape inference and folded constants, which `to_onnx` has seen to.
+    # The quantiser wants inferred shapes and folded constants, which `to_onnx` has provided.
     add_pre_process_metadata(float_model)
     images = span_full_range(calibration)
     eight_bits = {name: [_EIGHT_BITS] for name in _depthwise_weights(float_model)}
@@ -86,7 +84,7 @@ def to_int8(content: bytes, calibration: Pixels, *, activation_bits: int = 8, sh
         def quantise(excluded: list[str]) -> onnx.ModelProto:
             with _quiet():
                 quantize_static(
-                    # It changes the model that it is given.
+                    # It modifies its argument.
                     copy.deepcopy(float_model),
                     path,
                     _Reader(images),
@@ -108,7 +106,7 @@ def to_int8(content: bytes, calibration: Pixels, *, activation_bits: int = 8, sh
 
 
 def to_dynamic(content: bytes) -> bytes:
-    """Weights of 8 bits; activations are quantised by the range that they have at run time, without calibration."""
+    """Quantise weights to 8 bits and activations at run time, without calibration."""
     float_model = onnx.load_from_string(content)
     add_pre_process_metadata(float_model)
     with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory, _quiet():
@@ -118,7 +116,7 @@ def to_dynamic(content: bytes) -> bytes:
 
 
 def _merge_repeated(model: onnx.ModelProto) -> None:
-    """Leaves one of the nodes that give the same tensor: the converter makes a Cast anew for each that reads it."""
+    """Keep one of the nodes with equal outputs: the converter adds a Cast for every reader of a tensor."""
     for repeated in (model.graph.node, model.graph.value_info):
         seen: set[tuple[str, ...]] = set()
         for entry in list(repeated):
@@ -136,7 +134,7 @@ def _finished(model: onnx.ModelProto) -> bytes:
 
 
 def _depthwise_weights(model: onnx.ModelProto) -> list[str]:
-    """Names of the kernels [channels, 1, height, width] of which each reads one channel."""
+    """Return the names of depthwise kernels, [channels, 1, height, width]."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     kernels = {n.input[1]: n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in shapes}
     groups = {name: next((a.i for a in n.attribute if a.name == "group"), 1) for name, n in kernels.items()}
@@ -144,13 +142,13 @@ def _depthwise_weights(model: onnx.ModelProto) -> list[str]:
 
 
 def _num_weights(model: onnx.ModelProto) -> dict[str, int]:
-    """By the name of a node."""
+    """Return the number of weights by node name."""
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     return {node.name: sum(sizes.get(name, 0) for name in node.input) for node in model.graph.node}
 
 
 def _sensitivity(quantised: pathlib.Path, images: Pixels) -> tuple[dict[str, float], dict[str, set[str]]]:
-    """By the name of a node, the signal to noise of its output when it is quantised, and the nodes that read it."""
+    """Return, by node name, the signal-to-noise ratio of its quantised output, and the nodes that read it."""
     augmented = quantised.with_name("augmented.onnx")
     with _quiet():
         modify_model_output_intermediate_tensors(quantised, augmented)
@@ -166,12 +164,12 @@ def _sensitivity(quantised: pathlib.Path, images: Pixels) -> tuple[dict[str, flo
 
 
 def _decibels(exact: Any, quantised: Any) -> float:
-    # [batch, channels, height, width], or the channels last.
+    # [batch, channels, height, width], or channels last.
     return signal_to_noise(exact, quantised, channel_axis=1 if exact.ndim == 4 else -1)
 
 
 def _readers(nodes: Any) -> dict[str, set[str]]:
-    """By the name of a node, the names of those that its output goes to, past the pair that quantises it."""
+    """Return, by node name, the names of its readers, looking through Q/DQ pairs."""
     by_input: dict[str, list[Any]] = collections.defaultdict(list)
     for node in nodes:
         for tensor in node.input:
@@ -188,7 +186,7 @@ def _readers(nodes: Any) -> dict[str, set[str]]:
 
 
 class _Reader(CalibrationDataReader):
-    """`images` in batches, as the quantiser reads them."""
+    """Feeds `images` to the quantiser in batches."""
 
     def __init__(self, images: Pixels) -> None:
         starts = range(0, len(images), _BATCH_SIZE)
@@ -200,7 +198,7 @@ class _Reader(CalibrationDataReader):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the quantiser logs, on the root logger, is advice to its own developers."""
+    """Silence the quantiser's log, which goes to the root logger and advises its developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,6 +1,6 @@
-"""The quick way for the files that most requests hold: those that need no more of their header read than this.
+"""Fast path for files that decode correctly without a full header check, which most requests hold.
 
-Compare `trainer.data.preparation.images.image_header`, which proves the same to `prepare`.
+Compare `trainer.data.preparation.images.image_header`, which does the same for `prepare`.
 """
 
 from typing import Any
@@ -25,21 +25,21 @@ Tensor = Any
 
 
 def are_plain(encoded: Tensor) -> Tensor:
-    """[batch] string to [batch] bool: files that TensorFlow reads as people do, if they are whole and of three colours.
+    """Return which files, [batch] string, TensorFlow decodes like an image viewer, if whole and with 3 channels.
 
-    All at once, and never true of others: JPEG without EXIF and XMP, PNG without alpha and of 8 bits or less.
+    Vectorised, without false positives: JPEG without EXIF and XMP, PNG without alpha and with 8 bits or fewer.
     """
     is_jpeg = begins(encoded, JPEG_HEAD) & ~contains(encoded, rb"Exif\x00\x00|rientation")
-    # Depth and colour of a PNG. Others may be shorter, and are none.
+    # Bit depth and colour type of a PNG.
     depth_and_colour = tf.strings.regex_full_match(encoded, rb"\C{12}IHDR\C{8}[\x01\x02\x04\x08][\x00\x02\x03]\C*")
     is_png = begins(encoded, PNG_HEAD) & depth_and_colour & ~contains(encoded, PNG_PARTS)
     return is_jpeg | is_png
 
 
 def load_plain(encoded: Tensor, is_plain: Tensor, max_pixels: Tensor, geometry: Geometry) -> Tensor:
-    """[size, size, 3] uint8 of one of `are_plain`.
+    """Decode one of `are_plain` to [size, size, 3] uint8.
 
-    Raises (when run) InvalidArgumentError where it is none after all, is broken, or has more than `max_pixels`.
+    Raises (when run) InvalidArgumentError if it is not plain, is broken, or has more than `max_pixels`.
     """
     height, width, colours = tf.cond(
         begins(encoded, JPEG_HEAD), lambda: jpeg_size(encoded), lambda: (*png_size(encoded), tf.constant(3))

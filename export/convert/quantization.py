@@ -1,4 +1,4 @@
-"""How the integer formats are made: how many images they are calibrated on, and which layers they leave in float32."""
+"""Settings of integer formats: the number of calibration images, and which layers stay in float32."""
 
 import dataclasses
 import itertools
@@ -11,24 +11,24 @@ import numpy.typing as npt
 
 _Name = TypeVar("_Name", int, str)
 
-# Enough for the range of every tensor to settle; more cost time and seldom change much.
+# Enough for tensor ranges to converge; more cost time and seldom change much.
 NUM_CALIBRATION_IMAGES = 256
-# Of all weights, those that a float16 file keeps in 32 bits. The first layers of a network have few weights, and their
-# rounding goes through all that follow: a hundredth of the weights of a fine-tuned EfficientNet-Lite0 makes three
-# quarters of the error.
+# The share of weights that a float16 file keeps in float32. The first layers have few weights, and their rounding
+# error propagates through all others: 1% of the weights of a fine-tuned EfficientNet-Lite0 cause 75% of the error.
 SHARE_IN_FULL = 0.01
-# Sensitivity is a ranking: a handful of images puts the layers into the same order as many.
+# A ranking of layers by sensitivity needs only a handful of images.
 NUM_RANKING_IMAGES = 16
 _DECIBELS = (-20.0, 60.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantisation:
-    """Weights have a scale for each channel throughout.
+    """How to quantise; weights always have a scale for each channel.
 
-    num_images: training images from which every tensor's range is taken (fewer where the split has fewer).
-    share_in_float: of the layers and of their weights, the part that may stay in float32: layers whose output
-        quantisation harms most, together with the layers that read them; in [0, 1).
+    Attributes:
+        num_images: calibration images (fewer if the split has fewer).
+        share_in_float: the largest share of layers and of weights to leave in float32, in [0, 1): the layers that
+            quantisation harms most, and the layers that read them.
     """
 
     num_images: int = NUM_CALIBRATION_IMAGES
@@ -36,24 +36,24 @@ class Quantisation:
 
 
 def signal_to_noise(exact: npt.NDArray[np.float32], quantised: npt.NDArray[np.float32], channel_axis: int) -> float:
-    """Mean over the channels of a tensor of signal to quantisation noise in decibels, each within _DECIBELS.
+    """Return the signal-to-noise ratio of quantisation in decibels, clipped to _DECIBELS, averaged over channels.
 
-    By channel, since small channels beside a large one are what a scale for the whole tensor destroys, and a sum over
-    all would not show it. Channels of zeros say nothing.
+    Per channel, because a scale for the whole tensor destroys small channels beside a large one, which a sum would
+    hide. All-zero channels are left out.
     """
     axes = tuple(i for i in range(exact.ndim) if i != channel_axis % exact.ndim)
     with np.errstate(all="ignore"):
         signal = np.square(exact, dtype=np.float64).sum(axes)
         noise = np.square(exact.astype(np.float64) - quantised).sum(axes)
         decibels = 10 * np.log10(signal / noise)
-    # What is not finite in one of the two could not be worse.
+    # Non-finite values in either count as the worst.
     decibels = np.where(np.isfinite(signal) & np.isfinite(noise), decibels, _DECIBELS[0])
     heard = decibels[signal != 0]
     return float(np.clip(heard, *_DECIBELS).mean()) if heard.size else _DECIBELS[1]
 
 
 def smallest(num_weights: Mapping[_Name, int], share: float) -> set[_Name]:
-    """From the smallest on (equal ones by name), as many as together have no more than `share` of all weights."""
+    """Return the smallest (ties by name) that together have at most `share` of all weights."""
     ranked = sorted(num_weights, key=lambda name: (num_weights[name], name))
     running = itertools.accumulate(num_weights[name] for name in ranked)
     most = share * sum(num_weights.values())
@@ -67,14 +67,17 @@ def most_sensitive(
     readers: Mapping[str, Collection[str]],
     num_weights: Mapping[str, int],
 ) -> list[str]:
-    """Of the `share` of the layers with the lowest signal to noise (equal ones by name), those that it pays to spare.
+    """Return which of the `share` of layers with the lowest signal-to-noise ratio (ties by name) stay in float32.
 
-    A layer is spared with those that read it, since a tensor stays in float32 where both its ends do. From the worst
-    on, layers are spared with which no more than `share` of all weights stay in float32, so that the file remains a
-    small one; where the worst are the largest, that may be none.
+    A layer is kept with its readers, since a tensor stays in float32 only if both ends do. Starting with the worst,
+    layers are kept as long as the weights in float32 are at most `share` of all, so that the file stays small; if the
+    worst layers are the largest, that may be none.
 
-    readers: by layer, the layers that its output goes to.
-    num_weights: by layer, how many weights it has; none where it is not named.
+    Args:
+        decibels: by layer, the signal-to-noise ratio of its output.
+        share: of layers, and of weights, in [0, 1).
+        readers: by layer, the layers that read its output.
+        num_weights: by layer, its number of weights; 0 if not listed.
     """
     ranked = sorted(decibels, key=lambda name: (decibels[name], name))
     most = share * sum(num_weights.values())

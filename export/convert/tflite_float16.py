@@ -1,6 +1,6 @@
-"""A float32 TFLite file with its weights in 16 bits: an operator widens each before it is used.
+"""Convert the weights of a float32 TFLite file to float16, each widened by an operator before use.
 
-TensorFlow's converter does this to every constant. Here the smallest stay as they are, see `smallest`.
+TensorFlow's converter does this to every constant. Here the smallest stay float32, see `smallest`.
 """
 
 import collections
@@ -14,15 +14,15 @@ from tensorflow.lite.tools import flatbuffer_utils
 
 from export.convert.quantization import SHARE_IN_FULL, smallest
 
-# The first version of the operator that takes float16, and the first runtime that has it.
+# The first version of the operator that takes float16, and the first runtime with it.
 _DEQUANTIZE_VERSION, _MIN_RUNTIME_VERSION = 3, (1, 15, 0)
-# Lets a delegate compute in float16 too and add up in float32, as on a phone's processor that has it.
+# Lets a delegate compute in float16 and accumulate in float32, on processors that can.
 _REDUCED_PRECISION = ("reduced_precision_support", b"fp16accfp32")
 _LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_float16(content: bytes) -> bytes:
-    """The content of a float32 file to that of a float16 one; the same bytes for the same bytes."""
+    """Return the float16 version of a float32 file; deterministic."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     (graph,) = model.subgraphs
     tensors_of: dict[int, list[int]] = collections.defaultdict(list)
@@ -36,7 +36,7 @@ def to_float16(content: bytes) -> bytes:
     widening = []
     for buffer in (b for b in tensors_of if b not in in_full):
         weights = np.asarray(model.buffers[buffer].data, np.uint8).view(np.float32)
-        # What is beyond the range is clipped, as in ONNX files; the gate judges what comes of it.
+        # Clip to the range, as in ONNX files; the gate judges the result.
         clipped = np.clip(weights, -_LARGEST, _LARGEST)
         model.buffers[buffer].data = clipped.astype(np.float16).view(np.uint8)
         for i in tensors_of[buffer]:

@@ -1,7 +1,7 @@
-"""What a TFLite file says of itself to MediaPipe and Android Studio: labels, normalisation, version.
+"""Metadata of a TFLite file for MediaPipe and Android Studio: labels, normalisation, version.
 
-The description is a flatbuffer of its own in a buffer of the model; the labels are a text file in a zip archive that
-is appended to the model. Format: "Adding metadata to TensorFlow Lite models", file identifier M001,
+The metadata is a flatbuffer in a buffer of the model; the labels are a text file in a zip archive appended to the
+model. Format: "Adding metadata to TensorFlow Lite models", file identifier M001,
 https://github.com/google-ai-edge/mediapipe/blob/master/mediapipe/tasks/metadata/metadata_schema.fbs
 """
 
@@ -15,23 +15,17 @@ from tensorflow.lite.tools import flatbuffer_utils
 
 from export.files.signature import IMAGES, LABELS_FILE, PROBABILITIES, Signature
 
-# A table of the schema: the value of each field by its number in the schema's order. An int is a byte, a list is of
-# floats or of tables.
+# A flatbuffer table: field values by field number. An int is a byte; a list holds floats or tables.
 _Value: TypeAlias = "str | int | list[Any] | _Table"
 _Table: TypeAlias = dict[int, _Value]
 
 _BUFFER_NAME = "TFLITE_METADATA"
 _FILE_IDENTIFIER = b"M001"
 _MIN_PARSER_VERSION = "1.0.0"
-# The earliest that a zip can say; the time of writing would make every export differ.
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def with_metadata(content: bytes, signature: Signature, version: int) -> bytes:
-    """The TFLite file `content`, and in it what it is; what it said of that before is replaced.
-
-    The same bytes for the same arguments.
-    """
+    """Return the TFLite file with metadata, replacing any that it had; deterministic."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     known = [entry for entry in model.metadata or [] if _text_of(entry.name) == _BUFFER_NAME]
     if known:
@@ -44,7 +38,8 @@ def with_metadata(content: bytes, signature: Signature, version: int) -> bytes:
     buffer.data = list(_describe(signature, version))
     packed = io.BytesIO(bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
     with zipfile.ZipFile(packed, "a") as archive:
-        archive.writestr(zipfile.ZipInfo(LABELS_FILE, _ZIP_EPOCH), signature.labels_text(), zipfile.ZIP_STORED)
+        # ZipInfo has a constant time, which keeps the file reproducible.
+        archive.writestr(zipfile.ZipInfo(LABELS_FILE), signature.labels_text(), zipfile.ZIP_STORED)
     return packed.getvalue()
 
 
@@ -54,7 +49,7 @@ def _text_of(name: str | bytes) -> str:
 
 def _describe(signature: Signature, version: int) -> bytes:
     labels: _Table = {0: LABELS_FILE, 1: "one class a line, in the order of the probabilities", 2: 2}  # of an axis
-    # The network scales pixels by itself, so what is left to do before it is nothing: (pixel - 0) / 1.
+    # The network scales pixels itself, so this is the identity: (pixel - 0) / 1.
     normalization: _Table = {0: 1, 1: {0: [0.0], 1: [1.0]}}
     image: _Table = {0: 2, 1: {0: 1}}  # image properties, RGB
     images: _Table = {
@@ -83,7 +78,7 @@ def _describe(signature: Signature, version: int) -> bytes:
 
 
 def _write(builder: flatbuffers.Builder, value: _Value) -> int:
-    """Writes all but an int, which is part of its table, and returns where."""
+    """Write a string, list or table (not an int, which its table holds) and return its offset."""
     if isinstance(value, str):
         return int(builder.CreateString(value))
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""An ONNX file with a free batch dimension: `images` [batch, size, size, 3] to `probabilities` [batch, classes].
+"""Convert to ONNX: `images` [batch, size, size, 3] to `probabilities` [batch, classes], with a dynamic batch dimension.
 
-The files of fewer bits are made from its bytes, see `onnx_precision`.
+Files with fewer bits are made from its output, see `onnx_precision`.
 """
 
 import pathlib
@@ -25,13 +25,13 @@ from export.runtime.runtimes import onnx_errors
 from trainer.errors import ExportError
 
 _BATCH = "batch"
-# tf2onnx ends the names that it makes up with the number of a counter that lives as long as the process.
+# tf2onnx suffixes generated names with a counter that lives as long as the process.
 _COUNTER = re.compile(r"__(\d+)")
 
 
 @tf_op("Erfc")
 class _ErrorFunctionComplement:
-    """1 - erf(x), which is in GELU as Keras writes it, and which neither tf2onnx nor ONNX has as one."""
+    """1 - erf(x), part of Keras's GELU; neither tf2onnx nor ONNX has it as one operator."""
 
     @classmethod
     def version_9(cls, ctx: Any, node: Any, **_: Any) -> None:
@@ -43,11 +43,11 @@ class _ErrorFunctionComplement:
 
 
 def convert_to_onnx(inference: InferenceModel, opset: int = DEFAULT_ONNX_OPSET) -> bytes:
-    """The content of the file: shape-inferred, checked, and the same bytes for the same model in any process.
+    """Return a shape-inferred, checked ONNX file; deterministic across processes.
 
     Raises:
         UsageError: tf2onnx does not write `opset`.
-        ExportError: the model has an operation that ONNX has not, or the file is not valid ONNX.
+        ExportError: ONNX lacks an operation of the model, or the file is not valid ONNX.
     """
     check_onnx_opset(opset)
     function = inference.probabilities
@@ -68,13 +68,13 @@ def convert_to_onnx(inference: InferenceModel, opset: int = DEFAULT_ONNX_OPSET) 
 
 
 def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Batch normalisation into the convolution before it, and the bias of a dense layer into its product.
+    """Fold batch normalisation into convolutions and biases into matrix products.
 
     tf2onnx leaves a product and a sum behind each depthwise convolution. ONNX Runtime would fold them when it loads the
-    file, but a quantiser before that takes each for a layer, with roundings of its own.
+    file, but a quantiser that runs before that treats each as a layer with its own rounding.
     """
     options = onnxruntime.SessionOptions()
-    # Of the standard's operators alone, and the same on every processor.
+    # Standard operators only, and the same result on every processor.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
         path = pathlib.Path(directory, "folded.onnx")
@@ -84,16 +84,16 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
         except onnx_errors() as e:
             raise ExportError(f"ONNX Runtime cannot load what tf2onnx made of this model: {e}") from e
         folded = onnx.load(path)
-    # It imports every set of operators that it knows.
+    # ONNX Runtime imports every operator set it knows.
     used = {node.domain for graph in _with_subgraphs(folded.graph) for node in graph.node}
     _replace(folded.opset_import, [entry for entry in folded.opset_import if entry.domain in used])
     return folded
 
 
 def _restore_constants(graph: Any, function: Any) -> None:
-    """Gives their values back to constants that `function` captured, such as the means of a Normalization layer.
+    """Restore constants that `function` captured, such as the means of a Normalization layer.
 
-    tf2onnx takes them for inputs of the model.
+    tf2onnx makes them inputs of the model.
     """
     captured = {inner.name: outer for outer, inner in function.graph.captures}
     constants = [value.name for value in graph.input if value.name in captured]
@@ -102,7 +102,7 @@ def _restore_constants(graph: Any, function: Any) -> None:
 
 
 def _name_batch_dimension(graph: Any) -> None:
-    """Says that the free dimension of the input and that of the output are one, by giving them one name."""
+    """Give the batch dimension of input and output one name, which declares them equal."""
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = _BATCH
     names = [output.name for output in graph.output]
@@ -110,10 +110,10 @@ def _name_batch_dimension(graph: Any) -> None:
 
 
 def _make_reproducible(model: Any) -> None:
-    """Gives every made-up name, and every order that means nothing, a form that follows from the graph alone.
+    """Rename and sort so that generated names and arbitrary orders depend only on the graph.
 
-    tf2onnx numbers names by a counter of the process, and walks sets of names: which of two equal constants lends
-    the merged one its name differs from process to process.
+    tf2onnx numbers names with a process-wide counter and iterates over sets of names, so that which of two equal
+    constants names the merged one differs between processes.
     """
     graph = model.graph
     nodes = [node for one in _with_subgraphs(graph) for node in one.node]
@@ -126,7 +126,7 @@ def _make_reproducible(model: Any) -> None:
     for node in nodes:
         node.name, node.doc_string = renumber(node.name), ""
         for i, name in enumerate(node.input):
-            # A constant is called after the first place that it is used in.
+            # Name a constant after its first use.
             if names.get(name) == "":
                 names[name] = f"{node.name}/constant_{i}"
     for one in _with_subgraphs(graph):
@@ -140,13 +140,13 @@ def _make_reproducible(model: Any) -> None:
         _replace(node.output, [renumber(name) for name in node.output])
     for value in graph.value_info:
         for dimension in value.type.tensor_type.shape.dim:
-            # A free dimension that tf2onnx numbered; an unnamed one is as free, and the checker infers no less.
+            # A dynamic dimension that tf2onnx numbered; unnamed it is as dynamic, and shape inference loses nothing.
             if dimension.dim_param.startswith("unk__"):
                 dimension.ClearField("dim_param")
 
 
 def _with_subgraphs(graph: Any) -> Iterator[Any]:
-    """`graph`, and the bodies of its conditions and loops, whose nodes see its names."""
+    """Yield `graph` and the bodies of its conditionals and loops, which share its names."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

@@ -1,13 +1,12 @@
-"""A SavedModel version for TensorFlow Serving: two named signatures and warm-up requests.
+"""Write a SavedModel version for TensorFlow Serving: two named signatures and warm-up requests.
 
-`serving_default` takes `image_bytes` (encoded images of any size), `images` takes pixels at the model's size; what both
-answer is in the signature.
+`serving_default` takes `image_bytes` (encoded images of any size), `images` takes pixels at the model's size; the
+outputs of both are in `signature.json`.
 
-The weights stay variables: the two signatures share them, and neither the 2 GB limit of a graph file nor a second
-copy in the server's memory comes into play. So batch normalisation is not folded here: TensorFlow does that to
-constants alone, and for EfficientNet-Lite0 at 224 px on two cores it gained a tenth (85 images/s against 76). The
-converters of TFLite and ONNX, which are given constants, fold it. Nothing in it asks for XLA, which TensorFlow Serving
-has off.
+The weights stay variables: both signatures share them, and neither the 2 GB limit of a graph file nor a second copy
+in the server's memory matters. TensorFlow folds batch normalisation into constants only, so it is not folded here: for
+EfficientNet-Lite0 at 224 px on two cores folding gained a tenth (85 images/s against 76). The TFLite and ONNX
+converters, which get constants, fold it. XLA is off, as in TensorFlow Serving.
 """
 
 import hashlib
@@ -26,18 +25,18 @@ from trainer.errors import ExportError
 
 WARMUP_FILE = pathlib.PurePosixPath("assets.extra", "tf_serving_warmup_requests")
 _FINGERPRINT_FILE = "fingerprint.pb"
-# Sizes of the warm-up requests: a client's one image, and a small batch.
+# Batch sizes of the warm-up requests: a single image, and a small batch.
 _WARMUP_BATCH_SIZES = (1, 4)
 NUM_WARMUP_IMAGES = max(_WARMUP_BATCH_SIZES)
 
 
 def write_saved_model(inference: InferenceModel, signature: Signature, directory: pathlib.Path, warmup: Batch) -> None:
-    """Writes one version to `directory` and replays its warm-up requests, of which one bad one would stop the server.
+    """Write one version to `directory` and replay its warm-up requests: a bad one would stop the server.
 
-    warmup: NUM_WARMUP_IMAGES real images (fewer make smaller requests).
+    `warmup` are NUM_WARMUP_IMAGES real images; fewer make smaller requests.
 
     Raises:
-        ExportError: a warm-up request is not answered.
+        ExportError: a warm-up request fails.
     """
     tf.saved_model.save(
         inference,
@@ -53,12 +52,10 @@ def write_saved_model(inference: InferenceModel, signature: Signature, directory
 
 
 def replay_warmup_requests(directory: pathlib.Path) -> int:
-    """Sends every warm-up request of the version in `directory` through it, as TensorFlow Serving will.
-
-    Returns their number.
+    """Run every warm-up request of the version in `directory`, as TensorFlow Serving will, and return their number.
 
     Raises:
-        ExportError: one is not answered, or answered with another number of images.
+        ExportError: one fails, or is answered with another number of images.
     """
     runtime = SavedModelRuntime(directory)
     num_requests = 0
@@ -96,10 +93,9 @@ def _write_warmup_requests(path: pathlib.Path, signature: Signature, warmup: Bat
 
 
 def _make_fingerprint_reproducible(path: pathlib.Path) -> None:
-    """Replaces the random identifier in `fingerprint.pb`, the one thing that differs between two equal exports.
+    """Replace the random identifier in `fingerprint.pb`, the only difference between two equal exports.
 
-    The new one follows from the hashes beside it (graph, signatures, weights), so different models keep different
-    identifiers.
+    The new one is derived from the hashes beside it (graph, signatures, weights), so that different models differ.
     """
     fingerprint = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
     fingerprint.uuid = ""

@@ -1,8 +1,8 @@
-"""TFLite files: float32, float16, dynamic-range and integer ones, made of built-in operators alone.
+"""Convert to TFLite: float32, float16, dynamic-range and integer files, from built-in operators only.
 
-Every file takes one image at a time, `images` [1, size, size, 3], and answers `probabilities` [1, classes] under
-the signature `serving_default`. The int8 file takes the pixels as they are, uint8, and answers uint8 with the
-scale 1/256 that the file states; the others take and give float32.
+Every file takes one image at a time, `images` [1, size, size, 3], and returns `probabilities` [1, classes] under the
+signature `serving_default`. The int8 file takes raw uint8 pixels and returns uint8 with the scale 1/256 that the file
+states; the others take and return float32.
 """
 
 import collections
@@ -33,14 +33,13 @@ from trainer.system.tf_runtime import stderr_held_back
 def convert_to_tflite(
     saved_model: pathlib.Path, wanted: Format, calibration: Pixels, share_in_float: float = 0.0
 ) -> bytes:
-    """The content of one file, from a SavedModel without variables as `frozen_saved_model` makes it.
+    """Return the content of one file, from a SavedModel without variables (see `frozen_saved_model`).
 
-    calibration: [n, size, size, 3], training images from which an integer file takes the range of every tensor; not
-        looked at for the others.
-    share_in_float: see `Quantisation`; int8 alone.
+    `calibration` are training images, [n, size, size, 3], for the tensor ranges of integer files, unused for others.
+    `share_in_float` is for int8 only, see `Quantisation`.
 
     Raises:
-        ExportError: the model needs an operator that the format has not; it is named.
+        ExportError: the format lacks an operator of the model; it is named.
     """
     failure = None
     try:
@@ -56,7 +55,7 @@ def convert_to_tflite(
 
 def _converter(saved_model: pathlib.Path, wanted: Format, calibration: Pixels) -> Any:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[TFLITE_SIGNATURE])
-    # Without TensorFlow's own operators (Flex), which phones and ai-edge-litert do not have.
+    # No TensorFlow operators (Flex), which phones and ai-edge-litert lack.
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if wanted in (TFLITE_DYNAMIC, TFLITE_INT8, TFLITE_INT8X16):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -69,7 +68,7 @@ def _converter(saved_model: pathlib.Path, wanted: Format, calibration: Pixels) -
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
     if wanted == TFLITE_INT8X16:
-        # An operator without a kernel of 16 bits is an error: nothing is left in float32 unsaid.
+        # An operator without a 16-bit kernel is an error: none is silently left in float32.
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         ]
@@ -77,7 +76,7 @@ def _converter(saved_model: pathlib.Path, wanted: Format, calibration: Pixels) -
 
 
 def _convert_in_part(saved_model: pathlib.Path, calibration: Pixels, share: float) -> bytes:
-    """Full-integer int8 but for the layers whose output quantisation harms most."""
+    """Convert to int8 except for the layers whose quantisation harms most."""
 
     def debug(**options: Any) -> Any:
         return tf.lite.experimental.QuantizationDebugger(
@@ -90,12 +89,12 @@ def _convert_in_part(saved_model: pathlib.Path, calibration: Pixels, share: floa
         return signal_to_noise(exact, (quantised.astype(np.float32) - zero_point) * scale, channel_axis=-1)
 
     ranking = debug(layer_direct_compare_metrics={"decibels": decibels})
-    with np.errstate(all="ignore"):  # in the metrics of its own
+    with np.errstate(all="ignore"):  # the debugger's own metrics divide by zero
         ranking.run()
     table = io.StringIO()
     ranking.layer_statistics_dump(table)
     table.seek(0)
-    # Neither the first operator nor the last: the file is to take and to give uint8 like any other int8 file.
+    # Not the first or last operator: the file must take and return uint8 like any int8 file.
     layers = {row["tensor_name"]: float(row["decibels"]) for row in list(csv.DictReader(table))[1:-1]}
     readers, num_weights = _graph_of(ranking.get_nondebug_quantized_model())
     spared = most_sensitive(layers, share, readers=readers, num_weights=num_weights)
@@ -106,7 +105,7 @@ def _convert_in_part(saved_model: pathlib.Path, calibration: Pixels, share: floa
 
 
 def _graph_of(content: bytes) -> tuple[dict[str, set[str]], dict[str, int]]:
-    """By the name of an operator's output, the outputs of those that it goes to, and how many weights it is made of."""
+    """Return, by the name of an operator's output, the outputs of its readers, and its number of weights."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     (graph,) = model.subgraphs
     names = [tensor.name.decode() for tensor in graph.tensors]
@@ -114,7 +113,7 @@ def _graph_of(content: bytes) -> tuple[dict[str, set[str]], dict[str, int]]:
     num_weights: dict[str, int] = {}
     for operator in graph.operators:
         written = {names[i] for i in operator.outputs}
-        inputs = [i for i in operator.inputs if i >= 0]  # -1: an optional one that is left out
+        inputs = [i for i in operator.inputs if i >= 0]  # -1: an optional input that is absent
         constants = [i for i in inputs if model.buffers[graph.tensors[i].buffer].data is not None]
         for read in inputs:
             readers[names[read]] |= written
@@ -124,18 +123,18 @@ def _graph_of(content: bytes) -> tuple[dict[str, set[str]], dict[str, int]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the converter prints tells a user nothing; what goes wrong is all in its error."""
+    """Silence the converter, which repeats everything useful in its error."""
     with stderr_held_back(), warnings.catch_warnings():
-        # Its calibrator still uses the interpreter that TensorFlow itself tells us not to use.
+        # Its calibrator still uses the interpreter that TensorFlow deprecates.
         warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
         yield
 
 
 def span_full_range(calibration: Pixels) -> Pixels:
-    """The same images, but the first has a black and a white corner pixel.
+    """Return the images with one black and one white corner pixel in the first.
 
-    The input's range is then 0 to 255 on every dataset and its quantisation the identity: a client hands over raw
-    pixels, and images brighter than all of the calibration's are not clipped.
+    The input range is then 0 to 255 on every dataset and its quantisation the identity: clients pass raw pixels, and
+    images brighter than all calibration images are not clipped.
     """
     spanning = calibration.copy()
     spanning[0, 0, 0] = 0
@@ -145,7 +144,7 @@ def span_full_range(calibration: Pixels) -> Pixels:
 
 def _explain(error: Any, wanted: Format) -> str:
     operators = sorted({e.operator.name for e in error.errors if e.operator.name})
-    # The converter knows an operator by its place in the Keras model, such as "classifier/head/MatMul".
+    # The converter names the operator's place in the Keras model, such as "classifier/head/MatMul".
     places = sorted({call.name for e in error.errors for call in e.location.call if call.name})
     if not operators:
         first_line = str(error).strip().splitlines()[0]

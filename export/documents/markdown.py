@@ -1,4 +1,4 @@
-"""Markdown of an export from the templates beside this module; the same text for the same values."""
+"""Render the Markdown templates beside this module; deterministic."""
 
 import importlib.resources
 import re
@@ -8,7 +8,7 @@ import jinja2
 
 
 def render_markdown(template_file: str, **values: Any) -> str:
-    """The text of the template; a value that it has no use for is left out, one that it lacks is an error."""
+    """Render a template; unused values are ignored, missing ones are an error."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -25,7 +25,7 @@ def render_markdown(template_file: str, **values: Any) -> str:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """Such as "13.9 MB" (10^6 bytes)."""
+    """Format a size, such as "13.9 MB" (10^6 bytes)."""
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
@@ -34,7 +34,7 @@ def _escape_cell(text: str) -> str:
 
 
 def _format_code(text: str) -> str:
-    """`text` as a code span, whatever backticks it has itself: https://spec.commonmark.org/0.31.2/#code-spans"""
+    """Return `text` as a code span that may contain backticks (https://spec.commonmark.org/0.31.2/#code-spans)."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence, space = "`" * (longest + 1), " " if longest else ""
     return f"{fence}{space}{text}{space}{fence}"

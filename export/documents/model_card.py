@@ -1,6 +1,6 @@
-"""`EXPORT/MODEL_CARD.md`: what the model is, how it was made, how well it does, and how it is called.
+"""`EXPORT/MODEL_CARD.md`: description, training, accuracy, artifacts and limits of the model.
 
-Everything in it follows from the run and the gate: no dates, no paths of a machine, the same text every time.
+Everything is derived from the run and the gate: no dates, no paths of a machine, the same text every time.
 """
 
 import statistics
@@ -15,11 +15,11 @@ from export.files.signature import Signature
 FILE_NAME = "MODEL_CARD.md"
 _TEMPLATE_FILE = "model_card.md.j2"
 _LATENCY_STARTS, _LATENCY_ENDS = "<!-- latency -->", "<!-- end of latency -->"
-_NOT_MEASURED = "Not measured yet; `trainer bench export EXPORT --record` does, and writes it here."
+_NOT_MEASURED = "Not measured yet; `trainer bench export EXPORT --record` measures it and writes it here."
 
 
 def render(signature: Signature, report: ParityReport, provenance: Provenance) -> str:
-    """The text of the card, Markdown."""
+    """Return the text of the card."""
     return render_markdown(
         _TEMPLATE_FILE,
         signature=signature,
@@ -31,7 +31,7 @@ def render(signature: Signature, report: ParityReport, provenance: Provenance) -
 
 
 def with_latency(card: str, latency: LatencyReport) -> str:
-    """The card with what was measured of the artifacts in the place of what was said of their latency before."""
+    """Return the card with its section on latency replaced."""
     start, end = card.index(_LATENCY_STARTS), card.index(_LATENCY_ENDS) + len(_LATENCY_ENDS)
     return card[:start] + _as_section(_latency_table(latency)) + card[end:]
 
@@ -46,6 +46,6 @@ def _latency_table(latency: LatencyReport) -> str:
         + (f"{statistics.median(row.relative):.2f} |" if row.relative else "- |")
         for row in latency.rows
     ]
-    head = "| artifact | threads | ms an image | range | of the model's time |\n| --- | --- | --- | --- | --- |\n"
+    head = "| artifact | threads | ms per image | range | relative to the model |\n| --- | --- | --- | --- | --- |\n"
     words = f"One image at a time, median and range of {latency.num_rounds} rounds, on {latency.cpu}:\n\n"
     return words + head + "\n".join(rows)

@@ -1,6 +1,6 @@
-"""`EXPORT/README.md`: how to call every artifact, from its signature alone, in programs that run as they stand there.
+"""`EXPORT/README.md`: how to call every artifact, with complete programs, generated from the signature.
 
-The first line of each program names its file; `programs_of` takes them out again.
+The first line of each program names its file; `programs_of` extracts them.
 """
 
 import re
@@ -26,7 +26,7 @@ _PROGRAM = re.compile(r"^```(python|sh|cpp)\n((?:#|//) ([\w.]+).*?)^```$", re.MU
 
 
 def render(signature: Signature, report: ParityReport) -> str:
-    """The text, Markdown."""
+    """Return the text of the README."""
     paths = {artifact.format: artifact.path for artifact in report.artifacts()}
     tflite = {name: path for name, path in paths.items() if path.endswith(".tflite")}
     saved_model = next((paths[wanted.name] for wanted in SAVED_MODELS if wanted.name in paths), None)
@@ -53,5 +53,5 @@ def render(signature: Signature, report: ParityReport) -> str:
 
 
 def programs_of(readme: str) -> dict[str, str]:
-    """The programs in the text of a README by the names of their files; a C++ program has the suffix .cc."""
+    """Return the programs in a README by file name; a C++ program gets the suffix .cc."""
     return {f"{name}.cc" if language == "cpp" else name: text for language, text, name in _PROGRAM.findall(readme)}

@@ -1,6 +1,6 @@
 """`EXPORT/checksums.json`: the SHA-256 of every other file of an export. Written last, it completes the export.
 
-Files of a finished export are replaced by `replace_files` alone, which a kill at any moment leaves verifiable.
+Only `replace_files` changes files of a finished export; a kill at any moment leaves it verifiable.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import pydantic
 
-from export.files.read_file import read_export_file
+from export.files.read_file import StrictModel, read_export_file
 from trainer.errors import ParityError
 from trainer.system import atomic, lock
 
@@ -19,24 +19,24 @@ FILE_NAME = "checksums.json"
 SCHEMA_VERSION: Final = 1
 
 
-class Checksums(pydantic.BaseModel):
-    """`files` maps a path relative to the export, with forward slashes, to a SHA-256 in hexadecimal.
+class Checksums(StrictModel):
+    """The checksums of an export.
 
-    replacing: the same of files that were being replaced or added when the writer was killed: each is as in `files`,
-    or as here. Left out of the file where there are none.
+    Attributes:
+        files: SHA-256 in hexadecimal by path relative to the export, with forward slashes.
+        replacing: new checksums of files that were being replaced or added when the writer was killed; each file has
+            either its checksum in `files` or the one here. Absent from the file if empty.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = SCHEMA_VERSION
     files: dict[str, str]
-    replacing: dict[str, str] = {}
+    replacing: dict[str, str] = pydantic.Field(default_factory=dict)
 
     @classmethod
     def of(cls, export_dir: pathlib.Path, *, only: Sequence[str] | None = None) -> "Checksums":
-        """Reads every file below `export_dir`, or `only` these."""
+        """Compute the checksums of all files below `export_dir`, or `only` of these."""
         names = _list_files(export_dir) if only is None else only
-        return cls(files={name: _sha256_of(export_dir / name) for name in names})
+        return cls(files={name: sha256_of(export_dir / name) for name in names})
 
     def save(self, export_dir: pathlib.Path) -> None:
         left_out = None if self.replacing else {"replacing"}
@@ -44,18 +44,18 @@ class Checksums(pydantic.BaseModel):
 
     @classmethod
     def load(cls, export_dir: pathlib.Path) -> "Checksums":
-        """Raises ArtifactError where `export_dir` is no finished export."""
+        """Load the file. Raises ArtifactError if `export_dir` is not a finished export."""
         return read_export_file(cls, export_dir, FILE_NAME, schema_version=SCHEMA_VERSION)
 
     def content_hash(self) -> str:
-        """SHA-256 over the names and checksums of all files."""
+        """Return a SHA-256 over the names and checksums of all files."""
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
     def verify(self, export_dir: pathlib.Path) -> None:
-        """Compares every file with its checksum.
+        """Compare every file with its checksum.
 
         Raises:
-            ParityError: a file is missing, changed, or was not there when the export was published; it is named.
+            ParityError: a file is missing, changed or added; it is named.
         """
         found = {name for name in _list_files(export_dir) if not self._is_left_over(name)}
         for name in sorted(set(self.files) - found):
@@ -64,7 +64,7 @@ class Checksums(pydantic.BaseModel):
             allowed = [of[name] for of in (self.files, self.replacing) if name in of]
             if not allowed:
                 raise ParityError(f"{name} was added after {export_dir} was published; remove it, or export again")
-            actual = _sha256_of(export_dir / name)
+            actual = sha256_of(export_dir / name)
             if actual not in allowed:
                 raise ParityError(
                     f"{name} was changed after {export_dir} was published: SHA-256 {actual[:12]}... where "
@@ -72,27 +72,27 @@ class Checksums(pydantic.BaseModel):
                 )
 
     def _is_left_over(self, name: str) -> bool:
-        """Whether it is what a killed writer has left of a file that it was just writing."""
+        """Return whether `name` is a temporary file of a killed writer."""
         return any(name.startswith(f"{atomic.TEMPORARY_PREFIX}{of}-") for of in (FILE_NAME, *self.replacing))
 
-    def _settled(self, export_dir: pathlib.Path) -> "Checksums":
-        """Those of the files as they are, where an earlier writer was killed; what else was changed still shows."""
+    def _after_kill(self, export_dir: pathlib.Path) -> "Checksums":
+        """Return the checksums with the replacements that a killed writer completed; other changes still show."""
         there = {name: expected for name, expected in self.replacing.items() if (export_dir / name).is_file()}
-        done = {name: expected for name, expected in there.items() if _sha256_of(export_dir / name) == expected}
+        done = {name: expected for name, expected in there.items() if sha256_of(export_dir / name) == expected}
         return Checksums(files={**self.files, **done})
 
 
 def replace_files(export_dir: pathlib.Path, contents: Mapping[str, bytes]) -> None:
-    """Replaces or adds files of a finished export, by their names in it; all others keep the checksums that they had.
+    """Replace or add files of a finished export, by name; all others keep their checksums.
 
-    A kill leaves an export that verifies: first the checksums say what is to come, then the files come one by one, then
-    the checksums say that they are there.
+    A kill leaves an export that verifies: the new checksums are announced first, then the files are written one by one,
+    then the checksums become final.
 
     Raises:
-        ArtifactError: `export_dir` is no finished export.
+        ArtifactError: `export_dir` is not a finished export.
     """
     with lock.hold_folder(export_dir):
-        before = Checksums.load(export_dir)._settled(export_dir)
+        before = Checksums.load(export_dir)._after_kill(export_dir)
         atomic.remove_temporaries(export_dir)
         new = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         before.model_copy(update={"replacing": new}).save(export_dir)
@@ -106,6 +106,7 @@ def _list_files(export_dir: pathlib.Path) -> list[str]:
     return sorted(name for p in files if (name := p.relative_to(export_dir).as_posix()) != FILE_NAME)
 
 
-def _sha256_of(path: pathlib.Path) -> str:
+def sha256_of(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

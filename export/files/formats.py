@@ -1,6 +1,6 @@
-"""The formats of an export: their names, where each artifact lies, and how far it may be from the model.
+"""The formats of an export: names, paths of artifacts, and accuracy budgets.
 
-The one table of budgets. A format is added here, gets a converter (`to_*`) and a runtime (`runtimes`).
+This is the only table of budgets. A new format also needs a converter (`to_*`) and a runtime (`runtimes`).
 """
 
 import dataclasses
@@ -8,13 +8,12 @@ import difflib
 import pathlib
 from typing import Literal
 
-import pydantic
-
+from export.files.read_file import StrictModel
 from trainer.errors import UsageError
 
-# What a publication is judged on at least, where the split has them.
+# The fewest images to judge an export on, if the split has them.
 MIN_NUM_IMAGES = 500
-# Of how many images on a class is judged by itself.
+# The fewest images of a class to judge that class by itself.
 MIN_NUM_OF_CLASS = 10
 # The operator sets that tf2onnx 1.17 writes and is tested with: https://github.com/onnx/tensorflow-onnx
 ONNX_OPSETS = range(14, 19)
@@ -23,22 +22,21 @@ DEFAULT_ONNX_OPSET = ONNX_OPSETS[-1]
 Kind = Literal["saved_model", "tflite", "onnx"]
 
 
-class Budget(pydantic.BaseModel):
+class Budget(StrictModel):
     """What the parity gate and the replay of golden images allow; null: not judged.
 
-    max_difference: of any one probability from the model's. Where the model's two best probabilities are further
-        apart than twice this, the best class must be the same.
-    max_share_set_aside: of the images, may get another class where those two are no further apart; null: any.
-    max_accuracy_drop: fraction of the images, such as 0.01 for one point.
-    min_agreement: fraction of the images that must get the model's class; one other image is always allowed.
-    min_class_agreement: the same of the images that the model gives any one class, where these are
-        `MIN_NUM_OF_CLASS` or more: an average hides a rare class that is lost.
-    max_share_uninformative: of the images, may get an answer that says nothing, see `information`.
-    max_replay_difference: of any one probability from what the same file answered when it was published; it
-        leaves room for the arithmetic of another processor.
+    Attributes:
+        max_difference: of any one probability from the model's. If the model's two highest probabilities differ by more
+            than twice this, the best class must be the same.
+        max_share_set_aside: fraction of the images that may get another class if those two differ by less; null: any.
+        max_accuracy_drop: fraction of the images, such as 0.01 for one point.
+        min_agreement: fraction of the images that must get the model's class; one other image is always allowed.
+        min_class_agreement: the same for each class with at least `MIN_NUM_OF_CLASS` images: an average hides a lost
+            rare class.
+        max_share_uninformative: fraction of the images that may get an uninformative answer, see `information`.
+        max_replay_difference: of any one probability from the same file's answer at publication; it leaves room for the
+            arithmetic of another processor.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     max_difference: float | None = None
     max_share_set_aside: float | None = None
@@ -58,7 +56,7 @@ _FLOAT32 = Budget(
     max_share_uninformative=_MAX_SHARE_UNINFORMATIVE,
     max_replay_difference=1e-4,
 )
-# Where a thousand classes share the probability, 1e-2 is more than any of them has: the decision is judged as well.
+# With a thousand classes, no probability may exceed 1e-2: so the decision is judged as well.
 _FLOAT16 = Budget(
     max_difference=1e-2,
     min_agreement=0.98,
@@ -66,8 +64,8 @@ _FLOAT16 = Budget(
     max_share_uninformative=_MAX_SHARE_UNINFORMATIVE,
     max_replay_difference=1e-2,
 )
-# A probability may well move by tenths in a sound integer model; what counts is the decision. A sound one of 1,000
-# classes agrees on 88% of the images, of ten classes on 95% and more; noise where a model knew little, on 22%.
+# Probabilities of a good integer model may move by tenths; its decisions count. A good one of 1,000 classes agrees on
+# 88% of the images, of ten classes on 95% and more; noise from a model that knew little, on 22%.
 _INTEGER = Budget(
     max_accuracy_drop=0.01,
     min_agreement=0.8,
@@ -75,12 +73,12 @@ _INTEGER = Budget(
     max_share_uninformative=_MAX_SHARE_UNINFORMATIVE,
     max_replay_difference=5e-2,
 )
-# Numbers of three digits, and processors that have it add up in their own order.
+# About three significant digits, and processors with bfloat16 accumulate in their own order.
 _BFLOAT16 = _INTEGER.model_copy(update={"min_agreement": 0.9, "min_class_agreement": 0.7})
-# Of pixels that a client decoded and resized without TensorFlow: they differ by a rounding here and there, which the
-# probabilities of one model feel more than those of another.
+# For pixels that a client decoded and resized without TensorFlow: they differ by rounding, to which some models are
+# more sensitive than others.
 CLIENT_BUDGET = _BFLOAT16
-# Of odd files: decoders of JPEG round in their own ways, which is far from a picture that is turned or black.
+# For odd files: JPEG decoders round differently, which is far less than a rotated or black picture.
 ODD_FILES_BUDGET = Budget(max_difference=0.2, max_replay_difference=5e-2)
 
 
@@ -88,8 +86,9 @@ ODD_FILES_BUDGET = Budget(max_difference=0.2, max_replay_difference=5e-2)
 class Format:
     """One kind of artifact, by the name that `--formats` and every table use.
 
-    by_choice: made where it is named, or where it stands in for an int8 file over budget; not part of `all`.
-    calibrated: its ranges come from training images.
+    Attributes:
+        by_choice: made only if named, or as the fallback of an int8 file over budget; not part of `all`.
+        calibrated: its tensor ranges come from training images.
     """
 
     name: str
@@ -99,7 +98,7 @@ class Format:
     calibrated: bool = False
 
     def path(self, *, model_name: str, version: int) -> pathlib.PurePosixPath:
-        """Where the artifact lies in an export; a directory for SavedModel, a file otherwise."""
+        """Return the path of the artifact in an export; a directory for SavedModel, otherwise a file."""
         if self.kind == "saved_model":
             return pathlib.PurePosixPath(self.name, model_name, str(version))
         if self.kind == "tflite":
@@ -108,14 +107,14 @@ class Format:
 
 
 SAVED_MODEL = Format(name="saved_model", kind="saved_model", budget=_FLOAT32)
-# Weights in half the bytes, arithmetic as in training with mixed_bfloat16.
+# Weights in half the bytes, arithmetic as in mixed_bfloat16 training.
 SAVED_MODEL_BFLOAT16 = Format(name="saved_model-bfloat16", kind="saved_model", budget=_BFLOAT16, by_choice=True)
 TFLITE_FLOAT32 = Format(name="tflite-float32", kind="tflite", budget=_FLOAT32)
 TFLITE_FLOAT16 = Format(name="tflite-float16", kind="tflite", budget=_FLOAT16)
-# Weights of 8 bits, activations of float32 in memory.
+# 8-bit weights, float32 activations.
 TFLITE_DYNAMIC = Format(name="tflite-dynamic", kind="tflite", budget=_INTEGER)
 TFLITE_INT8 = Format(name="tflite-int8", kind="tflite", budget=_INTEGER, calibrated=True)
-# Weights of 8 bits, activations of 16.
+# 8-bit weights, 16-bit activations.
 TFLITE_INT8X16 = Format(name="tflite-int8x16", kind="tflite", budget=_INTEGER, by_choice=True, calibrated=True)
 ONNX = Format(name="onnx", kind="onnx", budget=_FLOAT32)
 ONNX_FLOAT16 = Format(name="onnx-float16", kind="onnx", budget=_FLOAT16)
@@ -140,15 +139,15 @@ FORMATS: dict[str, Format] = {
         ONNX_INT8X16,
     )
 }
-# What `all` means.
+# The formats of `all`.
 DEFAULT_FORMATS = tuple(f for f in FORMATS.values() if not f.by_choice)
 SAVED_MODELS = tuple(f for f in FORMATS.values() if f.kind == "saved_model")
-# Those that answer like the model itself, and may stand for it where the run is gone.
+# Formats that can stand in for the model if the run is gone.
 FLOAT32_FORMATS = tuple(f.name for f in FORMATS.values() if f.budget == _FLOAT32)
 
 
 def parse_formats(text: str) -> list[Format]:
-    """The formats of a comma-separated list, in the order of `FORMATS`; `all` is every one but those by choice.
+    """Parse a comma-separated list, in the order of `FORMATS`; `all` is every one that is not `by_choice`.
 
     Raises:
         UsageError: a name is unknown (the nearest is named), or the list is empty.
@@ -164,7 +163,7 @@ def parse_formats(text: str) -> list[Format]:
 
 
 def check_num_images(max_images: int | None) -> None:
-    """Raises UsageError where a publication would be judged on fewer images than it must be (None: on all)."""
+    """Raise UsageError if an export would be judged on too few images (None: all)."""
     if max_images is not None and max_images < MIN_NUM_IMAGES:
         raise UsageError(
             f"--parity-images {max_images} is too few to publish on; expected {MIN_NUM_IMAGES} or more, or 0 for all "
@@ -173,7 +172,7 @@ def check_num_images(max_images: int | None) -> None:
 
 
 def check_onnx_opset(opset: int) -> None:
-    """Raises UsageError where tf2onnx does not write `opset`."""
+    """Raise UsageError if tf2onnx cannot write `opset`."""
     if opset not in ONNX_OPSETS:
         raise UsageError(
             f"--onnx-opset {opset} is not an operator set that tf2onnx writes; expected {ONNX_OPSETS[0]} to "

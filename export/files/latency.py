@@ -1,4 +1,4 @@
-"""`latency.json`: milliseconds a batch of each format, as measured on one machine."""
+"""`latency.json`: milliseconds per image of each format, measured on one machine."""
 
 import pathlib
 import statistics
@@ -6,20 +6,17 @@ from typing import Final, Literal
 
 import pydantic
 
+from export.files.read_file import StrictModel
 from trainer.errors import ArtifactError
 
 FILE_NAME = "latency.json"
 SCHEMA_VERSION: Final = 1
 
 
-class _Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+class Latency(StrictModel):
+    """Milliseconds per image in every round, for one input of an artifact and one number of threads.
 
-
-class Latency(_Model):
-    """One way to call an artifact, at one number of threads: milliseconds for one image, of every round.
-
-    relative: of the times in the same rounds to those of the model of the run; null without a run.
+    `relative` are the ratios to the run's model in the same rounds; null without a run.
     """
 
     title: str
@@ -35,8 +32,8 @@ class Latency(_Model):
         return statistics.median(self.ms)
 
 
-class LatencyReport(_Model):
-    """`latency.json`; `cpu` says which processor, for figures of another say little."""
+class LatencyReport(StrictModel):
+    """The content of `latency.json`; `cpu` names the processor, without which the figures mean little."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     cpu: str
@@ -45,7 +42,7 @@ class LatencyReport(_Model):
 
     @classmethod
     def load(cls, export_dir: pathlib.Path) -> "LatencyReport":
-        """Raises ArtifactError where the file is missing or not of this form."""
+        """Load the file. Raises ArtifactError if it is missing or malformed."""
         try:
             return cls.model_validate_json((export_dir / FILE_NAME).read_bytes())
         except (FileNotFoundError, pydantic.ValidationError) as e:

@@ -1,4 +1,4 @@
-"""`parity.json`: how each artifact's answers differ from the trained model's, and whether that is within budget."""
+"""`parity.json`: how each artifact's answers differ from the trained model's, and whether within budget."""
 
 import pathlib
 from collections.abc import Collection
@@ -7,26 +7,23 @@ from typing import Any, Final, Literal
 import pydantic
 
 from export.files.formats import FORMATS, MIN_NUM_IMAGES, Budget, Format
-from export.files.read_file import read_export_file
+from export.files.read_file import StrictModel, read_export_file
 from export.files.signature import IMAGE_BYTES, IMAGES, Signature
 from trainer.errors import ArtifactError, ParityError
 from trainer.system import atomic
 
 FILE_NAME = "parity.json"
 SCHEMA_VERSION: Final = 2
-# Of accuracy, above that of the best constant answer: ten times what an integer format may lose.
+# Margin of accuracy over the best constant answer, below which accuracy judges nothing: ten times an integer format's
+# allowed drop.
 _MIN_KNOWLEDGE = 0.1
 InputName = Literal["images", "image_bytes", "client_pixels", "odd_files", "odd_pixels"]
-# Not an input of its own: what `images` is given by a client that decodes and resizes by itself.
+# Pixels for the input `images` that a client decoded and resized itself.
 CLIENT_PIXELS: Final = "client_pixels"
 
 
-class _Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-
-class Artifact(_Model):
-    """One file (or SavedModel directory) of an export. `path` is relative to the export."""
+class Artifact(StrictModel):
+    """A file (or SavedModel directory) of an export; `path` is relative to the export."""
 
     format: str
     path: str
@@ -41,8 +38,8 @@ class Artifact(_Model):
         return cls(format=wanted.name, path=path.as_posix())
 
 
-class Rung(_Model):
-    """One attempt to get an int8 format within its budget: `what` was changed, made as `format`, and how it did."""
+class FallbackAttempt(StrictModel):
+    """One attempt to get an int8 format within its budget: `what` was changed, the `format` made, and its figures."""
 
     format: str
     what: str
@@ -51,18 +48,18 @@ class Rung(_Model):
     failure: str | None
 
 
-class Ladder(_Model):
-    """What was tried for a format that was over its budget, in order, the first attempt included.
+class FallbackLadder(StrictModel):
+    """The fallbacks that were tried for a format over its budget, in order, including the first attempt.
 
-    `chosen` is the format of the attempt that is published for it, the last of `rungs`; null: none was within budget.
+    `chosen` is the format of the published attempt, the last of `rungs`; null if none was within budget.
     """
 
     format: str
     chosen: str | None
-    rungs: list[Rung]
+    rungs: list[FallbackAttempt]
 
     def describe(self) -> list[str]:
-        """One sentence an attempt, and one on what came of them."""
+        """Return a sentence for each attempt, and one for the outcome."""
         tried = [
             f"{r.format}, {r.what}: {r.failure or f'within budget, accuracy {r.accuracy:.4f}'}" for r in self.rungs
         ]
@@ -74,43 +71,40 @@ class Ladder(_Model):
 
 
 def size_on_disk(path: pathlib.Path) -> int:
-    """Bytes of a file, or of all files below a directory; 0 where there is nothing."""
+    """Return the bytes of a file, or of all files below a directory; 0 if there is nothing."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-class ClassAgreement(pydantic.BaseModel):
-    """Of the `num_images` that the model gives a class, the fraction to which the artifact gives it as well."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+class ClassAgreement(StrictModel):
+    """The fraction of the `num_images` that the model assigns to a class that the artifact assigns to it too."""
 
     class_id: int
     num_images: int
     agreement: float
 
 
-class Figures(pydantic.BaseModel):
+class Figures(StrictModel):
     """How the answers of an artifact differ from those of the model over `num_images`.
 
-    agreement: fraction of images with the same most probable class; of a multi-label model, with all classes decided
-        alike at their thresholds.
-    num_clear_disagreements: images with another class although the model's two best probabilities are further apart
-        than twice the budget's difference (multi-label: a class decided otherwise although its probability is further
-        from its threshold than that difference); null where the budget has none.
-    num_set_aside: images with another answer by less: the decision is not judged there, only how many there are; null
-        where the budget has no difference.
-    max_difference, mean_difference: of a probability, over all images and classes; null where one is not finite.
-    accuracy, reference_accuracy: fraction of images given their true class (multi-label: exactly their true classes),
-        by the artifact and by the model.
-    accuracy_interval: of 95%, for images like these (Wilson).
-    num_not_finite: images for which the artifact or the model answers NaN or infinity.
-    num_uninformative: images for which the artifact's answer says nothing, see `information`.
-    worst_class: of the classes that the model gives often enough, the one with the lowest agreement; null: none is.
-    model_answers_alike: the model itself gives all images one answer, so there is nothing to compare.
-    commonest_share: accuracy of always answering what is true most often; null in files of earlier versions.
+    Attributes:
+        agreement: fraction of images with the same most probable class; for multi-label, with the same decision for
+            every class.
+        num_clear_disagreements: images with another class although the model's two highest probabilities differ by more
+            than twice the budget's difference (multi-label: a class decided differently although its probability is
+            further from its threshold than that difference); null if the budget has none.
+        num_set_aside: images with another class by a smaller margin, which are counted and not judged; null if the
+            budget has no difference.
+        max_difference, mean_difference: of a probability, over all images and classes; null if one is not finite.
+        accuracy, reference_accuracy: of the artifact and of the model: fraction of images with their true class
+            (multi-label: exactly their true classes).
+        accuracy_interval: 95% (Wilson).
+        num_not_finite: images for which the artifact or the model answers NaN or infinity.
+        num_uninformative: images with an uninformative answer of the artifact, see `information`.
+        worst_class: the class with the lowest agreement, of those with enough images; null if there is none.
+        model_answers_alike: the model itself gives all images one answer, so there is nothing to compare.
+        commonest_share: accuracy of always predicting the commonest class; null in files of earlier versions.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     num_images: int
     agreement: float
@@ -129,19 +123,21 @@ class Figures(pydantic.BaseModel):
 
     @property
     def is_too_weak(self) -> bool:
-        """Whether the model itself is hardly more often right than a constant answer: accuracy then judges nothing."""
+        """Whether the model hardly beats a constant answer, so that accuracy judges nothing."""
         return self.commonest_share is not None and self.reference_accuracy - self.commonest_share < _MIN_KNOWLEDGE
 
 
-class Comparison(_Model):
-    """One artifact, through one of its inputs, against the reference. `failure` is null where it is within budget.
+class Comparison(StrictModel):
+    """One input of one artifact, compared with the reference.
 
-    input: client_pixels are those that a client decoded and resized with Pillow, see `client_images`; odd_files are
-        the original bytes of files as strangers send them, and odd_pixels a client's pixels of these; both are
-        compared with what the artifact itself answers to the pixels that training would have seen.
-    `figures` is null where the artifact did not run. `ms_per_image` is the mean over the run and not written to the
-    file: TFLite takes one image at a time, the others batches of 32. `allowed`: over budget, and published all the
-    same (`--allow-failed`).
+    Attributes:
+        input: images and image_bytes are inputs of the artifact; client_pixels are decoded and resized with Pillow by a
+            client, see `client_images`; odd_files are the original bytes of unusual files, and odd_pixels a client's
+            pixels of these; both are compared with the artifact's answer to the pixels that training would have seen.
+        figures: null if the artifact did not run.
+        failure: null if it is within budget.
+        allowed: published although over budget (`--allow-failed`).
+        ms_per_image: mean, not written to the file; TFLite takes one image at a time, others batches of 32.
     """
 
     format: str
@@ -161,12 +157,12 @@ class Comparison(_Model):
 
     @property
     def is_over_budget(self) -> bool:
-        """It answers every image with numbers, but not near enough to the model's. What is worse is never allowed."""
+        """Whether all answers are finite but too far from the model's; anything worse is never allowed."""
         return self.failure is not None and self.figures is not None and self.figures.num_not_finite == 0
 
 
-class ParityReport(_Model):
-    """`parity.json`: what was compared with what, on which images, and how it came out."""
+class ParityReport(StrictModel):
+    """The content of `parity.json`: what was compared with what, on which images, and the results."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     signature_hash: str
@@ -177,10 +173,10 @@ class ParityReport(_Model):
     num_images: int
     num_images_in_split: int
     comparisons: list[Comparison]
-    ladders: list[Ladder] = []
+    ladders: list[FallbackLadder] = pydantic.Field(default_factory=list)
 
     def raise_on_failure(self) -> None:
-        """Raises ParityError naming the first artifact over its budget, the figure and the budget."""
+        """Raise ParityError naming the first artifact over its budget, the figure and the budget."""
         failed = self._failed()
         if failed:
             others = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
@@ -190,7 +186,7 @@ class ParityReport(_Model):
         return [c for c in self.comparisons if c.failure and not c.allowed]
 
     def allow_over_budget(self, paths: Collection[str] | None = None) -> "ParityReport":
-        """The same, but artifacts at `paths` (None: all) that are merely over budget are allowed, and marked so."""
+        """Return the report with artifacts at `paths` (None: all) that are merely over budget marked as allowed."""
         marked = [
             c.model_copy(update={"allowed": c.is_over_budget and (paths is None or c.path in paths)})
             for c in self.comparisons
@@ -198,14 +194,14 @@ class ParityReport(_Model):
         return self.model_copy(update={"comparisons": marked})
 
     def allow_nothing(self) -> "ParityReport":
-        """The same, but what was allowed is judged like the rest."""
+        """Return the report with nothing marked as allowed."""
         return self.allow_over_budget(())
 
     def allowed_paths(self) -> set[str]:
         return {c.path for c in self.comparisons if c.allowed}
 
     def remarks(self) -> list[str]:
-        """What a reader of the figures must know, in sentences."""
+        """Return caveats for a reader of the figures, in sentences."""
         remarks = [f"OVER BUDGET, published on request: {c.title}: {c.failure}" for c in self.comparisons if c.allowed]
         if self.num_images < MIN_NUM_IMAGES:
             which = "all that the split has" if self.num_images == self.num_images_in_split else "by choice"
@@ -229,19 +225,19 @@ class ParityReport(_Model):
         return remarks + [sentence for ladder in self.ladders for sentence in ladder.describe()]
 
     def answer(self) -> dict[str, Any]:
-        """What `--json` prints: the file's content, the times, and whether all passed."""
+        """Return what `--json` prints: the file's content, the times, and whether all passed."""
         answer = self.model_dump(mode="json")
         for row, comparison in zip(answer["comparisons"], self.comparisons, strict=True):
             row["ms_per_image"] = comparison.ms_per_image
         return {**answer, "passed": not self._failed()}
 
     def artifacts(self) -> list[Artifact]:
-        """Every artifact once."""
+        """Return every artifact once."""
         found = {c.path: Artifact(format=c.format, path=c.path) for c in self.comparisons}
         return list(found.values())
 
     def inputs_of(self, artifact: Artifact) -> list[Comparison]:
-        """The comparison of each input of `artifact`, without those of a client's pixels and of odd files."""
+        """Return the comparisons of the inputs of `artifact`, without a client's pixels and odd files."""
         return [c for c in self.comparisons if c.path == artifact.path and c.input in (IMAGES, IMAGE_BYTES)]
 
     def save(self, directory: pathlib.Path) -> None:
@@ -249,7 +245,7 @@ class ParityReport(_Model):
 
     @classmethod
     def load(cls, directory: pathlib.Path) -> "ParityReport":
-        """Raises ArtifactError where `directory` has no readable parity.json."""
+        """Load the file. Raises ArtifactError if it is missing or malformed."""
         report = read_export_file(cls, directory, FILE_NAME, schema_version=SCHEMA_VERSION)
         for artifact in report.artifacts():
             inside = pathlib.PurePosixPath(artifact.path)

@@ -1,6 +1,6 @@
-"""`EXPORT/provenance.json`: of what run, data and settings an export was made, and with which packages.
+"""`EXPORT/provenance.json`: the run, data, settings and packages that an export was made from.
 
-Everything follows from the run and the options of the export: no times, hosts or paths, the same bytes every time.
+Everything is derived from the run and the options: no times, hosts or paths, the same bytes every time.
 """
 
 import dataclasses
@@ -10,10 +10,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
-import pydantic
-
 import trainer
-from export.files.read_file import read_export_file
+from export.files.read_file import StrictModel, read_export_file
 from trainer.metrics.evaluation import Evaluation
 from trainer.run.checkpoint import Which
 from trainer.system import atomic
@@ -25,18 +23,17 @@ if TYPE_CHECKING:  # what reads the file needs no TensorFlow
 
 FILE_NAME = "provenance.json"
 SCHEMA_VERSION: Final = 1
-# What has a hand in the bytes of an artifact.
+# The packages that affect the bytes of an artifact.
 _PACKAGES = ("ai-edge-litert", "h5py", "keras", "numpy", "onnx", "onnxruntime", "pillow", "tensorflow", "tf2onnx")
 
 
-class _Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+class RunOrigin(StrictModel):
+    """The run of an export.
 
-
-class OfRun(_Model):
-    """The run; `config_sha256` is of its settings as YAML, defaults written out.
-
-    checkpoint, exported_weights: which of the run's weights are in the export. weights: what training began with.
+    Attributes:
+        checkpoint, exported_weights: which of the run's weights are in the export.
+        weights: the weights that training started from.
+        config_sha256: of the settings as YAML, including defaults.
     """
 
     name: str
@@ -51,8 +48,8 @@ class OfRun(_Model):
     num_train_examples: int
 
 
-class OfDataset(_Model):
-    """The dataset whose `split` judged the export; for a run it is the one that was trained on."""
+class DatasetOrigin(StrictModel):
+    """The dataset whose `split` the export was judged on; for a run, the one it was trained on."""
 
     name: str
     content_sha256: str
@@ -60,29 +57,32 @@ class OfDataset(_Model):
     num_images_compared: int
 
 
-class OfOriginal(_Model):
-    """The export that `trainer publish` copied and gave another version; `checksums_sha256` is of its checksums."""
+class OriginalExport(StrictModel):
+    """The export that `trainer publish` copied and renumbered; `checksums_sha256` is of its checksums."""
 
     version: Version
     checksums_sha256: str
 
 
-class ExportProvenance(_Model):
-    """`provenance.json`. `version` is the SavedModel's; `command` has RUN and EXPORT in the place of paths.
+class ExportProvenance(StrictModel):
+    """The content of `provenance.json`.
 
-    version_counts_up: nobody asked for that version, so it is one more than the last where it is published.
-    renumbered_from: null where the version is still the one of the export.
+    Attributes:
+        version: of the SavedModel.
+        version_counts_up: whether `version` was chosen automatically, so that publishing may choose the next free one.
+        renumbered_from: null if the version is still that of the export.
+        command: has RUN and EXPORT in place of paths.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model_name: ModelName
     version: Version
     version_counts_up: bool = False
-    renumbered_from: OfOriginal | None = None
+    renumbered_from: OriginalExport | None = None
     signature_sha256: str
     command: list[str]
-    run: OfRun
-    dataset: OfDataset
+    run: RunOrigin
+    dataset: DatasetOrigin
     trainer_version: str
     packages: dict[str, str]
 
@@ -97,14 +97,14 @@ class ExportProvenance(_Model):
         counts_up: bool,
         options: Sequence[str],
     ) -> "ExportProvenance":
-        """Of an export that has passed its gate; `options` are those of the command, with the defaults written out."""
+        """Describe an export that passed its gate; `options` are those of the command, including defaults."""
         return cls(
             model_name=signature.model_name,
             version=version,
             version_counts_up=counts_up,
             signature_sha256=signature.content_hash(),
             command=["trainer", "export", "RUN", *options],
-            run=OfRun(
+            run=RunOrigin(
                 name=provenance.run_name,
                 identity=provenance.run_identity,
                 global_step=provenance.global_step,
@@ -116,7 +116,7 @@ class ExportProvenance(_Model):
                 config_sha256=hashlib.sha256(provenance.config_yaml.encode()).hexdigest(),
                 num_train_examples=provenance.num_train_examples,
             ),
-            dataset=OfDataset(
+            dataset=DatasetOrigin(
                 name=report.dataset_name,
                 content_sha256=report.dataset_hash,
                 split=report.split,
@@ -131,13 +131,13 @@ class ExportProvenance(_Model):
 
     @classmethod
     def load(cls, export_dir: pathlib.Path) -> "ExportProvenance":
-        """Raises ArtifactError where `export_dir` says nothing, or nothing readable, of where it comes from."""
+        """Load the file. Raises ArtifactError if it is missing or malformed."""
         return read_export_file(cls, export_dir, FILE_NAME, schema_version=SCHEMA_VERSION)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where the model comes from. `evaluations` are those of the exported step; `config_yaml` is the whole recipe."""
+    """The origin of the model; `evaluations` are those of the exported step, `config_yaml` is the whole recipe."""
 
     run_name: str
     run_identity: str
@@ -153,10 +153,10 @@ class Provenance:
 
     @property
     def weights_name(self) -> str:
-        """What training began with; a file without where it lay, which says something of one machine alone."""
+        """The weights that training started from; a file without its directory, which differs between machines."""
         return self.weights.rpartition("/")[2]
 
     def describe(self) -> str:
-        """The reference of a parity report in words."""
+        """Describe the reference of a parity report in words."""
         weights = ", averages of its weights" if self.has_averages else ""
         return f"run {self.run_name}, step {self.global_step} ({self.which} checkpoint{weights}), float32"

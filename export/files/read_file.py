@@ -1,4 +1,4 @@
-"""Reading the JSON files of an export: one error for what is missing, and one for what is of another version."""
+"""The base of the JSON files of an export, and their reader, with one error each for missing and malformed files."""
 
 import pathlib
 from typing import TypeVar
@@ -10,8 +10,14 @@ from trainer.errors import ArtifactError
 _Content = TypeVar("_Content", bound=pydantic.BaseModel)
 
 
+class StrictModel(pydantic.BaseModel):
+    """A frozen model that rejects unknown fields."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
 def read_export_file(content: type[_Content], export_dir: pathlib.Path, name: str, *, schema_version: int) -> _Content:
-    """The file `name` of a finished export. Raises ArtifactError where it is not there, or not of this form."""
+    """Load the file `name` of a finished export. Raises ArtifactError if it is missing or malformed."""
     path = export_dir / name
     try:
         return content.model_validate_json(path.read_bytes())

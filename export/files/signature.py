@@ -1,7 +1,6 @@
-"""`EXPORT/signature.json`: names, dtypes and shapes of what goes in and comes out. This module alone knows them.
+"""`EXPORT/signature.json`: names, dtypes and shapes of inputs and outputs. Only this module knows them.
 
-Every artifact of an export answers to these names; clients, the server, the manifests and the parity gate
-read them here.
+Every artifact of an export uses these names; clients, the server, the manifests and the parity gate read them here.
 """
 
 import hashlib
@@ -12,6 +11,7 @@ from typing import Any, Final, Literal
 
 import pydantic
 
+from export.files.read_file import StrictModel
 from export.files.statuses import HOW_FILES_ARE_READ, STATUS_IN_WORDS, STATUS_TRANSPARENT, STATUSES
 from export.files.statuses import STATUS_OK as STATUS_OK
 from trainer.config.training import ModelTask
@@ -21,7 +21,7 @@ from trainer.system import atomic
 from trainer.system.names import ClassNames, ModelName
 
 FILE_NAME = "signature.json"
-# One class name a line, in the order of the probabilities, for tools that read no JSON.
+# One class name per line, in the order of the probabilities, for tools that read no JSON.
 LABELS_FILE = "labels.txt"
 SCHEMA_VERSION: Final = 1
 _HASH = "hash"
@@ -37,26 +37,26 @@ PREDICTED = "predicted"
 LOGITS = "logits"
 FEATURES = "features"
 STATUS = "status"
-# Outputs that are there by choice.
+# Outputs on request.
 OPTIONAL_OUTPUTS = (LOGITS, FEATURES)
-# `class_id` of what is no image; its other outputs are 0, false or empty.
+# `class_id` of a refused image; its other outputs are 0, false or empty.
 NO_CLASS: Final = -1
 DEFAULT_THRESHOLD = 0.5
-# Signatures of the SavedModel. `serving_default` is what a client gets that names none.
+# Signatures of the SavedModel; `serving_default` is used by clients that name none.
 SIGNATURE_IMAGE_BYTES = "serving_default"
 SIGNATURE_IMAGES = "images"
-# A TFLite file has this one, from `images` to `probabilities`; ONNX names its tensors the same and has none.
+# The signature of a TFLite file, from `images` to `probabilities`; ONNX has tensors of the same names.
 TFLITE_SIGNATURE = "serving_default"
 
 
-class TensorInfo(pydantic.BaseModel):
-    """One input or output; null in `shape` is the free batch dimension.
+class TensorInfo(StrictModel):
+    """One input or output.
 
-    range: the least and the largest value; null where there is no limit. values: all that a string may be, where these
-    are few.
+    Attributes:
+        shape: null is the batch dimension.
+        range: smallest and largest value; null if unlimited.
+        values: all values of a string, if there are few.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     name: str
     dtype: Literal["string", "float32", "int64", "bool"]
@@ -67,23 +67,22 @@ class TensorInfo(pydantic.BaseModel):
 
 
 class OutputInfo(TensorInfo):
-    """signatures: those of the SavedModel that give it. saved_model_only: TFLite and ONNX do not."""
+    """An output; `signatures` are those of the SavedModel that have it."""
 
-    signatures: list[str] = [SIGNATURE_IMAGE_BYTES, SIGNATURE_IMAGES]
+    signatures: list[str] = pydantic.Field([SIGNATURE_IMAGE_BYTES, SIGNATURE_IMAGES])
     saved_model_only: bool = True
 
 
-class Signature(pydantic.BaseModel):
-    """The contract between an exported model and everyone who calls it.
+class Signature(StrictModel):
+    """The contract between an exported model and its callers.
 
-    temperature: what the logits were divided by for the probabilities; null where they were not calibrated.
-    thresholds: for multi_label, from which probability on each class is predicted; null for other tasks.
-    sample_bits: how many bits are used in image files of 16 that do not say it; null for all.
-    resize: "crop" takes the largest centred square, "squash" the whole image, before the resize to image_size_px.
-    channel_order, interpolation, antialias: of the pixels, and of that resize; the only ones there are.
+    Attributes:
+        temperature: the divisor of the logits; null if the probabilities are not calibrated.
+        thresholds: for multi_label, the probability from which on each class is predicted; null for other tasks.
+        sample_bits: bits in use in 16-bit image files that do not say it; null for all.
+        resize: "crop" takes the largest centred square, "squash" the whole image, before the resize to image_size_px.
+        channel_order, interpolation, antialias: of the pixels, and of that resize; constants.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model_name: ModelName
@@ -114,9 +113,10 @@ class Signature(pydantic.BaseModel):
         num_features: int | None = None,
         sample_bits: int | None = None,
     ) -> "Signature":
-        """The signature of a classifier over `class_names`.
+        """Create the signature of a classifier.
 
-        thresholds: only of multi_label, [classes]; None: one half for each. num_features: None leaves `features` out.
+        `thresholds` are for multi_label only, [classes]; None is 0.5 for each. With `num_features` None, there is no
+        output `features`.
         """
         assert thresholds is None or (task == "multi_label" and len(thresholds) == len(class_names))
         if task == "multi_label" and thresholds is None:
@@ -140,7 +140,7 @@ class Signature(pydantic.BaseModel):
         )
 
     def describe_decisions(self) -> str:
-        """How probabilities and labels are made of the logits, in words."""
+        """Describe in words how logits become probabilities and labels."""
         calibrated = "not calibrated" if self.temperature is None else f"calibrated, temperature {self.temperature:.4g}"
         if self.thresholds is None:
             return f"probabilities are {calibrated}"
@@ -153,7 +153,7 @@ class Signature(pydantic.BaseModel):
 
     @property
     def reads_odd_files(self) -> bool:
-        """Whether the graph refuses by a status what it would read otherwise than training; older ones do not."""
+        """Whether the graph refuses files that it would decode differently from training; older exports do not."""
         return any(o.name == STATUS and STATUS_TRANSPARENT in (o.values or ()) for o in self.outputs)
 
     @property
@@ -161,27 +161,27 @@ class Signature(pydantic.BaseModel):
         return Geometry(image_size_px=self.image_size_px, resize=self.resize)
 
     def content_hash(self) -> str:
-        """SHA-256 of the contract itself, the same for two exports of one run."""
+        """Return the SHA-256 of the contract, the same for two exports of one run."""
         return _hash_of(self._content())
 
     def _content(self) -> dict[str, Any]:
         content = self.model_dump(mode="json")
-        # Later than the first exports, whose hash must not change.
+        # Absent in the first exports, whose hash must not change.
         return content if self.sample_bits is not None else {k: v for k, v in content.items() if k != "sample_bits"}
 
     def labels_text(self) -> str:
-        """The content of `labels.txt`."""
+        """Return the content of `labels.txt`."""
         return "".join(f"{name}\n" for name in self.class_names)
 
     def save(self, directory: pathlib.Path) -> None:
-        """Writes `signature.json`, with the hash of all else in it, and `labels.txt`."""
+        """Write `signature.json`, with a hash of its content, and `labels.txt`."""
         content = {**self._content(), _HASH: self.content_hash()}
         atomic.write_text(directory / LABELS_FILE, self.labels_text())
         atomic.write_text(directory / FILE_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, directory: pathlib.Path) -> "Signature":
-        """Raises ArtifactError where `directory` is no export, or its signature was changed by hand."""
+        """Load `signature.json`. Raises ArtifactError if `directory` is not an export or the file was edited."""
         path = directory / FILE_NAME
         try:
             content = json.loads(path.read_bytes())
@@ -204,10 +204,10 @@ class Signature(pydantic.BaseModel):
 
 
 def parse_outputs(text: str, *, has_saved_model: bool) -> list[str]:
-    """The outputs of a comma-separated list of OPTIONAL_OUTPUTS; none where it is empty.
+    """Parse a comma-separated list of OPTIONAL_OUTPUTS; it may be empty.
 
     Raises:
-        UsageError: a name is unknown, or no format is asked for that has these outputs.
+        UsageError: a name is unknown, or no format has these outputs.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:

@@ -1,22 +1,22 @@
-"""What `status` says of an image, and how image files are read, in the words of `signature.json`."""
+"""The values of `status`, and how image files are read, in the words of `signature.json`."""
 
 from typing import Final
 
 from trainer.data.decode.limits import MAX_IMAGE_PIXELS
 
-# What `status` says of each image. Words and not numbers: they are read in JSON, and new ones change no old one.
+# Values of `status`. Words and not numbers: they are readable in JSON, and new ones do not change old ones.
 STATUS_OK: Final = "ok"
 STATUS_NOT_AN_IMAGE: Final = "not_an_image"
 STATUS_UNDECODABLE: Final = "undecodable"
 STATUS_TOO_LARGE: Final = "too_large"
-# Images whose picture the graph does not make as training saw it; re-encoded by the client they are answered.
+# Images that the graph would decode differently from training; a client can re-encode them.
 STATUS_TRANSPARENT: Final = "transparent"
 STATUS_ANIMATED: Final = "animated"
 STATUS_SIXTEEN_BIT: Final = "sixteen_bit"
 STATUS_CMYK: Final = "cmyk"
 STATUS_ROTATED: Final = "rotated"
 STATUS_UNSUPPORTED: Final = "unsupported"
-# Of pixels, not of files.
+# For pixels, not files.
 STATUS_BAD_PIXELS: Final = "bad_pixels"
 # Every status but ok, as the end of a sentence about the image.
 STATUS_IN_WORDS = {
@@ -32,7 +32,7 @@ STATUS_IN_WORDS = {
     STATUS_BAD_PIXELS: "has pixels that are NaN, infinite or outside 0 to 255",
 }
 STATUSES = (STATUS_OK, *STATUS_IN_WORDS)
-# The words of the one definition, `trainer.data.decode.image_file`, of which the graph is a part.
+# Describes `trainer.data.decode.image_file`, of which the graph implements a part.
 HOW_FILES_ARE_READ = (
     "an image file of any size, read by its content as training read it: JPEG, PNG, GIF, BMP or WebP; turned as EXIF "
     "or XMP say; transparency put on white; of a GIF the first frame; RGB of 8 bits; colour profiles ignored. What the "

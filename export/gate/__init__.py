@@ -1,4 +1,4 @@
-"""Compare every artifact with the trained model, and refuse what answers differently.
+"""Compare every artifact with the trained model, and refuse those that answer differently.
 
-The reports' formats are in `files`. Read `run_gate.py` first.
+Report formats are in `files`. Read `run_gate.py` first.
 """

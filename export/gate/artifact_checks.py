@@ -1,4 +1,4 @@
-"""What the parity gate asks: one input of one artifact, its answers so far, and what went wrong with it."""
+"""Check one input of one artifact: run it on every batch, collect the answers, compare them with the model's."""
 
 import dataclasses
 import functools
@@ -21,22 +21,22 @@ from export.runtime.runtimes import Arrays, Probabilities, Runtime, SavedModelRu
 from export.runtime.samples import Batch, ClassIds
 from trainer.errors import ArtifactError
 
-# `image_bytes` and `client_pixels` of files as strangers send them, see `odd_files`.
+# `image_bytes` and `client_pixels` of unusual files, see `odd_files`.
 ODD_FILES: Final = "odd_files"
 ODD_PIXELS: Final = "odd_pixels"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """See `parity.Comparison`."""
+    """The result of a check; for the fields see `parity.Comparison`."""
 
     figures: Figures | None
     failure: str | None
     ms_per_image: float | None
 
 
-class Subject:
-    """`answer` to every batch, then `compare`. An artifact that fails once is asked no more."""
+class ArtifactCheck:
+    """Checks one input of one artifact: call `answer` for every batch, then `compare`. Stops at the first failure."""
 
     def __init__(
         self,
@@ -46,7 +46,10 @@ class Subject:
         run: Callable[[Batch], Probabilities] | None = None,
         expect: Callable[[Batch], Probabilities] | None = None,
     ) -> None:
-        """expect: of odd files, what the artifact answers to the pixels that training would have seen."""
+        """Prepare a check; `run` is None for an artifact that does not load.
+
+        For odd files, `expect` gives the artifact's answer to the pixels that training would have seen.
+        """
         self.input: InputName = input_name
         self.budget = budget
         self.runtime_name = runtime_name
@@ -78,8 +81,8 @@ class Subject:
         return Outcome(figures, over_budget, 1e3 * self._secs / len(expected))
 
     def compare_odd_files(self, files: OddFiles, signature: Signature) -> Outcome:
-        """Asks and compares; a failure names the kind of file that differs most."""
-        assert self.expect is not None, "only of those that expect something"
+        """Run on odd files and compare; a failure names the kind of file that differs most."""
+        assert self.expect is not None, "only checks of odd files have an expected answer"
         try:
             expected = self.expect(files.batch)
         except (ArtifactError, _WrongOutputError) as e:
@@ -92,37 +95,39 @@ class Subject:
         return dataclasses.replace(outcome, failure=f"{kind}: {outcome.failure}")
 
 
-def open_subjects(path: pathlib.Path, signature: Signature, budget: Budget, *, has_client: bool) -> Iterator[Subject]:
-    """One for each input of the artifact at `path`; a failed one where it does not load.
+def open_checks(
+    path: pathlib.Path, signature: Signature, budget: Budget, *, has_client: bool
+) -> Iterator[ArtifactCheck]:
+    """Yield a check for each input of the artifact at `path`, or one failed check if it does not load.
 
-    has_client: two more, for pixels that a client decoded and resized, where it loads.
+    With `has_client`, two more check pixels that a client decoded and resized.
     """
     try:
         runtime = open_runtime(path)
     except ArtifactError as e:
-        subject = Subject(IMAGES, "none", budget)
-        subject.failure = str(e)
-        yield subject
+        check = ArtifactCheck(IMAGES, "none", budget)
+        check.failure = str(e)
+        yield check
         return
     predict = runtime.predict_probabilities
     if isinstance(runtime, SavedModelRuntime):
-        ask = functools.partial(predict_files, runtime.predict_encoded)
+        predict_encoded = functools.partial(predict_files, runtime.predict_encoded)
         pixels = _checked(runtime.predict_images, lambda batch: batch.images, signature)
-        files = _checked(ask, lambda batch: batch.encoded, signature)
-        yield Subject(IMAGES, runtime.name, budget, pixels)
-        yield Subject(IMAGE_BYTES, runtime.name, budget, files)
+        files = _checked(predict_encoded, lambda batch: batch.encoded, signature)
+        yield ArtifactCheck(IMAGES, runtime.name, budget, pixels)
+        yield ArtifactCheck(IMAGE_BYTES, runtime.name, budget, files)
         if signature.reads_odd_files:
             odd = _refusing(runtime.predict_encoded, files)
-            yield Subject(ODD_FILES, runtime.name, ODD_FILES_BUDGET, odd, expect=pixels)
+            yield ArtifactCheck(ODD_FILES, runtime.name, ODD_FILES_BUDGET, odd, expect=pixels)
     else:
-        subject = Subject(IMAGES, runtime.name, budget, lambda batch: predict(batch.images))
+        check = ArtifactCheck(IMAGES, runtime.name, budget, lambda batch: predict(batch.images))
         if path.suffix == ".tflite":
-            subject.failure = _find_other_labels(path, signature)
-        yield subject
+            check.failure = _find_other_labels(path, signature)
+        yield check
     if has_client:
         run = functools.partial(_answer_client, runtime, signature)
-        yield Subject(CLIENT_PIXELS, runtime.name, CLIENT_BUDGET, run)
-        yield Subject(ODD_PIXELS, runtime.name, ODD_FILES_BUDGET, run, expect=lambda b: predict(b.images))
+        yield ArtifactCheck(CLIENT_PIXELS, runtime.name, CLIENT_BUDGET, run)
+        yield ArtifactCheck(ODD_PIXELS, runtime.name, ODD_FILES_BUDGET, run, expect=lambda b: predict(b.images))
 
 
 def _answer_client(runtime: Runtime, signature: Signature, batch: Batch) -> Probabilities:
@@ -132,7 +137,7 @@ def _answer_client(runtime: Runtime, signature: Signature, batch: Batch) -> Prob
 def _refusing(
     predict: Callable[[list[bytes]], Arrays], answer: Callable[[Batch], Probabilities]
 ) -> Callable[[Batch], Probabilities]:
-    """`answer`, after a look that what is refused has no class."""
+    """Wrap `answer` with a check that refused images get no class."""
 
     def run(batch: Batch) -> Probabilities:
         contradiction = find_answer_of_refused(predict(batch.encoded))
@@ -144,11 +149,11 @@ def _refusing(
 
 
 class _WrongOutputError(Exception):
-    """A SavedModel's outputs contradict each other."""
+    """The outputs of a SavedModel contradict each other."""
 
 
 def _find_other_labels(path: pathlib.Path, signature: Signature) -> str | None:
-    """What is wrong with the labels inside a TFLite file, which MediaPipe names the classes by."""
+    """Return what is wrong with the labels inside a TFLite file, which MediaPipe shows, or None."""
     try:
         with zipfile.ZipFile(path) as archive:
             labels = archive.read(LABELS_FILE)
@@ -162,7 +167,7 @@ def _find_other_labels(path: pathlib.Path, signature: Signature) -> str | None:
 def _checked(
     predict: Callable[[Any], Arrays], take: Callable[[Batch], Any], signature: Signature
 ) -> Callable[[Batch], Probabilities]:
-    """The probabilities of a SavedModel, after a look at the outputs that follow from them."""
+    """Wrap a SavedModel's `predict`: check that its outputs are consistent, return the probabilities."""
 
     def run(batch: Batch) -> Probabilities:
         outputs = predict(take(batch))

@@ -1,4 +1,4 @@
-"""What a model decides by its probabilities: the best class, or of several labels each one by its threshold."""
+"""Turn probabilities into decisions: the most probable class, or for multi-label each class by its threshold."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 Probabilities = npt.NDArray[np.float32]
-# [n] class ids, or for several labels [n, num_classes], whether each is one.
+# [n] class ids, or for multi-label [n, num_classes] bool.
 Decisions = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
 
 def decide(probabilities: Probabilities, thresholds: Sequence[float] | None) -> Decisions:
-    """The decisions by `probabilities` [n, num_classes]; `thresholds` are null where there is one label an image."""
+    """Return the decisions for `probabilities`, [n, num_classes]; `thresholds` are None for a single label."""
     if thresholds is None:
         class_ids: npt.NDArray[np.int64] = probabilities.argmax(axis=-1)
         return class_ids
@@ -21,7 +21,7 @@ def decide(probabilities: Probabilities, thresholds: Sequence[float] | None) -> 
 
 
 def are_same(decisions: Decisions, others: Decisions) -> Bools:
-    """[n]: for several labels whether all are the same."""
+    """Return which rows are equal, [n]; for multi-label, equal in all classes."""
     same: Bools = np.asarray(decisions == others)
     return np.asarray(same.all(axis=-1)) if same.ndim == 2 else same
 
@@ -29,9 +29,9 @@ def are_same(decisions: Decisions, others: Decisions) -> Bools:
 def are_clear(
     expected: Probabilities, answers: Probabilities, thresholds: Sequence[float] | None, max_difference: float
 ) -> Bools:
-    """[n]: whether answers within `max_difference` of `expected` could not decide otherwise than `expected` does.
+    """Return which decisions no difference of up to `max_difference` could change, [n].
 
-    For several labels this is asked of those that `answers` decides otherwise.
+    For multi-label, only the classes that `answers` decides differently count.
     """
     if thresholds is None:
         best_two = np.sort(expected, axis=-1)[:, -2:]

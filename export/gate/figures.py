@@ -1,4 +1,4 @@
-"""What the parity gate measures and how it judges: arithmetic on probabilities, nothing else."""
+"""Compute and judge the figures of the parity gate: arithmetic on probabilities only."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from export.gate.decisions import Bools, Decisions, Probabilities, are_clear, ar
 from export.gate.information import are_alike, find_uninformative
 from trainer.metrics.predictions import wilson_interval
 
-# Whole numbers of images over all of them; the slack is for their rounding, far below one image.
+# Tolerance for rounding of fractions, far below one image.
 _SLACK = 1e-9
 
 
@@ -22,13 +22,13 @@ def compare_probabilities(
     budget: Budget,
     thresholds: Sequence[float] | None = None,
 ) -> Figures:
-    """Compares `answers` with `expected`, both [n, num_classes], n at least 1; `class_ids` [n] are the true classes.
+    """Compare `answers` with `expected`, both [n, num_classes], n at least 1.
 
-    `thresholds` are those of a multi-label model, whose `class_ids` are multi-hot, [n, num_classes].
+    `class_ids` are the true classes, [n]; for a multi-label model, which has `thresholds`, multi-hot [n, num_classes].
     """
     finite = np.isfinite(answers).all(axis=-1) & np.isfinite(expected).all(axis=-1)
     predicted, wanted = decide(answers, thresholds), decide(expected, thresholds)
-    # An answer that is not finite is no prediction, whatever argmax makes of it.
+    # A non-finite answer is no prediction, whatever argmax makes of it.
     agrees = are_same(predicted, wanted) & finite
     differences = np.abs(answers.astype(np.float64) - expected)
     all_finite = bool(finite.all())
@@ -53,7 +53,7 @@ def compare_probabilities(
 
 
 def find_failure(figures: Figures, budget: Budget, class_names: Sequence[str] | None = None) -> str | None:
-    """What is over `budget`, with the figure and the budget, or None; a class by its name where there are some."""
+    """Return what exceeds `budget`, with the figure and the limit, or None."""
     if figures.num_not_finite or figures.max_difference is None:
         return f"NaN or infinity in the answers to {figures.num_not_finite} of {figures.num_images} images"
     if budget.max_difference is not None and figures.max_difference > budget.max_difference:
@@ -79,7 +79,7 @@ def _find_disagreement(figures: Figures, budget: Budget, class_names: Sequence[s
     weak = ", and the model itself is too weak to be judged by accuracy" if figures.is_too_weak else ""
     if budget.min_agreement is not None:
         num_others = round((1 - figures.agreement) * figures.num_images)
-        # One may always be: of a few images a single one is more than the share.
+        # One is always allowed: among few images a single one exceeds the share.
         if num_others > max(1, int((1 - budget.min_agreement) * figures.num_images + _SLACK)):
             return (
                 f"it agrees with the model on {100 * figures.agreement:.1f}% of the images, where "
@@ -107,7 +107,7 @@ def _find_lost_information(figures: Figures, budget: Budget) -> str | None:
 
 
 def _find_worst_class(wanted: Decisions, predicted: Decisions, num_classes: int) -> ClassAgreement | None:
-    """`wanted` are the model's decisions, `predicted` the artifact's."""
+    """Return the class on which `predicted`, the artifact's decisions, agree least with `wanted`, the model's."""
     if wanted.ndim == 2:
         counts, kept = wanted.sum(axis=0), (wanted & predicted).sum(axis=0)
     else:
@@ -128,7 +128,7 @@ def _commonest_share(class_ids: npt.NDArray[np.int64]) -> float:
 def _find_many_set_aside(figures: Figures, budget: Budget) -> str | None:
     if figures.num_set_aside is None or budget.max_share_set_aside is None:
         return None
-    # One may always be: of fewer than 1,000 images a single one is more than the share.
+    # One is always allowed: among fewer than 1,000 images a single one exceeds the share.
     allowed = max(1, int(budget.max_share_set_aside * figures.num_images))
     if figures.num_set_aside <= allowed:
         return None
@@ -145,7 +145,7 @@ def _count_disagreements(
     budget: Budget,
     thresholds: Sequence[float] | None,
 ) -> tuple[int | None, int | None]:
-    """Those by a clear margin, and the others."""
+    """Return the numbers of disagreements by a clear margin and by less."""
     if budget.max_difference is None:
         return None, None
     clear = are_clear(expected, answers, thresholds, budget.max_difference)

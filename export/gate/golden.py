@@ -1,13 +1,13 @@
-"""`EXPORT/golden.npz`: a few real images and what was answered to them, so that any machine can replay an export.
+"""`EXPORT/golden.npz`: a few real images with the expected answers, so that any machine can replay an export.
 
     images           [n, size, size, 3] uint8   at the model's size
     encoded          [total] uint8              the n encoded files, end to end
     encoded_lengths  [n] int64                  bytes of each
-    class_ids        [n] int64                  the true classes; multi-hot, [n, classes], where there are several
-    probabilities    [n, classes] float32       what the model itself answered
-    answers/<title>  [n, classes] float32       what each artifact answered, by the title of its comparison
+    class_ids        [n] int64                  true classes; multi-hot, [n, classes], for multi-label
+    probabilities    [n, classes] float32       the trained model's answers
+    answers/<title>  [n, classes] float32       each artifact's answers, by the title of its comparison
 
-A zip of .npy files without pickled objects; the same bytes for the same arrays.
+A zip of .npy files without pickled objects; deterministic.
 """
 
 import dataclasses
@@ -29,21 +29,19 @@ from trainer.errors import ArtifactError
 
 FILE_NAME = "golden.npz"
 NUM_IMAGES = 16
-# The golden images are chosen from so many.
+# The golden images are chosen among this many.
 _NUM_CANDIDATES = 4 * NUM_IMAGES
 _BATCH_SIZE = 32
-_MAX_SHARE_SILENT = 0.25
-# Of the spread of the answers. Where all of them are small, a fixed difference would let a file answer anything.
+_MAX_SHARE_UNINFORMATIVE = 0.25
+# Share of the spread of the answers: where all are small, an absolute limit would let a file answer anything.
 _MAX_SHARE_OF_SPREAD = 0.4
 _ANSWERS = "answers/"
-# The earliest that a zip can say; the time of writing would make every export differ.
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def choose_golden_images(source: ImageSource, reference: Runtime, signature: Signature) -> Batch:
-    """The images whose answers say most: of every class that the model gives, those that it is surest of.
+    """Choose the images with the most confident answers of every predicted class.
 
-    From images that are evenly spread over `source`; the same ones for the same model.
+    They are chosen among images evenly spread over `source`; deterministic for a model.
     """
     indices = spread_indices(source.num_images, _NUM_CANDIDATES)
     batches = iterate_batches(source, indices, signature.geometry, _BATCH_SIZE)
@@ -60,24 +58,24 @@ def choose_golden_images(source: ImageSource, reference: Runtime, signature: Sig
 
 
 def max_replay_difference(budget: Budget, published: Probabilities) -> float:
-    """How far an answer to a golden image may be from what was published."""
+    """Return the largest allowed difference from the `published` answers."""
     return min(budget.max_replay_difference, _MAX_SHARE_OF_SPREAD * spread_of(published))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Golden:
-    """See the module; `answers` is keyed by `Comparison.title`."""
+    """The content of `golden.npz`; `answers` is keyed by `Comparison.title`."""
 
     batch: Batch
     probabilities: Probabilities
     answers: dict[str, Probabilities]
 
-    def find_silence(self, title: str, thresholds: Sequence[float] | None) -> str | None:
-        """How many of an artifact's answers say nothing, where they are too many for a replay to prove anything."""
-        silent = find_uninformative(self.probabilities, self.answers[title], thresholds)
-        if silent.mean() <= _MAX_SHARE_SILENT:
+    def describe_uninformative(self, title: str, thresholds: Sequence[float] | None) -> str | None:
+        """Return a failure if too many of an artifact's answers are uninformative for a replay to prove anything."""
+        uninformative = find_uninformative(self.probabilities, self.answers[title], thresholds)
+        if uninformative.mean() <= _MAX_SHARE_UNINFORMATIVE:
             return None
-        return f"its answers to {silent.sum()} of {len(silent)} golden images say nothing; export again"
+        return f"its answers to {uninformative.sum()} of {len(uninformative)} golden images say nothing; export again"
 
     def save(self, directory: pathlib.Path) -> None:
         arrays = {
@@ -92,12 +90,12 @@ class Golden:
             for name, array in arrays.items():
                 content = io.BytesIO()
                 np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
-                entry = zipfile.ZipInfo(f"{name}.npy", _ZIP_EPOCH)
-                archive.writestr(entry, content.getvalue(), zipfile.ZIP_DEFLATED)
+                # ZipInfo has a constant time, which keeps the file reproducible.
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
 
     @classmethod
     def load(cls, directory: pathlib.Path) -> "Golden":
-        """Raises ArtifactError where the file is missing or not of this form."""
+        """Load the file. Raises ArtifactError if it is missing or malformed."""
         path = directory / FILE_NAME
         try:
             with np.load(path, allow_pickle=False) as archive:

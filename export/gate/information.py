@@ -1,7 +1,7 @@
-"""Which answers say nothing of their image: all zero, constant over the classes or the images, or saturated.
+"""Find uninformative answers: all zero, constant over the classes or the images, or saturated.
 
-Accuracy does not see them where the model itself is weak, and neither does the difference of a probability where there
-are so many classes that all of them are small.
+Accuracy misses them if the model itself is weak, and so does the difference of a probability if there are so many
+classes that all probabilities are small.
 """
 
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ import numpy as np
 
 from export.gate.decisions import Bools, Probabilities
 
-# How far the most probable class must be above chance before a constant answer has lost something.
+# Factor above chance of the model's best class from which a constant answer has lost information.
 _ABOVE_CHANCE = 1.1
-# Of several labels: the least difference of a probability that is a loss.
+# Multi-label: the least difference of a probability that is a loss.
 _LOSS = 0.02
-# Next to 0 or 1, as far as 8 bits can tell.
+# An 8-bit step: closer to 0 or 1 counts as certain.
 _QUANTUM = 1 / 256
-# From the model's probability to a certain answer: the model had not decided, and the answer has nothing left of that.
+# A certain answer this far from the model's probability is saturated: the model had not decided.
 _SATURATION = 0.4
-# Of the mean probability: what differs by less over all images is one answer to all of them.
+# Share of the mean probability: answers that differ by less over all images are the same answer.
 _ALIKE = 0.01
 
 
 def find_uninformative(
     expected: Probabilities, answers: Probabilities, thresholds: Sequence[float] | None = None
 ) -> Bools:
-    """[n]: which of `answers` [n, num_classes] say nothing where `expected`, the model's, say something.
+    """Return which `answers`, [n, num_classes], are uninformative where `expected`, the model's, are not; [n].
 
-    All of them where every image gets the same answer, though not of the model. Not finite answers are another matter.
+    All of them if every image gets the same answer, but not from the model. Non-finite answers are judged elsewhere.
     """
     if are_alike(answers) and not are_alike(expected):
         return np.ones(len(expected), np.bool_)
@@ -43,10 +43,10 @@ def find_uninformative(
 
 
 def spread_of(probabilities: Probabilities) -> float:
-    """From the least to the largest of all probabilities: what a difference of one of them is to be held against."""
+    """Return the difference of the largest and the smallest probability, the scale for judging differences."""
     return float(probabilities.max() - probabilities.min())
 
 
 def are_alike(answers: Probabilities) -> bool:
-    """Whether all images get one answer; of a model, that it has learned nothing."""
+    """Return whether all images get the same answer; a model that does so has learned nothing."""
     return bool(np.ptp(answers, axis=0).max() <= _ALIKE * answers.mean())

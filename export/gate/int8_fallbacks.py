@@ -1,9 +1,9 @@
-"""What is tried, step by step, where an int8 file is over its budget: the first attempt within budget is taken.
+"""Try fallbacks, in order, for an int8 file over its budget; the first within budget is taken.
 
-What costs little at run time comes first, and an int8 file is never as large as float16 would be.
+The cheapest at run time come first, and no int8 file is as large as float16 would be.
 
 The work is bounded by counts and not by the clock, so that two exports of one run choose the same: at most six
-attempts, 1,024 calibration images, and for each attempt the images of the gate once more.
+attempts, 1,024 calibration images, and for each attempt another pass of the gate.
 """
 
 import dataclasses
@@ -26,22 +26,22 @@ from export.files.formats import (
     TFLITE_INT8X16,
     Format,
 )
-from export.files.parity import Artifact, Comparison, Ladder, ParityReport, Rung
+from export.files.parity import Artifact, Comparison, FallbackAttempt, FallbackLadder, ParityReport
 from export.files.signature import Signature
 from trainer.errors import ExportError
 
 _MORE_CALIBRATION_IMAGES = 4 * NUM_CALIBRATION_IMAGES
-# Of float32's bytes, a quarter and three quarters of the share: even the larger is a smaller file than float16.
+# Bytes relative to float32 are 1/4 + 3/4 of the share: even the larger share gives a file smaller than float16.
 _SHARES_IN_FLOAT = (0.1, 0.3)
-# What stands in, once no int8 file will do: 16 bits for activations, 8 for weights alone, 16 for weights.
-_STAND_INS = {
+# Other formats, if no int8 file is within budget: 16-bit activations, 8-bit weights only, 16-bit weights.
+_FALLBACK_FORMATS = {
     TFLITE_INT8.name: (TFLITE_INT8X16, TFLITE_DYNAMIC, TFLITE_FLOAT16),
     ONNX_INT8.name: (ONNX_INT8X16, ONNX_DYNAMIC, ONNX_FLOAT16),
 }
 
 
 class Gate(Protocol):
-    """`parity.run_gate` with all but these settled."""
+    """`run_gate` with all other arguments bound."""
 
     def __call__(self, *, export_dir: pathlib.Path, artifacts: list[Artifact]) -> ParityReport: ...
 
@@ -61,7 +61,7 @@ class _Tried:
     failure: str | None
 
 
-def climb_ladders(
+def replace_over_budget(
     report: ParityReport,
     *,
     conversion: Conversion,
@@ -72,22 +72,22 @@ def climb_ladders(
     keep_over_budget: bool,
     say: Callable[[str], None],
 ) -> ParityReport:
-    """Replaces every int8 artifact of `export_dir` that is over its budget, and its row of `report`.
+    """Replace every int8 artifact of `export_dir` that is over its budget, and its row in `report`.
 
-    Another int8 file takes its place, or a file of another format does, under that format's name. Where nothing is
-    within budget, the report still fails; with `keep_over_budget` it then holds the int8 file nearest to the model.
+    Its replacement is another int8 file, or a file of another format under that format's name. If nothing is within
+    budget the report still fails; with `keep_over_budget` it then holds the most accurate int8 file.
 
-    say: is told each attempt and what came of it.
+    `say` is called with a sentence for each attempt and its result.
     """
     for comparison in report.comparisons:
-        if comparison.format in _STAND_INS and comparison.is_over_budget:
-            climb = _Climb(comparison, conversion, gate, signature, version, say)
-            report = climb.replace_in(report, export_dir, keep_over_budget)
+        if comparison.format in _FALLBACK_FORMATS and comparison.is_over_budget:
+            search = _FallbackSearch(comparison, conversion, gate, signature, version, say)
+            report = search.replace_in(report, export_dir, keep_over_budget)
     return report
 
 
-class _Climb:
-    """One ladder."""
+class _FallbackSearch:
+    """Searches a replacement for one artifact over its budget."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class _Climb:
     def replace_in(self, report: ParityReport, export_dir: pathlib.Path, keep_over_budget: bool) -> ParityReport:
         name = self._first.format
         self._say(f"{name} is over its budget ({self._first.failure})")
-        rungs = [_rung_of(self._first, f"{NUM_CALIBRATION_IMAGES:,} calibration images, a scale for each channel")]
+        rungs = [_attempt_of(self._first, f"{NUM_CALIBRATION_IMAGES:,} calibration images, a scale for each channel")]
         nearest, chosen = self._first, None
         with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
             scratch = pathlib.Path(directory)
@@ -121,7 +121,7 @@ class _Climb:
                 if attempt.wanted.name == name and _accuracy(tried.comparison) > _accuracy(nearest):
                     nearest = tried.comparison
                     (scratch / tried.artifact.path).rename(scratch / "nearest")
-            ladder = Ladder(format=name, chosen=chosen.format if chosen else None, rungs=rungs)
+            ladder = FallbackLadder(format=name, chosen=chosen.format if chosen else None, rungs=rungs)
             rows = self._rows(report, scratch, export_dir, nearest, chosen, keep_over_budget)
         return report.model_copy(update={"comparisons": rows, "ladders": [*report.ladders, ladder]})
 
@@ -149,7 +149,7 @@ class _Climb:
         chosen: Comparison | None,
         keep_over_budget: bool,
     ) -> list[Comparison]:
-        """The comparisons of the report, and the files that they speak of, after the choice."""
+        """Copy the chosen files to `export_dir`, and return the comparisons of the report after the choice."""
         first = self._first
         if chosen and chosen.format == first.format:
             shutil.copyfile(scratch / chosen.path, export_dir / chosen.path)
@@ -177,21 +177,21 @@ def _attempts(name: str, num_training_images: int) -> Iterator[_Attempt]:
         what = f"the layers that it harms most, up to {share:.0%} of all, left in float32"
         yield _Attempt(int8, what, Quantisation(num_images=num_images, share_in_float=share))
     whats = ("activations of 16 bits", "weights alone quantised beforehand", "float16")
-    for wanted, what in zip(_STAND_INS[name], whats, strict=True):
+    for wanted, what in zip(_FALLBACK_FORMATS[name], whats, strict=True):
         yield _Attempt(wanted, what, Quantisation(num_images=num_images))
 
 
-def _describe(tried: _Tried) -> Rung:
+def _describe(tried: _Tried) -> FallbackAttempt:
     if tried.comparison:
-        return _rung_of(tried.comparison, tried.attempt.what)
-    return Rung(
+        return _attempt_of(tried.comparison, tried.attempt.what)
+    return FallbackAttempt(
         format=tried.attempt.wanted.name, what=tried.attempt.what, num_bytes=None, accuracy=None, failure=tried.failure
     )
 
 
-def _rung_of(comparison: Comparison, what: str) -> Rung:
+def _attempt_of(comparison: Comparison, what: str) -> FallbackAttempt:
     accuracy = comparison.figures.accuracy if comparison.figures else None
-    return Rung(
+    return FallbackAttempt(
         format=comparison.format,
         what=what,
         num_bytes=comparison.num_bytes,

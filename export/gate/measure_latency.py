@@ -1,7 +1,7 @@
-"""`EXPORT/latency.json`: how long every artifact takes for one image in its own runtime, beside the model of the run.
+"""Measure `EXPORT/latency.json`: milliseconds per image of every artifact in its own runtime, and of the run's model.
 
-Each number of threads has a process of its own, bound to as many cores, since TensorFlow decides on its threads once.
-In a round every subject has one turn, so that whatever else the machine does falls on all of them.
+Each number of threads has its own process, bound to as many cores, since TensorFlow sets its threads once. All
+contenders take turns in every round, so that other load on the machine affects all of them.
 """
 
 import json
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from export.files.latency import FILE_NAME, Latency, LatencyReport
 from trainer.errors import ExportError, RunError, UsageError
@@ -29,11 +30,11 @@ _MAX_TURN_CALLS = 200
 def measure_latency(
     export_dir: pathlib.Path, run_dir: pathlib.Path | None, *, num_threads: Sequence[int], num_rounds: int
 ) -> LatencyReport:
-    """Measures every artifact of `export_dir`, and the model of the run at `run_dir` that it was exported from.
+    """Measure every artifact of `export_dir`, and the model of the run at `run_dir` that it was exported from.
 
     Raises:
         UsageError: more threads than this process may use cores.
-        ArtifactError, RunError: no export, no run, or a run that it is not of.
+        ArtifactError, RunError: no export, no run, or another run than the export's.
         ExportError: an artifact does not run here.
     """
     cores = sorted(os.sched_getaffinity(0))
@@ -60,7 +61,7 @@ def measure_latency(
 
 
 def check_run(export_dir: pathlib.Path, run_dir: pathlib.Path) -> None:
-    """Raises RunError where the export is not of the run at `run_dir`."""
+    """Raise RunError if the export is not of the run at `run_dir`."""
     from export.files.provenance import ExportProvenance
     from trainer.run.run_dir import RunDir
 
@@ -73,7 +74,7 @@ def check_run(export_dir: pathlib.Path, run_dir: pathlib.Path) -> None:
 
 
 def record_latency(export_dir: pathlib.Path, report: LatencyReport) -> None:
-    """Writes the figures beside the artifacts and into the model card, and renews the checksums of these two files."""
+    """Write the figures to `latency.json` and the model card, and update their checksums."""
     from export.documents import model_card
     from export.files.checksums import replace_files
 
@@ -90,34 +91,41 @@ def _measure_in_this_process(
     from trainer.system import tf_runtime
 
     tf_runtime.configure(use_gpus=False)
-    subjects = _subjects(export_dir, run_dir)
-    num_calls = [_warm_up(call) for *_, call in subjects]
-    times: list[list[float]] = [[] for _ in subjects]
+    contenders = _open_contenders(export_dir, run_dir)
+    num_calls = [_warm_up(contender.predict) for contender in contenders]
+    times: list[list[float]] = [[] for _ in contenders]
     for _ in range(num_rounds):
-        for (*_, call), calls, own in zip(subjects, num_calls, times, strict=True):
+        for contender, calls, own in zip(contenders, num_calls, times, strict=True):
             start = time.perf_counter()
             for _ in range(calls):
-                call()
+                contender.predict()
             own.append(1e3 * (time.perf_counter() - start) / calls)
     model = times[0] if run_dir else None
     return [
         Latency(
-            title=title,
-            path=path,
-            runtime=runtime,
-            num_bytes=num_bytes,
+            title=contender.title,
+            path=contender.path,
+            runtime=contender.runtime,
+            num_bytes=contender.num_bytes,
             num_threads=num_threads,
             ms=[round(ms, 4) for ms in own],
             relative=None if model is None else [round(a / b, 4) for a, b in zip(own, model, strict=True)],
         )
-        for (title, path, runtime, num_bytes, _), own in zip(subjects, times, strict=True)
+        for contender, own in zip(contenders, times, strict=True)
     ]
 
 
-Subject = tuple[str, str | None, str, int, Callable[[], object]]
+class _Contender(NamedTuple):
+    """One way to predict an image: the run's model, or one input of an artifact."""
+
+    title: str
+    path: str | None
+    runtime: str
+    num_bytes: int
+    predict: Callable[[], object]
 
 
-def _subjects(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> list[Subject]:
+def _open_contenders(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> list[_Contender]:
     from export.files.parity import ParityReport, size_on_disk
     from export.files.signature import IMAGE_BYTES, Signature
     from export.gate.golden import Golden
@@ -125,7 +133,7 @@ def _subjects(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> list[Su
 
     batch = Golden.load(export_dir).batch
     images, encoded = batch.images[:1], batch.encoded[:1]
-    found: list[Subject] = []
+    found: list[_Contender] = []
     if run_dir is not None:
         from export.files.provenance import ExportProvenance
         from trainer.run.checkpoint import find_model_file
@@ -141,7 +149,7 @@ def _subjects(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> list[Su
             temperature=signature.temperature,
         )
         size = find_model_file(run, checkpoint, weights)[0].stat().st_size
-        found.append((MODEL, None, model.name, size, lambda: model.predict_probabilities(images)))
+        found.append(_Contender(MODEL, None, model.name, size, lambda: model.predict_probabilities(images)))
     report = ParityReport.load(export_dir)
     for artifact in report.artifacts():
         path = export_dir / artifact.path
@@ -154,12 +162,12 @@ def _subjects(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> list[Su
                     return runtime.predict_encoded(encoded)
                 return runtime.predict_probabilities(images)  # type: ignore[attr-defined]
 
-            found.append((comparison.title, artifact.path, runtime.name, size_on_disk(path), call))
+            found.append(_Contender(comparison.title, artifact.path, runtime.name, size_on_disk(path), call))
     return found
 
 
 def _warm_up(call: Callable[[], object]) -> int:
-    """How many calls fill a turn."""
+    """Warm up and return how many calls fill a turn."""
     for _ in range(_WARM_UP_CALLS):
         start = time.perf_counter()
         call()
@@ -168,7 +176,10 @@ def _warm_up(call: Callable[[], object]) -> int:
 
 
 def main() -> None:
-    """export.gate.measure_latency EXPORT RUN NUM_THREADS NUM_ROUNDS [--trust]: one line of JSON; RUN may be empty."""
+    """Run `export.gate.measure_latency EXPORT RUN NUM_THREADS NUM_ROUNDS [--trust]`; RUN may be empty.
+
+    Prints one line of JSON.
+    """
     from trainer.errors import TrainerError
 
     export_dir, run_dir, num_threads, num_rounds, *options = sys.argv[1:]

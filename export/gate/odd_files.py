@@ -1,7 +1,7 @@
-"""Image files as strangers send them, made of real samples: the gate asks with their original bytes.
+"""Make unusual image files, such as users send, from real samples, for the gate to test with their original bytes.
 
-A dataset holds what `prepare` made of such files, so that its images cannot tell whether a stranger's file is read in
-the same way. The expected answer to each is that of the model to the picture that `image_file` sees in it.
+A dataset holds only what `prepare` normalised, so its images cannot show whether unusual files are decoded as in
+training. The expected answer to each is the model's answer to the picture that `image_file` decodes.
 """
 
 import functools
@@ -22,17 +22,17 @@ from trainer.data.decode.image_file import UnreadableImage, open_picture
 from trainer.data.decode.preprocess import resize_image
 from trainer.errors import DataError
 
-# Of each kind; a wrong reading is wrong for nearly every image.
+# Files of each kind; a wrong decoder is wrong for nearly every image.
 NUM_SAMPLES = 3
-# Of a sample: how a file is read does not depend on its size, how long it takes does.
+# Size limit of samples: it saves time, and decoders do not depend on the size.
 _MAX_SIDE_PX = 512
 _ORIENTATION_TAG = 0x0112
-# Decoders differ by a rounding of these, and by more of coarser ones, which some models feel.
+# Decoders round differently, which coarser settings amplify and some models feel.
 _FINE_JPEG: Final[dict[str, Any]] = {"quality": 100, "subsampling": 0}
-# The first row, first column and steps of the passes of an interlaced PNG (ISO/IEC 15948, 8.2).
+# First row, first column, row step and column step of each pass of an interlaced PNG (ISO/IEC 15948, 8.2).
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 _TURN = Image.Transpose
-# What undoes what each orientation asks the viewer to do.
+# The inverse of the transform that each orientation asks the viewer to apply.
 _UNDO = {
     2: _TURN.FLIP_LEFT_RIGHT,
     3: _TURN.ROTATE_180,
@@ -47,15 +47,19 @@ Picture = Image.Image
 
 
 class OddFiles(NamedTuple):
-    """kinds: the kind of each file of `batch`, whose `encoded` are original bytes and whose `images` are what training
-    would have seen of them."""
+    """Unusual image files.
+
+    Attributes:
+        kinds: the kind of each file of `batch`.
+        batch: `encoded` are the original bytes, `images` the pixels that training would have seen.
+    """
 
     kinds: list[str]
     batch: Batch
 
 
 def make_odd_files(source: ImageSource, geometry: Geometry) -> OddFiles:
-    """`NUM_SAMPLES` files of each kind, of images spread over `source`; the same for the same source.
+    """Make `NUM_SAMPLES` files of each kind from images spread over `source`; deterministic.
 
     Raises:
         DataError: an image of the source cannot be read.
@@ -118,7 +122,7 @@ def _animated(picture: Picture, container: str, **options: Any) -> bytes:
 
 
 def _png_of_alpha(picture: Picture) -> bytes:
-    """Black where it is opaque, on white the grey picture: a decoder that drops the alpha channel sees black alone."""
+    """Encode the picture as the alpha channel of black: a decoder that drops alpha sees only black."""
     shape = Image.new("LA", picture.size)
     shape.putalpha(ImageOps.invert(picture.convert("L")))
     return _encode(shape, "PNG")
@@ -139,11 +143,11 @@ def _sixteen_bits(picture: Picture) -> bytes:
 
 
 def _interlaced(picture: Picture) -> bytes:
-    """An interlaced PNG, which Pillow reads and does not write."""
+    """Encode an interlaced PNG, which Pillow cannot write."""
     pixels = np.asarray(picture)
     height, width, _ = pixels.shape
     passes = (pixels[row::rows, column::columns] for row, column, rows, columns in _ADAM7)
-    # Every row begins with the number of its filter, here 0 for none; a pass without pixels has no rows.
+    # Every row starts with its filter type, here 0 for none; a pass without pixels has no rows.
     data = b"".join(b"\0" + row.tobytes() for part in passes if part.size for row in part)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1)
     chunks = _png_chunk(b"IHDR", header) + _png_chunk(b"IDAT", zlib.compress(data)) + _png_chunk(b"IEND", b"")

@@ -1,4 +1,4 @@
-"""Whether the outputs of a SavedModel agree with each other: all but the probabilities follow from them."""
+"""Check that the outputs of a SavedModel agree: all others follow from the probabilities."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from export.runtime.runtimes import Arrays
 
 
 def find_answer_of_refused(outputs: Arrays) -> str | None:
-    """What is wrong with the outputs for images that a status refuses, or None: they must not look like an answer."""
+    """Return what is wrong with the outputs for refused images, or None: they must not look like an answer."""
     refused = outputs[STATUS] != STATUS_OK.encode()
     status = outputs[STATUS][refused]
     has_class = (outputs[CLASS_ID][refused] != NO_CLASS) | outputs[PROBABILITIES][refused].any(axis=-1)
@@ -18,7 +18,7 @@ def find_answer_of_refused(outputs: Arrays) -> str | None:
 
 
 def find_contradiction(outputs: Arrays, signature: Signature) -> str | None:
-    """What is wrong with the outputs for images that are known to be good, or None."""
+    """Return what is wrong with the outputs for valid images, or None."""
     if STATUS in outputs:
         refused = np.flatnonzero(outputs[STATUS] != STATUS_OK.encode())
         if refused.size:

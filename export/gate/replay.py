@@ -1,15 +1,15 @@
-"""Replays an export on this machine: its golden images, and given a dataset the parity gate, without the run."""
+"""Verify an export on this machine, without the run: replay golden images, and given a dataset the parity gate."""
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pydantic
 
 from export.files.checksums import Checksums
 from export.files.formats import FLOAT32_FORMATS
 from export.files.parity import Artifact, ParityReport
+from export.files.read_file import StrictModel
 from export.files.signature import IMAGE_BYTES, LABELS_FILE, PROBABILITIES, Signature
 from export.gate.golden import Golden, max_replay_difference
 from export.gate.run_gate import run_gate
@@ -19,13 +19,11 @@ from export.runtime.samples import Batch, ImageSource
 from trainer.errors import ArtifactError, ParityError
 
 
-class GoldenResult(pydantic.BaseModel):
-    """How one input of one artifact answers the golden images, against what it answered when it was published.
+class GoldenResult(StrictModel):
+    """How one input of one artifact answers the golden images, compared with its published answers.
 
-    `max_difference` is null, and `failure` says why, where it did not answer them all with numbers.
+    `max_difference` is null, and `failure` says why, if it did not answer all of them with numbers.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     title: str
     path: str
@@ -34,10 +32,8 @@ class GoldenResult(pydantic.BaseModel):
     failure: str | None
 
 
-class Verification(pydantic.BaseModel):
-    """The answer of `trainer verify`. `parity` is null where no dataset was given."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+class Verification(StrictModel):
+    """The answer of `trainer verify`; `parity` is null if no dataset was given."""
 
     schema_version: Literal[1] = 1
     num_files: int
@@ -46,13 +42,13 @@ class Verification(pydantic.BaseModel):
     parity: ParityReport | None
 
     def answer(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         parity = self.parity.answer() if self.parity else None
         passed = not any(r.failure for r in self.golden) and (parity is None or parity["passed"])
         return {**self.model_dump(mode="json"), "parity": parity, "passed": passed}
 
     def raise_on_failure(self) -> None:
-        """Raises ParityError naming the first artifact that is red."""
+        """Raise ParityError naming the first artifact that failed."""
         for result in self.golden:
             if result.failure:
                 raise ParityError(f"{result.title}, {result.path}: {result.failure}")
@@ -66,11 +62,10 @@ def verify_export(
     source: ImageSource | None = None,
     max_images: int | None = None,
 ) -> Verification:
-    """Checks the checksums of an export, then replays its golden images, then runs the gate over `source`.
+    """Verify the checksums of an export, replay its golden images, then run the gate over `source`.
 
-    The gate's reference is the first float32 artifact of the export, through its `images` input, whose own answers
-    the golden replay has just tied to those of the model. Golden images or artifacts over budget are in the answer,
-    see `Verification.raise_on_failure`.
+    The gate's reference is the first float32 artifact of the export, through its `images` input, whose answers the
+    golden replay has just compared with the model's. Failures are in the result, see `Verification.raise_on_failure`.
 
     Raises:
         ArtifactError: `export_dir` is not a finished export, or `source` is given and no artifact can be the reference.
@@ -104,7 +99,7 @@ def verify_export(
 
 
 def answer_golden(export_dir: pathlib.Path, report: ParityReport, batch: Batch) -> dict[str, Probabilities]:
-    """What each input of each artifact answers to `batch`, by the title of its comparison."""
+    """Return the answers of each input of each artifact to `batch`, by the title of its comparison."""
     answers: dict[str, Probabilities] = {}
     for artifact in report.artifacts():
         runtime = open_runtime(export_dir / artifact.path)
@@ -116,9 +111,9 @@ def answer_golden(export_dir: pathlib.Path, report: ParityReport, batch: Batch) 
 def replay_golden(
     export_dir: pathlib.Path, report: ParityReport, golden: Golden, signature: Signature
 ) -> list[GoldenResult]:
-    """Asks every artifact for the golden images again; an artifact that does not run is a failed result.
+    """Run every artifact on the golden images; one that does not run is a failed result.
 
-    So is one whose published answers say nothing, unless it was published on request: it could answer anything.
+    So is one whose published answers are uninformative, unless it was published on request: it could answer anything.
     """
     results: list[GoldenResult] = []
     for artifact in report.artifacts():
@@ -133,7 +128,8 @@ def replay_golden(
         for comparison, answer in zip(comparisons, answers, strict=True):
             result = _compare(comparison.title, artifact, golden.answers.get(comparison.title), answer)
             if not (result.failure or comparison.allowed):
-                result = result.model_copy(update={"failure": golden.find_silence(result.title, signature.thresholds)})
+                failure = golden.describe_uninformative(result.title, signature.thresholds)
+                result = result.model_copy(update={"failure": failure})
             results.append(result)
     return results
 

@@ -1,13 +1,13 @@
-"""The parity gate: every artifact, in its real runtime, against the model it was made from, on real images.
+"""The parity gate: run every artifact in its real runtime on real images and compare it with the trained model.
 
-This module owns `EXPORT/parity.json`. The file holds only what two exports of one run have in common; the times go
-to the screen and into `--json`.
+`EXPORT/parity.json` holds only what two exports of one run have in common; times go to the screen and `--json`.
 """
 
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from export.files.formats import FLOAT32_FORMATS, MIN_NUM_IMAGES
 from export.files.parity import (
@@ -17,7 +17,7 @@ from export.files.parity import (
     size_on_disk,
 )
 from export.files.signature import Signature
-from export.gate.artifact_checks import Outcome, Subject, open_subjects
+from export.gate.artifact_checks import ArtifactCheck, Outcome, open_checks
 from export.gate.odd_files import make_odd_files
 from export.runtime.runtimes import Runtime
 from export.runtime.samples import ImageSource, iterate_batches, spread_indices
@@ -37,36 +37,28 @@ def run_gate(
     source: ImageSource,
     max_images: int | None = None,
 ) -> ParityReport:
-    """Runs every artifact of `export_dir` over `source` (at most `max_images`, evenly spread; None: all).
+    """Run every artifact of `export_dir` over `source` (at most `max_images`, evenly spread; None: all).
 
-    Nothing is raised for an artifact that is over its budget or does not run: the report says so, see
+    An artifact that is over its budget or does not run is not an error here but a failure in the report, see
     `ParityReport.raise_on_failure`.
     """
-    # One artifact that answers like the model itself is enough to tell what a client's own decoding does.
+    # One artifact that answers like the model is enough to judge a client's own decoding.
     for_client = next((a for a in artifacts if a.format in FLOAT32_FORMATS), None)
-    subjects = [
-        (a, s)
-        for a in artifacts
-        for s in open_subjects(export_dir / a.path, signature, a.budget, has_client=a is for_client)
+    checks = [
+        (artifact, check)
+        for artifact in artifacts
+        for check in open_checks(
+            export_dir / artifact.path, signature, artifact.budget, has_client=artifact is for_client
+        )
     ]
     indices = spread_indices(source.num_images, max_images)
     # The answers of the model and of every artifact in float32, and a comparison in float64.
     check_fits(
-        len(indices) * len(signature.class_names) * (4 * (len(subjects) + 1) + 32),
-        f"comparing {len(indices):,} images on {len(signature.class_names):,} classes in {len(subjects)} ways",
+        len(indices) * len(signature.class_names) * (4 * (len(checks) + 1) + 32),
+        f"comparing {len(indices):,} images on {len(signature.class_names):,} classes in {len(checks)} ways",
         f"compare fewer with --parity-images {MIN_NUM_IMAGES}, or make fewer files with --formats",
     )
-    answers, labels = [], []
-    with task_progress("comparing images", len(indices)) as progress:
-        for batch in iterate_batches(source, indices, signature.geometry, _BATCH_SIZE):
-            answers.append(reference.predict_probabilities(batch.images))
-            labels.append(batch.class_ids)
-            for _, subject in subjects:
-                if subject.expect is None:
-                    subject.answer(batch)
-            progress.advance(len(batch.class_ids))
-    expected, class_ids = np.concatenate(answers), np.concatenate(labels)
-    odd = _ask_with_odd_files([s for _, s in subjects], signature, source)
+    outcomes = _run_checks([check for _, check in checks], reference, source, indices, signature)
     return ParityReport(
         signature_hash=signature.content_hash(),
         reference=reference_name,
@@ -76,36 +68,48 @@ def run_gate(
         num_images=len(indices),
         num_images_in_split=source.num_images,
         comparisons=[
-            _describe(
-                a,
-                s,
-                odd[s] if s in odd else s.compare(expected, class_ids, signature),
-                size_on_disk(export_dir / a.path),
-            )
-            for a, s in subjects
+            _describe(artifact, check, outcome, size_on_disk(export_dir / artifact.path))
+            for (artifact, check), outcome in zip(checks, outcomes, strict=True)
         ],
     )
 
 
-def _ask_with_odd_files(
-    subjects: Sequence[Subject], signature: Signature, source: ImageSource
-) -> dict[Subject, Outcome]:
-    """The outcome of each of the `subjects` that take them."""
-    odd = [subject for subject in subjects if subject.expect is not None]
-    if not odd:
-        return {}
-    files = make_odd_files(source, signature.geometry)
-    return {subject: subject.compare_odd_files(files, signature) for subject in odd}
+def _run_checks(
+    checks: Sequence[ArtifactCheck],
+    reference: Runtime,
+    source: ImageSource,
+    indices: npt.NDArray[np.int64],
+    signature: Signature,
+) -> list[Outcome]:
+    """Run the checks on the images at `indices`, and those of odd files on odd files made from `source`."""
+    answers, labels = [], []
+    with task_progress("comparing images", len(indices)) as progress:
+        for batch in iterate_batches(source, indices, signature.geometry, _BATCH_SIZE):
+            answers.append(reference.predict_probabilities(batch.images))
+            labels.append(batch.class_ids)
+            for check in checks:
+                if check.expect is None:
+                    check.answer(batch)
+            progress.advance(len(batch.class_ids))
+    expected, class_ids = np.concatenate(answers), np.concatenate(labels)
+    has_odd_files = any(check.expect for check in checks)
+    odd_files = make_odd_files(source, signature.geometry) if has_odd_files else None
+    return [
+        check.compare_odd_files(odd_files, signature)
+        if check.expect and odd_files
+        else check.compare(expected, class_ids, signature)
+        for check in checks
+    ]
 
 
-def _describe(artifact: Artifact, subject: Subject, outcome: Outcome, num_bytes: int) -> Comparison:
+def _describe(artifact: Artifact, check: ArtifactCheck, outcome: Outcome, num_bytes: int) -> Comparison:
     return Comparison(
         format=artifact.format,
         path=artifact.path,
-        input=subject.input,
-        runtime=subject.runtime_name,
+        input=check.input,
+        runtime=check.runtime_name,
         num_bytes=num_bytes,
-        budget=subject.budget,
+        budget=check.budget,
         figures=outcome.figures,
         failure=outcome.failure,
         ms_per_image=outcome.ms_per_image,

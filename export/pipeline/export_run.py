@@ -1,4 +1,4 @@
-"""Export a run with typed options: what `trainer export` and `trainer.export` share."""
+"""Export a run with typed options; shared by `trainer export` and `trainer.export`."""
 
 import dataclasses
 import pathlib
@@ -16,21 +16,21 @@ from trainer.system.names import check_model_name, check_version
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What decides an export besides its run.
+    """The options of an export.
 
     Args:
-        formats: "all", or some formats, separated by commas; see `export.files.formats`.
-        which: the checkpoint, "best" on validation or "last".
-        weights: "raw", "averages" (the moving averages), or "auto": the averages where the run has them.
-        calibrate: whether the temperature of the validation split is applied; None: where the run was evaluated.
-        outputs: more outputs of the SavedModel, "logits", "features" or both, separated by commas.
+        formats: "all", or format names separated by commas; see `export.files.formats`.
+        which: the checkpoint: "best" on validation, or "last".
+        weights: "raw", "averages" (moving averages), or "auto": averages if the run has them.
+        calibrate: apply the temperature of the validation split; None: if the run was evaluated.
+        outputs: additional outputs of the SavedModel, "logits", "features" or both, separated by commas.
         name: the model's name; None: the run's.
-        version: of the SavedModel, 1 to 2^63-1; None: the next after that of the same model at the target, or 1.
-        max_parity_images: how many validation images every artifact is compared on; None: all.
-        data: the dataset, where it has moved.
+        version: of the SavedModel, 1 to 2^63-1; None: one above that of the same model at the target, or 1.
+        max_parity_images: number of validation images to compare every artifact on; None: all.
+        data: the dataset, if it has moved.
         onnx_opset: the operator set of the ONNX files, 14 to 18.
-        overwrite: whether an export at the target is replaced.
-        allow_failed: whether artifacts over their budget are published too, each marked as such.
+        overwrite: replace an export at the target.
+        allow_failed: publish artifacts over their budget too, marked as such.
     """
 
     formats: str = "all"
@@ -48,7 +48,7 @@ class ExportOptions:
 
 
 class ExportedRun(NamedTuple):
-    """The signature and the version that were published, and how the artifacts compare with the model."""
+    """The published signature and version, and how the artifacts compare with the model."""
 
     signature: Signature
     version: int
@@ -64,10 +64,13 @@ def export_run(
 ) -> ExportedRun:
     """Export a checkpoint of `run` to `out`, whole and within its budgets or not at all; on the CPU.
 
-    What is wrong with the options is found before TensorFlow is imported.
+    Invalid options are reported before TensorFlow is imported.
 
     Args:
-        on_report: shown the report of the gate before it is judged.
+        run: the run to export.
+        out: the directory to write.
+        options: the options of the export.
+        on_report: called with the gate's report before it is judged.
 
     Raises:
         UsageError: an option is wrong, the run has no such checkpoint, or `out` is taken.
@@ -84,16 +87,16 @@ def export_run(
     check_model_name(model_name)
     find_model_file(run, options.which, options.weights)
 
-    # On the CPU, where all runtimes compute in plain float32; a GPU would bring TF32 into the reference.
+    # On the CPU all runtimes compute in float32; a GPU would use TF32 for the reference.
     tf_runtime.configure(use_gpus=False)
 
-    from export.pipeline.from_run import publication_of_run
-    from export.pipeline.make_export import check_target, publish
+    from export.pipeline.from_run import export_request_of
+    from export.pipeline.make_export import check_target, make_export
     from export.versions.publish import next_version
     from trainer.data.dataset.storage import parse_path
 
     check_target(out, overwrite=options.overwrite)
-    publication = publication_of_run(
+    request = export_request_of(
         run,
         which=options.which,
         weights=options.weights,
@@ -107,7 +110,7 @@ def export_run(
         max_parity_images=options.max_parity_images,
         onnx_opset=options.onnx_opset,
     )
-    report = publish(
-        publication, out, overwrite=options.overwrite, allow_failed=options.allow_failed, on_report=on_report
+    report = make_export(
+        request, out, overwrite=options.overwrite, allow_failed=options.allow_failed, on_report=on_report
     )
-    return ExportedRun(publication.signature, publication.version, report)
+    return ExportedRun(request.signature, request.version, report)

@@ -1,4 +1,4 @@
-"""A run directory as something to publish: its model in float32, its dataset, and where it comes from."""
+"""Build an export request from a run directory: its model in float32, its dataset and its provenance."""
 
 import functools
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from export.convert.inference_model import num_features_of
 from export.files.formats import DEFAULT_ONNX_OPSET, Format
 from export.files.provenance import Provenance
 from export.files.signature import FEATURES, LOGITS, Signature
-from export.pipeline.make_export import Publication
+from export.pipeline.make_export import ExportRequest
 from export.pipeline.run_tuning import is_of_weights, tuning_to_apply
 from export.runtime.samples import open_split
 from trainer.data.dataset.manifest import Manifest, SplitName
@@ -21,7 +21,7 @@ from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir, RunInfo
 
 
-def publication_of_run(
+def export_request_of(
     run: RunDir,
     *,
     which: Which,
@@ -35,10 +35,11 @@ def publication_of_run(
     max_parity_images: int | None,
     dataset_dir: DatasetPath | None = None,
     onnx_opset: int = DEFAULT_ONNX_OPSET,
-) -> Publication:
-    """Loads a checkpoint of `run` and opens its dataset, at `dataset_dir` where that has moved.
+) -> ExportRequest:
+    """Load a checkpoint of `run` and open its dataset.
 
-    counts_up: see `Publication`. calibrate: see `tuning_to_apply`. outputs: some of OPTIONAL_OUTPUTS.
+    For `calibrate` see `tuning_to_apply`, for the other settings `ExportRequest`. `outputs` are some of
+    OPTIONAL_OUTPUTS, and `dataset_dir` is where the dataset has moved to.
 
     Raises:
         RunError: no run, no checkpoint, or a damaged one; no averages or no temperature where they are asked for.
@@ -48,7 +49,7 @@ def publication_of_run(
     dataset_dir = dataset_dir or parse_path(info.dataset_dir)
     _check_dataset(dataset_dir, info)
     geometry = Geometry(image_size_px=info.image_size_px, resize=config.data.resize)
-    # A run that is still trained may find a better one meanwhile.
+    # Resolved once: a run that is still training may find a better checkpoint meanwhile.
     step = find_checkpoint(run, which)
     tuning = tuning_to_apply(run, which=which, weights=weights, calibrate=calibrate, step=step)
     load = functools.partial(load_classifier, run, which=step, weights=weights)
@@ -64,7 +65,7 @@ def publication_of_run(
         num_features=num_features_of(model) if FEATURES in outputs else None,
         sample_bits=Manifest.load(dataset_dir).sample_bits,
     )
-    return Publication(
+    return ExportRequest(
         model=model,
         signature=signature,
         version=version,
@@ -86,7 +87,7 @@ def _check_dataset(dataset_dir: DatasetPath, info: RunInfo) -> None:
             f"{dataset_dir} is not the dataset that the run was trained on (content {manifest.content_hash()[:12]}, "
             f"not {info.dataset_hash[:12]}); give --data the run's dataset"
         )
-    # The images that decide: a damaged shard would pass its damage on to the reference too, and be missed.
+    # A damaged shard would affect the reference and the artifacts alike, and be missed.
     verify_shards(dataset_dir, manifest, ["validation"])
 
 
@@ -109,7 +110,7 @@ def _describe_run(run: RunDir, which: Which, step: int, weights: Weights) -> Pro
 
 
 def _evaluations_of(run: RunDir, step: int, weights: Weights) -> list[Evaluation]:
-    """What `trainer evaluate` wrote of these very weights; an evaluation of others says nothing of this export."""
+    """Return the evaluations of exactly these weights; others say nothing about this export."""
     splits: tuple[SplitName, ...] = ("validation", "test")
     there = [split for split in splits if (run.evaluation_dir / f"{split}.json").is_file()]
     evaluations = [Evaluation.load(run.evaluation_dir, split) for split in there]

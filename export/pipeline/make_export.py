@@ -1,4 +1,4 @@
-"""Makes every artifact of an export, runs the parity gate over them, and only then lets the directory appear."""
+"""Make every artifact of an export, run the parity gate over them, and only then publish the directory."""
 
 import dataclasses
 import functools
@@ -17,10 +17,10 @@ from export.files.provenance import ExportProvenance, Provenance
 from export.files.signature import FILE_NAME as SIGNATURE_FILE
 from export.files.signature import OPTIONAL_OUTPUTS, Signature
 from export.gate.golden import Golden, choose_golden_images
-from export.gate.int8_fallbacks import climb_ladders
+from export.gate.int8_fallbacks import replace_over_budget
 from export.gate.replay import answer_golden
 from export.gate.run_gate import run_gate
-from export.runtime.runtimes import KerasRuntime, RememberedRuntime, Runtime
+from export.runtime.runtimes import CachedRuntime, KerasRuntime, Runtime
 from export.runtime.samples import Batch, ImageSource, read_batch, spread_indices
 from trainer.console.output import note
 from trainer.errors import ArtifactError, ExportError, ParityError
@@ -29,16 +29,17 @@ from trainer.system.names import check_version
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Publication:
-    """What is to be exported.
+class ExportRequest:
+    """What to export.
 
-    model: a float32 Keras classifier: pixels 0 to 255 at the signature's size in, logits out.
-    validation: the images that every artifact is compared on.
-    training: the images that integer formats are calibrated on.
-    max_parity_images: how many of `validation`, evenly spread; None: all.
-    onnx_opset: the operator set of the ONNX files.
-    counts_up: nobody asked for this `version`; `trainer publish` may give the export the next free one.
-    build_bfloat16: makes the model again, with arithmetic in bfloat16; for the format saved_model-bfloat16 alone.
+    Attributes:
+        model: a float32 Keras classifier: pixels 0 to 255 at the signature's size in, logits out.
+        validation: images to compare every artifact on.
+        training: images to calibrate integer formats with.
+        max_parity_images: number of `validation` images to use, evenly spread; None: all.
+        onnx_opset: the operator set of the ONNX files.
+        counts_up: `version` was chosen automatically; `trainer publish` may choose the next free one.
+        build_bfloat16: builds the model with arithmetic in bfloat16; only for the format saved_model-bfloat16.
     """
 
     model: Any
@@ -55,7 +56,7 @@ class Publication:
 
 
 def check_target(export_dir: pathlib.Path, *, overwrite: bool) -> None:
-    """Raises ArtifactError where `export_dir` holds something that this export may not replace."""
+    """Raise ArtifactError if `export_dir` holds something that this export may not replace."""
     if not export_dir.exists() or (export_dir.is_dir() and not any(export_dir.iterdir())):
         return
     if not (export_dir / SIGNATURE_FILE).is_file():
@@ -68,94 +69,92 @@ def check_target(export_dir: pathlib.Path, *, overwrite: bool) -> None:
         )
 
 
-def publish(
-    publication: Publication,
+def make_export(
+    request: ExportRequest,
     export_dir: pathlib.Path,
     *,
     overwrite: bool = False,
     allow_failed: bool = False,
     on_report: Callable[[ParityReport], None] = lambda _: None,
 ) -> ParityReport:
-    """Writes the export to `export_dir`, whole and within its budgets or not at all.
+    """Write the export to `export_dir`, whole and within its budgets or not at all.
 
-    `on_report` is shown the report of the gate before it is judged. With `allow_failed`, artifacts that are merely
-    over budget are published too, and marked in the report, the model card and the table.
+    With `allow_failed`, artifacts that are merely over budget are published too, and marked in the report, the model
+    card and the table. `on_report` is called with the gate's report before it is judged.
 
     Raises:
-        UsageError: too few images to judge on, no version, or an operator set that ONNX files cannot have.
-        ArtifactError: something else is in the way.
+        UsageError: too few images to judge on, an invalid version, or an unsupported operator set.
+        ArtifactError: `export_dir` holds something that must not be replaced.
         ExportError: a format cannot represent the model.
         ParityError: an artifact does not answer like the model; nothing was published.
     """
     check_target(export_dir, overwrite=overwrite)
-    check_num_images(publication.max_parity_images)
-    check_onnx_opset(publication.onnx_opset)
-    check_version(publication.version)
-    signature = publication.signature
+    check_num_images(request.max_parity_images)
+    check_onnx_opset(request.onnx_opset)
+    check_version(request.version)
+    signature = request.signature
     with atomic.new_directory(export_dir) as directory:
-        reference = RememberedRuntime(
-            KerasRuntime(publication.model, task=signature.task, temperature=signature.temperature)
-        )
-        report = _make_and_compare(publication, directory, reference, keep_over_budget=allow_failed)
+        reference = CachedRuntime(KerasRuntime(request.model, task=signature.task, temperature=signature.temperature))
+        report = _make_and_compare(request, directory, reference, keep_over_budget=allow_failed)
         if allow_failed:
             report = report.allow_over_budget()
         on_report(report)
         report.raise_on_failure()
-        golden_images = choose_golden_images(publication.validation, reference, signature)
+        golden_images = choose_golden_images(request.validation, reference, signature)
         golden = Golden(
             batch=golden_images,
             probabilities=reference.predict_probabilities(golden_images.images),
             answers=answer_golden(directory, report, golden_images),
         )
-        _raise_on_silence(golden, report, signature)
+        _check_golden_answers(golden, report, signature)
         golden.save(directory)
         signature.save(directory)
         report.save(directory)
-        card = model_card.render(signature, report, publication.provenance)
+        card = model_card.render(signature, report, request.provenance)
         (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
         (directory / readme.FILE_NAME).write_text(readme.render(signature, report), encoding="utf-8")
         ExportProvenance.of(
-            publication.provenance,
+            request.provenance,
             signature,
             report,
-            version=publication.version,
-            counts_up=publication.counts_up,
-            options=_options_of(publication, allow_failed),
+            version=request.version,
+            counts_up=request.counts_up,
+            options=_options_of(request, allow_failed),
         ).save(directory)
         Checksums.of(directory).save(directory)
-        # Another export may have taken the place in all this time.
+        # Another export may have been written there meanwhile.
         check_target(export_dir, overwrite=overwrite)
     return report
 
 
-def _raise_on_silence(golden: Golden, report: ParityReport, signature: Signature) -> None:
-    """Raises ParityError where the golden answers of an artifact, but for those allowed, say nothing of it."""
+def _check_golden_answers(golden: Golden, report: ParityReport, signature: Signature) -> None:
+    """Raise ParityError if an artifact's golden answers are uninformative, unless it is allowed."""
     for comparison in report.comparisons:
         if comparison.title in golden.answers and not comparison.allowed:
-            silence = golden.find_silence(comparison.title, signature.thresholds)
-            if silence is not None:
-                raise ParityError(f"{comparison.title}, {comparison.path}: {silence}")
+            failure = golden.describe_uninformative(comparison.title, signature.thresholds)
+            if failure is not None:
+                raise ParityError(f"{comparison.title}, {comparison.path}: {failure}")
 
 
 def _make_and_compare(
-    publication: Publication, directory: pathlib.Path, reference: Runtime, *, keep_over_budget: bool
+    request: ExportRequest, directory: pathlib.Path, reference: Runtime, *, keep_over_budget: bool
 ) -> ParityReport:
-    """Writes every artifact, and the ladder's where an int8 file is over its budget, and compares them."""
-    signature, version = publication.signature, publication.version
-    inference = InferenceModel(publication.model, signature)
+    """Write and compare every artifact, and the fallbacks of int8 files over their budget."""
+    signature, version = request.signature, request.version
+    inference = InferenceModel(request.model, signature)
     gate = functools.partial(
         run_gate,
         reference=reference,
-        reference_name=publication.provenance.describe(),
+        reference_name=request.provenance.describe(),
         signature=signature,
-        source=publication.validation,
-        max_images=publication.max_parity_images,
+        source=request.validation,
+        max_images=request.max_parity_images,
     )
     with Conversion(
-        inference, signature, publication.training, version=version, onnx_opset=publication.onnx_opset
+        inference, signature, request.training, version=version, onnx_opset=request.onnx_opset
     ) as conversion:
-        artifacts = _write_artifacts(publication, directory, inference, conversion)
-        return climb_ladders(
+        artifacts = _write_artifacts(request, directory, inference, conversion)
+        return replace_over_budget(
             gate(export_dir=directory, artifacts=artifacts),
             conversion=conversion,
             gate=gate,
@@ -168,18 +167,18 @@ def _make_and_compare(
 
 
 def _write_artifacts(
-    publication: Publication, directory: pathlib.Path, inference: InferenceModel, conversion: Conversion
+    request: ExportRequest, directory: pathlib.Path, inference: InferenceModel, conversion: Conversion
 ) -> list[Artifact]:
-    signature = publication.signature
+    signature = request.signature
     artifacts = []
-    for wanted in publication.formats:
-        artifact = Artifact.of(wanted, signature, publication.version)
+    for wanted in request.formats:
+        artifact = Artifact.of(wanted, signature, request.version)
         path = directory / artifact.path
         path.parent.mkdir(parents=True, exist_ok=True)
         note(f"making {wanted.name}")
         if wanted.kind == "saved_model":
-            warmup = _read(publication.validation, NUM_WARMUP_IMAGES, signature)
-            own = _in_bfloat16(publication) if wanted == SAVED_MODEL_BFLOAT16 else inference
+            warmup = _read(request.validation, NUM_WARMUP_IMAGES, signature)
+            own = _in_bfloat16(request) if wanted == SAVED_MODEL_BFLOAT16 else inference
             write_saved_model(own, signature, path, warmup)
         else:
             path.write_bytes(conversion.convert(wanted))
@@ -187,30 +186,30 @@ def _write_artifacts(
     return artifacts
 
 
-def _in_bfloat16(publication: Publication) -> InferenceModel:
-    if publication.build_bfloat16 is None:
+def _in_bfloat16(request: ExportRequest) -> InferenceModel:
+    if request.build_bfloat16 is None:
         raise ExportError(f"this model cannot be built in bfloat16; leave {SAVED_MODEL_BFLOAT16.name} out of --formats")
-    return InferenceModel(publication.build_bfloat16(), publication.signature, keeps_weights_in="bfloat16")
+    return InferenceModel(request.build_bfloat16(), request.signature, keeps_weights_in="bfloat16")
 
 
 def _read(source: ImageSource, num_images: int, signature: Signature) -> Batch:
     return read_batch(source, spread_indices(source.num_images, num_images), signature.geometry)
 
 
-def _options_of(publication: Publication, allow_failed: bool) -> list[str]:
-    """What gives the same export again, whatever has become the default meanwhile."""
-    signature = publication.signature
+def _options_of(request: ExportRequest, allow_failed: bool) -> list[str]:
+    """Return the options that reproduce this export even if defaults change."""
+    signature = request.signature
     outputs = [name for name in OPTIONAL_OUTPUTS if signature.has_output(name)]
     options = {
         "--out": "EXPORT",
-        "--formats": ",".join(wanted.name for wanted in publication.formats),
-        "--which": publication.provenance.which,
-        "--weights": "averages" if publication.provenance.has_averages else "raw",
+        "--formats": ",".join(wanted.name for wanted in request.formats),
+        "--which": request.provenance.which,
+        "--weights": "averages" if request.provenance.has_averages else "raw",
         **({"--outputs": ",".join(outputs)} if outputs else {}),
         "--name": signature.model_name,
-        "--version": str(publication.version),
-        "--parity-images": str(publication.max_parity_images or 0),
-        "--onnx-opset": str(publication.onnx_opset),
+        "--version": str(request.version),
+        "--parity-images": str(request.max_parity_images or 0),
+        "--onnx-opset": str(request.onnx_opset),
     }
     words = [word for option in options.items() for word in option]
     words.append("--no-calibrate" if signature.temperature is None else "--calibrate")

@@ -1,4 +1,4 @@
-"""What `trainer evaluate` tuned of a run, as the exported model applies it: temperature and thresholds."""
+"""Find the temperature and thresholds that `trainer evaluate` tuned, as the exported model applies them."""
 
 from typing import NamedTuple, cast
 
@@ -11,8 +11,11 @@ from trainer.run.run_dir import RunDir, RunInfo
 
 
 class AppliedTuning(NamedTuple):
-    """temperature: of the probabilities; None: not calibrated. thresholds: on these probabilities, multi_label alone;
-    None: none were tuned.
+    """The tuning of an exported model.
+
+    Attributes:
+        temperature: the divisor of the logits; None: not calibrated.
+        thresholds: on the calibrated probabilities, multi_label only; None: not tuned.
     """
 
     temperature: float | None
@@ -22,12 +25,13 @@ class AppliedTuning(NamedTuple):
 def tuning_to_apply(
     run: RunDir, *, which: Which, weights: Weights, calibrate: bool | None, step: int | None = None
 ) -> AppliedTuning:
-    """What was tuned on the validation split with exactly these weights.
+    """Return what was tuned on the validation split with exactly these weights.
 
-    calibrate: None divides by the temperature where there is one. step: of `which`, where it was found before.
+    With `calibrate` None, the temperature is applied if there is one. `step` is the checkpoint `which`, if that is
+    resolved already.
 
     Raises:
-        RunError: `calibrate` is asked for, and the run was not evaluated with these weights, or none calibrates it.
+        RunError: `calibrate` is True, and there is no temperature for these weights.
     """
     info = run.info()
     tuning = _find_tuning(run, info, which if step is None else step, weights)
@@ -49,7 +53,7 @@ def tuning_to_apply(
 
 
 def is_of_weights(run: RunDir, evaluation: Evaluation, which: Which | int, weights: Weights) -> bool:
-    """Whether an evaluation is of exactly the weights that are asked for, by whatever name: auto means one of two."""
+    """Return whether an evaluation is of exactly the requested weights; "auto" means one of two."""
     return _is_of_weights(run, evaluation.global_step, evaluation.weights, which, weights)
 
 
@@ -68,8 +72,8 @@ def _is_of_weights(run: RunDir, step: int, evaluated: str, which: Which | int, w
 
 
 def _calibrated(threshold: float, temperature: float) -> float:
-    """The threshold on sigmoid(logit / temperature) that decides as `threshold` does on sigmoid(logit)."""
+    """Return the threshold on sigmoid(logit / temperature) equivalent to `threshold` on sigmoid(logit)."""
     with np.errstate(divide="ignore"):
         logit = np.log(threshold) - np.log1p(-threshold)
-    # At 0 and 1 the logit is infinite, and the threshold stays.
+    # At 0 and 1 the logit is infinite, and the threshold unchanged.
     return float(1 / (1 + np.exp(-logit / temperature)))

@@ -1,4 +1,4 @@
-"""Predictions of a run, an export, or one artifact file, for image files."""
+"""Predict image files with a run, an export, or one artifact file."""
 
 import pathlib
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir, RunInfo
 
 _BATCH_SIZE = 32
-# A run's model has no name to be served under.
+# A run's model has no serving name.
 _UNNAMED = "run"
 
 
 class Target:
-    """Something that predicts: a runtime, the names of its classes, and how an image becomes its input.
+    """A model to predict with: a runtime, class names, and how an image becomes its input.
 
-    thresholds: of a multi-label model; None for others. sample_bits: as in `Signature`.
+    `thresholds` are those of a multi-label model, None for others; `sample_bits` is as in `Signature`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Target:
         self._geometry = geometry
         self._thresholds = thresholds
         self._sample_bits = sample_bits
-        # Traced once: a graph of its own for every batch would take longer than the batch.
+        # Traced once: tracing takes longer than a batch.
         self._load = tf.function(lambda encoded: load_batch(encoded, geometry), [tf.TensorSpec([None], tf.string)])
 
     @classmethod
@@ -62,10 +62,10 @@ class Target:
         return cls(runtime, signature.class_names, signature.geometry, signature.thresholds, signature.sample_bits)
 
     def predict_files(self, paths: Sequence[pathlib.Path], top: int) -> list[ImagePrediction]:
-        """The `top` most probable classes of each image file, or its error.
+        """Return the `top` most probable classes of each image file, or its error.
 
         Raises:
-            UsageError: a file cannot be read; it is named, and nothing is predicted.
+            UsageError: a file cannot be read.
         """
         images = read_client_images(paths, sample_bits=self._sample_bits)
         found = {image.path: ImagePrediction(image=str(image.path), classes=[], error=image.error) for image in images}
@@ -88,7 +88,7 @@ class Target:
         return ImagePrediction(image=image, classes=most_probable(probabilities, self._class_names, top, predicted))
 
     def _predict(self, images: Sequence[ClientImage]) -> "list[_Prediction]":
-        # A SavedModel is asked as its clients ask it.
+        # A SavedModel is called as its clients call it.
         if isinstance(self._runtime, SavedModelRuntime):
             outputs = self._runtime.predict_encoded([image.content for image in images])
             probabilities, statuses = outputs[PROBABILITIES], [status.decode() for status in outputs[STATUS]]
@@ -109,14 +109,13 @@ class _Prediction(NamedTuple):
 
 
 def open_target(path: pathlib.Path, *, which: Which = "best") -> Target:
-    """Opens a run directory, an export, a .tflite or .onnx file, or a SavedModel version directory.
+    """Open a run directory, an export, a .tflite or .onnx file, or a SavedModel version directory.
 
-    `which` is the checkpoint of a run. The class names of an artifact come from the `signature.json` of the export
-    around it.
+    `which` is the checkpoint of a run. The class names of an artifact come from the `signature.json` of its export.
 
     Raises:
         RunError: the run holds no checkpoint.
-        ArtifactError: `path` is none of these, or an artifact that no export is around.
+        ArtifactError: `path` is none of these, or an artifact outside an export.
     """
     if not path.exists():
         raise ArtifactError(f"{path} does not exist; give a run, an export, an artifact file or http://HOST:PORT")
@@ -125,7 +124,7 @@ def open_target(path: pathlib.Path, *, which: Which = "best") -> Target:
         info = run.info()
         geometry = Geometry(image_size_px=info.image_size_px, resize=run.config().data.resize)
         tuning = tuning_to_apply(run, which=which, weights="auto", calibrate=None)
-        # As an export of this run answers.
+        # The signature that an export of this run would have.
         signature = Signature.of_classifier(
             model_name=_UNNAMED,
             class_names=info.class_names,
@@ -149,7 +148,7 @@ def open_target(path: pathlib.Path, *, which: Which = "best") -> Target:
 
 
 def _sample_bits_of(info: RunInfo) -> int | None:
-    """As the run's dataset has them; None where it is gone, and then a file that leaves them open is an error."""
+    """Return the dataset's `sample_bits`; None if the dataset is gone, so that ambiguous files are errors."""
     try:
         return Manifest.load(parse_path(info.dataset_dir)).sample_bits
     except DataError:
@@ -157,7 +156,7 @@ def _sample_bits_of(info: RunInfo) -> int | None:
 
 
 def _find_signature(artifact: pathlib.Path) -> Signature:
-    """The signature of the export that `artifact` lies in: at most three levels up, as the formats are laid out."""
+    """Load the signature of the export around `artifact`, at most three levels up."""
     for directory in artifact.resolve().parents[:3]:
         if (directory / SIGNATURE_FILE).is_file():
             return Signature.load(directory)

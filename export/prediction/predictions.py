@@ -1,4 +1,4 @@
-"""What `trainer predict` answers, whatever it asked; light, so that asking a server needs no TensorFlow here."""
+"""The answer of `trainer predict`, whatever predicts; imports no TensorFlow, which a server's client does not need."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -6,19 +6,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pydantic
 
+from export.files.read_file import StrictModel
 from export.files.statuses import STATUS_IN_WORDS
 from trainer.errors import TrainerError
 
 
-class ClassProbability(pydantic.BaseModel):
-    """One class of an answer; `label` is null where a server told the name of the best class alone.
+class ClassProbability(StrictModel):
+    """One class of an answer.
 
-    predicted: of a multi-label model, whether the probability reaches the threshold of the class; null for others.
+    Attributes:
+        label: null if a server names only the best class.
+        predicted: for multi-label, whether the probability reaches the class's threshold; null for others.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     class_id: int
     label: str | None
@@ -26,12 +26,13 @@ class ClassProbability(pydantic.BaseModel):
     predicted: bool | None = None
 
 
-class ImagePrediction(pydantic.BaseModel):
-    """`classes`: the most probable first, and with them every one that is predicted. Where `error` says why there is no
-    prediction of this image, none.
-    """
+class ImagePrediction(StrictModel):
+    """The answer for an image.
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        classes: the most probable first, and all that are predicted; empty if there is an error.
+        error: why there is no prediction.
+    """
 
     image: str
     classes: list[ClassProbability]
@@ -39,9 +40,10 @@ class ImagePrediction(pydantic.BaseModel):
 
 
 class ServedPrediction(Protocol):
-    """What a server answers for one image; `label` and `class_id` are those of the most probable class.
+    """A server's answer for one image; `label` and `class_id` are those of the most probable class.
 
-    error: why it has no answer, and then the others are empty. predicted: for each class, of a multi-label model.
+    `error` says why there is no answer, and then the others are empty; `predicted` has a flag for each class of a
+    multi-label model.
     """
 
     @property
@@ -60,12 +62,12 @@ class ServedPrediction(Protocol):
     def error(self) -> str | None: ...
 
 
-# From the address of a server and image files to one answer a file.
+# Maps the address of a server and image files to one answer per file.
 ServerPredict = Callable[[str, Sequence[pathlib.Path]], Sequence[ServedPrediction]]
 
 
 def describe_status(status: str) -> str:
-    """A `status` that is not ok, as the end of a sentence about the image."""
+    """Describe a `status` other than ok, as the end of a sentence about the image."""
     return STATUS_IN_WORDS.get(status, f"has the status {status!r}")
 
 
@@ -75,7 +77,7 @@ def most_probable(
     top: int,
     predicted: npt.NDArray[Any] | Sequence[bool] | None = None,
 ) -> list[ClassProbability]:
-    """The `top` classes of one answer [num_classes] and all that are `predicted`; equally probable ones by class."""
+    """Return the `top` classes of one answer, [num_classes], and all that are `predicted`; ties by class id."""
     order = np.argsort(-probabilities, kind="stable")
     chosen = [i for place, i in enumerate(order) if place < top or (predicted is not None and predicted[i])]
     return [
@@ -92,7 +94,7 @@ def most_probable(
 def predict_on_server(
     server_predict: ServerPredict, url: str, paths: Sequence[pathlib.Path], top: int
 ) -> list[ImagePrediction]:
-    """Asks the server at `url`."""
+    """Predict image files on the server at `url`."""
     predictions = []
     for path, served in zip(paths, server_predict(url, paths), strict=True):
         if served.error is not None:
@@ -106,7 +108,7 @@ def predict_on_server(
 
 
 def raise_on_errors(predictions: Sequence[ImagePrediction]) -> None:
-    """Raises TrainerError where an image has no prediction; the first is named."""
+    """Raise TrainerError if an image has no prediction; the first is named."""
     failed = [p for p in predictions if p.error is not None]
     if failed:
         others = f"; {len(failed)} of {len(predictions)} images have no prediction" if len(predictions) > 1 else ""

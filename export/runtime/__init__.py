@@ -1,4 +1,4 @@
-"""Run artifacts in their real runtimes, on samples as a client would send them.
+"""Run artifacts in their real runtimes, on samples as clients send them.
 
-What answers are allowed is decided in `gate`. Read `runtimes.py` first.
+Answers are judged in `gate`. Read `runtimes.py` first.
 """

@@ -1,7 +1,7 @@
-"""What every client does to an image file before it sends it: `image_file.make_plain`, the reading of training.
+"""Prepare image files as every client does before sending them, with `image_file.make_plain`.
 
-Files that all decoders read alike are sent as they are, any other as an upright, opaque one. Who calls a TFLite or
-ONNX file also resizes; how that is done without TensorFlow is here, and in the README of every export.
+Files that all decoders read alike are sent unchanged, others re-encoded upright and opaque. Callers of TFLite and
+ONNX files also resize; that is done here without TensorFlow, as in the README of every export.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from trainer.errors import DataError, UsageError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClientImage:
-    """An image file as a client sends it: `content`, or `error`, why it cannot be sent."""
+    """An image file as a client sends it: `content`, or the `error` why it cannot be sent."""
 
     path: pathlib.Path
     content: bytes = b""
@@ -31,9 +31,9 @@ class ClientImage:
 
 
 def read_client_images(paths: Sequence[pathlib.Path], *, sample_bits: int | None = None) -> list[ClientImage]:
-    """Reads image files, in order. One that `prepare` would leave out of a dataset is an error of that image alone.
+    """Read image files, in order; one that `prepare` would reject is an error of that image only.
 
-    sample_bits: of the model's `Signature`.
+    `sample_bits` is that of the model's `Signature`.
 
     Raises:
         UsageError: a file cannot be read.
@@ -42,7 +42,7 @@ def read_client_images(paths: Sequence[pathlib.Path], *, sample_bits: int | None
 
 
 def load_client_pixels(encoded: Sequence[bytes], geometry: Geometry) -> npt.NDArray[np.uint8]:
-    """[n, size, size, 3], RGB, by Pillow: the resize of the training but for rounding.
+    """Decode and resize with Pillow to [n, size, size, 3] RGB, as in training but for rounding.
 
     Raises:
         DataError: one of them is not an image.
@@ -51,10 +51,10 @@ def load_client_pixels(encoded: Sequence[bytes], geometry: Geometry) -> npt.NDAr
 
 
 def predict_files(predict: Callable[[list[bytes]], Arrays], encoded: Sequence[bytes]) -> Arrays:
-    """All outputs for image files from `predict`, a model's input for encoded images.
+    """Return all outputs for image files from `predict`, which takes encoded images.
 
-    The bytes are sent as they are. A file that its graph refuses to read (a `status` other than ok) is sent once more
-    as `make_plain` makes it.
+    The bytes are sent unchanged. A file that the graph refuses (a `status` other than ok) is sent again, re-encoded by
+    `make_plain`.
     """
     outputs = predict(list(encoded))
     for i in map(int, np.flatnonzero(outputs[STATUS] != STATUS_OK.encode())):
@@ -96,7 +96,7 @@ def _read(path: pathlib.Path, sample_bits: int | None) -> ClientImage:
     if sample_bits is None and highest is not None and usual_bits(highest) < FULL_BITS:
         return ClientImage(
             path=path,
-            error=f"has 16 bits a sample and does not say how many are used (its values need {usual_bits(highest)}), "
+            error=f"has 16 bits a sample and does not say how many are in use (its values need {usual_bits(highest)}), "
             "and neither does the model; convert it to 8 bits",
         )
     return ClientImage(path=path, content=image.encoded)

@@ -1,8 +1,8 @@
-"""Every artifact in the runtime that its users run it in, behind one small interface.
+"""Run every artifact in its users' runtime, behind one small interface.
 
-    KerasRuntime        the model itself, in TensorFlow: what the others are compared with
-    SavedModelRuntime   TensorFlow, the code that TensorFlow Serving runs
-    TfliteRuntime       LiteRT (ai-edge-litert), what phones run
+    KerasRuntime        the model itself, in TensorFlow: the reference
+    SavedModelRuntime   TensorFlow, the library in TensorFlow Serving
+    TfliteRuntime       LiteRT (ai-edge-litert), as on phones
     OnnxRuntime         ONNX Runtime, on the CPU
 
 All of them take pixels 0 to 255 at the model's size, [n, size, size, 3], uint8 or float32.
@@ -35,19 +35,19 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Runtime(Protocol):
-    """`name` says which runtime, with its version."""
+    """Something that predicts; `name` is the runtime with its version."""
 
     name: str
 
     def predict_probabilities(self, images: Images) -> Probabilities:
-        """[n, size, size, 3] pixels to [n, num_classes] probabilities.
+        """Return probabilities, [n, num_classes], for pixels, [n, size, size, 3].
 
-        Raises ArtifactError where the runtime refuses to run the artifact.
+        Raises ArtifactError if the runtime cannot run the artifact.
         """
 
 
 class KerasRuntime:
-    """A Keras classifier that answers logits; `task` and `temperature` are those of a `Signature`."""
+    """A Keras classifier with logits as output; `task` and `temperature` are those of a `Signature`."""
 
     def __init__(self, model: Any, *, task: ModelTask = "single_label", temperature: float | None = None) -> None:
         import tensorflow as tf
@@ -65,8 +65,8 @@ class KerasRuntime:
         return probabilities
 
 
-class RememberedRuntime:
-    """Another runtime, asked once for each batch of images: what is compared with it anew costs its time no more."""
+class CachedRuntime:
+    """A runtime that caches the answers of another by batch, so that repeated comparisons cost nothing."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.name = runtime.name
@@ -81,10 +81,10 @@ class RememberedRuntime:
 
 
 class SavedModelRuntime:
-    """One version directory of a SavedModel, through its named signatures."""
+    """One version directory of a SavedModel, called through its named signatures."""
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """Raises ArtifactError where `directory` is no SavedModel with the signatures of an export."""
+        """Load the SavedModel. Raises ArtifactError if it lacks the signatures of an export."""
         import tensorflow as tf
 
         try:
@@ -101,18 +101,18 @@ class SavedModelRuntime:
             )
 
     def call(self, signature_name: str, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """All outputs of one signature by name. Raises tf.errors.OpError where the graph fails."""
+        """Return all outputs of one signature by name. Raises tf.errors.OpError if the graph fails."""
         import tensorflow as tf
 
         outputs = self._functions[signature_name](**{name: tf.constant(values) for name, values in inputs.items()})
         return {name: values.numpy() for name, values in outputs.items()}
 
     def predict_images(self, images: Images) -> Arrays:
-        """All outputs for pixels."""
+        """Return all outputs for pixels."""
         return self._answer(SIGNATURE_IMAGES, IMAGES, images.astype(np.float32))
 
     def predict_encoded(self, encoded: list[bytes]) -> Arrays:
-        """All outputs for encoded images of any size; ArtifactError where one cannot be decoded."""
+        """Return all outputs for encoded images of any size. Raises ArtifactError if the graph fails."""
         return self._answer(SIGNATURE_IMAGE_BYTES, IMAGE_BYTES, np.array(encoded, object))
 
     def predict_probabilities(self, images: Images) -> Probabilities:
@@ -128,20 +128,20 @@ class SavedModelRuntime:
 
 
 class TfliteRuntime:
-    """A TFLite file, one image at a time, with its quantisation of input and output undone."""
+    """A TFLite file; it takes one image at a time, and quantised inputs and outputs are converted."""
 
     def __init__(self, path: pathlib.Path, *, num_threads: int | None = None) -> None:
-        """`num_threads` defaults to the cores that this process may use.
+        """Load the file; `num_threads` defaults to the available cores.
 
         Raises:
-            ArtifactError: the file is missing, broken, or has not the signature of an export.
+            ArtifactError: the file is missing or broken, or lacks the signature of an export.
         """
         import ai_edge_litert
         from ai_edge_litert.interpreter import Interpreter
 
         content = _read_file(path)
         try:
-            # LiteRT tells standard error that it created its delegate, and no setting silences it.
+            # LiteRT reports its delegate on standard error, and no setting silences it.
             with stderr_held_back():
                 interpreter = Interpreter(model_content=content, num_threads=num_threads or num_cores())
                 interpreter.allocate_tensors()
@@ -170,12 +170,12 @@ class OnnxRuntime:
     """An ONNX file on the CPU."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Raises ArtifactError where the file is missing, broken, or has other inputs or outputs than an export."""
+        """Load the file. Raises ArtifactError if it is missing or broken, or lacks the tensors of an export."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_cores()
-        # Threads that spin after a batch would take their cores from the runtime that is timed next.
+        # Threads that spin after a batch would slow down the runtime that is timed next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self._path = path
@@ -204,10 +204,10 @@ class OnnxRuntime:
 
 
 def open_runtime(path: pathlib.Path) -> SavedModelRuntime | TfliteRuntime | OnnxRuntime:
-    """The runtime of an artifact by what it is: a .tflite or .onnx file, or a SavedModel version directory.
+    """Open an artifact: a .tflite or .onnx file, or a SavedModel version directory.
 
     Raises:
-        ArtifactError: it is none of these, or its runtime does not take it.
+        ArtifactError: it is none of these, or its runtime rejects it.
     """
     if path.suffix == ".tflite":
         return TfliteRuntime(path)
@@ -223,7 +223,7 @@ def is_saved_model(path: pathlib.Path) -> bool:
 
 
 def num_cores() -> int:
-    """The cores that this process may use (not those of the machine, which a container shares)."""
+    """Return the number of cores that this process may use (a container may have fewer than the machine)."""
     return len(os.sched_getaffinity(0))
 
 
@@ -253,7 +253,7 @@ def _read_file(path: pathlib.Path) -> bytes:
 
 
 def onnx_errors() -> tuple[type[Exception], ...]:
-    """All that ONNX Runtime raises for a file that it cannot run."""
+    """Return the exceptions that ONNX Runtime raises for a file that it cannot run."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     # The binding's errors have no common base but Exception.

@@ -1,4 +1,4 @@
-"""The images that an export is compared, calibrated, warmed up and remembered with: real ones, of a dataset."""
+"""Read real images of a dataset to compare, calibrate and warm up artifacts with."""
 
 import functools
 from collections.abc import Iterator
@@ -23,7 +23,10 @@ ClassIds = npt.NDArray[np.int64]
 class ImageSource(Protocol):
     """Labelled, encoded images that can be read by index.
 
-    name: what people call it. content_hash: SHA-256 of what it holds. split: which part of it this is.
+    Attributes:
+        name: of the dataset.
+        content_hash: SHA-256 of the dataset's content.
+        split: of the dataset.
     """
 
     name: str
@@ -32,9 +35,9 @@ class ImageSource(Protocol):
     num_images: int
 
     def read(self, indices: npt.NDArray[np.int64]) -> tuple[list[bytes], ClassIds]:
-        """The encoded images and their classes, [n] or multi-hot [n, num_classes], at `indices`.
+        """Return the encoded images at `indices`, each in [0, num_images), and their classes.
 
-        Each index is in [0, num_images).
+        The classes are [n], or multi-hot [n, num_classes].
         """
 
 
@@ -42,7 +45,7 @@ class DatasetSplit:
     """One split of a prepared dataset as an `ImageSource`."""
 
     def __init__(self, dataset_dir: DatasetPath, manifest: Manifest, split: SplitName) -> None:
-        """Raises DataError where the split or one of its files is missing."""
+        """Open the split. Raises DataError if it or one of its files is missing."""
         self._reader = SplitReader(dataset_dir, manifest, split)
         self.name = manifest.name
         self.content_hash = manifest.content_hash()
@@ -61,7 +64,7 @@ class DatasetSplit:
 
 
 def open_split(dataset_dir: DatasetPath, split: SplitName, class_names: list[str]) -> DatasetSplit:
-    """A split of a dataset whose classes are `class_names`.
+    """Open a split of a dataset whose classes must be `class_names`.
 
     Raises:
         DataError: no dataset, no such split or an empty one, or other classes.
@@ -81,8 +84,13 @@ def open_split(dataset_dir: DatasetPath, split: SplitName, class_names: list[str
 
 
 class Batch(NamedTuple):
-    """encoded: n files as bytes; images: [n, size, size, 3] uint8, the same at the model's size; class_ids: [n], or
-    multi-hot [n, num_classes] where an image has several labels."""
+    """A batch of images.
+
+    Attributes:
+        encoded: n files as bytes.
+        images: [n, size, size, 3] uint8, the same images at the model's size.
+        class_ids: [n], or multi-hot [n, num_classes] for multi-label.
+    """
 
     encoded: list[bytes]
     images: Pixels
@@ -90,14 +98,14 @@ class Batch(NamedTuple):
 
 
 def spread_indices(num_images: int, limit: int | None) -> npt.NDArray[np.int64]:
-    """At most `limit` indices of [0, num_images), evenly spread: a split may be sorted by class."""
+    """Return at most `limit` indices of [0, num_images), evenly spread, since a split may be sorted by class."""
     if limit is None or limit >= num_images:
         return np.arange(num_images, dtype=np.int64)
     return np.linspace(0, num_images - 1, limit).round().astype(np.int64)
 
 
 def read_batch(source: ImageSource, indices: npt.NDArray[np.int64], geometry: Geometry) -> Batch:
-    """Reads and decodes the images at `indices`."""
+    """Read and decode the images at `indices`."""
     encoded, class_ids = source.read(indices)
     return Batch(encoded, load_images(encoded, geometry), class_ids)
 
@@ -105,13 +113,13 @@ def read_batch(source: ImageSource, indices: npt.NDArray[np.int64], geometry: Ge
 def iterate_batches(
     source: ImageSource, indices: npt.NDArray[np.int64], geometry: Geometry, batch_size: int
 ) -> Iterator[Batch]:
-    """The images at `indices`, in that order; the last batch may be smaller."""
+    """Yield the images at `indices` in order; the last batch may be smaller."""
     for start in range(0, len(indices), batch_size):
         yield read_batch(source, indices[start : start + batch_size], geometry)
 
 
 def load_images(encoded: list[bytes], geometry: Geometry) -> Pixels:
-    """Decodes and resizes as training does; [n, size, size, 3] uint8.
+    """Decode and resize as in training, to [n, size, size, 3] uint8.
 
     Raises:
         tf.errors.InvalidArgumentError: one of them is not an image that `preprocess.decode_image` reads.

@@ -1,11 +1,10 @@
-"""A publication root: the versions of one model side by side, one of them current, and the way back.
+"""Publish exports side by side in a root, with one of them current, and roll back.
 
-    ROOT/1/  ROOT/2/   whole exports, as `trainer export` wrote them; never changed once they are there
+    ROOT/1/  ROOT/2/   whole exports as `trainer export` wrote them; they never change
     ROOT/current       a symbolic link to one of them
 
-Whoever deploys reads below `ROOT/current`: a TensorFlow Serving base path is `ROOT/current/saved_model/<name>`.
-Changing the version is one rename of that link, so that readers see the one or the other, whole, also after a kill at
-any moment.
+Deployments read below `ROOT/current`: a TensorFlow Serving base path is `ROOT/current/saved_model/<name>`. Changing
+the version is one rename of that link, so that readers always see one whole version, even after a kill.
 """
 
 import contextlib
@@ -25,17 +24,17 @@ CURRENT = "current"
 _LOCK_FILE = ".lock"
 
 
-class Switch(NamedTuple):
-    """What was current before, and what is now."""
+class VersionChange(NamedTuple):
+    """The current version before and after."""
 
     before: int | None
     now: int
 
 
 def next_version(export_dir: pathlib.Path, model_name: str) -> int:
-    """The version of an export to `export_dir` that nobody gave one: above that of the same model there, or the first.
+    """Return the default version of an export to `export_dir`: one above that of the same model there, or the first.
 
-    Raises ArtifactError where an export lies there that does not say what it is.
+    Raises ArtifactError if there is an export with a malformed provenance.
     """
     if not (export_dir / PROVENANCE_FILE).is_file():
         return MIN_VERSION
@@ -44,7 +43,7 @@ def next_version(export_dir: pathlib.Path, model_name: str) -> int:
 
 
 def find_versions(root: pathlib.Path) -> list[int]:
-    """The versions of `root`, ascending; half-written ones have other names."""
+    """Return the versions of `root`, ascending; half-written ones have other names."""
     if not root.is_dir():
         return []
     named = ((entry.name, parse_version(entry.name)) for entry in root.iterdir() if not entry.is_symlink())
@@ -52,25 +51,25 @@ def find_versions(root: pathlib.Path) -> list[int]:
 
 
 def current_version(root: pathlib.Path) -> int | None:
-    """The version that `ROOT/current` names, if there is one."""
+    """Return the version that `ROOT/current` links to, if any."""
     link = root / CURRENT
     return parse_version(os.readlink(link)) if link.is_symlink() else None
 
 
-def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_failed: bool = False) -> Switch:
-    """Copies an export into `root` under its version and makes it current. Publishing the same export twice is once.
+def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_failed: bool = False) -> VersionChange:
+    """Copy an export into `root` under its version and make it current; idempotent.
 
-    Where nobody asked for that version, and `root` has gone as far already, it gets the next one.
+    If its version was chosen automatically and `root` already has a later one, it gets the next version.
 
-    allow_failed: also where an artifact is over its budget and marked as such.
+    With `allow_failed`, artifacts over budget and marked as such are accepted.
 
     Raises:
-        ArtifactError: `export_dir` is no finished export, is of another model than `root`, or has the number of another
-            export there.
-        ParityError: a file of it was changed, or an artifact is over its budget; nothing is published.
-        UsageError: `root` is no place for versions.
+        ArtifactError: `export_dir` is not a finished export, is of another model than `root`, or has a version that is
+            taken by another export.
+        ParityError: a file was changed, or an artifact is over budget; nothing is published.
+        UsageError: `root` cannot hold versions.
     """
-    # They need TensorFlow, which the way back does without.
+    # These import TensorFlow, which rolling back does not need.
     from export.files.parity import ParityReport
     from export.versions.renumber import renumber
 
@@ -90,32 +89,32 @@ def publish_version(export_dir: pathlib.Path, root: pathlib.Path, *, allow_faile
         version = _choose_version(root, versions, provenance)
         with atomic.new_directory(root / str(version)) as directory:
             shutil.copytree(export_dir, directory, dirs_exist_ok=True)
-            # Of the copy: what was read half, or changed meanwhile, does not get the name.
+            # Verify the copy: a partial read, or a file changed meanwhile, is not published.
             checksums.verify(directory)
             if version != provenance.version:
                 renumber(directory, version)
         return _make_current(root, version)
 
 
-def roll_back(root: pathlib.Path, to: int | None = None) -> Switch:
-    """Makes another version current: `to`, or the highest below the current one.
+def roll_back(root: pathlib.Path, to: int | None = None) -> VersionChange:
+    """Make another version current: `to`, or the highest below the current one.
 
     Raises:
-        ArtifactError: `root` is no publication root, or has no such version.
-        ParityError: a file of that version was changed since; the current one stays.
+        ArtifactError: `root` is not a publication root, or has no such version.
+        ParityError: a file of that version was changed; the current version stays.
     """
     if to is not None:
         check_version(to)
     if current_version(root) is None:
         raise ArtifactError(f"{root} has no current version; fill it with: trainer publish EXPORT {root}")
     with lock.hold(root / _LOCK_FILE):
-        # What is current may have changed while another writer had the lock.
-        to = _version_to_go_back_to(root, to)
+        # The current version may have changed while another writer held the lock.
+        to = _choose_earlier_version(root, to)
         Checksums.load(root / str(to)).verify(root / str(to))
         return _make_current(root, to)
 
 
-def _version_to_go_back_to(root: pathlib.Path, to: int | None) -> int:
+def _choose_earlier_version(root: pathlib.Path, to: int | None) -> int:
     before, versions = current_version(root), find_versions(root)
     there = f"it has {', '.join(map(str, versions)) or 'none'}"
     if to is None:
@@ -130,9 +129,9 @@ def _version_to_go_back_to(root: pathlib.Path, to: int | None) -> int:
 
 
 def _find_published(root: pathlib.Path, versions: list[int], checksums: Checksums) -> int | None:
-    """The version that is a copy of the export with these checksums, under whatever number."""
+    """Return the version that is a copy of the export with these checksums, perhaps renumbered."""
     for version in reversed(versions):
-        # A version that cannot be read is no copy; it does not keep others from being published.
+        # An unreadable version is not a copy, and does not prevent publishing others.
         with contextlib.suppress(ArtifactError):
             directory = root / str(version)
             original = ExportProvenance.load(directory).renumbered_from
@@ -156,7 +155,7 @@ def _choose_version(root: pathlib.Path, versions: list[int], provenance: ExportP
     return version
 
 
-def _make_current(root: pathlib.Path, version: int) -> Switch:
+def _make_current(root: pathlib.Path, version: int) -> VersionChange:
     before = current_version(root)
     if before != version:
         link = root / f"{atomic.TEMPORARY_PREFIX}{CURRENT}"
@@ -164,15 +163,15 @@ def _make_current(root: pathlib.Path, version: int) -> Switch:
         link.symlink_to(str(version))
         os.replace(link, root / CURRENT)
         atomic.sync_directory(root)
-    return Switch(before, version)
+    return VersionChange(before, version)
 
 
 def _check_root(root: pathlib.Path) -> None:
     if ":/" in str(root):
-        raise UsageError(f"{root} is no local path; a publication root has a link that is renamed: mount the store")
+        raise UsageError(f"{root} is not a local path, where a link can be renamed; mount the store and give its path")
     is_root = (root / CURRENT).is_symlink() or (root / _LOCK_FILE).exists()
     if root.exists() and not (root.is_dir() and (is_root or not any(root.iterdir()))):
-        raise UsageError(f"{root} holds something else than versions of a model; give a new directory")
+        raise UsageError(f"{root} holds something other than versions of a model; give a new directory")
 
 
 def _check_model(root: pathlib.Path, versions: list[int], provenance: ExportProvenance) -> None:

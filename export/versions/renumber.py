@@ -1,4 +1,4 @@
-"""Gives an export another version: everywhere that the number stands, with new checksums."""
+"""Give an export another version, everywhere the number occurs, with new checksums."""
 
 import pathlib
 import re
@@ -11,20 +11,20 @@ from export.files.formats import FORMATS, SAVED_MODELS
 from export.files.latency import FILE_NAME as LATENCY_FILE
 from export.files.parity import FILE_NAME as PARITY_FILE
 from export.files.parity import ParityReport
-from export.files.provenance import ExportProvenance, OfOriginal
+from export.files.provenance import ExportProvenance, OriginalExport
 from export.files.signature import Signature
 
-# The files that name the SavedModel's directory.
+# Files that contain the path of the SavedModel.
 _NAMING_FILES = (PARITY_FILE, LATENCY_FILE, MODEL_CARD_FILE, README_FILE)
 
 
 def renumber(export_dir: pathlib.Path, version: int) -> None:
-    """Makes a whole export, which nobody reads yet, into the same one of `version`; its provenance says of which.
+    """Change the version of an export that nobody reads yet; its provenance records the original.
 
-    Raises ArtifactError where `export_dir` is no export.
+    Raises ArtifactError if `export_dir` is not an export.
     """
     provenance, signature = ExportProvenance.load(export_dir), Signature.load(export_dir)
-    original = OfOriginal(version=provenance.version, checksums_sha256=Checksums.load(export_dir).content_hash())
+    original = OriginalExport(version=provenance.version, checksums_sha256=Checksums.load(export_dir).content_hash())
     for artifact in ParityReport.load(export_dir).artifacts():
         path = export_dir / artifact.path
         if FORMATS[artifact.format].kind == "tflite":
@@ -53,6 +53,6 @@ def _rename_in_files(export_dir: pathlib.Path, model_name: str, old: int, new: i
 
 
 def _with_version(command: list[str], version: int) -> list[str]:
-    """The command that made the export, with another `--version`."""
+    """Return the command that made the export, with another `--version`."""
     place = command.index("--version") + 1
     return [*command[:place], str(version), *command[place + 1 :]]

@@ -1,19 +1,20 @@
-"""The lines of shell that bring an export into a cluster. Each may be repeated, and so may all of them.
+"""Generate the shell commands that load an export into a cluster. All of them are idempotent.
 
-The version is copied to a hidden place on the volume, compared there with the checksums of its files, and renamed. A
-server that watches the volume never sees half a version, whatever was cut off and typed again.
+The version is copied to a hidden directory on the volume, verified against checksums there, and renamed. A server
+that watches the volume never sees half a version, whatever was interrupted and repeated.
 """
 
-import hashlib
 import pathlib
 import shlex
 from collections.abc import Iterable
 
+from export.files.checksums import sha256_of
+
 MODELS_DIR = "/models"
-# Beside the kustomization of the loader's pod.
+# Next to the kustomization of the loader's pod.
 SCRIPT_FILE = pathlib.PurePosixPath("loader", "publish.sh")
 
-# The shell reads a group in braces whole before it runs any of it, so half a script does nothing and says so.
+# The shell parses a group in braces before running any of it, so that a truncated script does nothing but fail.
 _SCRIPT = """{{
 # MODEL INCOMING: where the versions lie on the volume, and where they were copied to. `trainer manifests` wrote it; it
 # runs in the pod that holds the volume, and may be repeated.
@@ -54,11 +55,11 @@ rm -rf "$incoming"
 
 
 def publish_script(versions: Iterable[pathlib.Path]) -> str:
-    """The script that checks what was copied of `versions`, directories, and gives each its name; for `sh`."""
+    """Return a `sh` script that verifies the copies of the directories `versions` and renames them."""
     calls = []
     for directory in versions:
         files = sorted(path for path in directory.rglob("*") if path.is_file())
-        sums = "\n".join(f"{_sha256_of(file)}  {file.relative_to(directory).as_posix()}" for file in files)
+        sums = "\n".join(f"{sha256_of(file)}  {file.relative_to(directory).as_posix()}" for file in files)
         calls.append(f"publish {directory.name} {len(files)} {shlex.quote(sums)}")
     return _SCRIPT.format(calls="\n".join(calls))
 
@@ -66,12 +67,12 @@ def publish_script(versions: Iterable[pathlib.Path]) -> str:
 def load_commands(
     out: pathlib.Path, base_path: pathlib.Path, *, model_name: str, prefix: str, namespace: str | None
 ) -> list[str]:
-    """Lines of shell, in order. out: the kustomize tree, with the script at `SCRIPT_FILE`."""
+    """Return shell commands in order; `out` is the kustomize tree, with the script at `SCRIPT_FILE`."""
     kubectl = "kubectl" if namespace is None else f"kubectl -n {namespace}"
     pod = f"{prefix}model-loader"
     model, incoming = f"{MODELS_DIR}/{model_name}", f"{MODELS_DIR}/.incoming-{model_name}"
-    # kubectl puts a folder into one that is there already, so what a cut copy left goes first. A loader that has ended
-    # would never be ready again.
+    # kubectl copies a directory into an existing one, so remains of an interrupted copy are removed first. A finished
+    # loader pod would never be ready again.
     return [
         f"kubectl apply -k {shlex.quote(str(out))}",
         f"{kubectl} delete pod {pod} --ignore-not-found",
@@ -82,8 +83,3 @@ def load_commands(
         f"{kubectl} delete pod {pod} --ignore-not-found",
         f"{kubectl} rollout status deployment/{prefix}model-server",
     ]
-
-
-def _sha256_of(path: pathlib.Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

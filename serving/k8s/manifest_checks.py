@@ -1,6 +1,6 @@
-"""What a schema cannot see in Kubernetes manifests: names, ports and quantities that do not fit together.
+"""Check Kubernetes manifests for what schemas cannot: names, ports and quantities that do not fit together.
 
-Works on rendered objects (the output of `kubectl kustomize`, parsed), all those that are applied together.
+The checks take all rendered objects that are applied together (the parsed output of `kubectl kustomize`).
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something that Kubernetes would refuse, or take and then not do."""
+    """Something that Kubernetes would refuse, or accept and not do."""
 
     where: str
     what: str
@@ -43,7 +43,7 @@ Check = Callable[[Objects], Iterator[Problem]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pods:
-    """The pods that an object makes: a Pod itself, or a template in another object."""
+    """The pods of an object: a Pod itself, or the template of a workload."""
 
     where: str
     namespace: str | None
@@ -56,12 +56,12 @@ class Pods:
 
 
 def where(item: Object) -> str:
-    """Kind and name of an object, as problems name it."""
+    """Return kind and name of an object, for messages."""
     return f"{item['kind']}/{item['metadata']['name']}"
 
 
 def find_pods(objects: Objects) -> Iterator[Pods]:
-    """The pods of all objects, replica types of an MPIJob one by one."""
+    """Yield the pods of all objects; of an MPIJob, those of each replica type."""
     for item in objects:
         if item["kind"] == "Pod":
             yield _pods(item, "", item)
@@ -75,14 +75,14 @@ def find_pods(objects: Objects) -> Iterator[Pods]:
 
 
 def check_kinds(objects: Objects) -> Iterator[Problem]:
-    """A kind that the other checks do not know could hide anything from them."""
+    """Find kinds that the other checks do not know, which could hide anything from them."""
     for item in objects:
         if item["kind"] not in _KINDS_WITHOUT_PODS | _TEMPLATE_KINDS | {"Pod", "CronJob", "MPIJob"}:
             yield Problem(where(item), f"no check knows the kind {item['kind']}")
 
 
 def check_selectors(objects: Objects) -> Iterator[Problem]:
-    """Selectors that choose no pods: of workloads, Services, budgets, network policies and spreads."""
+    """Find selectors that match no pods: of workloads, Services, budgets, network policies and spreads."""
     all_pods = list(find_pods(objects))
     for item in objects:
         selector = item.get("spec", {}).get("selector", {})
@@ -105,7 +105,7 @@ def check_selectors(objects: Objects) -> Iterator[Problem]:
 
 
 def check_quantities(objects: Objects) -> Iterator[Problem]:
-    """Malformed quantities, requests above limits, and fractions of what is only whole."""
+    """Find malformed quantities, requests above limits, and fractions of what is only whole."""
     for pods in find_pods(objects):
         for container in pods.containers:
             place = f"{pods.where} container {container['name']}"
@@ -125,7 +125,7 @@ def check_quantities(objects: Objects) -> Iterator[Problem]:
 
 
 def check_volumes(objects: Objects) -> Iterator[Problem]:
-    """Mounts of volumes that are not declared, volumes that nobody mounts, and sources that do not exist."""
+    """Find mounts of undeclared volumes, volumes that no container mounts, and sources that do not exist."""
     for pods in find_pods(objects):
         volumes = {volume["name"]: volume for volume in pods.spec.get("volumes", [])}
         mounted = set()
@@ -144,7 +144,7 @@ def check_volumes(objects: Objects) -> Iterator[Problem]:
 
 
 def check_environment(objects: Objects) -> Iterator[Problem]:
-    """Environment from ConfigMaps and limits that do not exist, and $(NAME) in arguments that nothing defines."""
+    """Find environment variables from missing ConfigMaps and limits, and undefined $(NAME) in arguments."""
     for pods in find_pods(objects):
         limits = {c["name"]: c.get("resources", {}).get("limits", {}) for c in pods.containers}
         for container in pods.containers:
@@ -164,7 +164,7 @@ def check_environment(objects: Objects) -> Iterator[Problem]:
 
 
 def check_ports(objects: Objects) -> Iterator[Problem]:
-    """Ports by a name or number that the container behind does not have: of probes, Services and policies."""
+    """Find ports of probes, Services and policies that the container does not have."""
     all_pods = list(find_pods(objects))
     for pods in all_pods:
         for container in pods.containers:
@@ -200,7 +200,7 @@ STRUCTURE_CHECKS: tuple[Check, ...] = (
 
 
 def find_config_map(objects: Objects, namespace: str | None, name: str) -> Mapping[str, str] | None:
-    """The files of a ConfigMap among `objects`, or None where there is no such one."""
+    """Return the files of a ConfigMap among `objects`, or None if it does not exist."""
     found = _find(objects, "ConfigMap", namespace, name)
     return None if found is None else {**found.get("data", {}), **found.get("binaryData", {})}
 
@@ -254,10 +254,10 @@ def _check_quantity(place: str, field: str, resource: str, value: Any) -> Iterat
         yield Problem(place, f"{field}: {e}")
         return
     if amount < 0:
-        yield Problem(place, f"{field} is {value}, less than nothing")
-    # "400m" of memory is 0.4 bytes: valid, and never meant. GPUs and the like are whole by definition.
+        yield Problem(place, f"{field} is {value}, which is negative")
+    # "400m" of memory is 0.4 bytes: valid, but never intended. GPUs and the like are whole by definition.
     if resource != "cpu" and amount != amount.to_integral_value():
-        yield Problem(place, f"{field} is {value}, a fraction of what is only whole")
+        yield Problem(place, f"{field} is {value}, but must be a whole number")
 
 
 def _check_requests_fit_limits(place: str, resources: Mapping[str, Any]) -> Iterator[Problem]:
@@ -266,7 +266,7 @@ def _check_requests_fit_limits(place: str, resources: Mapping[str, Any]) -> Iter
         try:
             request, limit = parse_quantity(requests[name]), parse_quantity(limits[name])
         except ValueError:
-            continue  # told by _check_quantity
+            continue  # reported by _check_quantity
         if request > limit:
             yield Problem(place, f"requests {requests[name]} of {name}, above its limit {limits[name]}")
         if "/" in name and request != limit:

@@ -1,14 +1,14 @@
-"""Writes a kustomize tree that serves one export with TensorFlow Serving, from the YAML under `k8s/`.
+"""Write a kustomize tree that serves one export with TensorFlow Serving, from the YAML under `k8s/`.
 
     DIR/
-      kustomization.yaml   this model on top of base/serving     kubectl apply -k DIR
-      models.config        its name, path and versions
+      kustomization.yaml   the model's overlay of base/serving   kubectl apply -k DIR
+      models.config        name, path and versions of the model
       loader/              a pod that fills the volume           kubectl apply -k DIR/loader
-  loader/publish.sh    runs in that pod: checks what was copied, and gives it its name
-      base/                the YAML of k8s/serving and k8s/serving-loader, as it is
+        publish.sh         runs in that pod: verifies the copy and renames it
+      base/                copies of k8s/serving and k8s/serving-loader
 
-Not a line of the objects is written here: names, versions and numbers are laid over the base, which can be read,
-compared and rendered by itself.
+No object is written here: names, versions and numbers are patches of the base, which can be read, compared and
+rendered by itself.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from trainer.errors import TrainerError, UsageError
 from trainer.system import atomic
 from trainer.system.names import check_model_name, check_namespace, object_prefix
 
-# How a kustomization of ours begins; a directory without it is somebody else's and is not replaced.
+# The first line of our kustomizations; a directory without it is not ours and is not replaced.
 MARKER = "# Written by `trainer manifests`; it replaces the whole directory when it is run again."
 VersionPolicy = Literal["specific", "latest", "all"]
 
@@ -46,9 +46,10 @@ _RENDER_LIMIT_SECS = 60
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ManifestSettings:
-    """What may differ from the export's own name and the base's numbers; None leaves it as it is.
+    """Settings that override the export's name and the base's numbers; None keeps them.
 
-    version_policy: "specific" pins the versions of the export, "latest" follows the newest on the volume.
+    version_policy: "specific" pins the versions of the export, "latest" follows the newest on the volume, "all" serves
+    every version there.
     """
 
     model_name: str | None = None
@@ -60,10 +61,11 @@ class ManifestSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrittenManifests:
-    """What `write_manifests` wrote.
+    """The result of `write_manifests`.
 
-    commands: lines of shell that bring the model into a cluster, in order. was_checked: whether kubectl was there
-    to render the tree, so that it could be checked.
+    Attributes:
+        commands: shell commands that load the model into a cluster, in order.
+        was_checked: whether kubectl was available to render the tree, so that it was checked.
     """
 
     directory: pathlib.Path
@@ -75,15 +77,17 @@ class WrittenManifests:
     was_checked: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For a program to read."""
+        """Return the result for JSON."""
         return {**dataclasses.asdict(self), "directory": str(self.directory)}
 
 
 def write_manifests(export_dir: pathlib.Path, out: pathlib.Path, settings: ManifestSettings) -> WrittenManifests:
-    """Writes the tree for the SavedModel of an export to `out`, whole or not at all.
+    """Write the tree for the SavedModel of an export to `out`, whole or not at all.
 
-    Raises ArtifactError: `export_dir` is no export. UsageError: a setting that Kubernetes would refuse, or `out` holds
-    something else. TrainerError: the result does not pass the checks, which is a fault of this program.
+    Raises:
+        ArtifactError: `export_dir` is not an export.
+        UsageError: Kubernetes would refuse a setting, or `out` holds something else.
+        TrainerError: the result does not pass the checks, which is a bug.
     """
     signature = Signature.load(export_dir)
     base_path = base_path_of(export_dir, signature)
@@ -111,7 +115,7 @@ def write_manifests(export_dir: pathlib.Path, out: pathlib.Path, settings: Manif
 
 
 def models_config(model_name: str, versions: list[int], policy: VersionPolicy) -> str:
-    """TensorFlow Serving's ModelServerConfig for one model, as protocol buffer text."""
+    """Return TensorFlow Serving's ModelServerConfig for one model, as protocol buffer text."""
     chosen = {
         "specific": f"specific {{ {' '.join(f'versions: {version}' for version in versions)} }}",
         "latest": "latest { num_versions: 1 }",
@@ -130,12 +134,12 @@ model_config_list {{
 
 
 def find_kubectl() -> str | None:
-    """kubectl on the PATH, or beside this Python, where it is when a package brought it."""
+    """Return the path of kubectl on the PATH or beside this Python (from a package), or None."""
     return shutil.which("kubectl") or shutil.which("kubectl", path=str(pathlib.Path(sys.executable).parent))
 
 
 def render(directory: pathlib.Path, kubectl: str) -> list[dict[str, Any]]:
-    """The objects of a kustomize tree, rendered by the real kubectl; it needs no cluster.
+    """Return the objects of a kustomize tree, rendered by kubectl without a cluster.
 
     Raises TrainerError with what kubectl said.
     """
@@ -208,8 +212,8 @@ def _server_kustomization(model_name: str, prefix: str, settings: ManifestSettin
 
 
 def _loader_kustomization(prefix: str, settings: ManifestSettings) -> dict[str, Any]:
-    # The claim is no object of this tree (deleting the loader must not delete the models), so its name is not
-    # prefixed by kustomize.
+    # The claim is not an object of this tree, so that deleting the loader does not delete the models; kustomize
+    # therefore does not prefix its name.
     claim = "/spec/volumes/0/persistentVolumeClaim/claimName"
     patch = [{"op": "replace", "path": claim, "value": f"{prefix}models"}]
     return {
@@ -237,7 +241,7 @@ def _common(base: str, prefix: str, settings: ManifestSettings) -> dict[str, Any
 
 
 def parse_image(image: str) -> dict[str, str]:
-    """An image as kustomize's `images:` wants it: newName, newTag and digest, each where it was given.
+    """Parse an image into kustomize's `images:` fields newName, newTag and digest, if given.
 
     Raises UsageError.
     """
@@ -274,7 +278,7 @@ def _to_yaml(kustomization: dict[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever is not plainly a word: what "n", "1e3" or "0o7" mean differs between PyYAML and kubectl."""
+    """Quotes everything but plain words: PyYAML and kubectl disagree on "n", "1e3" and "0o7"."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:

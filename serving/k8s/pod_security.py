@@ -1,7 +1,7 @@
-"""The Pod Security Standard "restricted", as checks.
+"""Check manifests against the Pod Security Standard "restricted".
 
-https://kubernetes.io/docs/concepts/security/pod-security-standards/ (policy of Kubernetes 1.33), and one rule more: the
-root file system is read-only, so that a process that was taken over cannot change the image under itself.
+https://kubernetes.io/docs/concepts/security/pod-security-standards/ (policy of Kubernetes 1.33), and one more rule: the
+root file system is read-only, so that a compromised process cannot change the image.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ _SELINUX_TYPES = {"", "container_t", "container_init_t", "container_kvm_t", "con
 
 
 def check_pod_security(objects: Objects) -> Iterator[Problem]:
-    """What a namespace that enforces "restricted" would refuse."""
+    """Find what a namespace that enforces "restricted" would refuse."""
     for pods in find_pods(objects):
         broken = [*_rules_of_pod(pods.spec)]
         for container in pods.containers:

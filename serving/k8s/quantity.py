@@ -1,4 +1,4 @@
-"""Kubernetes quantities."""
+"""Parse Kubernetes quantities."""
 
 import decimal
 import re
@@ -10,7 +10,7 @@ _BINARY_POWERS = {f"{letter}i": 10 * power for power, letter in enumerate("KMGTP
 
 
 def parse_quantity(value: str | int | float) -> decimal.Decimal:
-    """A Kubernetes quantity such as "500m", "2Gi" or 2. Raises ValueError."""
+    """Parse a Kubernetes quantity such as "500m", "2Gi" or 2. Raises ValueError."""
     match = _QUANTITY.fullmatch(str(value))
     if match is None:
         raise ValueError(f"{value!r} is not a quantity such as 2, 500m or 2Gi")

@@ -1,4 +1,4 @@
-"""What TensorFlow Serving and MPI need of a manifest, beyond what Kubernetes does."""
+"""Check manifests for what TensorFlow Serving and MPI need beyond Kubernetes."""
 
 import posixpath
 import re
@@ -21,13 +21,13 @@ from serving.k8s.pod_security import check_pod_security
 MODEL_SERVER = "tensorflow_model_server"
 _GPU = "nvidia.com/gpu"
 _PORT_FLAGS = ("port", "rest_api_port")
-# Left alone, these come from the cores of the node.
+# These default to the node's number of cores.
 _THREAD_FLAGS = ("tensorflow_intra_op_parallelism", "tensorflow_inter_op_parallelism", "rest_api_num_threads")
 _MAX_HOST_NAME = 63
 
 
 def check_model_servers(objects: Objects) -> Iterator[Problem]:
-    """Flags of TensorFlow Serving that name no file or port of the container, and probes of another model."""
+    """Find flags of TensorFlow Serving without their file or port in the container, and probes of other models."""
     for pods in find_pods(objects):
         for container in pods.spec["containers"]:
             if posixpath.basename((container.get("command") or [""])[0]) == MODEL_SERVER:
@@ -38,7 +38,7 @@ def check_model_servers(objects: Objects) -> Iterator[Problem]:
 
 
 def check_mpi_jobs(objects: Objects) -> Iterator[Problem]:
-    """MPIJobs whose slots, GPUs and launcher do not fit together, or that the operator would refuse."""
+    """Find MPIJobs whose slots, GPUs and launcher do not match, or that the operator would refuse."""
     for item in objects:
         if item["kind"] == "MPIJob":
             for rule in _mpi_rules(item["metadata"]["name"], item["spec"]):
@@ -49,7 +49,7 @@ ALL_CHECKS: tuple[Check, ...] = (*STRUCTURE_CHECKS, check_pod_security, check_mo
 
 
 def check_manifests(objects: Objects) -> list[Problem]:
-    """Runs every check over all objects that are applied together."""
+    """Run every check over all objects that are applied together."""
     return [problem for check in ALL_CHECKS for problem in check(objects)]
 
 
@@ -59,7 +59,7 @@ def _flags(arguments: list[str]) -> dict[str, str]:
 
 
 def _mounted_files(pods: Pods, container: Mapping[str, Any], objects: Objects) -> dict[str, str]:
-    """Content by path of every file that ConfigMaps put into the container."""
+    """Return the content, by path, of all files from ConfigMaps in the container."""
     volumes = {volume["name"]: volume for volume in pods.spec.get("volumes", [])}
     files = {}
     for mount in container.get("volumeMounts", []):
@@ -130,4 +130,4 @@ def _mpi_rules(name: str, spec: Mapping[str, Any]) -> Iterator[str]:
 
 def _num_gpus(pod_spec: Mapping[str, Any]) -> int:
     limits = [str(c.get("resources", {}).get("limits", {}).get(_GPU, 0)) for c in pod_spec["containers"]]
-    return sum(int(limit) for limit in limits if limit.isdecimal())  # check_quantities tells what is no whole number
+    return sum(int(limit) for limit in limits if limit.isdecimal())  # check_quantities reports fractions

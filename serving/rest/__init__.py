@@ -1,4 +1,5 @@
-"""TensorFlow Serving's REST API: from the bytes of a request to the bytes of its answer.
+"""Implement TensorFlow Serving's REST API, from the bytes of a request to the bytes of its answer.
 
-Models in memory, JSON to tensors and back, limits and metrics live here; nothing of Kubernetes, and no client.
+Models in memory, JSON codecs, limits and metrics live here; nothing of Kubernetes, and no client. Read `rest_server.py`
+first.
 """

@@ -1,7 +1,6 @@
-"""Addresses of servers: binding the local server's port, its address, a line of shell that calls it, and reading the
-address of a server and the model behind it.
+"""Bind the local server's port, and parse and format addresses of servers and models.
 
-Nothing here needs TensorFlow, so a port that is taken is told before its slow start.
+Nothing here needs TensorFlow, so that a port in use is reported before its slow import.
 """
 
 import os
@@ -16,7 +15,7 @@ import httpx
 from trainer.errors import DeviceError, UsageError
 from trainer.system.names import MAX_VERSION, parse_version
 
-# What may follow the address of a server: the paths of TensorFlow Serving's REST API (http_rest_api_util.cc).
+# The paths of TensorFlow Serving's REST API (http_rest_api_util.cc).
 _MODEL_PATH = re.compile(
     r"(?P<base>.*?)/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
     r"(?::predict|/metadata|/)?",
@@ -25,7 +24,7 @@ _MODEL_PATH = re.compile(
 
 
 class ModelAddress(NamedTuple):
-    """The address of a server, and the model, version or label behind it where they are named."""
+    """The address of a server, with the model, version or label if it names them."""
 
     server: str
     model: str | None = None
@@ -34,9 +33,9 @@ class ModelAddress(NamedTuple):
 
 
 def parse_address(url: str) -> ModelAddress:
-    """Reads "http://host:port" or "http://host:port/v1/models/NAME[/versions/N|/labels/L]".
+    """Parse "http://host:port" or "http://host:port/v1/models/NAME[/versions/N|/labels/L]".
 
-    Raises UsageError: it is neither, or has parts that would not be sent.
+    Raises UsageError if it is neither, or has parts that would not be sent.
     """
     expected = "expected http://host:port[/v1/models/NAME[/versions/N]]"
     try:
@@ -67,15 +66,15 @@ def parse_address(url: str) -> ModelAddress:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Binds `host:port` (0: any free port). Until the server runs, connections are refused.
+    """Bind `host:port` (0: any free port). Connections are refused until the server runs.
 
-    Raises DeviceError: the port is taken, or the address is not one of this machine's.
+    Raises DeviceError if the port is in use or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named: asyncio turns off Nagle's algorithm only for sockets that say they are TCP, and with it
-    # every answer on a kept connection waits some 40 ms for the client's delayed acknowledgement.
+    # With an explicit protocol: asyncio disables Nagle's algorithm only for sockets that say they are TCP, and with it
+    # every answer on a kept-alive connection waits some 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    # Otherwise a server that was just stopped keeps its port for a minute.
+    # Otherwise the port of a stopped server stays in use for a minute.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -90,14 +89,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """The address that a client on this machine uses."""
+    """Return the URL for clients on this machine."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def curl_line(url: str, model_name: str, image: str = "IMAGE.jpg") -> str:
-    """A line for a shell that predicts one image file; the image goes through a pipe, so it may be of any size."""
+    """Return a shell command that predicts an image file of any size."""
     path = f"{url}/v1/models/{urllib.parse.quote(model_name, safe='')}:predict"
     return (
         f"""(printf '{{"instances":[{{"b64":"'; base64 < {shlex.quote(image)} | tr -d '\\n'; printf '"}}]}}') """

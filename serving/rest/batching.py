@@ -1,4 +1,4 @@
-"""What TensorFlow Serving refuses where it batches, as it does in the cluster of `trainer manifests`."""
+"""Refuse what TensorFlow Serving refuses if it batches, as in the cluster of `trainer manifests`."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,9 @@ from serving.rest.status import Code, RequestError, invalid
 
 
 def batch_size_of(inputs: Mapping[str, Array], max_batch_size: int) -> int:
-    """The examples of a request, as batching counts them. Raises RequestError (400).
+    """Return the batch size of a request. Raises RequestError (400).
 
-    The sentences are TensorFlow Serving's (batching/batching_util.h), and TensorFlow's batch scheduler's.
+    The messages are TensorFlow Serving's (batching/batching_util.h), and TensorFlow's batch scheduler's.
     """
     if any(array.ndim == 0 for array in inputs.values()):
         raise invalid("Batching Run() input tensors must have at least one dimension")
@@ -24,7 +24,7 @@ def batch_size_of(inputs: Mapping[str, Array], max_batch_size: int) -> int:
 
 
 def check_outputs(outputs: Mapping[str, Array], batch_size: int) -> None:
-    """Raises RequestError (400) for outputs that batching could not hand out (batching/batching_session.cc)."""
+    """Raise RequestError (400) for outputs that batching could not split (batching/batching_session.cc)."""
     if any(array.ndim == 0 for array in outputs.values()):
         raise RequestError(Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
     if any(len(array) != batch_size for array in outputs.values()):

@@ -1,7 +1,7 @@
-"""TensorFlow Serving's REST JSON to tensors, by the signature of the model; the way back is in `rest.encoding`.
+"""Decode TensorFlow Serving's REST JSON to tensors by the model's signature; `rest.encoding` is the inverse.
 
-The format: https://www.tensorflow.org/tfx/serving/api_rest, and tensorflow_serving/util/json_tensor.cc for what that
-page leaves open. One difference, stricter: text after the JSON document is an error.
+Format: https://www.tensorflow.org/tfx/serving/api_rest, and tensorflow_serving/util/json_tensor.cc for details. One
+difference, stricter: text after the JSON document is an error.
 """
 
 import base64
@@ -32,7 +32,7 @@ _FLOAT_TYPES: dict[str, Any] = {"DT_FLOAT": np.float32, "DT_DOUBLE": np.float64}
 
 
 class Format(enum.Enum):
-    """How a request lays out its tensors; the answer is laid out alike."""
+    """The layout of tensors in a request and its answer."""
 
     ROW = "instances"
     COLUMNAR = "inputs"
@@ -40,7 +40,7 @@ class Format(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictRequest:
-    """The body of a `:predict` call, its tensors not read yet: they need the signature."""
+    """The parsed body of a `:predict` call; decoding its tensors needs the signature."""
 
     signature_name: str | None
     format: Format
@@ -48,7 +48,7 @@ class PredictRequest:
 
 
 def parse_predict_request(body: bytes) -> PredictRequest:
-    """Reads the envelope of a request. Raises RequestError (400)."""
+    """Parse the body of a request, except for its tensors. Raises RequestError (400)."""
     document = parse_json_object(body)
     signature_name = parse_signature_name(document)
     if "instances" in document and "inputs" in document:
@@ -66,7 +66,7 @@ def parse_predict_request(body: bytes) -> PredictRequest:
 
 
 def parse_signature_name(document: dict[str, Any]) -> str | None:
-    """The signature that a request asks for; None is the default one. Raises RequestError (400)."""
+    """Return the requested signature name; None is the default. Raises RequestError (400)."""
     signature_name = document.get("signature_name")
     if "signature_name" in document and not isinstance(signature_name, str):
         raise invalid(f"'signature_name' key must be a string value, not {show(signature_name)}")
@@ -74,7 +74,7 @@ def parse_signature_name(document: dict[str, Any]) -> str | None:
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
-    """`body` as a JSON object; NaN and Infinity are numbers, as in TensorFlow Serving. Raises RequestError (400)."""
+    """Parse a JSON object; NaN and Infinity are numbers, as in TensorFlow Serving. Raises RequestError (400)."""
     if not body:
         raise invalid("JSON Parse error: The document is empty")
     try:
@@ -87,7 +87,7 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
 
 
 def decode_inputs(request: PredictRequest, signature: SignatureSpec) -> dict[str, Array]:
-    """The tensors of a request, by input name, with the dtypes of the signature and the shapes that were sent.
+    """Decode the tensors of a request by input name, with the signature's dtypes and the sent shapes.
 
     Strings are arrays of `bytes` objects. Raises RequestError (400).
     """
@@ -138,7 +138,7 @@ def _decode_tensor(name: str, value: Any, signature: SignatureSpec) -> Array:
 
 
 def _flatten(name: str, value: Any) -> tuple[tuple[int, ...], list[Any]]:
-    # Level by level and not by recursion: a batch of images is a million numbers, and this loops in C.
+    # Level by level without recursion: a batch of images is a million numbers, and this loops in C.
     shape: list[int] = []
     level = [value]
     while level and set(map(type, level)) == {list}:
@@ -194,7 +194,7 @@ def _convert_floats(name: str, leaves: list[float], spec: TensorSpec) -> Array:
 
 
 def _check_types(name: str, leaves: list[Any], admitted: set[type], spec: TensorSpec) -> None:
-    # The exact type: to Python True is an int, to the protocol it is not a number.
+    # Exact types: in Python True is an int, in the protocol it is not a number.
     if set(map(type, leaves)) <= admitted:
         return
     wrong = next(leaf for leaf in leaves if type(leaf) not in admitted)
@@ -202,9 +202,9 @@ def _check_types(name: str, leaves: list[Any], admitted: set[type], spec: Tensor
 
 
 def decode_string(name: str, leaf: Any) -> bytes:
-    """The bytes of a JSON string, or of base64. Raises RequestError (400)."""
+    """Decode a JSON string or base64 to bytes. Raises RequestError (400)."""
     if isinstance(leaf, str):
-        # "\ud800" is JSON, but no text: it has no UTF-8.
+        # A lone surrogate such as "\ud800" is valid JSON without a UTF-8 encoding.
         try:
             return leaf.encode()
         except UnicodeEncodeError as e:
@@ -214,7 +214,7 @@ def decode_string(name: str, leaf: Any) -> bytes:
             f"input {name!r}: JSON Value: {show(leaf)} is not of expected type: string; "
             'give text, or bytes as {"b64": "..."}'
         )
-    # As absl::Base64Unescape: line breaks are skipped, and padding may be left out.
+    # Like absl::Base64Unescape: line breaks are skipped, padding is optional.
     text = "".join(leaf["b64"].split())
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
@@ -223,12 +223,12 @@ def decode_string(name: str, leaf: Any) -> bytes:
 
 
 def is_base64(value: Any) -> bool:
-    """Whether a JSON value is bytes in TensorFlow Serving's form, {"b64": "..."}."""
+    """Return whether a JSON value is bytes in TensorFlow Serving's form, {"b64": "..."}."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def object_array(items: list[Any]) -> Array:
-    """A tensor of strings, [len(items)]."""
+    """Return an array of objects, [len(items)]."""
     array = np.empty(len(items), dtype=object)
     array[:] = items
     return array
@@ -239,7 +239,7 @@ def _type_name(spec: TensorSpec) -> str:
 
 
 def show(value: Any) -> str:
-    """The beginning of a JSON value, for an error."""
-    # Piece by piece, so that an error about a large tensor does not write it out whole first.
+    """Return the beginning of a JSON value, for an error message."""
+    # Incrementally, so that an error about a large tensor does not serialise all of it.
     text = "".join(itertools.islice(json.JSONEncoder().iterencode(value), _SHOWN_CHARS))
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."

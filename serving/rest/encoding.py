@@ -1,7 +1,7 @@
-"""Tensors to TensorFlow Serving's REST JSON; the way in is in `codec`.
+"""Encode tensors to TensorFlow Serving's REST JSON; `codec` is the inverse.
 
-One difference from tensorflow_serving/util/json_tensor.cc, stricter: a model's NaN or infinity is an error, where that
-server writes tokens that are no JSON and that strict parsers refuse.
+One difference from tensorflow_serving/util/json_tensor.cc, stricter: NaN or infinity is an error, where that server
+writes invalid JSON that strict parsers refuse.
 """
 
 import base64
@@ -19,9 +19,9 @@ BYTES_SUFFIX = "_bytes"
 
 
 def encode_outputs(outputs: Mapping[str, Array], format: Format) -> bytes:
-    """The JSON answer to a request of `format`; a single output loses its name.
+    """Return the JSON answer to a request of `format`; a single output loses its name.
 
-    Raises RequestError: outputs of a row request differ in batch size (400), or hold what JSON cannot (500).
+    Raises RequestError if outputs of a row request differ in batch size (400) or JSON cannot hold them (500).
     """
     if format is Format.ROW:
         _check_batch_sizes(outputs)
@@ -37,7 +37,7 @@ def encode_outputs(outputs: Mapping[str, Array], format: Format) -> bytes:
 
 
 def write_json(document: dict[str, Any]) -> bytes:
-    """The body of an answer; the numbers in it are finite."""
+    """Serialise an answer, whose numbers must be finite."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -54,14 +54,14 @@ def _check_batch_sizes(outputs: Mapping[str, Array]) -> None:
 
 
 def encode_tensor(name: str, array: Array) -> Any:
-    """An output as a JSON value. Raises RequestError: it holds what JSON cannot (500), or has no form in it (501)."""
+    """Convert an output to a JSON value. Raises RequestError if it is not finite (500) or has no JSON form (501)."""
     if array.dtype == object:
         encode = _encode_bytes if name.endswith(BYTES_SUFFIX) else _encode_text
         return _nest([encode(name, item) for item in array.ravel()], array.shape)
     if array.dtype.kind == "f":
         _check_finite(name, array)
     if array.dtype == np.float32:
-        # The shortest digits that give the same float32 back; as a float64, 0.2 would be 0.20000000298023224.
+        # The shortest digits that round-trip in float32; as float64, 0.2 would be 0.20000000298023224.
         return _nest(list(map(float, map(str, array.ravel()))), array.shape)
     if array.dtype.kind in "biu" or array.dtype == np.float64:
         return array.tolist()
@@ -74,7 +74,7 @@ def _check_finite(name: str, array: Array) -> None:
         raise RequestError(
             Code.INTERNAL,
             f"output {name!r} holds {wrong.size} of {array.size} numbers that are not finite ({wrong[0]}), which JSON "
-            "has no way to write; TensorFlow Serving would answer with text that is no JSON",
+            "cannot represent; TensorFlow Serving would answer with invalid JSON",
         )
 
 

@@ -1,6 +1,6 @@
-"""The `:classify` and `:regress` calls: tf.Example protocol buffers from JSON, through a signature over them.
+"""Answer `:classify` and `:regress` calls: run a signature on tf.Examples from JSON.
 
-The JSON follows tensorflow_serving/util/json_tensor.cc, the demands on the signature and its outputs
+The JSON follows tensorflow_serving/util/json_tensor.cc, the requirements on signature and outputs
 servables/tensorflow/classifier.cc and regressor.cc.
 """
 
@@ -23,7 +23,7 @@ _INT64_LIMITS = np.iinfo(np.int64)
 
 
 def run_on_examples(servable: Servable, method: Method, body: bytes, on_run: OnRun | None = None) -> bytes:
-    """Answers a `:classify` or `:regress` call; `on_run` as in `Servable.run`. Raises RequestError."""
+    """Answer a `:classify` or `:regress` call; `on_run` as in `Servable.run`. Raises RequestError."""
     document = codec.parse_json_object(body)
     signature = servable.signature(codec.parse_signature_name(document))
     _check_signature(signature, method)
@@ -48,7 +48,7 @@ def _check_signature(signature: SignatureSpec, method: Method) -> None:
 
 
 def _parse_examples(document: dict[str, Any], method: Method) -> list[bytes]:
-    """Serialized examples, each with the context that all of them share."""
+    """Return serialised examples, each merged with the context that they share."""
     context = _serialize(document["context"]) if "context" in document else b""
     if "examples" not in document:
         raise invalid(f"When method is {method}, key 'examples' is expected and was not found")
@@ -57,7 +57,7 @@ def _parse_examples(document: dict[str, Any], method: Method) -> list[bytes]:
         raise invalid("Expecting 'examples' value to be an list/array")
     if not examples:
         raise invalid("'examples' value is an empty array")
-    # Two serialized messages in a row are both of them merged.
+    # Concatenated serialised messages are merged when parsed.
     return [context + _serialize(example) for example in examples]
 
 
@@ -122,7 +122,7 @@ def _regressions(outputs: dict[str, Array], num_examples: int) -> list[float]:
 
 
 def _classifications(outputs: dict[str, Array], num_examples: int) -> list[list[list[Any]]]:
-    """[class, score] of every class of every example; what the signature does not give is "" or 0."""
+    """Return [class, score] for every class of every example; "" or 0 if the signature lacks one."""
     for name, array in outputs.items():
         if array.ndim != 2 or len(array) != num_examples:
             raise invalid(

@@ -1,4 +1,4 @@
-"""Runs the REST server for one model in this process, until a signal asks it to stop."""
+"""Run the REST server for one model in this process, until a signal stops it."""
 
 import signal
 import socket
@@ -11,8 +11,8 @@ from serving.limits import MAX_BODY_BYTES
 from serving.rest.rest_server import RestApi, build_app
 from serving.rest.servable import Model, Models
 
-# After a signal an upload may take this long to end, and a request that is whole this long to be answered: as long as
-# the server in a cluster gives it (rest_api_timeout_in_ms of k8s/serving/deployment.yaml).
+# Time limits after a signal, for uploads to end and for complete requests to be answered: those of the server in a
+# cluster (rest_api_timeout_in_ms of k8s/serving/deployment.yaml).
 _UPLOAD_GRACE_SECS = 10.0
 _SHUTDOWN_SECS = 30
 
@@ -28,14 +28,14 @@ def run(
     upload_grace_secs: float = _UPLOAD_GRACE_SECS,
     shutdown_secs: int = _SHUTDOWN_SECS,
 ) -> bool:
-    """Serves a loaded `model` until SIGTERM or SIGINT, then answers the requests in flight and returns.
+    """Serve a loaded `model` until SIGTERM or SIGINT, then answer the requests in flight and return.
 
-    on_ready: called once connections are accepted. Returns whether all is done: False where a computation outlived
-    `shutdown_secs`, and its thread goes on.
+    `on_ready` is called once connections are accepted. Returns False if a computation exceeded `shutdown_secs` and its
+    thread is still running.
     """
     app = build_app(Models(model), max_body_bytes=max_body_bytes, num_threads=num_threads, cors=cors)
     api: RestApi = app.state.api
-    # Without a log_config: dictConfig closes the handlers of the whole process, and absl's then closes its stream.
+    # No log_config: dictConfig closes the handlers of the whole process, and absl's then closes its stream.
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -46,9 +46,8 @@ def run(
     )
     server = _Server(config, on_ready, on_stop=lambda: api.stop(upload_grace_secs=upload_grace_secs))
 
-    # uvicorn raises the signal again after it has stopped, for whoever handled it before: without this that is the
-    # default, and a server that stopped in good order would end as one that was killed. It also covers a signal
-    # that comes before uvicorn has put its own handlers in place.
+    # After stopping, uvicorn raises the signal again for the previous handler. With the default handler, a clean stop
+    # would look like a kill. This handler also covers signals before uvicorn installs its own.
     def stop(_signal: int, _frame: FrameType | None) -> None:
         server.should_exit = True
 

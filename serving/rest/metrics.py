@@ -1,8 +1,7 @@
-"""What the server counts, for Prometheus: the path, names and labels are TensorFlow Serving's, so that a dashboard that
-works here works there.
+"""Collect metrics for Prometheus under TensorFlow Serving's path, names and labels, so that dashboards work for both.
 
-Names and buckets: servables/tensorflow/util.cc; the format: util/prometheus_exporter.cc. Only the gauge of requests in
-progress is ours alone.
+Names and buckets: servables/tensorflow/util.cc; format: util/prometheus_exporter.cc. Only the gauge of requests in
+progress is our own.
 """
 
 from collections.abc import Iterator
@@ -20,10 +19,10 @@ _LATENCY_BUCKETS = tuple(float(f"{10 * 1.8**power:g}") for power in range(33))
 
 
 class Metrics:
-    """The metrics of one server, in a registry of its own: two servers in a process do not mix.
+    """The metrics of one server, in its own registry, so that two servers in a process do not mix.
 
-    The label `model_name` holds names of models that are served; any other name that a client made up is "", so that
-    a scan of the server cannot fill the memory with time series.
+    The label `model_name` is "" for models that are not served, so that scanning the server cannot fill its memory with
+    time series.
     """
 
     def __init__(self) -> None:
@@ -46,27 +45,27 @@ class Metrics:
         )
 
     def begin(self) -> None:
-        """A request came in; `end` must follow."""
+        """Count an incoming request; `end` must follow."""
         self._in_progress.inc()
 
     def end(self, *, model: str, method: str, status: Code, latency_secs: float) -> None:
-        """The request was answered. method: predict, classify or regress; "" for the others."""
+        """Count an answered request; `method` is predict, classify or regress, "" for others."""
         self._in_progress.dec()
         self._requests.labels(model, status.name).inc()
         if status is Code.OK:
             self._request_latency.labels(model, method, "REST").observe(latency_secs * 1e6)
 
     def ran(self, *, model: str, method: str, latency_secs: float) -> None:
-        """The model was run."""
+        """Record a run of the model."""
         self._runtime_latency.labels(model, method.capitalize(), "TF1").observe(latency_secs * 1e6)
 
     def page(self) -> bytes:
-        """The metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return "".join(line for metric in self._registry.collect() for line in _lines(metric)).encode()
 
 
 def _lines(metric: Metric) -> Iterator[str]:
-    # Not by the client library: it ends the names of counters in _total, where TensorFlow Serving's do not.
+    # Not formatted by the client library, which appends _total to counters, unlike TensorFlow Serving.
     yield f"# TYPE {metric.name} {metric.type}\n"
     for sample in metric.samples:
         if sample.name.endswith("_created"):
@@ -76,7 +75,7 @@ def _lines(metric: Metric) -> Iterator[str]:
 
 
 def _escape(name: str, value: str) -> str:
-    if name == "le":  # six digits, as that server prints the limits of its buckets
+    if name == "le":  # six digits, like TensorFlow Serving's bucket limits
         return value if value == "+Inf" else f"{float(value):g}"
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 

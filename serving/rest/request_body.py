@@ -1,4 +1,4 @@
-"""Reading the body of a request: within a limit, compressed or not, and not for ever once the server stops."""
+"""Read the body of a request, compressed or not, within limits of size and, once the server stops, of time."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ _GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
 
 
 class BodyReader:
-    """Reads bodies of at most `max_body_bytes`."""
+    """Reads request bodies of at most `max_body_bytes`."""
 
     def __init__(self, max_body_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
@@ -21,13 +21,13 @@ class BodyReader:
         self._deadline: float | None = None
 
     def stop(self, grace_secs: float) -> None:
-        """Gives the uploads that go on so many seconds from now to end."""
+        """Give the uploads in progress `grace_secs` to end."""
         self._deadline = asyncio.get_running_loop().time() + grace_secs
         for upload in self._uploads:
             upload.reschedule(self._deadline)
 
     async def read(self, request: Request) -> bytes:
-        """The body as it was sent. Raises RequestError: it is too large (413), or the server stops (503)."""
+        """Read the body as it was sent. Raises RequestError if it is too large (413) or the server stops (503)."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_body_bytes:
             raise _too_large(self._max_body_bytes)
@@ -38,7 +38,7 @@ class BodyReader:
                     cleanup.callback(self._uploads.discard, upload)
                     return await self._collect(request)
         except TimeoutError:
-            message = "the server is stopping, and the body of the request did not come in time"
+            message = "the server is stopping, and the body of the request did not arrive in time"
             raise RequestError(Code.UNAVAILABLE, message) from None
 
     async def _collect(self, request: Request) -> bytes:
@@ -51,10 +51,10 @@ class BodyReader:
         return b"".join(chunks)
 
     def decompress(self, body: bytes, content_encoding: str) -> bytes:
-        """The body that `content_encoding`, the header of the request, says was compressed: gzip alone is known, as in
-        TensorFlow Serving (net_http/server/internal/evhttp_request.cc), and anything else is taken as it is.
+        """Decompress a gzip body; other encodings are passed through, as in TensorFlow Serving.
 
-        Raises RequestError: it grows beyond the limit (413), or is no gzip (400).
+        See net_http/server/internal/evhttp_request.cc. Raises RequestError if the result exceeds the limit (413) or the
+        body is not valid gzip (400).
         """
         if "gzip" not in content_encoding:
             return body
@@ -63,11 +63,11 @@ class BodyReader:
         try:
             plain = stream.decompress(body, limit + 1)
         except zlib.error as e:
-            raise invalid(f"the body is not the gzip that its Content-Encoding says ({e})") from None
+            raise invalid(f"the body is not valid gzip, although its Content-Encoding says so ({e})") from None
         if len(plain) > limit:
             raise _too_large(limit, " uncompressed")
         if not stream.eof or stream.unused_data:
-            raise invalid("the body is not one whole gzip stream, as its Content-Encoding says")
+            raise invalid("the body is not one complete gzip stream, although its Content-Encoding says so")
         return plain
 
 

@@ -1,14 +1,14 @@
-"""TensorFlow Serving's REST API for the models in memory, as an ASGI application.
+"""Serve TensorFlow Serving's REST API for models in memory, as an ASGI application.
 
     POST /v1/models/M[/versions/N|/labels/L]:predict        and :classify, :regress with tf.Examples
     GET  /v1/models/M[/versions/N]                          status of the versions
     GET  /v1/models/M[/versions/N]/metadata                 signatures
-    OPTIONS /v1/...                                         a browser's question before it sends; see `cors`
+    OPTIONS /v1/...                                         CORS preflight; see `cors`
     GET  /monitoring/prometheus/metrics
-    GET  /readyz                                            names of the models once all of them answer (ours alone)
+    GET  /readyz                                            names of the models once all are ready (our own path)
 
-Paths, JSON and codes follow tensorflow_serving/model_servers/http_rest_api_util.cc and http_server.cc; a malformed
-path under /v1/ or a wrong method (HEAD as well) is 400 there, and so it is here.
+Paths, JSON and codes follow tensorflow_serving/model_servers/http_rest_api_util.cc and http_server.cc, which answer 400
+to a malformed path under /v1/ and to a wrong method (including HEAD).
 """
 
 import asyncio
@@ -53,7 +53,7 @@ _PREDICTION_METHODS = ("predict", "classify", "regress")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """What a request asks for: `method` is predict, classify, regress, status or metadata."""
+    """A parsed request; `method` is predict, classify, regress, status or metadata."""
 
     method: str
     model: str
@@ -61,7 +61,7 @@ class Call:
 
 
 def parse_call(http_method: str, path: str) -> Call:
-    """Reads method and path (still percent-encoded, no query). Raises RequestError (400)."""
+    """Parse method and path (percent-encoded, without query). Raises RequestError (400)."""
     pattern = {"POST": _PREDICTION_PATH, "GET": _STATUS_PATH}.get(http_method)
     match = pattern.fullmatch(path) if pattern else None
     if match is None:
@@ -76,14 +76,14 @@ def parse_call(http_method: str, path: str) -> Call:
 
 
 def predict(servable: Servable, body: bytes, on_run: OnRun | None = None) -> bytes:
-    """Answers a `:predict` call; `on_run` as in `Servable.run`. Raises RequestError."""
+    """Answer a `:predict` call; `on_run` as in `Servable.run`. Raises RequestError."""
     request = codec.parse_predict_request(body)
     inputs = codec.decode_inputs(request, servable.signature(request.signature_name))
     return encoding.encode_outputs(servable.run(request.signature_name, inputs, on_run), request.format)
 
 
 def model_status(model: Model, version: int | None) -> bytes:
-    """GetModelStatusResponse as JSON, of one version or of all that are served. Raises RequestError (404)."""
+    """Return the GetModelStatusResponse of one or all versions as JSON. Raises RequestError (404)."""
     response = get_model_status_pb2.GetModelStatusResponse()
     servables = [s for v, s in sorted(model.servables.items()) if version in (None, v)]
     if not servables:
@@ -99,7 +99,7 @@ def model_status(model: Model, version: int | None) -> bytes:
 
 
 def model_metadata(servable: Servable) -> bytes:
-    """GetModelMetadataResponse as JSON; as in TensorFlow Serving, `signature_def` is printed without its Any."""
+    """Return the GetModelMetadataResponse as JSON; like TensorFlow Serving, without the Any of `signature_def`."""
 
     def as_dict(message: Any) -> Any:
         return json_format.MessageToDict(
@@ -113,7 +113,7 @@ def model_metadata(servable: Servable) -> bytes:
 
 
 class RestApi:
-    """The ASGI endpoint: reads requests on the event loop, computes answers in threads."""
+    """An ASGI endpoint that reads requests on the event loop and computes answers in threads."""
 
     def __init__(self, models: Models, *, max_body_bytes: int, num_threads: int, cors: bool) -> None:
         self._models = models
@@ -124,11 +124,11 @@ class RestApi:
         self._threads = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
 
     def stop(self, *, upload_grace_secs: float) -> None:
-        """Ends, after so long, the uploads that are not whole; requests that are whole are still answered."""
+        """End unfinished uploads after `upload_grace_secs`; complete requests are still answered."""
         self._bodies.stop(upload_grace_secs)
 
     def close(self) -> None:
-        """Starts no more computations; those that run are not waited for."""
+        """Start no more computations; running ones are not awaited."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -146,7 +146,7 @@ class RestApi:
             response = await self._answer(request, path)
         else:
             response = _error_response(RequestError(Code.NOT_FOUND, f"nothing is at {path}; see /v1/models/NAME"))
-        # A server that stops cancels what it has waited for long enough; that is no fault to log with a traceback.
+        # A stopping server cancels requests that take too long, which is no error to log.
         with contextlib.suppress(asyncio.CancelledError):
             await response(scope, receive, send)
 
@@ -169,7 +169,7 @@ class RestApi:
         except RequestError as e:
             response, status = _error_response(e), e.code
         except ClientDisconnect:
-            error = RequestError(Code.CANCELLED, "the client went away before its request was whole")
+            error = RequestError(Code.CANCELLED, "the client disconnected before its request was complete")
             response, status = _error_response(error), error.code
         except asyncio.CancelledError:
             error = RequestError(Code.UNAVAILABLE, "the server stopped before the request was answered")
@@ -216,10 +216,10 @@ class RestApi:
 def build_app(
     models: Models, *, max_body_bytes: int = MAX_BODY_BYTES, num_threads: int = 4, cors: bool = False
 ) -> Starlette:
-    """The application over `models`, loaded or not; `state.api` is its RestApi.
+    """Build the application over `models`, loaded or not; `state.api` is its RestApi.
 
-    max_body_bytes: larger requests are refused with 413. num_threads: how many requests are computed at a time.
-    cors: pages of any origin may call, as with TensorFlow Serving's --enable_cors_support.
+    Requests larger than `max_body_bytes` are refused with 413, `num_threads` are computed at a time, and with `cors`
+    pages of any origin may call, as with TensorFlow Serving's --enable_cors_support.
     """
     api = RestApi(models, max_body_bytes=max_body_bytes, num_threads=num_threads, cors=cors)
 
@@ -228,7 +228,7 @@ def build_app(
         yield
         api.close()
 
-    # Starlette raises the exception again after this answer, so that uvicorn logs its traceback.
+    # Starlette re-raises the exception after this answer, so that uvicorn logs its traceback.
     async def answer_internal_error(_: Request, error: Exception) -> Response:
         return _error_response(RequestError(Code.INTERNAL, f"internal error: {type(error).__name__}"))
 
@@ -240,7 +240,7 @@ def build_app(
 
 
 def _answer_preflight(request: Request) -> Response:
-    # As http_server.cc, which answers so with CORS off as well; the headers are what a browser goes by.
+    # Like http_server.cc, which answers this with CORS off as well; browsers decide by the headers.
     if not re.search("https?://", request.headers.get("origin", "")):
         raise RequestError(Code.FAILED_PRECONDITION, "Origin header is missing in CORS preflight")
     return Response()

@@ -1,6 +1,6 @@
-"""Models in memory: the versions under a SavedModel base path, their states, and running a signature.
+"""Hold models in memory: the versions under a SavedModel base path, their states, and running a signature.
 
-The states, and the answers for what is not there, are TensorFlow Serving's.
+States and error messages are TensorFlow Serving's.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ DEFAULT_SIGNATURE = "serving_default"
 
 
 class State(enum.Enum):
-    """Life of a version; the names are those of TensorFlow Serving's ModelVersionStatus."""
+    """The state of a version; the names are those of TensorFlow Serving's ModelVersionStatus."""
 
     START = "START"
     LOADING = "LOADING"
@@ -38,10 +38,10 @@ class State(enum.Enum):
 
 
 class Servable:
-    """One version of a model. Safe to use from many threads; runs that have begun survive `unload`."""
+    """One version of a model. Thread-safe; runs in progress survive `unload`."""
 
     def __init__(self, *, model_name: str, version: int, path: pathlib.Path, max_batch_size: int | None = None) -> None:
-        """max_batch_size: of the batching that a cluster has; None is without batching, where a request is as it is."""
+        """Create a version, not loaded yet; `max_batch_size` is that of a cluster's batching, None without batching."""
         self.model_name = model_name
         self.version = version
         self.path = path
@@ -59,7 +59,7 @@ class Servable:
 
     @property
     def error(self) -> RequestError | None:
-        """Why loading ended, if it did."""
+        """The reason why loading failed, if it did."""
         return self._error
 
     @property
@@ -68,17 +68,17 @@ class Servable:
         return self._signature_defs
 
     def load(self) -> None:
-        """Reads the SavedModel; afterwards the state is AVAILABLE, or END with `error` set."""
+        """Load the SavedModel; afterwards the state is AVAILABLE, or END with `error` set."""
         with self._lock:
             if self._state is not State.START:
                 return
             self._state = State.LOADING
         try:
             signature_defs = read_signature_defs(self.path)
-            with _without_word_on_training():
+            with _without_training_warnings():
                 loaded = tf.saved_model.load(str(self.path), tags=["serve"])
         except Exception as e:
-            # A damaged SavedModel raises anything from IndexError to OpError, by which file is damaged and where.
+            # A damaged SavedModel raises anything from IndexError to OpError, depending on the damage.
             message = f"could not load {self.path}: {_one_line(str(e))}"
             with self._lock:
                 self._error, self._state = RequestError(Code.UNKNOWN, message), State.END
@@ -90,14 +90,14 @@ class Servable:
             self._state = State.AVAILABLE
 
     def unload(self) -> None:
-        """Takes no new runs and drops the model; memory is freed when the last run ends."""
+        """Refuse new runs and drop the model; memory is freed when the last run ends."""
         with self._lock:
             self._state = State.UNLOADING
             self._loaded = None
             self._state = State.END
 
     def signature(self, name: str | None) -> SignatureSpec:
-        """The signature called `name`; None or "" is the default one. Raises RequestError (400) for another."""
+        """Return the signature `name`; None or "" is the default. Raises RequestError (400) for an unknown one."""
         name = name or DEFAULT_SIGNATURE
         try:
             return self._signatures[name]
@@ -108,11 +108,10 @@ class Servable:
     def run(
         self, signature_name: str | None, inputs: Mapping[str, Array], on_run: OnRun | None = None
     ) -> dict[str, Array]:
-        """Runs a signature; every input must be there by name, of the dtype of its `TensorSpec`.
+        """Run a signature on inputs by name, with the dtypes of their `TensorSpec`, and return the outputs by name.
 
-        on_run: given the seconds that TensorFlow took. Returns the outputs by name; strings are arrays of `bytes`.
-        Raises RequestError: not available any more, no such signature, the graph refused the values, or they cannot be
-        part of a batch where there is batching.
+        Strings are arrays of `bytes`. `on_run` is called with the seconds that TensorFlow took. Raises RequestError if
+        the version is not available, lacks the signature, the graph refuses the values, or they cannot be batched.
         """
         loaded = self._loaded
         if loaded is None:
@@ -145,10 +144,10 @@ class Model:
         versions: Versions = "latest",
         max_batch_size: int | None = None,
     ) -> None:
-        """Finds the versions; nothing is loaded yet.
+        """Find the versions without loading them.
 
-        versions: "latest" serves the highest number, "all" every one. max_batch_size: as in `Servable`.
-        Raises ArtifactError: `base_path` holds no version.
+        With "latest" the highest version is served, with "all" every one; for `max_batch_size` see `Servable`.
+        Raises ArtifactError if `base_path` holds no version.
         """
         self.name = name
         found = find_versions(base_path)
@@ -158,7 +157,7 @@ class Model:
         }
 
     def load(self) -> None:
-        """Loads the versions one after the other. Raises ArtifactError when one of them cannot be loaded."""
+        """Load the versions one after the other. Raises ArtifactError if one cannot be loaded."""
         for servable in self.servables.values():
             servable.load()
             if servable.error is not None:
@@ -169,9 +168,9 @@ class Model:
         return any(s.state is State.AVAILABLE for s in self.servables.values())
 
     def servable(self, version: int | None = None) -> Servable:
-        """The version that answers: the given one, or the newest that is available.
+        """Return the given version, or the newest available one.
 
-        Raises RequestError: 404 for a version that is not served; 503 while it is still loading.
+        Raises RequestError: 404 for a version that is not served; 503 while it is loading.
         """
         wanted = self.servables.values() if version is None else [s for v, s in self.servables.items() if v == version]
         available = [s for s in wanted if s.state is State.AVAILABLE]
@@ -201,7 +200,7 @@ class Models:
         return self._models.get(name)
 
     def servable(self, name: str, version: int | None = None) -> Servable:
-        """As `Model.servable`; an unknown name is a RequestError (404) as well."""
+        """Return a version as `Model.servable` does; an unknown name is a RequestError (404) as well."""
         model = self.find(name)
         if model is None:
             raise _not_found(f"Latest({name})" if version is None else f"Specific({name}, {version})")
@@ -209,25 +208,25 @@ class Models:
 
 
 @contextlib.contextmanager
-def _without_word_on_training() -> Iterator[None]:
-    """Drops a warning, one for each variable of a model of TensorFlow 1, that it cannot be trained further."""
+def _without_training_warnings() -> Iterator[None]:
+    """Drop the warnings, one for each variable of a TensorFlow 1 model, that it cannot be trained further."""
 
-    def is_told(record: logging.LogRecord) -> bool:
+    def is_kept(record: logging.LogRecord) -> bool:
         return "may not be visible to training APIs" not in record.getMessage()
 
     logger = tf.get_logger()
-    logger.addFilter(is_told)
+    logger.addFilter(is_kept)
     try:
         yield
     finally:
-        logger.removeFilter(is_told)
+        logger.removeFilter(is_kept)
 
 
 def _not_found(request: str) -> RequestError:
     return RequestError(Code.NOT_FOUND, f"Servable not found for request: {request}")
 
 
-# Lines of a graph's error that name the nodes and files of the machine that exported; the cause is in the others.
+# Lines of a graph's error that name nodes and files of the exporting machine, not the cause.
 _NOISE = ("Graph execution error", "Detected at node", "<stack traces unavailable>", "File ", "[[{{node")
 
 

@@ -1,4 +1,4 @@
-"""What the signatures of a SavedModel take and give."""
+"""Read the inputs and outputs of a SavedModel's signatures."""
 
 import dataclasses
 import pathlib
@@ -19,15 +19,17 @@ Array = np.ndarray[Any, Any]
 class TensorSpec:
     """One input or output of a signature.
 
-    dtype: TensorFlow's enum name, such as "DT_FLOAT". shape: None for an unknown rank; -1 for a free dimension. It says
-    what the exporter had in mind, and nothing is refused by it: as in TensorFlow Serving, the graph decides.
+    Attributes:
+        dtype: TensorFlow's enum name, such as "DT_FLOAT".
+        shape: None for an unknown rank; -1 for a dynamic dimension. As in TensorFlow Serving it is not enforced: the
+            graph decides.
     """
 
     dtype: str
     shape: tuple[int, ...] | None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of `shape` is what the exporter had in mind."""
+        """Return whether `shape` matches the declared shape."""
         if self.shape is None:
             return True
         return len(shape) == len(self.shape) and all(
@@ -37,7 +39,7 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SignatureSpec:
-    """What a signature takes and gives, by name."""
+    """The inputs and outputs of a signature, by name."""
 
     name: str
     method_name: str
@@ -46,7 +48,7 @@ class SignatureSpec:
 
 
 def read_signature_defs(path: pathlib.Path) -> dict[str, Any]:
-    """The SignatureDef protocol buffers of the SavedModel in `path`, by name. Raises ValueError."""
+    """Read the SignatureDef protocol buffers of the SavedModel in `path`, by name. Raises ValueError."""
     proto = saved_model_pb2.SavedModel()
     try:
         proto.ParseFromString((path / GRAPH_FILE).read_bytes())
@@ -59,7 +61,7 @@ def read_signature_defs(path: pathlib.Path) -> dict[str, Any]:
 
 
 def signature_spec(name: str, proto: Any) -> SignatureSpec:
-    """The part of a SignatureDef that requests are held to."""
+    """Return the part of a SignatureDef that requests are checked against."""
 
     def specs(tensors: Any) -> dict[str, TensorSpec]:
         return {key: _tensor_spec(info) for key, info in sorted(tensors.items())}
@@ -75,7 +77,7 @@ def _tensor_spec(info: Any) -> TensorSpec:
 
 
 def describe_misfits(signature: SignatureSpec, inputs: Mapping[str, Array]) -> str:
-    """What to add to the graph's refusal of inputs that have other shapes than the signature says."""
+    """Return an addition to a graph's error, listing inputs whose shapes do not match the signature."""
     return "".join(
         f" (input {name!r} of signature {signature.name!r} has shape {list(array.shape)}, "
         f"expected {list(signature.inputs[name].shape or ())}, where -1 is any size)"

@@ -1,7 +1,7 @@
-"""Why a request was refused: one error type for every API of the server, with the codes of gRPC and their HTTP form.
+"""Define the error of a refused request, with gRPC codes and their HTTP status.
 
-The codes and their mapping to HTTP are TensorFlow Serving's (model_servers/http_server.cc, ToHTTPStatusCode), so
-a client sees the same status from this server as from that one.
+Codes and mapping are TensorFlow Serving's (model_servers/http_server.cc, ToHTTPStatusCode), so that clients see the
+same status from both servers.
 """
 
 import enum
@@ -55,9 +55,9 @@ _HTTP_STATUS = {
 
 
 class RequestError(Exception):
-    """A request that is answered with an error; never a reason for the server to stop.
+    """An error answer to a request; it never stops the server.
 
-    http_status: overrides the code's own, for errors of HTTP itself (413), which gRPC has no code for.
+    `http_status` overrides the code's own, for HTTP errors without a gRPC code (413).
     """
 
     def __init__(self, code: Code, message: str, *, http_status: int | None = None) -> None:
@@ -68,5 +68,5 @@ class RequestError(Exception):
 
 
 def invalid(message: str) -> RequestError:
-    """The commonest refusal: what was sent does not fit the model or the protocol (HTTP 400)."""
+    """Create the most common error: the input does not fit the model or the protocol (HTTP 400)."""
     return RequestError(Code.INVALID_ARGUMENT, message)

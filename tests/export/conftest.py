@@ -17,7 +17,7 @@ from digits_classifier import SIGNATURE, ListedImages, copy_of, read_digits, tra
 from export.files.formats import FORMATS  # noqa: E402
 from export.files.parity import ParityReport  # noqa: E402
 from export.files.provenance import Provenance  # noqa: E402
-from export.pipeline.make_export import Publication, publish  # noqa: E402
+from export.pipeline.make_export import ExportRequest, make_export  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="session")
-def publication(model: Any, validation: ListedImages) -> Publication:
-    return Publication(
+def export_request(model: Any, validation: ListedImages) -> ExportRequest:
+    return ExportRequest(
         model=model,
         signature=SIGNATURE,
         version=3,
@@ -62,10 +62,10 @@ def publication(model: Any, validation: ListedImages) -> Publication:
 
 
 @pytest.fixture(scope="session")
-def exported(publication: Publication, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(export_request: ExportRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The published export; read it, and change only a `copy_of_export`."""
     directory = tmp_path_factory.mktemp("export") / "digits"
-    return Exported(directory, publish(publication, directory))
+    return Exported(directory, make_export(export_request, directory))
 
 
 @pytest.fixture

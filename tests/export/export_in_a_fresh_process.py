@@ -13,7 +13,7 @@ from digits_classifier import SIGNATURE, build_model, copy_of, read_digits  # no
 
 from export.files.formats import FORMATS  # noqa: E402
 from export.files.provenance import Provenance  # noqa: E402
-from export.pipeline.make_export import Publication, publish  # noqa: E402
+from export.pipeline.make_export import ExportRequest, make_export  # noqa: E402
 
 model = build_model()
 with np.load(sys.argv[1]) as archive:
@@ -29,7 +29,7 @@ provenance = Provenance(
     num_train_examples=1200,
     config_yaml="train:\n  epochs: 6\n",
 )
-publication = Publication(
+export_request = ExportRequest(
     model=model,
     signature=SIGNATURE,
     version=3,
@@ -40,4 +40,4 @@ publication = Publication(
     provenance=provenance,
     build_bfloat16=lambda: copy_of(model, "mixed_bfloat16"),
 )
-publish(publication, pathlib.Path(sys.argv[2]))
+make_export(export_request, pathlib.Path(sys.argv[2]))

@@ -17,7 +17,7 @@ from digits_classifier import CLASS_NAMES, SIZE_PX, ListedImages, read_digits
 from export.files.formats import FORMATS
 from export.files.provenance import Provenance
 from export.files.signature import Signature
-from export.pipeline.make_export import Publication, publish
+from export.pipeline.make_export import ExportRequest, make_export
 from export.runtime.samples import read_batch
 from trainer.data.decode.geometry import Geometry
 from trainer.model.backbones.registry import find_backbone
@@ -77,8 +77,8 @@ def _settle(model: Any, images: np.ndarray) -> None:
     model(images.astype(np.float32), training=True)
 
 
-def _publication(model: Any, name: str, validation: ListedImages, geometry: Geometry) -> Publication:
-    return Publication(
+def _publication(model: Any, name: str, validation: ListedImages, geometry: Geometry) -> ExportRequest:
+    return ExportRequest(
         model=model,
         signature=Signature.of_classifier(model_name=name, class_names=CLASS_NAMES, geometry=geometry),
         version=1,
@@ -107,7 +107,7 @@ def _check_all_formats(model: Any, name: str, size_px: int, validation: ListedIm
     _spread(model, images)
     # Random networks have thin margins: accuracy over a client's pixels says nothing of them, and 16 bits move many an
     # answer. A file that lost its weights would agree on a tenth.
-    report = publish(_publication(model, name, validation, geometry), out, allow_failed=True)
+    report = make_export(_publication(model, name, validation, geometry), out, allow_failed=True)
     comparisons = [c for c in report.comparisons if c.input in ("images", "image_bytes")]
     assert [c.title for c in comparisons if c.failure and "float16" not in c.format] == []
     assert len(comparisons) == len(NAMES) + 1

@@ -22,7 +22,7 @@ from export.convert.to_saved_model import replay_warmup_requests
 from export.convert.to_tflite import convert_to_tflite
 from export.files.formats import FORMATS, ONNX, ONNX_FLOAT16, ONNX_INT8, TFLITE_INT8
 from export.gate.golden import Golden
-from export.pipeline.make_export import Publication
+from export.pipeline.make_export import ExportRequest
 from export.runtime.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
 from export.runtime.samples import load_images, read_batch
 
@@ -269,12 +269,12 @@ def test_the_int8_onnx_file_has_a_scale_for_each_channel(exported: Exported) -> 
 
 
 def test_the_ranges_of_the_int8_onnx_file_come_from_the_training_images(
-    exported: Exported, publication: Publication, model: Any
+    exported: Exported, export_request: ExportRequest, model: Any
 ) -> None:
     dark = ListedImages("train", *read_digits("train").read(np.zeros(1, np.int64)))
     with Conversion(InferenceModel(model, SIGNATURE), SIGNATURE, dark) as conversion:
         of_one_image = conversion.convert(ONNX_INT8)
-    with Conversion(InferenceModel(model, SIGNATURE), SIGNATURE, publication.training) as conversion:
+    with Conversion(InferenceModel(model, SIGNATURE), SIGNATURE, export_request.training) as conversion:
         of_all = conversion.convert(ONNX_INT8)
     assert of_all == (exported.directory / "onnx/digits-int8.onnx").read_bytes()
     assert of_one_image != of_all

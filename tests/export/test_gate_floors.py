@@ -16,7 +16,7 @@ from export.files.signature import Signature
 from export.gate.figures import compare_probabilities, find_failure
 from export.gate.golden import Golden, max_replay_difference
 from export.gate.replay import replay_golden, verify_export
-from export.pipeline.make_export import Publication
+from export.pipeline.make_export import ExportRequest
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def test_a_golden_replay_of_small_probabilities_is_no_blank_cheque(name: str) ->
 
 
 def test_an_int8_file_of_a_chance_level_model_is_not_published(
-    publication: Publication, validation: ListedImages, tmp_path: pathlib.Path
+    export_request: ExportRequest, validation: ListedImages, tmp_path: pathlib.Path
 ) -> None:
     """The whole way, with a real converter and runtime: a network of 1,000 classes that has learned nothing."""
     import keras
@@ -141,7 +141,7 @@ def test_an_int8_file_of_a_chance_level_model_is_not_published(
     weak = keras.Model(images, keras.layers.Dense(1000)(keras.layers.GlobalAveragePooling2D()(features)))
     names = [f"class {number}" for number in range(1000)]
     signature = Signature.of_classifier(model_name="weak", class_names=names, geometry=GEOMETRY)
-    wanted = dataclasses.replace(with_model(publication, weak, TFLITE_INT8), signature=signature)
+    wanted = dataclasses.replace(with_model(export_request, weak, TFLITE_INT8), signature=signature)
     report = publish_and_watch(wanted, tmp_path / "export")
     (ladder,) = report.ladders
     assert ladder.rungs[0].failure is not None
@@ -163,7 +163,7 @@ def test_golden_answers_that_say_nothing_verify_nothing(exported: Exported, copy
     silent = np.where(half[:, np.newaxis], golden.answers["onnx"], np.float32(0))
     changed = dataclasses.replace(golden, answers={**golden.answers, "onnx": silent})
     said = "its answers to 8 of 16 golden images say nothing; export again"
-    assert changed.find_silence("onnx", None) == said and golden.find_silence("onnx", None) is None
+    assert changed.describe_uninformative("onnx", None) == said and golden.describe_uninformative("onnx", None) is None
     artifacts = report.model_copy(update={"comparisons": [comparison]})
 
     class Answers:

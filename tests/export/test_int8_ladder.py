@@ -14,7 +14,7 @@ from test_parity_gate import with_model
 from export.files.formats import ONNX, ONNX_INT8, ONNX_INT8X16, TFLITE_INT8
 from export.files.parity import ParityReport
 from export.gate.replay import verify_export
-from export.pipeline.make_export import Publication, publish
+from export.pipeline.make_export import ExportRequest, make_export
 from trainer.cli.export_tables import parity_table
 from trainer.errors import ParityError
 
@@ -69,11 +69,13 @@ def _root_of_fourth_power(model: Any) -> Any:
     return keras.ops.sqrt(keras.ops.sqrt(fourth))
 
 
-def publish_and_watch(publication: Publication, directory: pathlib.Path, *, allow_failed: bool = False) -> ParityReport:
+def publish_and_watch(
+    export_request: ExportRequest, directory: pathlib.Path, *, allow_failed: bool = False
+) -> ParityReport:
     """The report as a person is shown it, also where nothing is then published."""
     seen: list[ParityReport] = []
     with contextlib.suppress(ParityError):
-        publish(publication, directory, allow_failed=allow_failed, on_report=seen.append)
+        make_export(export_request, directory, allow_failed=allow_failed, on_report=seen.append)
     return seen[0]
 
 
@@ -83,10 +85,10 @@ def failures(report: ParityReport) -> list[tuple[str, str | None]]:
 
 
 @pytest.fixture(scope="module")
-def in_part(publication: Publication, model: Any, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def in_part(export_request: ExportRequest, model: Any, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """An export whose int8 files are within budget only with some layers in float32."""
     directory = tmp_path_factory.mktemp("ladder") / "export"
-    publish(with_model(publication, with_one_heavy_tailed_layer(model), TFLITE_INT8, ONNX_INT8, ONNX), directory)
+    make_export(with_model(export_request, with_one_heavy_tailed_layer(model), TFLITE_INT8, ONNX_INT8, ONNX), directory)
     return directory
 
 
@@ -107,10 +109,10 @@ def test_layers_that_int8_harms_most_stay_in_float_where_that_is_enough(in_part:
 
 
 def test_a_large_layer_does_not_stay_in_float_for_the_sake_of_a_small_one(
-    publication: Publication, model: Any, tmp_path: pathlib.Path
+    export_request: ExportRequest, model: Any, tmp_path: pathlib.Path
 ) -> None:
     large = with_a_large_layer_after_the_heavy_tailed_one(model)
-    report = publish(with_model(publication, large, TFLITE_INT8, ONNX_INT8), tmp_path / "export")
+    report = make_export(with_model(export_request, large, TFLITE_INT8, ONNX_INT8), tmp_path / "export")
     for ladder in report.ladders:
         first, *_, last = ladder.rungs
         assert "left in float32" in last.what and last.failure is None
@@ -139,10 +141,10 @@ def test_what_was_tried_and_chosen_is_said_in_the_table_and_in_the_card(in_part:
 
 
 def test_where_no_int8_file_will_do_another_format_stands_in_under_its_own_name(
-    publication: Publication, model: Any, tmp_path: pathlib.Path
+    export_request: ExportRequest, model: Any, tmp_path: pathlib.Path
 ) -> None:
     wide = with_a_constant_beside_the_features(model, 3e3)
-    report = publish(with_model(publication, wide, ONNX_INT8, ONNX), tmp_path / "export")
+    report = make_export(with_model(export_request, wide, ONNX_INT8, ONNX), tmp_path / "export")
     assert failures(report) == [("onnx-int8x16", None), ("onnx", None)]
     assert [(ladder.format, ladder.chosen) for ladder in report.ladders] == [("onnx-int8", "onnx-int8x16")]
     assert {p.name for p in (tmp_path / "export/onnx").iterdir()} == {"digits-int8x16.onnx", "digits.onnx"}
@@ -150,18 +152,18 @@ def test_where_no_int8_file_will_do_another_format_stands_in_under_its_own_name(
 
 
 def test_a_format_that_was_asked_for_anyway_stands_in_without_being_made_again(
-    publication: Publication, model: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    export_request: ExportRequest, model: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wide = with_a_constant_beside_the_features(model, 3e3)
-    report = publish(with_model(publication, wide, ONNX_INT8, ONNX_INT8X16), tmp_path / "export")
+    report = make_export(with_model(export_request, wide, ONNX_INT8, ONNX_INT8X16), tmp_path / "export")
     assert failures(report) == [("onnx-int8x16", None)]
     assert "trying onnx-int8x16" not in capsys.readouterr().err
 
 
 def test_nothing_over_budget_is_published_unless_asked_for_and_then_it_is_marked(
-    publication: Publication, model: Any, validation: ListedImages, tmp_path: pathlib.Path
+    export_request: ExportRequest, model: Any, validation: ListedImages, tmp_path: pathlib.Path
 ) -> None:
-    hopeless = with_model(publication, with_a_constant_beside_the_features(model, 1e9, weight=10), ONNX_INT8, ONNX)
+    hopeless = with_model(export_request, with_a_constant_beside_the_features(model, 1e9, weight=10), ONNX_INT8, ONNX)
     report = publish_and_watch(hopeless, tmp_path / "export")
     assert list(tmp_path.iterdir()) == [] and report.answer()["passed"] is False
     (ladder,) = report.ladders
@@ -182,11 +184,11 @@ def test_nothing_over_budget_is_published_unless_asked_for_and_then_it_is_marked
 
 
 def test_what_answers_nan_is_not_published_on_request_either(
-    publication: Publication, model: Any, tmp_path: pathlib.Path
+    export_request: ExportRequest, model: Any, tmp_path: pathlib.Path
 ) -> None:
     broken = build_model()
     kernel, bias = broken.get_layer("head").get_weights()
     broken.get_layer("head").set_weights([np.full_like(kernel, np.nan), bias])
     with pytest.raises(ParityError, match="NaN or infinity"):
-        publish(with_model(publication, broken, ONNX), tmp_path / "export", allow_failed=True)
+        make_export(with_model(export_request, broken, ONNX), tmp_path / "export", allow_failed=True)
     assert list(tmp_path.iterdir()) == []

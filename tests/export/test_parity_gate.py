@@ -27,7 +27,7 @@ from export.files.parity import Artifact, Comparison, ParityReport
 from export.files.signature import IMAGES, PROBABILITIES, Signature
 from export.gate.odd_files import make_odd_files
 from export.gate.run_gate import run_gate
-from export.pipeline.make_export import Publication, publish
+from export.pipeline.make_export import ExportRequest, make_export
 from export.runtime.client_images import load_client_pixels
 from export.runtime.runtimes import KerasRuntime
 from export.runtime.samples import load_images, read_batch
@@ -215,59 +215,59 @@ def test_a_file_that_no_runtime_loads_is_red_and_the_others_are_still_compared(
     assert failures["tflite-int8"] is None
 
 
-def with_model(publication: Publication, model: Any, *formats: Format) -> Publication:
-    return dataclasses.replace(publication, model=model, formats=formats)
+def with_model(export_request: ExportRequest, model: Any, *formats: Format) -> ExportRequest:
+    return dataclasses.replace(export_request, model=model, formats=formats)
 
 
-def test_a_model_that_answers_nan_is_not_published(publication: Publication, tmp_path: pathlib.Path) -> None:
+def test_a_model_that_answers_nan_is_not_published(export_request: ExportRequest, tmp_path: pathlib.Path) -> None:
     broken = build_model()
     kernel, bias = broken.get_layer("head").get_weights()
     broken.get_layer("head").set_weights([np.full_like(kernel, np.nan), bias])
     with pytest.raises(ParityError, match="NaN or infinity in the answers to 300 of 300 images") as caught:
-        publish(with_model(publication, broken, ONNX), tmp_path / "export")
+        make_export(with_model(export_request, broken, ONNX), tmp_path / "export")
     assert caught.value.exit_status == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_operator_that_tflite_lacks_is_named(publication: Publication, tmp_path: pathlib.Path) -> None:
+def test_an_operator_that_tflite_lacks_is_named(export_request: ExportRequest, tmp_path: pathlib.Path) -> None:
     import keras
 
     images = keras.Input((SIZE_PX, SIZE_PX, 3))
     x = keras.layers.Flatten()(keras.layers.Resizing(8, 8, interpolation="bicubic")(images))
     model = keras.Model(images, keras.layers.Dense(len(CLASS_NAMES))(x))
     with pytest.raises(ExportError, match=r"tflite-float32 has no operator for tf\.ResizeBicubic \(in .*resizing") as e:
-        publish(with_model(publication, model, TFLITE_FLOAT32), tmp_path / "export")
+        make_export(with_model(export_request, model, TFLITE_FLOAT32), tmp_path / "export")
     assert e.value.exit_status == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_in_the_way_is_replaced_only_on_request(
-    publication: Publication, copy_of_export: pathlib.Path, model: Any
+    export_request: ExportRequest, copy_of_export: pathlib.Path, model: Any
 ) -> None:
-    smaller = with_model(publication, model, ONNX)
+    smaller = with_model(export_request, model, ONNX)
     with pytest.raises(ArtifactError, match=r"holds an export already.*--overwrite"):
-        publish(smaller, copy_of_export)
+        make_export(smaller, copy_of_export)
     assert (copy_of_export / "saved_model").is_dir()
-    publish(smaller, copy_of_export, overwrite=True)
+    make_export(smaller, copy_of_export, overwrite=True)
     assert not (copy_of_export / "saved_model").exists() and (copy_of_export / "onnx/digits.onnx").is_file()
 
 
-def test_a_directory_that_is_no_export_is_never_replaced(publication: Publication, tmp_path: pathlib.Path) -> None:
+def test_a_directory_that_is_no_export_is_never_replaced(export_request: ExportRequest, tmp_path: pathlib.Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="is not an export, so it is left alone"):
-        publish(publication, tmp_path, overwrite=True)
+        make_export(export_request, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_failed_replacement_leaves_the_export_that_was_there(
-    publication: Publication, copy_of_export: pathlib.Path
+    export_request: ExportRequest, copy_of_export: pathlib.Path
 ) -> None:
     before = (copy_of_export / "checksums.json").read_bytes()
     broken = build_model()
     kernel, bias = broken.get_layer("head").get_weights()
     broken.get_layer("head").set_weights([np.full_like(kernel, np.inf), bias])
     with pytest.raises(ParityError):
-        publish(with_model(publication, broken, ONNX), copy_of_export, overwrite=True)
+        make_export(with_model(export_request, broken, ONNX), copy_of_export, overwrite=True)
     assert (copy_of_export / "checksums.json").read_bytes() == before
 
 

@@ -252,9 +252,9 @@ def test_what_is_no_root_and_no_version_is_refused(
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").write_bytes(b"")
-    with pytest.raises(UsageError, match="holds something else than versions"):
+    with pytest.raises(UsageError, match="holds something other than versions"):
         publish_version(third, tmp_path / "photos")
-    with pytest.raises(UsageError, match="is no local path"):
+    with pytest.raises(UsageError, match="is not a local path"):
         publish_version(third, pathlib.Path("gs://bucket/models"))
     with pytest.raises(ArtifactError, match="is not a finished export"):
         publish_version(tmp_path / "photos", root)

@@ -115,7 +115,7 @@ SERVING_FAULTS: list[tuple[Any, str, Break]] = [
     ),
     (
         check_quantities,
-        "resources.requests.cpu is -1, less than nothing",
+        "resources.requests.cpu is -1, which is negative",
         lambda k: server(k)["resources"]["requests"].update(cpu=-1),
     ),
     (
@@ -318,7 +318,7 @@ MPI_FAULTS: list[tuple[Any, str, Break]] = [
     ),
     (
         check_quantities,
-        "resources.limits.nvidia.com/gpu is 500m, a fraction of what is only whole",
+        "resources.limits.nvidia.com/gpu is 500m, but must be a whole number",
         lambda k: worker(k)["resources"]["limits"].update({"nvidia.com/gpu": "500m"}),
     ),
     (

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from export.pipeline.from_run import publication_of_run
+from export.pipeline.from_run import export_request_of
 from trainer.config.config import load_config
 from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 from trainer.distribute.mirrored import make_engine
@@ -109,11 +109,11 @@ def test_cached_and_decoded_images_have_the_same_several_labels(traits: pathlib.
 
 
 def test_an_export_says_of_each_of_several_labels_whether_it_is_there(of_several: RunDir) -> None:
-    publication = publication_of_run(
+    export_request = export_request_of(
         of_several, which="best", formats=(), model_name="m", version=1, max_parity_images=None
     )
-    assert publication.signature.task == "multi_label" and publication.signature.has_output("predicted")
-    assert publication.signature.class_names == sorted(TRAITS)
+    assert export_request.signature.task == "multi_label" and export_request.signature.has_output("predicted")
+    assert export_request.signature.class_names == sorted(TRAITS)
 
 
 def test_a_rare_class_is_found_with_balanced_weights_and_ranked_well_by_one_logit(

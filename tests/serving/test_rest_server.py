@@ -87,7 +87,7 @@ def test_one_output_loses_its_name(http: httpx.Client) -> None:
 def test_numbers_that_are_not_finite_are_no_answer(http: httpx.Client) -> None:
     body = {"signature_name": "ratio", "instances": [{"a": [0, -1], "b": 0}, {"a": [3, 0], "b": 2}]}
     told = error(http.post(PREDICT, json=body), 500)
-    assert "output 'ratio' holds 2 of 4 numbers that are not finite (nan), which JSON has no way to write" in told
+    assert "output 'ratio' holds 2 of 4 numbers that are not finite (nan), which JSON cannot represent" in told
 
 
 def test_outputs_whose_name_ends_in_bytes_are_base64(http: httpx.Client) -> None:
@@ -240,8 +240,8 @@ def test_a_gzip_body_is_read_within_the_limit(http: httpx.Client) -> None:
     bomb = gzip.compress(b" " * 1_000_001)
     assert len(bomb) < 2_000
     assert "larger than 1000000 bytes uncompressed" in error(post(bomb), 413)
-    assert "is not the gzip that its Content-Encoding says" in error(post(body), 400)
-    assert "is not one whole gzip stream" in error(post(gzip.compress(body)[:-9]), 400)
+    assert "is not valid gzip, although its Content-Encoding says so" in error(post(body), 400)
+    assert "is not one complete gzip stream" in error(post(gzip.compress(body)[:-9]), 400)
 
 
 def test_a_gzip_body_is_not_expanded_beyond_the_limit() -> None:

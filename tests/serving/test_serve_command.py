@@ -169,7 +169,7 @@ def test_an_upload_that_is_stuck_does_not_hold_up_the_end(model: Model, capfd: p
     assert serve_until_stopped(model, client, upload_grace_secs=0.1, shutdown_secs=600)
     (answer,) = answers
     assert answer.startswith(b"HTTP/1.1 503")
-    assert b"the server is stopping, and the body of the request did not come in time" in answer
+    assert b"the server is stopping, and the body of the request did not arrive in time" in answer
     assert capfd.readouterr().err == ""
 
 

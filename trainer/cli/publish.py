@@ -10,7 +10,7 @@ from trainer.cli.options import ExportArgument
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
-    from export.versions.publish import Switch
+    from export.versions.publish import VersionChange
 
 RootArgument = Annotated[
     pathlib.Path,
@@ -41,11 +41,11 @@ def publish(
     from export.files.provenance import ExportProvenance
     from export.versions.publish import publish_version
 
-    switch = publish_version(export, root, allow_failed=allow_failed)
+    change = publish_version(export, root, allow_failed=allow_failed)
     exported = ExportProvenance.load(export).version
-    if switch.now != exported:
-        note(f"{root} has gone further than version {exported}, so this export is version {switch.now} there")
-    _answer(root, switch, json_)
+    if change.now != exported:
+        note(f"{root} has gone further than version {exported}, so this export is version {change.now} there")
+    _answer(root, change, json_)
 
 
 def rollback(
@@ -64,13 +64,13 @@ def rollback(
     _answer(root, roll_back(root, to), json_)
 
 
-def _answer(root: pathlib.Path, switch: "Switch", json_: bool) -> None:
+def _answer(root: pathlib.Path, change: "VersionChange", json_: bool) -> None:
     from export.versions.publish import CURRENT, find_versions
 
     if json_:
         print_json(
-            {"schema_version": 1, "current": switch.now, "before": switch.before, "versions": find_versions(root)}
+            {"schema_version": 1, "current": change.now, "before": change.before, "versions": find_versions(root)}
         )
         return
-    before = "" if switch.before in (None, switch.now) else f", version {switch.before} before"
-    print_answer(Text.assemble((str(root / CURRENT), "bold"), f" is version {switch.now}{before}"))
+    before = "" if change.before in (None, change.now) else f", version {change.before} before"
+    print_answer(Text.assemble((str(root / CURRENT), "bold"), f" is version {change.now}{before}"))
