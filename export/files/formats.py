@@ -139,8 +139,6 @@ FORMATS: dict[str, Format] = {
         ONNX_INT8X16,
     )
 }
-# The formats of `all`.
-DEFAULT_FORMATS = tuple(f for f in FORMATS.values() if not f.by_choice)
 SAVED_MODELS = tuple(f for f in FORMATS.values() if f.kind == "saved_model")
 # Formats that can stand in for the model if the run is gone.
 FLOAT32_FORMATS = tuple(f.name for f in FORMATS.values() if f.budget == _FLOAT32)

@@ -123,7 +123,7 @@ class Figures(StrictModel):
 
     @property
     def is_too_weak(self) -> bool:
-        """Whether the model hardly beats a constant answer, so that accuracy judges nothing."""
+        """True if the model hardly beats a constant answer, so that accuracy judges nothing."""
         return self.commonest_share is not None and self.reference_accuracy - self.commonest_share < _MIN_KNOWLEDGE
 
 
@@ -157,7 +157,7 @@ class Comparison(StrictModel):
 
     @property
     def is_over_budget(self) -> bool:
-        """Whether all answers are finite but too far from the model's; anything worse is never allowed."""
+        """True if all answers are finite but too far from the model's; anything worse is never allowed."""
         return self.failure is not None and self.figures is not None and self.figures.num_not_finite == 0
 
 

@@ -153,7 +153,7 @@ class Signature(StrictModel):
 
     @property
     def reads_odd_files(self) -> bool:
-        """Whether the graph refuses files that it would decode differently from training; older exports do not."""
+        """True if the graph refuses files that it would decode differently from training; older exports do not."""
         return any(o.name == STATUS and STATUS_TRANSPARENT in (o.values or ()) for o in self.outputs)
 
     @property

@@ -33,7 +33,7 @@ NUM_IMAGES = 16
 _NUM_CANDIDATES = 4 * NUM_IMAGES
 _BATCH_SIZE = 32
 _MAX_SHARE_UNINFORMATIVE = 0.25
-# Share of the spread of the answers: where all are small, an absolute limit would let a file answer anything.
+# Share of the spread of the answers: if all are small, an absolute limit would let a file answer anything.
 _MAX_SHARE_OF_SPREAD = 0.4
 _ANSWERS = "answers/"
 

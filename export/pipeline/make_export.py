@@ -100,31 +100,45 @@ def make_export(
             report = report.allow_over_budget()
         on_report(report)
         report.raise_on_failure()
-        golden_images = choose_golden_images(request.validation, reference, signature)
-        golden = Golden(
-            batch=golden_images,
-            probabilities=reference.predict_probabilities(golden_images.images),
-            answers=answer_golden(directory, report, golden_images),
-        )
+        golden = _answer_golden_images(request, directory, report, reference)
         _check_golden_answers(golden, report, signature)
         golden.save(directory)
         signature.save(directory)
         report.save(directory)
-        card = model_card.render(signature, report, request.provenance)
-        (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
-        (directory / readme.FILE_NAME).write_text(readme.render(signature, report), encoding="utf-8")
-        ExportProvenance.of(
-            request.provenance,
-            signature,
-            report,
-            version=request.version,
-            counts_up=request.counts_up,
-            options=_options_of(request, allow_failed),
-        ).save(directory)
+        _write_documents(request, directory, report, allow_failed=allow_failed)
         Checksums.of(directory).save(directory)
         # Another export may have been written there meanwhile.
         check_target(export_dir, overwrite=overwrite)
     return report
+
+
+def _answer_golden_images(
+    request: ExportRequest, directory: pathlib.Path, report: ParityReport, reference: Runtime
+) -> Golden:
+    images = choose_golden_images(request.validation, reference, request.signature)
+    return Golden(
+        batch=images,
+        probabilities=reference.predict_probabilities(images.images),
+        answers=answer_golden(directory, report, images),
+    )
+
+
+def _write_documents(
+    request: ExportRequest, directory: pathlib.Path, report: ParityReport, *, allow_failed: bool
+) -> None:
+    """Write model card, README and provenance."""
+    signature, provenance = request.signature, request.provenance
+    card = model_card.render(signature, report, provenance)
+    (directory / model_card.FILE_NAME).write_text(card, encoding="utf-8")
+    (directory / readme.FILE_NAME).write_text(readme.render(signature, report), encoding="utf-8")
+    ExportProvenance.of(
+        provenance,
+        signature,
+        report,
+        version=request.version,
+        counts_up=request.counts_up,
+        options=_options_of(request, allow_failed),
+    ).save(directory)
 
 
 def _check_golden_answers(golden: Golden, report: ParityReport, signature: Signature) -> None:

@@ -137,7 +137,7 @@ def open_target(path: pathlib.Path, *, which: Which = "best") -> Target:
         return Target.of_signature(runtime, signature)
     if (path / SIGNATURE_FILE).is_file():
         signature = Signature.load(path)
-        artifact = ParityReport.load(path).artifacts()[0]  # the SavedModel where there is one: formats are in order
+        artifact = ParityReport.load(path).artifacts()[0]  # in the order of formats: the SavedModel if there is one
         return Target.of_signature(open_runtime(path / artifact.path), signature)
     if path.suffix in (".tflite", ".onnx") or is_saved_model(path):
         signature = _find_signature(path)

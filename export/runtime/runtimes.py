@@ -54,7 +54,6 @@ class KerasRuntime:
 
         activation = tf.sigmoid if task == "multi_label" else tf.nn.softmax
         self.name = f"Keras on TensorFlow {tf.__version__}"
-        self.image_size_px = int(model.input_shape[1])
         pixels = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)
         self._predict = tf.function(
             lambda images: activation(model(images, training=False) / (temperature or 1.0)), [pixels]
@@ -155,7 +154,6 @@ class TfliteRuntime:
             ) from None
         self._path = path
         self.name = f"LiteRT {ai_edge_litert.__version__}"
-        self.image_size_px = int(self._input["shape"][1])
 
     def predict_probabilities(self, images: Images) -> Probabilities:
         quantised = _quantise(images, self._input)
@@ -192,7 +190,6 @@ class OnnxRuntime:
                 f"{PROBABILITIES}, so it is not a file of trainer export"
             )
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
-        self.image_size_px = int(self._session.get_inputs()[0].shape[1])
 
     def predict_probabilities(self, images: Images) -> Probabilities:
         try:

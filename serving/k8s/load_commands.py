@@ -16,8 +16,8 @@ SCRIPT_FILE = pathlib.PurePosixPath("loader", "publish.sh")
 
 # The shell parses a group in braces before running any of it, so that a truncated script does nothing but fail.
 _SCRIPT = """{{
-# MODEL INCOMING: where the versions lie on the volume, and where they were copied to. `trainer manifests` wrote it; it
-# runs in the pod that holds the volume, and may be repeated.
+# Usage: publish.sh MODEL INCOMING, the directories of the published versions and of the copies. Written by `trainer
+# manifests`; runs in the pod that mounts the volume, and may be repeated.
 set -eu
 model=$1
 incoming=$2
