@@ -214,7 +214,7 @@ def _only_model(base_url: str) -> str:
             names = []
     if len(names) != 1:
         raise ArtifactError(
-            f"{base_url} does not say which model to use (it names {names or 'none'}); "
+            f"{base_url} does not say which model to use (it has {', '.join(map(str, names)) or 'none'}); "
             f"give the name in the address: {base_url}/v1/models/NAME"
         )
     return str(names[0])

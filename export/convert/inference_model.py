@@ -114,7 +114,7 @@ def _head_input(model: Any) -> Any:
         return model.get_layer(_HEAD).input
     except ValueError:
         raise ExportError(
-            f"{model.name} has no layer called {_HEAD}, whose input the features are; leave features out of --outputs"
+            f"{model.name} has no layer called {_HEAD}, whose input would be the features; leave them out of --outputs"
         ) from None
 
 

@@ -67,7 +67,7 @@ class FallbackLadder(StrictModel):
             return [*tried, f"{self.format}: no attempt is within budget"]
         if self.chosen == self.format:
             return [*tried, f"{self.format} is published with {self.rungs[-1].what}"]
-        return [*tried, f"{self.chosen} ({self.rungs[-1].what}) is published in the place of {self.format}"]
+        return [*tried, f"{self.chosen} ({self.rungs[-1].what}) is published instead of {self.format}"]
 
 
 def size_on_disk(path: pathlib.Path) -> int:
@@ -206,7 +206,7 @@ class ParityReport(StrictModel):
         if self.num_images < MIN_NUM_IMAGES:
             which = "all that the split has" if self.num_images == self.num_images_in_split else "by choice"
             remarks.append(
-                f"ONLY {self.num_images} IMAGES were compared, {which}: fewer than {MIN_NUM_IMAGES} say little"
+                f"ONLY {self.num_images} IMAGES were compared, {which}: at least {MIN_NUM_IMAGES} are recommended"
             )
         figures = next((c.figures for c in self.comparisons if c.figures), None)
         if figures and figures.model_answers_alike:
@@ -216,12 +216,12 @@ class ParityReport(StrictModel):
         elif figures and figures.is_too_weak:
             own, commonest = 100 * figures.reference_accuracy, 100 * (figures.commonest_share or 0)
             remarks.append(
-                f"ACCURACY JUDGES LITTLE HERE: the model itself is right on {own:.1f}% of the images, the commonest "
-                f"class alone would be on {commonest:.1f}%; agreement with the model decides, and what the answers say"
+                f"ACCURACY MEANS LITTLE HERE: the model itself is right on {own:.1f}% of the images, and always "
+                f"predicting the commonest class on {commonest:.1f}%; agreement with the model is judged instead"
             )
         for c in self.comparisons:
             if c.figures and c.figures.num_set_aside:
-                remarks.append(f"{c.title}: {c.figures.num_set_aside} images set aside, another class by a thin margin")
+                remarks.append(f"{c.title}: {c.figures.num_set_aside} images set aside: another class by a thin margin")
         return remarks + [sentence for ladder in self.ladders for sentence in ladder.describe()]
 
     def answer(self) -> dict[str, Any]:

@@ -83,14 +83,14 @@ def _find_disagreement(figures: Figures, budget: Budget, class_names: Sequence[s
         if num_others > max(1, int((1 - budget.min_agreement) * figures.num_images + _SLACK)):
             return (
                 f"it agrees with the model on {100 * figures.agreement:.1f}% of the images, where "
-                f"{100 * budget.min_agreement:g}% are due{weak}"
+                f"{100 * budget.min_agreement:g}% is required{weak}"
             )
     worst = figures.worst_class
     if worst and budget.min_class_agreement is not None and worst.agreement < budget.min_class_agreement - _SLACK:
         name = repr(class_names[worst.class_id]) if class_names else worst.class_id
         return (
-            f"of the {worst.num_images} images that the model gives class {name} it gives "
-            f"{100 * worst.agreement:.0f}% the same, where {100 * budget.min_class_agreement:g}% are due of every class"
+            f"it agrees with the model on {100 * worst.agreement:.0f}% of the {worst.num_images} images of class "
+            f"{name}, where {100 * budget.min_class_agreement:g}% is required of every class"
         )
     return None
 
@@ -101,8 +101,8 @@ def _find_lost_information(figures: Figures, budget: Budget) -> str | None:
     if figures.num_uninformative <= int(budget.max_share_uninformative * figures.num_images + _SLACK):
         return None
     return (
-        f"the answers to {figures.num_uninformative} of {figures.num_images} images say nothing (all zero, constant or "
-        f"saturated), where {100 * budget.max_share_uninformative:g}% are allowed"
+        f"the answers to {figures.num_uninformative} of {figures.num_images} images are uninformative (all zero, "
+        f"constant or saturated), where {100 * budget.max_share_uninformative:g}% are allowed"
     )
 
 

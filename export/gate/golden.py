@@ -75,7 +75,8 @@ class Golden:
         uninformative = find_uninformative(self.probabilities, self.answers[title], thresholds)
         if uninformative.mean() <= _MAX_SHARE_UNINFORMATIVE:
             return None
-        return f"its answers to {uninformative.sum()} of {len(uninformative)} golden images say nothing; export again"
+        count = f"{uninformative.sum()} of {len(uninformative)}"
+        return f"its answers to {count} golden images are uninformative; export again"
 
     def save(self, directory: pathlib.Path) -> None:
         arrays = {

@@ -39,7 +39,7 @@ def measure_latency(
     """
     cores = sorted(os.sched_getaffinity(0))
     if max(num_threads) > len(cores):
-        raise UsageError(f"--threads {max(num_threads)} is more than the {len(cores)} cores there are; use fewer")
+        raise UsageError(f"--threads {max(num_threads)} is more than the {len(cores)} available cores; use fewer")
     rows: list[Latency] = []
     for number in num_threads:
         arguments = [str(export_dir), str(run_dir or ""), str(number), str(num_rounds)]

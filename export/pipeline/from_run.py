@@ -110,7 +110,7 @@ def _describe_run(run: RunDir, which: Which, step: int, weights: Weights) -> Pro
 
 
 def _evaluations_of(run: RunDir, step: int, weights: Weights) -> list[Evaluation]:
-    """Return the evaluations of exactly these weights; others say nothing about this export."""
+    """Return the evaluations of exactly these weights; others do not describe this export."""
     splits: tuple[SplitName, ...] = ("validation", "test")
     there = [split for split in splits if (run.evaluation_dir / f"{split}.json").is_file()]
     evaluations = [Evaluation.load(run.evaluation_dir, split) for split in there]

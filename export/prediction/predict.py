@@ -161,6 +161,6 @@ def _find_signature(artifact: pathlib.Path) -> Signature:
         if (directory / SIGNATURE_FILE).is_file():
             return Signature.load(directory)
     raise ArtifactError(
-        f"there is no {SIGNATURE_FILE} beside or above {artifact}, so its classes have no names and its resize is not "
+        f"there is no {SIGNATURE_FILE} beside or above {artifact}, so its class names and resize mode are not "
         f"known; keep the file in its export, or copy {SIGNATURE_FILE} from there to {artifact.parent}"
     )

@@ -186,7 +186,7 @@ class OnnxRuntime:
         outputs = [o.name for o in self._session.get_outputs()]
         if inputs != [IMAGES] or PROBABILITIES not in outputs:
             raise ArtifactError(
-                f"{path} goes from {', '.join(inputs)} to {', '.join(outputs)} and not from {IMAGES} to "
+                f"{path} maps {', '.join(inputs)} to {', '.join(outputs)} and not {IMAGES} to "
                 f"{PROBABILITIES}, so it is not a file of trainer export"
             )
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
@@ -212,7 +212,7 @@ def open_runtime(path: pathlib.Path) -> SavedModelRuntime | TfliteRuntime | Onnx
         return OnnxRuntime(path)
     if is_saved_model(path):
         return SavedModelRuntime(path)
-    raise ArtifactError(f"{path} is no artifact: expected a .tflite or .onnx file, or the directory of a SavedModel")
+    raise ArtifactError(f"{path} is not an artifact; expected a .tflite or .onnx file, or a SavedModel directory")
 
 
 def is_saved_model(path: pathlib.Path) -> bool:

@@ -39,7 +39,7 @@ def _check_signature(signature: SignatureSpec, method: Method) -> None:
         if signature.inputs[_INPUTS].dtype == "DT_STRING":
             return
         raise invalid(
-            f"signature {signature.name!r} takes {signature.inputs[_INPUTS].dtype} and no tf.Example; use :predict"
+            f"signature {signature.name!r} takes {signature.inputs[_INPUTS].dtype} and not tf.Example; use :predict"
         )
     raise invalid(
         f"signature {signature.name!r} is not one for :{method}: it takes {', '.join(signature.inputs)} and gives "

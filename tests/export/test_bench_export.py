@@ -82,7 +82,7 @@ def test_recording_twice_leaves_the_last_figures(
 def test_what_cannot_be_measured_is_refused_before_anything_runs(exported: Any, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ArtifactError, match="is not a finished export"):
         invoke(tmp_path)
-    with pytest.raises(UsageError, match=r"is more than the \d+ cores there are"):
+    with pytest.raises(UsageError, match=r"is more than the \d+ available cores"):
         invoke(exported.directory, "--threads", len(os.sched_getaffinity(0)) + 1)
     other = RunDir(tmp_path / "run")
     other.path.mkdir()

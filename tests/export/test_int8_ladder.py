@@ -148,7 +148,7 @@ def test_where_no_int8_file_will_do_another_format_stands_in_under_its_own_name(
     assert failures(report) == [("onnx-int8x16", None), ("onnx", None)]
     assert [(ladder.format, ladder.chosen) for ladder in report.ladders] == [("onnx-int8", "onnx-int8x16")]
     assert {p.name for p in (tmp_path / "export/onnx").iterdir()} == {"digits-int8x16.onnx", "digits.onnx"}
-    assert "onnx-int8x16 (activations of 16 bits) is published in the place of onnx-int8" in report.remarks()
+    assert "onnx-int8x16 (activations of 16 bits) is published instead of onnx-int8" in report.remarks()
 
 
 def test_a_format_that_was_asked_for_anyway_stands_in_without_being_made_again(
