@@ -16,7 +16,7 @@ from trainer.errors import StoppedOnRequest, TrainerError, UsageError
 
 if TYPE_CHECKING:
     from export.files.parity import ParityReport
-    from export.pipeline.export_run import ExportOptions
+    from export.pipeline.options import ExportOptions
     from export.prediction.predictions import ImagePrediction
     from trainer.data.dataset.manifest import Manifest
     from trainer.data.preparation.options import PrepareOptions
@@ -190,14 +190,15 @@ def export(run: StrPath, out: StrPath, *, options: "ExportOptions | None" = None
     Args:
         run: the run directory.
         out: the directory of the export.
-        options: formats, name, version and more (`export.pipeline.export_run.ExportOptions`).
+        options: formats, name, version and more (`export.pipeline.options.ExportOptions`).
 
     Raises:
         UsageError: there is no such run or checkpoint, an option is wrong, or `out` exists.
         ExportError: a format cannot represent the model.
         ParityError: an artifact answers differently from the model; nothing was written.
     """
-    from export.pipeline.export_run import ExportOptions, export_run
+    from export.pipeline.export_run import export_run
+    from export.pipeline.options import ExportOptions
     from trainer.run.run_dir import RunDir
     from trainer.system.paths import as_path
 

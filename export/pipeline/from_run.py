@@ -1,13 +1,12 @@
 """Build an export request from a run directory: its model in float32, its dataset and its provenance."""
 
 import functools
-from collections.abc import Sequence
 
 from export.convert.inference_model import num_features_of
-from export.files.formats import DEFAULT_ONNX_OPSET, Format
 from export.files.provenance import Provenance
 from export.files.signature import FEATURES, LOGITS, Signature
 from export.pipeline.make_export import ExportRequest
+from export.pipeline.options import ExportOptions
 from export.pipeline.run_tuning import is_of_weights, tuning_to_apply
 from export.runtime.samples import open_split
 from trainer.data.dataset.manifest import Manifest, SplitName
@@ -21,43 +20,25 @@ from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir, RunInfo
 
 
-def export_request_of(
-    run: RunDir,
-    *,
-    which: Which,
-    weights: Weights = "auto",
-    calibrate: bool | None = None,
-    outputs: Sequence[str] = (),
-    formats: Sequence[Format],
-    model_name: str,
-    version: int,
-    counts_up: bool = False,
-    max_parity_images: int | None,
-    dataset_dir: DatasetPath | None = None,
-    onnx_opset: int = DEFAULT_ONNX_OPSET,
-) -> ExportRequest:
+def export_request_of(run: RunDir, options: ExportOptions, *, version: int) -> ExportRequest:
     """Load a checkpoint of `run` and open its dataset.
 
-    For `calibrate` see `tuning_to_apply`, for the other settings `ExportRequest`. `outputs` are some of
-    OPTIONAL_OUTPUTS, and `dataset_dir` is where the dataset has moved to.
-
     Raises:
-        RunError: no run, no checkpoint, or a damaged one; no averages or no temperature where they are asked for.
-        DataError: the dataset is gone, damaged, or not the one that the run was trained on.
+        RunError: no run, no checkpoint, or a damaged one; no averages or no temperature although they are requested.
+        DataError: the dataset is missing, damaged, or not the one that the run was trained on.
     """
     info, config = run.info(), run.config()
-    dataset_dir = dataset_dir or parse_path(info.dataset_dir)
+    dataset_dir = parse_path(options.data or info.dataset_dir)
     _check_dataset(dataset_dir, info)
-    geometry = Geometry(image_size_px=info.image_size_px, resize=config.data.resize)
     # Resolved once: a run that is still training may find a better checkpoint meanwhile.
-    step = find_checkpoint(run, which)
-    tuning = tuning_to_apply(run, which=which, weights=weights, calibrate=calibrate, step=step)
-    load = functools.partial(load_classifier, run, which=step, weights=weights)
-    model = load()
+    step = find_checkpoint(run, options.which)
+    tuning = tuning_to_apply(run, which=options.which, weights=options.weights, calibrate=options.calibrate, step=step)
+    load = functools.partial(load_classifier, run, which=step, weights=options.weights)
+    model, outputs = load(), options.parsed_outputs()
     signature = Signature.of_classifier(
-        model_name=model_name,
+        model_name=info.name if options.name is None else options.name,
         class_names=info.class_names,
-        geometry=geometry,
+        geometry=Geometry(image_size_px=info.image_size_px, resize=config.data.resize),
         task=info.task,
         temperature=tuning.temperature,
         thresholds=tuning.thresholds,
@@ -69,13 +50,13 @@ def export_request_of(
         model=model,
         signature=signature,
         version=version,
-        counts_up=counts_up,
-        formats=formats,
+        counts_up=options.version is None,
+        formats=options.parsed_formats(),
         validation=open_split(dataset_dir, "validation", info.class_names),
         training=open_split(dataset_dir, "train", info.class_names),
-        provenance=_describe_run(run, which, step, weights),
-        max_parity_images=max_parity_images,
-        onnx_opset=onnx_opset,
+        provenance=_describe_run(run, options.which, step, options.weights),
+        max_parity_images=options.max_parity_images,
+        onnx_opset=options.onnx_opset,
         build_bfloat16=functools.partial(load, dtype_policy="mixed_bfloat16"),
     )
 

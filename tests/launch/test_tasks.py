@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from export.pipeline.from_run import export_request_of
+from export.pipeline.options import ExportOptions
 from trainer.config.config import load_config
 from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
 from trainer.distribute.mirrored import make_engine
@@ -109,9 +110,7 @@ def test_cached_and_decoded_images_have_the_same_several_labels(traits: pathlib.
 
 
 def test_an_export_says_of_each_of_several_labels_whether_it_is_there(of_several: RunDir) -> None:
-    export_request = export_request_of(
-        of_several, which="best", formats=(), model_name="m", version=1, max_parity_images=None
-    )
+    export_request = export_request_of(of_several, ExportOptions(name="m"), version=1)
     assert export_request.signature.task == "multi_label" and export_request.signature.has_output("predicted")
     assert export_request.signature.class_names == sorted(TRAITS)
 

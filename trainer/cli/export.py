@@ -90,7 +90,8 @@ def export(
     differently, nothing is written and the exit status is 1. An int8 file that loses too much accuracy is first made
     again with other settings; the report says with which.
     """
-    from export.pipeline.export_run import ExportOptions, export_run
+    from export.pipeline.export_run import export_run
+    from export.pipeline.options import ExportOptions
     from trainer.run.run_dir import RunDir
 
     exported = export_run(
