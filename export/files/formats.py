@@ -56,7 +56,7 @@ _FLOAT32 = Budget(
     max_share_uninformative=_MAX_SHARE_UNINFORMATIVE,
     max_replay_difference=1e-4,
 )
-# With a thousand classes, no probability may exceed 1e-2: so the decision is judged as well.
+# With a thousand classes all probabilities may be below 1e-2, so the decision is judged as well.
 _FLOAT16 = Budget(
     max_difference=1e-2,
     min_agreement=0.98,

@@ -19,7 +19,7 @@ from export.files.provenance import Provenance
         ("resnet50", "none", "Keras's, Apache-2.0; it started from random weights"),
         ("resnet50", "imagenet", "licence of its authors"),
         ("mobilenet_v2", "mine.h5", "other weights \\(mine.h5\\), whose licence is not known here"),
-        ("path/to/mine.keras", "bundled", "of the user's own; .* not known here"),
+        ("path/to/mine.keras", "bundled", "the user's own file; .* not known here"),
         ("hub:resnet_50_imagenet", "bundled", "preset resnet_50_imagenet of keras-hub"),
     ],
 )

@@ -180,7 +180,7 @@ def test_an_export_over_budget_is_not_published(
 
 
 KILLED = {
-    "while it is copied": "export.files.checksums._sha256_of",
+    "while it is copied": "export.files.checksums.sha256_of",
     "before the copy has its name": "trainer.system.atomic.sync_directory",
     "before it is current": "os.replace",
 }
