@@ -105,7 +105,7 @@ SERVING_FAULTS: list[tuple[Any, str, Break]] = [
     ),
     (
         check_quantities,
-        "resources.requests.memory is 400m, a fraction",
+        "resources.requests.memory is 400m, but must be a whole number",
         lambda k: server(k)["resources"]["requests"].update(memory="400m"),
     ),
     (
