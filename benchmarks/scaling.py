@@ -72,7 +72,7 @@ class Ours:
         self._state = make_state(self._plan, config, engine, None)
         self._stream = make_training_stream(self._plan, config, topology, open_caches(self._plan, config))
         step = StagedStep(self._plan, engine, self._state, config, first_step=0)
-        self._make_steps = make_steps(self._plan, engine, self._stream, step, 0)
+        self._make_steps = make_steps(self._plan.schedule.stages, engine, self._stream, step, 0)
 
     def losses(self, num_steps: int) -> list[float]:
         losses: list[float] = []
@@ -92,10 +92,10 @@ class Ours:
             self._engine,
             self._state,
             self._config,
-            num_train_steps=plan.num_train_steps,
-            jit_compile=plan.jit_compile,
+            num_train_steps=plan.schedule.num_train_steps,
+            jit_compile=plan.replicas.jit_compile,
         )
-        batches = staged_batches(plan, self._engine, self._stream, 0)
+        batches = staged_batches(plan.schedule.stages, self._engine, self._stream, 0)
         times = time_steps(self._engine, step, batches, num_steps=num_steps)
         return {name: getattr(times, f"{name}_secs") for name in PARTS}
 
@@ -108,12 +108,12 @@ class Keras:
         keras.utils.set_random_seed(SEED)
         with strategy.scope():
             self._model = build_classifier(
-                backbone=plan.backbone,
-                num_classes=len(plan.class_names),
-                image_size_px=plan.image_size_px,
+                backbone=plan.model.backbone,
+                num_classes=len(plan.data.class_names),
+                image_size_px=plan.model.image_size_px,
                 batch_norm="frozen",
             )
-            load_pretrained(self._model, plan.backbone, plan.weights)
+            load_pretrained(self._model, plan.model.backbone, plan.model.weights)
             self._model.compile(
                 keras.optimizers.SGD(LEARNING_RATE, momentum=MOMENTUM),
                 keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -103,7 +103,7 @@ def run_ours(folder: pathlib.Path, run_dir: pathlib.Path, num_epochs: int) -> di
         "accuracy": validation[-1]["accuracy"],
         "runtime": planned.plan.features.runtime,
         "features_dir": planned.plan.features.dir,
-        "dataset_dir": planned.plan.dataset_dir,
+        "dataset_dir": planned.plan.data.dataset_dir,
     }
 
 

@@ -144,7 +144,7 @@ def train(
     planned = plan_run(config, run_dir=path, resume=resume, note=say, recipe=recipe)
     with RunSession.open(planned, say) as session:
         train_session(session, ["launch", *(f"--set={override}" for override in overrides)])
-        return Run(path=session.directory.path, num_train_steps=planned.plan.num_train_steps)
+        return Run(path=session.directory.path, num_train_steps=planned.plan.schedule.num_train_steps)
 
 
 def evaluate(

@@ -44,8 +44,9 @@ def test_every_step_is_full_or_the_last_is_masked(dataset: pathlib.Path, epochs:
             plan_of(dataset, *overrides)
         return
     plan = plan_of(dataset, *overrides)
-    assert plan.num_positions == (num_positions // batch * batch if drop else num_positions)
-    assert (plan.num_train_steps - 1) * batch < plan.num_positions <= plan.num_train_steps * batch
+    steps = plan.schedule
+    assert steps.num_positions == (num_positions // batch * batch if drop else num_positions)
+    assert (steps.num_train_steps - 1) * batch < steps.num_positions <= steps.num_train_steps * batch
 
 
 @pytest.mark.parametrize(("policy", "num_batches", "num_real"), [("mask", 4, 15), ("drop", 3, 12)])
@@ -56,7 +57,7 @@ def test_the_stream_of_a_plan_has_the_tail_that_it_says(
     config = load_config(overrides=overrides)
     plan = make_plan(config, dataset, SINGLE, [])
     stream = make_training_stream(plan, config, SINGLE, open_caches(plan, config))
-    weights = np.concatenate([b.weights for b in stream.dataset(0, plan.num_train_steps).as_numpy_iterator()])
+    weights = np.concatenate([b.weights for b in stream.dataset(0, plan.schedule.num_train_steps).as_numpy_iterator()])
     assert len(weights) == 4 * num_batches
     assert (weights > 0).sum() == num_real
 
@@ -79,8 +80,8 @@ def test_weights_of_examples_count_in_the_loss_or_in_the_order_but_not_in_both(d
 def test_the_plan_says_where_decoded_images_are_kept_and_both_streams_use_them(dataset: pathlib.Path) -> None:
     config = load_config(overrides=SMALL)
     plan = make_plan(config, dataset, SINGLE, [])
-    assert (plan.train_cache, plan.validation_cache, plan.cache_dir) == ("memory", "memory", None)
-    assert plan.cache_num_bytes == 2 * NUM_EXAMPLES * 16 * 16 * 3
+    assert (plan.data.train_cache, plan.data.validation_cache, plan.data.cache_dir) == ("memory", "memory", None)
+    assert plan.data.cache_num_bytes == 2 * NUM_EXAMPLES * 16 * 16 * 3
     caches = open_caches(plan, config)
     training = make_training_stream(plan, config, SINGLE, caches)
     validation = make_validation_stream(plan, config, SINGLE, caches)

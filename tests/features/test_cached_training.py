@@ -36,7 +36,7 @@ def test_features_of_tensorflow_give_the_same_losses_metrics_and_weights(
     plain_run: FinishedRun, cached_run: FinishedRun
 ) -> None:
     assert not plain_run.plan.features.is_on and cached_run.plan.features.is_on
-    assert len(plain_run.metrics("loss")) == plain_run.plan.num_train_steps > 10
+    assert len(plain_run.metrics("loss")) == plain_run.plan.schedule.num_train_steps > 10
     assert plain_run.metrics("loss")[0] != plain_run.metrics("loss")[-1]
     assert_same_training(cached_run, plain_run, rtol=1e-5)
 
@@ -84,8 +84,8 @@ def test_features_that_are_not_what_was_written_are_computed_again(
 def test_as_many_views_as_epochs_give_the_losses_of_training_on_changed_images(run_again, tmp_path) -> None:
     changes = ("augment.preset=medium", "features.runtime=tensorflow")
     kept = run_again(*changes, "features.views=3")
-    assert kept.plan.features.num_views == 3 == kept.plan.num_train_steps * 24 // 120
-    plain = finish_run(pathlib.Path(kept.plan.dataset_dir), tmp_path / "plain", *changes, "features.cache=off")
+    assert kept.plan.features.num_views == 3 == kept.plan.schedule.num_train_steps * 24 // 120
+    plain = finish_run(pathlib.Path(kept.plan.data.dataset_dir), tmp_path / "plain", *changes, "features.cache=off")
     assert_same_training(kept, plain, rtol=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_the_features_of_a_folder_with_a_changed_image_are_computed_anew(tmp_pat
     changed = sorted(folder.glob("*/*.png"))[3]
     Image.open(changed).transpose(Image.Transpose.ROTATE_90).save(changed)
     second, after = keep_features("second")
-    assert second.plan.dataset_hash != first.plan.dataset_hash
+    assert second.plan.data.dataset_hash != first.plan.data.dataset_hash
     assert len(after) == 2, "those of the first dataset are still there, beside those of the second"
     assert not np.array_equal(*after)
     assert second.metrics("loss")[-1] != first.metrics("loss")[-1]

@@ -60,7 +60,7 @@ def test_the_strength_that_is_best_on_the_validation_images_is_kept() -> None:
 
 def test_a_run_in_closed_form_is_one_step_that_evaluates_like_any_other(run_again) -> None:
     run = run_again("train.solver=ridge", "model.dropout=0.0")
-    assert run.plan.num_train_steps == 1
+    assert run.plan.schedule.num_train_steps == 1
     (accuracy,) = run.metrics("accuracy", "validation")
     assert accuracy > 0.6, "of ten classes"
     evaluation = evaluate_run(RunDir(run.path), "validation", make_engine(ONE_CPU))

@@ -81,7 +81,7 @@ def test_the_runtime_follows_from_the_device_and_the_precision(
 def test_features_take_the_place_of_decoded_images_unless_these_are_asked_for(few_digits: pathlib.Path) -> None:
     def cache_of(*settings: str) -> str:
         config = make_config(few_digits, *settings)
-        return make_plan(config, parse_path(str(few_digits)), ONE_CPU, []).train_cache
+        return make_plan(config, parse_path(str(few_digits)), ONE_CPU, []).data.train_cache
 
     assert cache_of() == "off"
     assert cache_of("data.cache=memory") == "memory"

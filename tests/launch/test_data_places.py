@@ -72,7 +72,7 @@ def test_in_a_folder_of_photos_the_same_command_twice_trains_on_the_photos_both_
         (photos / f"a dataset{suffix}" / ".lock").touch()
     second = plan_run(config, run_dir=None, resume=True, note=notes.append)
     assert second.plan == first.plan and second.run.path == first.run.path
-    assert first.plan.class_names == ["cat", "dog"]
+    assert first.plan.data.class_names == ["cat", "dog"]
     assert [message for message in notes if "prepared from" in message and "before" in message]
     (photos / "cat" / "10.png").write_bytes((photos / "cat" / "9.png").read_bytes())
     plan_run(config, run_dir=None, resume=True, note=notes.append)

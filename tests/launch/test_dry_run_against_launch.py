@@ -149,7 +149,8 @@ def check_examples(launched: Launched, digits: pathlib.Path) -> None:
     overrides = [*(option.removeprefix("--set=") for option in QUICK if option.startswith("--set=")), *SETTINGS]
     config = load_config(overrides=[*overrides, f"data.path={digits}", "distribute.device=cpu"])
     plan = plan_run(config, run_dir=launched.run_dir.with_name("other"), resume=True, note=lambda _: None).plan
-    plan = plan.model_copy(update={name: document[name] for name in ("num_replicas", "num_workers")})
+    replicas = plan.replicas.model_copy(update={name: document[name] for name in ("num_replicas", "num_workers")})
+    plan = plan.model_copy(update={"replicas": replicas})
     num_local = document["topology"]["num_local_replicas"]
     seen: collections.Counter[int] = collections.Counter()
     for worker, record in enumerate(launched.worker_records()):
@@ -157,11 +158,11 @@ def check_examples(launched: Launched, digits: pathlib.Path) -> None:
             strategy=document["strategy"],
             device="cpu",
             num_local_replicas=num_local,
-            num_workers=plan.num_workers,
+            num_workers=plan.replicas.num_workers,
             worker_index=worker,
         )
         stream = make_training_stream(plan, config, topology, TrainInputs())
-        draws = [stream.draw(tf.constant(k, tf.int64)) for k in range(plan.num_train_steps * num_local)]
+        draws = [stream.draw(tf.constant(k, tf.int64)) for k in range(plan.schedule.num_train_steps * num_local)]
         reads = launched.reads(record["pid"])
         assert sorted(reads) == sorted(draw.examples.numpy().tolist() for draw in draws)
         for local, replica in enumerate(topology.local_replicas):

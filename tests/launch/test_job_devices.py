@@ -82,14 +82,15 @@ def test_a_machine_without_gpus_plans_what_its_hosts_with_gpus_will_record(
 def test_the_oldest_gpu_that_is_used_decides_for_all(hosts: Any, digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
     hosts(a=[A100, V100], b=[V100])
     used = "distribute.hosts=a.invalid:1,b.invalid:1"
-    assert plan(digits, tmp_path / "run", used).plan.precision == "mixed_float16"
-    assert plan(digits, tmp_path / "run", "distribute.hosts=a.invalid:1").plan.precision == "mixed_bfloat16"
+    assert plan(digits, tmp_path / "run", used).plan.replicas.precision == "mixed_float16"
+    assert plan(digits, tmp_path / "run", "distribute.hosts=a.invalid:1").plan.replicas.precision == "mixed_bfloat16"
 
 
 def test_hosts_without_gpus_train_on_their_cpus(hosts: Any, digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
     hosts(a=[], b=[])
     planned = plan(digits, tmp_path / "run", "distribute.hosts=a.invalid:2,b.invalid:2")
-    assert (planned.plan.device, planned.plan.precision, planned.plan.jit_compile) == ("cpu", "float32", False)
+    replicas = planned.plan.replicas
+    assert (replicas.device, replicas.precision, replicas.jit_compile) == ("cpu", "float32", False)
     assert planned.device_arguments == ["--device=cpu", "--precision=float32", "--xla=off"]
 
 
@@ -121,7 +122,7 @@ def test_horovod_on_gpus_of_other_hosts_needs_nccl_there(
     ):
         plan(digits, tmp_path / "run", *job)
     hosts(True, a=[A100])
-    assert plan(digits, tmp_path / "run", *job).plan.device == "gpu"
+    assert plan(digits, tmp_path / "run", *job).plan.replicas.device == "gpu"
 
 
 @pytest.mark.horovod
@@ -134,7 +135,7 @@ def test_horovod_on_gpus_of_this_machine_needs_nccl(
     monkeypatch.setattr(tf_runtime, "list_gpus", lambda: ["one", "another"])
     monkeypatch.setattr(tf_runtime, "list_compute_capabilities", lambda gpus: [A100] * len(gpus))
     if hvd.nccl_built():
-        assert plan(digits, tmp_path / "run", "distribute.strategy=horovod", *job).plan.device == "gpu"
+        assert plan(digits, tmp_path / "run", "distribute.strategy=horovod", *job).plan.replicas.device == "gpu"
         return
     with pytest.raises(DeviceError, match="needs a Horovod with NCCL, and the one on this machine is built without it"):
         plan(digits, tmp_path / "run", "distribute.strategy=horovod", *job)

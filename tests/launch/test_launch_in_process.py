@@ -266,7 +266,7 @@ def test_gradients_that_are_not_finite_end_the_run_with_the_batch_saved(
     assert int(saved["step"]) == 4
     # As the step got it: in the size of its stage, with what the random changes on the device are made of.
     stream = make_training_stream(planned.plan, config, planned.topology, TrainInputs())
-    made = next(staged_batches(planned.plan, make_engine(planned.topology), stream, first_step=3))
+    made = next(staged_batches(planned.plan.schedule.stages, make_engine(planned.topology), stream, first_step=3))
     for name in ("images", "weights", "positions", "randomness"):
         np.testing.assert_array_equal(saved[name], getattr(made, name))
     assert saved["images"].shape == (100, 32, 32, 3) and saved["randomness"].size
@@ -287,11 +287,11 @@ def test_a_raw_folder_is_prepared_once_beside_itself(tmp_path: pathlib.Path) -> 
             )
     config = load_config(overrides=[*SMALL, f"data.path={tmp_path / 'pets'}"])
     first = plan_run(config, run_dir=tmp_path / "run", resume=True, note=no_note)
-    written = pathlib.Path(first.plan.dataset_dir, "manifest.json").stat().st_mtime_ns
+    written = pathlib.Path(first.plan.data.dataset_dir, "manifest.json").stat().st_mtime_ns
     second = plan_run(config, run_dir=tmp_path / "run", resume=True, note=no_note)
     assert first.plan == second.plan
-    assert pathlib.Path(second.plan.dataset_dir, "manifest.json").stat().st_mtime_ns == written
-    assert first.plan.class_names == ["cat", "dog"]
+    assert pathlib.Path(second.plan.data.dataset_dir, "manifest.json").stat().st_mtime_ns == written
+    assert first.plan.data.class_names == ["cat", "dog"]
 
 
 def test_digits_prepared_with_another_seed_are_another_run(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:

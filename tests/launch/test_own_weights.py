@@ -88,9 +88,9 @@ def test_the_last_layer_of_a_saved_model_goes_on_where_it_was_and_alone_is_train
 ) -> None:
     planned = _plan(tmp_path / "run", digits, own_classifier, "optimizer.learning_rate=1e-7", recipe="own-model")
     plan = planned.plan
-    assert (plan.head, plan.to_last_layer, plan.trainable) == ("keep", True, "head")
+    assert (plan.model.head, plan.model.to_last_layer, plan.model.trainable) == ("keep", True, "head")
     kept = f"the last layer of {own_classifier} is kept: it has 10 classes, as the dataset, and its file does not name"
-    assert plan.head_reason.startswith(kept)
+    assert plan.model.head_reason.startswith(kept)
     start_run(planned, no_note)
     classifier, saved = load_classifier(planned.run), keras.models.load_model(own_classifier)
     for name in ("one", "hidden"):
@@ -123,17 +123,18 @@ def test_a_last_layer_is_kept_where_it_is_of_the_same_classes(
 ) -> None:
     weights = own_classifier.with_name("whole.weights.h5")
     plan = _plan(tmp_path / "run", digits, own_classifier, *(o.format(weights=weights) for o in overrides)).plan
-    assert (plan.head, plan.to_last_layer) == expected
-    assert re.search(reason, plan.head_reason), plan.head_reason
+    assert (plan.model.head, plan.model.to_last_layer) == expected
+    assert re.search(reason, plan.model.head_reason), plan.model.head_reason
 
 
 def test_a_last_layer_of_other_classes_is_a_new_one_and_keeping_it_is_an_error(
     run: RunDir, digits: pathlib.Path, own_model: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     plan = _plan(tmp_path / "run", digits, own_model).plan
-    assert plan.head == "replace"
+    assert plan.model.head == "replace"
     assert (
-        "mine.keras answers with 5 numbers, and the 10 classes of this single_label model need 10" in plan.head_reason
+        "mine.keras answers with 5 numbers, and the 10 classes of this single_label model need 10"
+        in plan.model.head_reason
     )
     with pytest.raises(
         ConfigError, match=r"model\.head is keep, but .* answers with 5 numbers, .* model\.head=replace"
@@ -145,15 +146,15 @@ def test_a_last_layer_of_other_classes_is_a_new_one_and_keeping_it_is_an_error(
     info["class_names"][3] = "three"
     RunDir(renamed).info_file.write_text(json.dumps(info))
     plan = _plan(tmp_path / "run", digits, own_model, f"model.weights={renamed}").plan
-    assert plan.head == "replace"
-    assert "class 3 of the weights is called 'three', and that of the dataset '3'" in plan.head_reason
+    assert plan.model.head == "replace"
+    assert "class 3 of the weights is called 'three', and that of the dataset '3'" in plan.model.head_reason
 
 
 def test_a_model_without_features_for_a_new_head_can_only_be_kept(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
     pixels = keras.Input((16, 16, 3))
     flat = keras.layers.Dense(10)(keras.layers.Dense(8, activation="relu")(keras.layers.Flatten()(pixels)))
     keras.Model(pixels, flat).save(tmp_path / "flat.keras")
-    assert _plan(tmp_path / "run", digits, tmp_path / "flat.keras").plan.to_last_layer
+    assert _plan(tmp_path / "run", digits, tmp_path / "flat.keras").plan.model.to_last_layer
     with pytest.raises(ModelError, match="has no features of height, width and channels"):
         _plan(tmp_path / "run", digits, tmp_path / "flat.keras", "model.head=replace")
 
@@ -174,7 +175,7 @@ def test_a_run_from_before_heads_were_kept_goes_on_with_the_one_it_has(
         key: value for key, value in json.loads(info.model_dump_json()).items() if key not in ("head", "to_last_layer")
     }
     before.run.info_file.write_text(json.dumps(old))
-    assert _plan(tmp_path / "run", digits, own_classifier).plan.head == "replace"
+    assert _plan(tmp_path / "run", digits, own_classifier).plan.model.head == "replace"
     with pytest.raises(RunError, match=r"its model\.head came to replace, and now to keep"):
         _plan(tmp_path / "run", digits, own_classifier, "model.head=keep")
 
@@ -183,8 +184,8 @@ def test_a_run_starts_from_another_and_goes_on_with_its_head(
     run: RunDir, digits: pathlib.Path, own_model: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     planned = _plan(tmp_path / "second", digits, own_model, f"model.weights={run.path}", "optimizer.learning_rate=1e-9")
-    assert (planned.plan.head, planned.plan.to_last_layer) == ("keep", False)
-    assert planned.plan.head_reason.endswith("is kept: it has 10 classes, as the dataset, and of the same names")
+    assert (planned.plan.model.head, planned.plan.model.to_last_layer) == ("keep", False)
+    assert planned.plan.model.head_reason.endswith("is kept: it has 10 classes, as the dataset, and of the same names")
     state = make_state(
         planned.plan, planned.config, make_engine(planned.topology), None, on_weights=(reports := []).append
     )
@@ -203,7 +204,7 @@ def test_a_run_starts_from_the_backbone_of_another(
     start_run(planned, notes.append)
     best = find_model_file(run)[0]
     report = WeightsReport.model_validate_json(planned.run.weights_file.read_bytes())
-    assert report.file == planned.plan.weights == str(best)
+    assert report.file == planned.plan.model.weights == str(best)
     assert report.share == 1
     assert report.left_over == ["head/kernel", "head/bias"]
     assert report.summary() in notes

@@ -71,7 +71,7 @@ def test_sizes_that_make_no_sense_are_refused(
 
 def test_without_sizes_there_is_one_stage_of_the_models_size(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
     planned = plan(digits, tmp_path, "augment.progressive_sizes_px=null")
-    assert planned.plan.stages == [(0, NUM_STEPS, 44, "head")]
+    assert planned.plan.schedule.stages == [(0, NUM_STEPS, 44, "head")]
 
 
 @pytest.mark.parametrize("first_step", [0, 3, 4, 11])
@@ -80,7 +80,7 @@ def test_each_step_gets_its_batch_at_the_size_of_its_stage(
 ) -> None:
     planned = plan(digits, tmp_path)
     stream = make_training_stream(planned.plan, planned.config, planned.topology, TrainInputs())
-    batches = list(staged_batches(planned.plan, make_engine(planned.topology), stream, first_step))
+    batches = list(staged_batches(planned.plan.schedule.stages, make_engine(planned.topology), stream, first_step))
     assert [batch.images.shape[1] for batch in batches] == [SIZES_PX[step // 4] for step in range(first_step, 12)]
     assert [int(batch.positions[0]) for batch in batches] == [step * 64 for step in range(first_step, 12)]
 

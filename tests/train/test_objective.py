@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainer.config.config import load_config
 from trainer.data.dataset.manifest import Manifest, Split
 from trainer.errors import ConfigError
-from trainer.plan.resolve import resolve_class_weights, resolve_task
+from trainer.plan.model_plan import resolve_class_weights, resolve_task
 from trainer.step.losses import Objective
 
 RANDOM = np.random.default_rng(0)

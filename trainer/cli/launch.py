@@ -163,7 +163,7 @@ def launch(
             note(_describe_in_a_line(summary))
         train_session(session, sys.argv[1:])
     if speaks:
-        next_command = evaluate_command(planned.run.path, planned.plan.dataset_dir)
+        next_command = evaluate_command(planned.run.path, planned.plan.data.dataset_dir)
         print_json(summary) if json_ else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")
 
 

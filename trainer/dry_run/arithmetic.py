@@ -46,28 +46,28 @@ class LearningRate(Section):
 
 
 def count_batches(plan: Plan, config: Config) -> BatchArithmetic:
-    size, num_steps = plan.global_batch_size, plan.num_train_steps
+    size, num_steps = plan.replicas.global_batch_size, plan.schedule.num_train_steps
     num_chunks = config.train.accumulate_steps
-    chunk_size = part_size(plan.per_replica_batch_size, num_chunks)
+    chunk_size = part_size(plan.replicas.per_replica_batch_size, num_chunks)
     return BatchArithmetic(
         epochs=config.train.epochs,
-        num_examples=plan.num_train_examples,
-        num_positions=plan.num_positions,
+        num_examples=plan.data.num_train_examples,
+        num_positions=plan.schedule.num_positions,
         global_batch_size=size,
-        per_replica_batch_size=plan.per_replica_batch_size,
-        num_filled_up=chunk_size * num_chunks * plan.num_replicas - size,
+        per_replica_batch_size=plan.replicas.per_replica_batch_size,
+        num_filled_up=chunk_size * num_chunks * plan.replicas.num_replicas - size,
         accumulate_steps=num_chunks,
         chunk_size=chunk_size,
-        steps_per_epoch=plan.steps_per_epoch,
+        steps_per_epoch=plan.schedule.steps_per_epoch,
         num_train_steps=num_steps,
-        last_batch_size=plan.num_positions - (num_steps - 1) * size,
+        last_batch_size=plan.schedule.num_positions - (num_steps - 1) * size,
     )
 
 
 def find_learning_rates(plan: Plan, config: Config) -> LearningRate:
     """The schedule of the run, and its rates at the start, at the end of the warm-up, and along the way."""
-    schedule = Schedule.of(config, num_train_steps=plan.num_train_steps, epochs=plan.epochs)
-    last = plan.num_train_steps - 1
+    schedule = Schedule.of(config, num_train_steps=plan.schedule.num_train_steps, epochs=plan.epochs)
+    last = plan.schedule.num_train_steps - 1
     steps = {0, schedule.warmup_steps, *(last * quarter // 4 for quarter in range(1, 5))}
     return LearningRate(
         setting=config.optimizer.learning_rate,

@@ -70,18 +70,18 @@ def find_examples(plan: Plan, config: Config, topology: Topology, *, first_step:
         DataError, ConfigError: as `make_training_stream` does.
     """
     stream = make_training_stream(plan, config, topology, TrainInputs())
-    shards = Manifest.load(parse_path(plan.dataset_dir)).splits["train"].shards
-    counts = _Counts(plan.num_replicas, np.cumsum([shard.num_examples for shard in shards]))
-    next_position = min(first_step, plan.num_train_steps - 1) * plan.global_batch_size
-    epoch = next_position // plan.num_train_examples
-    start = epoch * plan.num_train_examples
-    stop = min(start + plan.num_train_examples, plan.num_positions)
+    shards = Manifest.load(parse_path(plan.data.dataset_dir)).splits["train"].shards
+    counts = _Counts(plan.replicas.num_replicas, np.cumsum([shard.num_examples for shard in shards]))
+    next_position = min(first_step, plan.schedule.num_train_steps - 1) * plan.replicas.global_batch_size
+    epoch = next_position // plan.data.num_train_examples
+    start = epoch * plan.data.num_train_examples
+    stop = min(start + plan.data.num_train_examples, plan.schedule.num_positions)
     for chunk in _chunks(stream.order, stream.division, start, stop):
         counts.add(chunk)
     min_reads, max_reads = int(counts.reads.min()), int(counts.reads.max())
     return Examples(
         epoch=epoch,
-        num_examples=plan.num_train_examples,
+        num_examples=plan.data.num_train_examples,
         num_positions=stop - start,
         min_reads=min_reads,
         max_reads=max_reads,
@@ -97,7 +97,7 @@ def find_examples(plan: Plan, config: Config, topology: Topology, *, first_step:
                 num_in_shard=counts.in_shards[replica].tolist(),
                 next_examples=_next_examples(plan, stream.order, next_position, stream.division.slice_of(replica)),
             )
-            for replica in range(plan.num_replicas)
+            for replica in range(plan.replicas.num_replicas)
         ],
     )
 
@@ -125,7 +125,7 @@ class _Counts:
 
 def _next_examples(plan: Plan, order: ExampleOrder, next_position: int, slice_: tuple[int, int]) -> list[int]:
     """The first few of a replica's slice of the batch that starts at `next_position`."""
-    start, stop = (min(next_position + border, plan.num_positions) for border in slice_)
+    start, stop = (min(next_position + border, plan.schedule.num_positions) for border in slice_)
     positions = np.arange(start, min(stop, start + _NUM_FIRST))
     examples: list[int] = order.draw(tf.constant(positions, tf.int64)).examples.numpy().tolist()
     return examples

@@ -71,17 +71,17 @@ class Footprint(Section):
 def measure_footprint(plan: Plan, config: Config, batch: BatchArithmetic) -> Footprint:
     """Builds the model, which takes seconds, and adds up; nothing is traced and no weights are loaded."""
     # Parameters do not depend on the size of the images, activations do.
-    image_size_px = max(stage.image_size_px for stage in plan.stages)
+    image_size_px = max(stage.image_size_px for stage in plan.schedule.stages)
     with tf.device("CPU:0"):
         model = build_configured(
             config.model,
-            task=plan.task,
-            num_classes=len(plan.class_names),
+            task=plan.model.task,
+            num_classes=len(plan.data.class_names),
             image_size_px=image_size_px,
-            trainable=plan.stages[-1].trainable,
-            batch_norm=plan.batch_norm,
-            dtype_policy=plan.precision,
-            to_last_layer=plan.to_last_layer,
+            trainable=plan.schedule.stages[-1].trainable,
+            batch_norm=plan.model.batch_norm,
+            dtype_policy=plan.replicas.precision,
+            to_last_layer=plan.model.to_last_layer,
         )
     parameters = Parameters(
         num_parameters=_count(model.variables),
@@ -115,7 +115,7 @@ def _measure_memory(
 
 
 def _measure_traffic(plan: Plan, config: Config, model: Any, parameters: Parameters) -> Traffic:
-    n = plan.num_replicas
+    n = plan.replicas.num_replicas
     gradient_bytes = _FLOAT16_BYTES if config.distribute.compression == "float16" else _FLOAT32_BYTES
     # Synchronised: sum, sum of squares and count forward, their gradients backward, for each chunk.
     channels = [
@@ -136,7 +136,7 @@ def _measure_traffic(plan: Plan, config: Config, model: Any, parameters: Paramet
         ring_factor=ring_factor,
         replica_bytes=replica_bytes,
         # A ring passes into each worker once and out of it once, however many replicas it has.
-        worker_network_bytes=replica_bytes if plan.num_workers > 1 else 0,
+        worker_network_bytes=replica_bytes if plan.replicas.num_workers > 1 else 0,
     )
 
 

@@ -13,6 +13,7 @@ from trainer.doctor.other_hosts import check_hosts
 from trainer.dry_run.section import Section
 from trainer.launch.plan_run import PlannedRun
 from trainer.plan.plan import Plan
+from trainer.plan.replicas_plan import ReplicasPlan
 
 
 class Engine(Section):
@@ -46,15 +47,15 @@ def describe_engine(plan: Plan, config: Config) -> Engine:
     asked = config.distribute
     return Engine(
         strategy_asked=asked.strategy,
-        strategy=plan.strategy,
-        device=plan.device,
-        collectives=_name_collectives(plan),
+        strategy=plan.replicas.strategy,
+        device=plan.replicas.device,
+        collectives=_name_collectives(plan.replicas),
         precision_asked=asked.precision,
-        precision=plan.precision,
-        scales_loss=plan.precision == "mixed_float16",
+        precision=plan.replicas.precision,
+        scales_loss=plan.replicas.precision == "mixed_float16",
         xla_asked=asked.xla,
-        xla=plan.jit_compile,
-        batch_norm=plan.batch_norm,
+        xla=plan.replicas.jit_compile,
+        batch_norm=plan.model.batch_norm,
         compression=asked.compression,
         fusion_mib=asked.fusion_mib,
         cycle_time_ms=asked.cycle_time_ms,
@@ -75,8 +76,9 @@ def _examine(planned: PlannedRun) -> Iterator[Finding]:
     known = [place.host for place in planned.places if place.host.name not in (None, HOST_TO_COME)]
     hosts = list(dict.fromkeys(known))
     run_dir = planned.run.path.absolute()
+    replicas = planned.plan.replicas
     yield from check_frameworks(
-        wants_horovod=planned.plan.strategy == "horovod", wants_gpus=planned.plan.device == "gpu" and not hosts
+        wants_horovod=replicas.strategy == "horovod", wants_gpus=replicas.device == "gpu" and not hosts
     )
     # What the hosts have is theirs to say.
     yield from check_gpus(None if hosts else config.gpus)
@@ -84,14 +86,14 @@ def _examine(planned: PlannedRun) -> Iterator[Finding]:
     yield from check_hosts(hosts, config.ssh_options)
 
 
-def _name_collectives(plan: Plan) -> str:
-    if plan.num_replicas == 1:
+def _name_collectives(replicas: ReplicasPlan) -> str:
+    if replicas.num_replicas == 1:
         return "none: there is one replica"
-    if plan.strategy == "mirrored":
-        return "NCCL" if plan.device == "gpu" else "within the process"
-    if plan.strategy == "multiworker":
-        return "NCCL" if plan.device == "gpu" else "a ring over gRPC"
-    if plan.device == "gpu":
+    if replicas.strategy == "mirrored":
+        return "NCCL" if replicas.device == "gpu" else "within the process"
+    if replicas.strategy == "multiworker":
+        return "NCCL" if replicas.device == "gpu" else "a ring over gRPC"
+    if replicas.device == "gpu":
         return "NCCL; Gloo or MPI to meet"
     place = find_place()
     return "MPI" if place is not None and place.by != "HOROVOD_RANK" else "Gloo"

@@ -35,16 +35,17 @@ def render(found: DryRun) -> Iterator[RenderableType]:
 
 def _run(found: DryRun) -> Text:
     plan = found.planned.plan
+    data, model = plan.data, plan.model
     facts = {
         "run directory": found.run_dir,
-        "starts at step": f"{found.planned.first_step} of {plan.num_train_steps}",
-        "dataset": f"{plan.dataset_dir} ({plan.dataset_hash[:_NUM_DIGEST_CHARS]})",
-        "images": f"{plan.num_train_examples} to train on, {plan.num_validation_examples} to validate, of "
-        f"{len(plan.class_names)} classes",
+        "starts at step": f"{found.planned.first_step} of {plan.schedule.num_train_steps}",
+        "dataset": f"{data.dataset_dir} ({data.dataset_hash[:_NUM_DIGEST_CHARS]})",
+        "images": f"{data.num_train_examples} to train on, {data.num_validation_examples} to validate, of "
+        f"{len(data.class_names)} classes",
         "features": plan.features.reason,
-        "cache": plan.cache_reason,
-        "model": f"{plan.backbone}, {plan.weights} weights, {plan.image_size_px} px, trains {plan.trainable}",
-        **({"head": plan.head_reason} if plan.head_reason else {}),
+        "cache": data.cache_reason,
+        "model": f"{model.backbone}, {model.weights} weights, {model.image_size_px} px, trains {model.trainable}",
+        **({"head": model.head_reason} if model.head_reason else {}),
         "checkpoint": _saving(plan),
         **{f"warning {i}": warning for i, warning in enumerate(plan.warnings, 1)},
     }
@@ -55,7 +56,8 @@ def _saving(plan: Plan) -> str:
     """When the run is saved."""
     num_ends = plan.epochs.num_ends
     ends = f"at the ends of epochs, {num_ends} time{'' if num_ends == 1 else 's'}"
-    return ends if plan.checkpoint_every_steps is None else f"every {plan.checkpoint_every_steps} steps, and {ends}"
+    every_steps = plan.schedule.checkpoint_every_steps
+    return ends if every_steps is None else f"every {every_steps} steps, and {ends}"
 
 
 def _topology_and_engine(found: DryRun) -> Text:

@@ -99,7 +99,7 @@ def _starts_of_job(planned: PlannedRun, run_dir: str) -> list[WorkerStart]:
     arguments = job.worker_arguments(
         sys.argv[1:],
         run_dir=run_dir,
-        dataset_dir=planned.plan.dataset_dir,
+        dataset_dir=planned.plan.data.dataset_dir,
         recipe=planned.recipe,
         devices=planned.device_arguments,
     )

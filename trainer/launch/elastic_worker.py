@@ -129,7 +129,7 @@ class ElasticWorker:
         os.environ.update(join.environment)
         settings = self._config.distribute
         found = horovod.start("cpu", fusion_bytes=settings.fusion_bytes, cycle_time_ms=settings.cycle_time_ms)
-        topology = dataclasses.replace(found, device=self._plan.device)
+        topology = dataclasses.replace(found, device=self._plan.replicas.device)
         plan = self._plan_for(topology)
         engine = cast(
             Engine,
@@ -154,10 +154,9 @@ class ElasticWorker:
 
     def _plan_for(self, topology: Topology) -> Plan:
         capabilities = tf_runtime.list_compute_capabilities(tf_runtime.list_gpus()[:1])
-        found = make_plan(self._config, parse_path(self._plan.dataset_dir), topology, capabilities)
+        found = make_plan(self._config, parse_path(self._plan.data.dataset_dir), topology, capabilities)
         # The caches are open, whatever memory is free by now.
-        kept = {name: getattr(self._plan, name) for name in Plan.model_fields if "cache" in name}
-        return found.model_copy(update=kept)
+        return found.model_copy(update={"data": self._plan.data})
 
     def _hear_of_leaving(self) -> bool:
         for message in self._channel.hear():
@@ -196,7 +195,7 @@ class ElasticWorker:
         self._unwritten.complete(run, step, is_step_open=False)
         store = CheckpointStore.of_run(run, self._config.checkpoint)
         save_checkpoint(dataclasses.replace(self._context, store=store), step)
-        self._session.note(f"saved step {step} of {self._plan.num_train_steps}")
+        self._session.note(f"saved step {step} of {self._plan.schedule.num_train_steps}")
 
 
 def _mark_of(run: RunDir) -> int:

@@ -22,7 +22,7 @@ from trainer.distribute.launchers.versions import installed_versions
 from trainer.distribute.launchers.worker import Ready
 from trainer.distribute.topology import Device, Strategy, Topology, resolve_devices
 from trainer.errors import ConfigError, DeviceError
-from trainer.plan.plan import Plan
+from trainer.plan.replicas_plan import ReplicasPlan
 from trainer.system import tf_runtime
 from trainer.system.child_python import python_command
 
@@ -128,9 +128,10 @@ def worker_arguments(
     return [*passed_on, *decided, *([f"--recipe={recipe}"] if recipe is not None else []), *devices]
 
 
-def device_arguments(plan: Plan) -> list[str]:
+def device_arguments(replicas: ReplicasPlan) -> list[str]:
     """What was decided for all hosts together: the GPUs of one host alone might come to something else."""
-    return [f"--device={plan.device}", f"--precision={plan.precision}", f"--xla={'on' if plan.jit_compile else 'off'}"]
+    xla = "on" if replicas.jit_compile else "off"
+    return [f"--device={replicas.device}", f"--precision={replicas.precision}", f"--xla={xla}"]
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:

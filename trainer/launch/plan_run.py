@@ -67,7 +67,7 @@ class PlannedRun:
     @property
     def device_arguments(self) -> list[str]:
         """What other hosts need to be told of devices, precision and XLA."""
-        return job.device_arguments(self.plan) if self.devices is not None and self.devices.are_asked else []
+        return job.device_arguments(self.plan.replicas) if self.devices is not None and self.devices.are_asked else []
 
     @property
     def first_step(self) -> int:
@@ -121,7 +121,7 @@ def plan_run(
     found = None
     if resume and topology.is_chief:
         found = claim.find_unfinished_run(
-            RUNS_DIR, planned.identity, config, num_train_steps=plan.num_train_steps, note=note
+            RUNS_DIR, planned.identity, config, num_train_steps=plan.schedule.num_train_steps, note=note
         )
     return dataclasses.replace(planned, run=found or claim.name_new_run(RUNS_DIR), is_run_known=found is not None)
 

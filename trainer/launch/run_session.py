@@ -83,7 +83,7 @@ class RunSession:
     @property
     def facts(self) -> dict[str, str]:
         """The facts of the run that must be the same on all workers."""
-        return {"configuration": self.planned.identity, "dataset": self.planned.plan.dataset_hash}
+        return {"configuration": self.planned.identity, "dataset": self.planned.plan.data.dataset_hash}
 
     def lock(self) -> None:
         """Lock the run directory for this command until the session is closed; does nothing if it is locked.
@@ -117,7 +117,7 @@ class RunSession:
 
     def verify_dataset(self) -> None:
         """Raise DataError if a shard of the training or validation split is not what the manifest says."""
-        dataset_dir = parse_path(self.planned.plan.dataset_dir)
+        dataset_dir = parse_path(self.planned.plan.data.dataset_dir)
         verify_shards(dataset_dir, Manifest.load(dataset_dir), ["train", "validation"])
 
     def begin(
@@ -140,7 +140,9 @@ class RunSession:
         context = RunContext(plan=plan, config=self.config, run=self.directory, engine=engine, state=state, store=store)
         if store is not None:
             if context.step and is_first:
-                self.note(f"going on with {self.directory.path} from step {context.step} of {plan.num_train_steps}")
+                self.note(
+                    f"going on with {self.directory.path} from step {context.step} of {plan.schedule.num_train_steps}"
+                )
             for warning in plan.warnings:
                 self.note(f"warning: {warning}")
             self._write_start_up_files(plan)
@@ -159,7 +161,7 @@ class RunSession:
     def has_ended(self, context: RunContext) -> bool:
         """Return True if the last checkpoint is the end of the run: its last step, or the end by `train.patience`."""
         step = context.step
-        return step == context.plan.num_train_steps or (step > 0 and has_ended_early(context, step))
+        return step == context.plan.schedule.num_train_steps or (step > 0 and has_ended_early(context, step))
 
     def open_inputs(self, context: RunContext) -> TrainInputs:
         """Open the image caches and the features of the plan; compute those that do not exist."""
@@ -183,6 +185,6 @@ class RunSession:
         return TrainingProgress(
             epochs=context.plan.epochs,
             start_step=context.step,
-            global_batch_size=context.plan.global_batch_size,
+            global_batch_size=context.plan.replicas.global_batch_size,
             console=None if context.store is not None else Console(quiet=True),
         )

@@ -38,7 +38,7 @@ def train_session(session: RunSession, arguments: Sequence[str]) -> None:
     passed_on = job.worker_arguments(
         arguments,
         run_dir=planned.run.path.resolve(),
-        dataset_dir=planned.plan.dataset_dir,
+        dataset_dir=planned.plan.data.dataset_dir,
         recipe=planned.recipe,
         devices=planned.device_arguments,
     )

@@ -37,13 +37,13 @@ class LogMetrics:
 
     def is_due(self, step: int) -> bool:
         # The first step is traced and compiled: a line after it starts the clock for all the others.
-        return step % self._every_steps == 0 or step in (self._first_step + 1, self._plan.num_train_steps)
+        return step % self._every_steps == 0 or step in (self._first_step + 1, self._plan.schedule.num_train_steps)
 
     def __call__(self, step: int) -> None:
         """Raises NonFiniteGradientError where too many steps in a row had a non-finite gradient."""
         values = self._columns()
         now = time.monotonic()
-        num_images = len(values["loss"]) * self._plan.global_batch_size
+        num_images = len(values["loss"]) * self._plan.replicas.global_batch_size
         images_per_sec = num_images / max(now - self._started_secs, 1e-9)
         self._pending, self._started_secs = [], now
         averages = {
@@ -54,7 +54,7 @@ class LogMetrics:
             "images_per_sec": images_per_sec,
             "skipped_steps": float(values["is_skipped"].sum()),
         }
-        if self._plan.precision == "mixed_float16":
+        if self._plan.replicas.precision == "mixed_float16":
             averages["loss_scale"] = float(values["loss_scale"][-1])
         self._writers.write(step, "train", averages)
         self._progress.update(step, averages)
@@ -118,7 +118,7 @@ class EvaluateAndSave:
             if is_evaluation_due(self._plan, step):
                 validation = {name: self._evaluate(name, step) for name in self._evaluators}["validation"]
             save_checkpoint(self._context, step, validation)
-            if validation and step < self._plan.num_train_steps and has_ended_early(self._context, step):
+            if validation and step < self._plan.schedule.num_train_steps and has_ended_early(self._context, step):
                 self.is_over = True
                 self._progress.note(f"step {step}: no new best for as long as train.patience says; the run ends here")
         self._exclude_time(time.monotonic() - started_secs)
@@ -126,7 +126,12 @@ class EvaluateAndSave:
     def _evaluate(self, name: MetricsSplit, step: int) -> dict[str, float]:
         labels, logits = self._evaluators[name].run()
         metrics = training_metrics(
-            labels, logits, self._plan.class_names, task=self._plan.task, split="validation", global_step=step
+            labels,
+            logits,
+            self._plan.data.class_names,
+            task=self._plan.model.task,
+            split="validation",
+            global_step=step,
         )
         self._writers.write(step, name, metrics)
         self._progress.note(
@@ -138,10 +143,10 @@ class EvaluateAndSave:
 
 def is_evaluation_due(plan: Plan, step: int) -> bool:
     """Return True at the ends of epochs and after the last step."""
-    return step == plan.num_train_steps or plan.epochs.ends_with(step)
+    return step == plan.schedule.num_train_steps or plan.epochs.ends_with(step)
 
 
 def is_saving_due(plan: Plan, step: int) -> bool:
     """Return True where an evaluation is due, and every `checkpoint.every_steps` steps."""
-    every_steps = plan.checkpoint_every_steps
+    every_steps = plan.schedule.checkpoint_every_steps
     return is_evaluation_due(plan, step) or (every_steps is not None and step % every_steps == 0)

@@ -1,28 +1,27 @@
 """Connect batches with the steps of each stage."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from trainer.data.input.batch import Batch
 from trainer.data.input.pipeline import TrainingStream
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
-from trainer.plan.plan import Plan
 from trainer.plan.stages import Stage
 from trainer.step.train_step import StepMetrics
 from trainer.training.staged_step import StagedStep
 
 
 def make_steps(
-    plan: Plan, engine: Engine, stream: TrainingStream, step: StagedStep, first_step: int
+    stages: Sequence[Stage], engine: Engine, stream: TrainingStream, step: StagedStep, first_step: int
 ) -> Callable[[int], StepMetrics]:
     """Makes at most so many steps from `first_step` on: several in one call where this process trains alone.
 
     With others, one: each of them is seen by the guard of its worker, and is a commit of an elastic job.
     """
     if engine.topology.num_workers > 1:
-        batches = staged_batches(plan, engine, stream, first_step)
+        batches = staged_batches(stages, engine, stream, first_step)
         one_step = _with_heartbeat(step)
         return lambda _: one_step(next(batches))
     iterators: dict[Stage, Any] = {}
@@ -37,9 +36,9 @@ def make_steps(
     return of_stage
 
 
-def staged_batches(plan: Plan, engine: Engine, stream: TrainingStream, first_step: int) -> Iterator[Batch]:
+def staged_batches(stages: Sequence[Stage], engine: Engine, stream: TrainingStream, first_step: int) -> Iterator[Batch]:
     """The per-replica batches of all steps from `first_step` on, in each stage of the plan at its image size."""
-    for stage in plan.stages:
+    for stage in stages:
         if first_step < stage.stop_step:
             yield from _distribute_stage(stage, engine, stream, first_step)
 

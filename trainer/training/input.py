@@ -16,9 +16,11 @@ from trainer.data.input.pipeline import EvaluationStream, Pixels, Resources, Tra
 from trainer.data.input.pixel_cache import open_pixels
 from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.engine import Engine
-from trainer.distribute.topology import BatchDivision, Topology
+from trainer.distribute.topology import Topology
 from trainer.features.extract import Extraction
 from trainer.features.trunk import cut_classifier
+from trainer.plan.data_plan import DataPlan
+from trainer.plan.model_plan import ModelPlan
 from trainer.plan.plan import Plan
 from trainer.system.memory import find_ram_budget_bytes
 
@@ -38,8 +40,8 @@ class TrainInputs:
     head_model: Any | None = None
 
 
-def geometry_of(plan: Plan, config: Config) -> Geometry:
-    return Geometry(image_size_px=plan.image_size_px, resize=config.data.resize)
+def geometry_of(model: ModelPlan, config: Config) -> Geometry:
+    return Geometry(image_size_px=model.image_size_px, resize=config.data.resize)
 
 
 def open_caches(plan: Plan, config: Config, progress: ShowProgress = show_nothing) -> TrainInputs:
@@ -51,11 +53,11 @@ def open_caches(plan: Plan, config: Config, progress: ShowProgress = show_nothin
 
     def open_split_cache(split: SplitName) -> Pixels | None:
         return open_pixels(
-            parse_path(plan.dataset_dir),
+            parse_path(plan.data.dataset_dir),
             split,
-            geometry_of(plan, config),
-            place=plan.train_cache if split == "train" else plan.validation_cache,
-            cache_dir=pathlib.Path(plan.cache_dir) if plan.cache_dir else None,
+            geometry_of(plan.model, config),
+            place=plan.data.train_cache if split == "train" else plan.data.validation_cache,
+            cache_dir=pathlib.Path(plan.data.cache_dir) if plan.data.cache_dir else None,
             num_threads=config.data.num_parallel_reads,
             progress=progress,
         )
@@ -85,10 +87,10 @@ def open_features(
     features = Extraction(
         plan=plan.features,
         config=config,
-        dataset_dir=plan.dataset_dir,
-        geometry=geometry_of(plan, config),
-        precision=plan.precision,
-        jit_compile=plan.jit_compile,
+        dataset_dir=plan.data.dataset_dir,
+        geometry=geometry_of(plan.model, config),
+        precision=plan.replicas.precision,
+        jit_compile=plan.replicas.jit_compile,
         engine=engine,
         cut=cut,
         pixels={"train": images.train, "validation": images.validation},
@@ -100,37 +102,37 @@ def open_features(
 
 def make_training_stream(plan: Plan, config: Config, topology: Topology, inputs: TrainInputs) -> TrainingStream:
     """Raises DataError or ConfigError where the examples cannot be read, or sampled as asked for."""
-    reader = open_split(parse_path(plan.dataset_dir), "train")
+    reader = open_split(parse_path(plan.data.dataset_dir), "train")
     return TrainingStream(
         reader=reader,
-        order=_make_order(plan, config, reader),
-        geometry=geometry_of(plan, config),
+        order=_make_order(plan.data, config, reader),
+        geometry=geometry_of(plan.model, config),
         # The views that features are kept of are changed already.
         augmentation=resolve_augmentation(config.augment) if inputs.head_model is None else PRESETS["none"],
-        division=BatchDivision(plan.global_batch_size, plan.num_replicas),
+        division=plan.replicas.division,
         topology=topology,
-        num_positions=plan.num_positions,
+        num_positions=plan.schedule.num_positions,
         weighs_loss=config.data.sampling != "weighted",
         scaled_decoding=config.data.scaled_decoding,
         pixels=inputs.train,
         num_views=1 if inputs.head_model is None else plan.features.num_views,
-        resources=_find_resources(plan, config),
+        resources=_find_resources(plan.data, config),
     )
 
 
 def make_validation_stream(plan: Plan, config: Config, topology: Topology, inputs: TrainInputs) -> EvaluationStream:
     """Raises DataError where the split cannot be read."""
     return EvaluationStream(
-        reader=open_split(parse_path(plan.dataset_dir), "validation"),
-        geometry=geometry_of(plan, config),
-        per_replica_batch_size=plan.per_replica_batch_size,
+        reader=open_split(parse_path(plan.data.dataset_dir), "validation"),
+        geometry=geometry_of(plan.model, config),
+        per_replica_batch_size=plan.replicas.per_replica_batch_size,
         topology=topology,
         pixels=inputs.validation,
-        resources=_find_resources(plan, config),
+        resources=_find_resources(plan.data, config),
     )
 
 
-def _make_order(plan: Plan, config: Config, reader: SplitReader) -> ExampleOrder:
+def _make_order(data: DataPlan, config: Config, reader: SplitReader) -> ExampleOrder:
     sampling = config.data.sampling
     return ExampleOrder.of(
         num_examples=reader.num_examples,
@@ -139,13 +141,13 @@ def _make_order(plan: Plan, config: Config, reader: SplitReader) -> ExampleOrder
         run_length=config.data.run_length,
         labels=reader.labels() if sampling == "class_balanced" else None,
         weights=reader.weights() if sampling == "weighted" else None,
-        class_names=plan.class_names,
+        class_names=data.class_names,
     )
 
 
-def _find_resources(plan: Plan, config: Config) -> Resources:
+def _find_resources(data: DataPlan, config: Config) -> Resources:
     # What is free is asked once the caches are filled: what they hold in memory is gone from it then.
-    held = plan.cache_num_bytes if "memory" in (plan.train_cache, plan.validation_cache) else 0
+    held = data.cache_num_bytes if "memory" in (data.train_cache, data.validation_cache) else 0
     given = config.data.ram_budget_gib
     budget = find_ram_budget_bytes(given) - (held if given is not None else 0)
     return Resources(num_threads=config.data.num_parallel_reads, ram_budget_bytes=max(budget, _MIN_BUFFER_BYTES))

@@ -35,27 +35,27 @@ def make_state(
     with engine.scope():
         model = build_configured(
             config.model,
-            task=plan.task,
-            num_classes=len(plan.class_names),
-            image_size_px=plan.image_size_px,
-            trainable=plan.stages[-1].trainable,
-            batch_norm=plan.batch_norm,
-            dtype_policy=plan.precision,
-            to_last_layer=plan.to_last_layer,
-            other_sizes_px=[stage.image_size_px for stage in plan.stages[:-1]],
+            task=plan.model.task,
+            num_classes=len(plan.data.class_names),
+            image_size_px=plan.model.image_size_px,
+            trainable=plan.schedule.stages[-1].trainable,
+            batch_norm=plan.model.batch_norm,
+            dtype_policy=plan.replicas.precision,
+            to_last_layer=plan.model.to_last_layer,
+            other_sizes_px=[stage.image_size_px for stage in plan.schedule.stages[:-1]],
         )
-        state = TrainState.create(model, config, precision=plan.precision)
+        state = TrainState.create(model, config, precision=plan.replicas.precision)
     if store and steps:
         restore_checkpoint(state, store, steps[-1])
     else:
         report = load_pretrained(
             model,
-            plan.backbone,
-            plan.weights,
+            plan.model.backbone,
+            plan.model.weights,
             pixels=config.model.pixels,
             features_at=config.model.features_at,
-            keeps_head=plan.head == "keep",
-            to_last_layer=plan.to_last_layer,
+            keeps_head=plan.model.head == "keep",
+            to_last_layer=plan.model.to_last_layer,
         )
         if report:
             on_weights(report)

@@ -38,7 +38,7 @@ def _solve_head(context: RunContext, inputs: TrainInputs, progress: TrainingProg
     started = time.monotonic()
     plan, strengths = context.plan, context.config.train.ridge_strengths
     head = inputs.head_model.layers[-1]
-    dataset_dir, num_views = parse_path(plan.dataset_dir), plan.features.num_views
+    dataset_dir, num_views = parse_path(plan.data.dataset_dir), plan.features.num_views
     with open_split(dataset_dir, "train") as train, open_split(dataset_dir, "validation") as validation:
         solution = solve_path(
             np.asarray(inputs.train),

@@ -17,7 +17,7 @@ def save_checkpoint(context: RunContext, step: int, validation: dict[str, float]
     info = CheckpointInfo(
         global_step=step,
         identity=context.plan.identity(context.config),
-        num_replicas=context.plan.num_replicas,
+        num_replicas=context.plan.replicas.num_replicas,
         loss_scale=float(state.loss_scale.scale.numpy()),
         num_good_steps=int(state.loss_scale.num_good_steps.numpy()),
         num_skipped_steps=int(state.num_skipped_steps.numpy()),

@@ -47,7 +47,7 @@ class StagedStep:
     @property
     def stage(self) -> Stage:
         """That of the next step."""
-        return next(stage for stage in self._plan.stages if self._next_step < stage.stop_step)
+        return next(stage for stage in self._plan.schedule.stages if self._next_step < stage.stop_step)
 
     def _step_of_stage(self) -> TrainStep:
         if self._step is None or self.stage.trainable != self._trainable:
@@ -61,9 +61,9 @@ class StagedStep:
             self._engine,
             self._state,
             self._config,
-            num_train_steps=self._plan.num_train_steps,
+            num_train_steps=self._plan.schedule.num_train_steps,
             epochs=self._plan.epochs,
-            jit_compile=self._plan.jit_compile,
+            jit_compile=self._plan.replicas.jit_compile,
             objective=self._objective,
             unfrozen_at=self._unfrozen_at,
             new_statistics=self._new_statistics,
@@ -71,14 +71,16 @@ class StagedStep:
 
 
 def make_objective(plan: Plan, config: Config) -> Objective:
-    return Objective.of(config, task=plan.task, num_classes=len(plan.class_names), class_weights=plan.class_weights)
+    return Objective.of(
+        config, task=plan.model.task, num_classes=len(plan.data.class_names), class_weights=plan.model.class_weights
+    )
 
 
 def _find_unfreezing(plan: Plan, state: TrainState) -> dict[int, int]:
     """From which step on each variable is trained, by its id."""
     learnt = {id(v) for v in state.learnt}
     found: dict[int, int] = {}
-    for stage in plan.stages:
+    for stage in plan.schedule.stages:
         _train(state.model, stage, plan)
         trained = {id(v): v.path for v in state.model.trainable_variables}
         if missing := [path for key, path in trained.items() if key not in learnt]:
@@ -93,15 +95,15 @@ def _find_unfreezing(plan: Plan, state: TrainState) -> dict[int, int]:
 
 def _find_new_statistics(plan: Plan, state: TrainState) -> dict[int, float]:
     """The momentum of each batch statistic that changes from the first step on and is not of pretrained weights."""
-    _train(state.model, plan.stages[0], plan)
+    _train(state.model, plan.schedule.stages[0], plan)
     momenta = momenta_of_statistics(state.model)
     network = find_backbone_in(state.model)
-    if plan.weights == "none" or network is None:
+    if plan.model.weights == "none" or network is None:
         return momenta
     of_backbone = momenta_of_statistics(network)
     return {key: momentum for key, momentum in momenta.items() if key not in of_backbone}
 
 
 def _train(model: Any, stage: Stage, plan: Plan) -> None:
-    if len({each.trainable for each in plan.stages}) > 1:
-        set_trainable(backbone_of(model), stage.trainable, keeps_statistics=plan.batch_norm == "frozen")
+    if len({each.trainable for each in plan.schedule.stages}) > 1:
+        set_trainable(backbone_of(model), stage.trainable, keeps_statistics=plan.model.batch_norm == "frozen")

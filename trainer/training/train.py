@@ -56,9 +56,9 @@ def train(
 
         with StopRequest().listen() as stop_request, _keeping_bad_batch(context, training):
             run_loop(
-                make_steps=make_steps(plan, engine, training, step, first_step),
+                make_steps=make_steps(plan.schedule.stages, engine, training, step, first_step),
                 first_step=first_step,
-                last_step=plan.num_train_steps,
+                last_step=plan.schedule.num_train_steps,
                 on_metrics=logging.collect,
                 actions=[logging, saving],
                 save=save_and_wait,
@@ -78,7 +78,7 @@ def _keeping_bad_batch(context: RunContext, stream: TrainingStream) -> Iterator[
         if context.store is None:
             raise
         path = context.run.bad_batch_file
-        stage = next(stage for stage in context.plan.stages if e.step <= stage.stop_step)
+        stage = next(stage for stage in context.plan.schedule.stages if e.step <= stage.stop_step)
         save_bad_batch(path, stream_of_stage(stream, stage), step=e.step)
         raise NonFiniteGradientError(f"{e}; the batch of step {e.step} is in {path}", step=e.step) from e
 
@@ -97,10 +97,12 @@ def make_evaluators(context: RunContext, inputs: TrainInputs) -> dict[MetricsSpl
     plan, engine = context.plan, context.engine
     stream = make_validation_stream(plan, context.config, engine.topology, inputs)
     state = with_feature_model(context.state, inputs)
-    raw = Evaluator(engine, state.model, stream, jit_compile=plan.jit_compile)
+    raw = Evaluator(engine, state.model, stream, jit_compile=plan.replicas.jit_compile)
     if not state.averages:
         return {"validation": raw}
-    averages = Evaluator(engine, state.model, stream, jit_compile=plan.jit_compile, instead=state.averaged_values())
+    averages = Evaluator(
+        engine, state.model, stream, jit_compile=plan.replicas.jit_compile, instead=state.averaged_values()
+    )
     return {"validation": averages, "validation_raw": raw}
 
 

@@ -1,29 +1,68 @@
-"""Resolution of "auto" for task, weights, head, batch normalisation, precision and XLA; contradictions are errors."""
+"""The network of a run: task, weights, head and batch normalisation; settings that contradict each other are errors."""
 
-import math
 import pathlib
-from collections.abc import Sequence
-from typing import Literal
+
+import pydantic
 
 from trainer.config.config import Config
 from trainer.config.training import ModelTask
 from trainer.data.dataset.manifest import Manifest, Task
-from trainer.distribute.topology import BatchDivision, Topology
 from trainer.errors import ConfigError
+from trainer.model.backbones.backbone import Backbone
 from trainer.model.backbones.saved_model import is_own_model
-from trainer.model.classifier import BatchNorm
+from trainer.model.classifier import BatchNorm, resolve_weights
 from trainer.model.freezing import is_frozen
-from trainer.model.head_choice import OF_NOBODY, HeadChoice, HeadQuestion, choose_head
+from trainer.model.head_choice import OF_NOBODY, Head, HeadChoice, HeadQuestion, choose_head
 from trainer.run.checkpoint import find_model_file, load_model_arrays
 from trainer.run.run_dir import RunDir
 from trainer.system.names import normalize_class_name
 
-Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
-_BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
+
+class ModelPlan(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """The network and its task. `trainable` is that of the start; stages may train more, see `SchedulePlan.stages`."""
+
+    backbone: str
+    weights: str
+    image_size_px: int
+    trainable: str
+    batch_norm: BatchNorm
+    task: ModelTask
+    head: Head = "replace"
+    to_last_layer: bool = False
+    head_reason: str = ""
+    class_weights: list[float] | None
 
 
-def check_task(config: Config, manifest: Manifest) -> ModelTask:
-    """The task, which the sampling and the best metric must go with."""
+def plan_model(config: Config, manifest: Manifest, backbone: Backbone, head_of_run: HeadChoice | None) -> ModelPlan:
+    """Resolve everything about the network that the settings leave open.
+
+    Args:
+        head_of_run: What the last layer of a run that goes on started from.
+
+    Raises:
+        ConfigError, ModelError: Settings, dataset and weights do not go together.
+    """
+    task = _check_task(config, manifest)
+    weights = _weights_of_run(resolve_weights(config.model.weights, backbone))
+    image_size_px = config.model.image_size_px or backbone.image_size_px
+    batch_norm = _resolve_batch_norm(config, weights)
+    head = _resolve_head(config, manifest, task, weights, image_size_px, head_of_run)
+    return ModelPlan(
+        backbone=backbone.name,
+        weights=weights,
+        image_size_px=image_size_px,
+        trainable=config.model.trainable,
+        batch_norm=batch_norm,
+        task=task,
+        head=head.head,
+        to_last_layer=head.to_last_layer,
+        head_reason=head.reason,
+        class_weights=resolve_class_weights(config, task, manifest),
+    )
+
+
+def _check_task(config: Config, manifest: Manifest) -> ModelTask:
+    """Return the task; raise ConfigError where the sampling, the solver or the best metric does not go with it."""
     task = resolve_task(config.train.task, manifest)
     if config.data.sampling == "class_balanced" and manifest.task == "multi_label":
         raise ConfigError(
@@ -45,7 +84,7 @@ def check_task(config: Config, manifest: Manifest) -> ModelTask:
     return task
 
 
-def resolve_batch_norm(config: Config, weights: str) -> BatchNorm:
+def _resolve_batch_norm(config: Config, weights: str) -> BatchNorm:
     last = config.train.unfreeze[-1].trainable if config.train.unfreeze else config.model.trainable
     if config.model.batch_norm == "auto":
         # A short fine-tuning never gives the moving averages time to follow the batches: pretrained statistics are
@@ -59,11 +98,13 @@ def resolve_batch_norm(config: Config, weights: str) -> BatchNorm:
     return config.model.batch_norm
 
 
-def resolve_head(
+def _resolve_head(
     config: Config, manifest: Manifest, task: ModelTask, weights: str, image_size_px: int, of_run: HeadChoice | None
 ) -> HeadChoice:
-    """Raises ConfigError or ModelError, see `choose_head`. `weights` are resolved; a run that goes on keeps its own,
-    `of_run`, unless the settings ask for one.
+    """Choose the head. A run that goes on keeps its own, `of_run`, unless the settings ask for one.
+
+    Raises:
+        ConfigError, ModelError: See `choose_head`.
     """
     if of_run is not None and config.model.head == "auto":
         starts_from_file = is_own_model(config.model.backbone) or weights not in OF_NOBODY
@@ -88,7 +129,7 @@ def resolve_head(
 
 
 def _class_names_of(weights: str) -> list[str] | None:
-    """Those of the run that a file of weights is the checkpoint of; None where it is of none."""
+    """Return the class names of the run that `weights` is a checkpoint of; None where it is of none."""
     above = pathlib.Path(weights).resolve().parents
     if weights in OF_NOBODY or len(above) < 3:
         return None
@@ -96,8 +137,8 @@ def _class_names_of(weights: str) -> list[str] | None:
     return run.info().class_names if run.exists() else None
 
 
-def weights_of_run(weights: str) -> str:
-    """Where `weights` is the directory of a run, the file of its best checkpoint."""
+def _weights_of_run(weights: str) -> str:
+    """Return the file of the best checkpoint where `weights` is a run directory, and `weights` otherwise."""
     if weights in OF_NOBODY or not pathlib.Path(weights).is_dir():
         return weights
     run = RunDir(weights)
@@ -105,45 +146,8 @@ def weights_of_run(weights: str) -> str:
     return str(find_model_file(run)[0])
 
 
-def resolve_precision(config: Config, topology: Topology, compute_capabilities: Sequence[tuple[int, int]]) -> Precision:
-    """`compute_capabilities`: of the GPUs of all replicas; the oldest decides."""
-    if config.distribute.precision != "auto":
-        return config.distribute.precision
-    if topology.device == "cpu":
-        return "float32"
-    return "mixed_bfloat16" if min(compute_capabilities) >= _BFLOAT16_COMPUTE_CAPABILITY else "mixed_float16"
-
-
-def resolve_jit_compile(config: Config, topology: Topology) -> bool:
-    if config.model.batch_norm == "synchronized":
-        if config.distribute.xla == "on":
-            raise ConfigError(
-                "model.batch_norm is synchronized, whose statistics cross the network in the middle of the forward "
-                "pass, and --xla is on, which cannot do that; use --xla auto, or --set model.batch_norm=per_replica"
-            )
-        return False
-    # On CPUs, XLA's convolutions are several times slower than the kernels that TensorFlow ships.
-    return topology.device == "gpu" if config.distribute.xla == "auto" else config.distribute.xla == "on"
-
-
-def check_accumulation(config: Config, division: BatchDivision) -> None:
-    num_parts, size = config.train.accumulate_steps, division.per_replica_batch_size
-    if num_parts == 1:
-        return
-    if num_parts > math.ceil(size / 2):
-        raise ConfigError(
-            f"train.accumulate_steps is {num_parts}, too many for the {size} examples of a replica, of which each part "
-            f"takes at least two; use at most {math.ceil(size / 2)}, or a larger train.global_batch_size"
-        )
-    if config.model.batch_norm == "synchronized":
-        raise ConfigError(
-            f"model.batch_norm is synchronized, of the whole batch at once, and train.accumulate_steps {num_parts} "
-            "computes it in parts; use --set train.accumulate_steps=1 or --set model.batch_norm=per_replica"
-        )
-
-
 def resolve_task(asked: str, manifest: Manifest) -> ModelTask:
-    """Raises ConfigError where the labels of the dataset do not allow the task."""
+    """Return the task that is asked for; raise ConfigError where the labels of the dataset do not allow it."""
     of_dataset: Task = manifest.task
     if asked == "auto":
         return of_dataset
@@ -166,10 +170,10 @@ def resolve_task(asked: str, manifest: Manifest) -> ModelTask:
 
 
 def resolve_class_weights(config: Config, task: ModelTask, manifest: Manifest) -> list[float] | None:
-    """The weights of the classes in their order; None for none.
+    """Return the weights of the classes in their order; None for none.
 
     Raises:
-        ConfigError: a class is unknown, or has no training images to be balanced by.
+        ConfigError: A class is unknown, or has no training images to be balanced by.
     """
     asked, names = config.train.class_weights, manifest.class_names
     if asked == "none":

@@ -1,0 +1,57 @@
+"""`plan.json` is flat, whatever parts the plan has in code: `flat_plan.json` is of a version that had none."""
+
+import json
+import pathlib
+import shutil
+
+import pydantic
+import pytest
+
+from trainer.config.config import load_config
+from trainer.distribute.topology import Topology
+from trainer.plan.plan import Plan, make_plan
+
+FLAT = pathlib.Path(__file__).with_name("flat_plan.json").read_text(encoding="utf-8")
+EARLIER = pathlib.Path(__file__).parents[1] / "compatibility/made_by_0_1_0"
+SETTINGS = [
+    "distribute.device=cpu",
+    "model.backbone=mobilenet_v2",
+    "model.weights=none",
+    "model.image_size_px=32",
+    "model.trainable=head",
+    "train.unfreeze=[{epoch: 1, trainable: all}]",
+    "train.class_weights=balanced",
+    "train.global_batch_size=30",
+    "train.epochs=3",
+    "augment.preset=light",
+    "optimizer.warmup_epochs=1",
+    "optimizer.scaling=linear",
+    "checkpoint.every_steps=5",
+    "data.run_length=8",
+]
+
+
+def test_a_plan_is_written_as_before_it_had_parts(tmp_path: pathlib.Path) -> None:
+    shutil.copytree(EARLIER / "dataset", tmp_path / "dataset")
+    replicas = Topology(strategy="mirrored", device="cpu", num_local_replicas=4)
+    plan = make_plan(load_config(overrides=SETTINGS), tmp_path / "dataset", replicas, [])
+    assert plan.model_dump_json(indent=2) + "\n" == FLAT.replace("/data/dataset", str(tmp_path / "dataset"))
+    assert list(plan.model_dump(mode="json").items()) == list(json.loads(plan.model_dump_json()).items())
+
+
+def test_a_flat_plan_is_read_into_its_parts_and_written_as_it_was() -> None:
+    plan = Plan.model_validate_json(FLAT)
+    assert (plan.data.dataset_name, plan.model.backbone, plan.replicas.num_replicas) == ("photos", "mobilenet_v2", 4)
+    assert plan.schedule.stages[1] == (6, 18, 32, "all") and plan.epochs.num_ends == 3
+    assert plan.model_dump_json(indent=2) + "\n" == FLAT
+
+
+def test_the_plan_of_an_earlier_version_is_read_and_keeps_what_it_says() -> None:
+    earlier = json.loads((EARLIER / "run/plan.json").read_text(encoding="utf-8"))
+    written = Plan.model_validate(earlier).model_dump(mode="json")
+    assert written == {**earlier, "head": "replace", "to_last_layer": False, "head_reason": ""}
+
+
+def test_a_field_that_no_part_has_is_refused() -> None:
+    with pytest.raises(pydantic.ValidationError, match="num_gpus"):
+        Plan.model_validate({**json.loads(FLAT), "num_gpus": 1})
