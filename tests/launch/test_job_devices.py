@@ -66,8 +66,9 @@ def test_a_machine_without_gpus_plans_what_its_hosts_with_gpus_will_record(
 ) -> None:
     hosts(a=[A100, A100], b=[A100])
     planned = plan(digits, tmp_path / "run", "distribute.hosts=a.invalid:2,b.invalid", f"distribute.device={device}")
-    found = planned.plan
-    assert (found.device, found.precision, found.jit_compile, found.num_workers) == ("gpu", "mixed_bfloat16", True, 3)
+    found, replicas = planned.plan, planned.plan.replicas
+    assert (replicas.device, replicas.precision, replicas.num_workers) == ("gpu", "mixed_bfloat16", 3)
+    assert replicas.jit_compile
     told = ["distribute.device=gpu", "distribute.precision=mixed_bfloat16", "distribute.xla=on"]
     assert planned.device_arguments == [f"--{setting.removeprefix('distribute.')}" for setting in told]
     # A worker plans the same run from what it is told, whatever its own GPU; so does the same command afterwards.

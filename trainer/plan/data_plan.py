@@ -40,15 +40,13 @@ def plan_data(
     has_features: bool,
     num_evaluations: int,
 ) -> DataPlan:
-    """Decide where decoded images are kept.
+    """Decide where decoded images are kept, for a run that evaluates `num_evaluations` times.
 
-    Args:
-        has_features: Whether the output of the frozen layers is kept instead.
-        num_evaluations: How often the run goes through the validation split.
+    Where `has_features`, the output of the frozen layers is kept instead.
 
     Raises:
-        UsageError: The logits of the validation split do not fit into memory, or a cache was asked for and cannot be
-            had.
+        UsageError: The logits of the validation split do not fit into memory, or the cache that was asked for cannot
+            be had.
     """
     num_validation = manifest.splits["validation"].num_examples
     check_fits(

@@ -36,8 +36,7 @@ class ModelPlan(pydantic.BaseModel, frozen=True, extra="forbid"):
 def plan_model(config: Config, manifest: Manifest, backbone: Backbone, head_of_run: HeadChoice | None) -> ModelPlan:
     """Resolve everything about the network that the settings leave open.
 
-    Args:
-        head_of_run: What the last layer of a run that goes on started from.
+    `head_of_run` is the choice of head that a run was started with, where one is resumed.
 
     Raises:
         ConfigError, ModelError: Settings, dataset and weights do not go together.

@@ -109,8 +109,7 @@ def make_plan(
 ) -> Plan:
     """Resolve `config` for a prepared dataset and the replicas of `topology`, on GPUs of these compute capabilities.
 
-    Args:
-        head_of_run: What the last layer of a run that goes on started from.
+    `head_of_run` is the choice of head that a run was started with, where one is resumed.
 
     Raises:
         UsageError: The batch, the dataset, the backbone or its weights do not go together.
