@@ -89,7 +89,7 @@ def our_stream(dataset_dir: pathlib.Path, augmentation: Augmentation, *, cached:
         division=BatchDivision(BATCH_SIZE, 1),
         topology=Topology(strategy="single", device="cpu", num_local_replicas=1),
         num_positions=2**62,
-        pixels=open_pixels(dataset_dir, "train", geometry, place="memory") if cached else None,
+        pixels=open_pixels(dataset_dir, "train", geometry, location="memory") if cached else None,
     )
 
 

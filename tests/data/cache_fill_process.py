@@ -34,7 +34,7 @@ def main() -> None:
         pathlib.Path(dataset),
         "train",
         Geometry(image_size_px=int(size_px), resize="crop"),
-        place="disk",
+        location="disk",
         cache_dir=pathlib.Path(cache_dir),
         progress=lambda description, total: contextlib.nullcontext(Waits()),
     )

@@ -18,7 +18,7 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.decode import preprocess
 from trainer.data.decode.geometry import Geometry
 from trainer.data.input import pixel_cache
-from trainer.data.input.cache_plan import CachePlan, CacheQuestion, plan_cache
+from trainer.data.input.cache_plan import CacheInputs, CachePlan, plan_cache
 from trainer.data.input.pipeline import EvaluationStream, TrainingStream, open_split
 from trainer.data.input.pixel_cache import DiskCache, decode_split, open_pixels
 from trainer.data.sampling.order import ExampleOrder
@@ -42,7 +42,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def open_on_disk(dataset: pathlib.Path, cache_dir: pathlib.Path, geometry: Geometry = GEOMETRY) -> np.ndarray:
-    pixels = open_pixels(dataset, "train", geometry, place="disk", cache_dir=cache_dir)
+    pixels = open_pixels(dataset, "train", geometry, location="disk", cache_dir=cache_dir)
     assert pixels is not None
     return pixels
 
@@ -69,11 +69,11 @@ def assert_same_batches(first, second) -> None:
             assert getattr(batch, name).dtype == getattr(other, name).dtype
 
 
-@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize("location", ["memory", "disk"])
 def test_batches_from_a_cache_are_those_without_bit_for_bit(
-    dataset: pathlib.Path, tmp_path: pathlib.Path, place: pixel_cache.CachePlace
+    dataset: pathlib.Path, tmp_path: pathlib.Path, location: pixel_cache.CacheLocation
 ) -> None:
-    pixels = open_pixels(dataset, "train", GEOMETRY, place=place, cache_dir=tmp_path)
+    pixels = open_pixels(dataset, "train", GEOMETRY, location=location, cache_dir=tmp_path)
     assert pixels is not None and len(np.unique(pixels.reshape(NUM_EXAMPLES, -1), axis=0)) == NUM_EXAMPLES
     assert_same_batches(training_stream(dataset, pixels).dataset(3, 22), training_stream(dataset, None).dataset(3, 22))
     streams = [
@@ -171,7 +171,7 @@ def test_a_place_that_cannot_be_written_is_an_error_with_the_fix(dataset: pathli
         open_on_disk(dataset, tmp_path / "taken")
 
 
-def question(dataset: pathlib.Path, *, cache: str = "auto", preset: str = "none", **changes) -> CacheQuestion:
+def question(dataset: pathlib.Path, *, cache: str = "auto", preset: str = "none", **changes) -> CacheInputs:
     arguments = {
         "config": DataConfig(cache=cache, cache_dir=changes.pop("cache_dir", None)),
         "manifest": Manifest.load(dataset),
@@ -184,7 +184,7 @@ def question(dataset: pathlib.Path, *, cache: str = "auto", preset: str = "none"
         "num_workers": 1,
         "ram_budget_bytes": GIB,
     }
-    return CacheQuestion(**arguments | changes)
+    return CacheInputs(**arguments | changes)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_cache_that_is_there_is_used_whatever_the_memory(
     dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split in ("train", "validation"):
-        open_pixels(dataset, split, GEOMETRY, place="disk", cache_dir=tmp_path)
+        open_pixels(dataset, split, GEOMETRY, location="disk", cache_dir=tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(GIB, GIB, 0))
     plan = plan_cache(question(dataset, cache_dir=str(tmp_path)))
     assert plan == CachePlan(

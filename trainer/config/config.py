@@ -1,7 +1,7 @@
-"""The configuration of a run: all sections of `trainer.settings`, and how a recipe and `--set` change them.
+"""The configuration of a run: its sections, their defaults, and how recipes, files and `--set` change them.
 
-A recipe is a YAML file that states only what differs from these defaults; `--set section.key=value` changes
-one setting, its value read as YAML. What a run used is written out in full as `RUN/config.yaml`.
+A recipe is a YAML file with the settings that differ from the defaults; `--set section.key=value` changes one setting,
+whose value is read as YAML. Every run stores its full configuration as `RUN/config.yaml`.
 """
 
 import datetime
@@ -45,19 +45,19 @@ class Config(Section):
     log: LogConfig = LogConfig()
 
     def to_yaml(self) -> str:
-        """Every setting, defaults written out."""
+        """Return all settings as YAML, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def identity(self, *, dataset_hash: str, precision: str, head: Literal["keep", "replace"] = "replace") -> str:
-        """SHA-256 of what decides the trained weights: a run may only go on where this is the same.
+        """Return the SHA-256 of everything that decides the trained weights; a run resumes only where it is the same.
 
-        What does not is listed in `trainer.config.identity`. `precision` and `head` are the resolved ones.
+        `trainer.config.identity` lists the settings that do not. `precision` and `head` are the resolved ones.
         """
         settings = decisive_settings(self)
         return _hash_of({**settings, "head": head} if head == "keep" else settings, dataset_hash, precision)
 
     def first_identity(self, *, dataset_hash: str, precision: str) -> str:
-        """What earlier versions recorded as the identity of a run with these settings."""
+        """Return the identity that earlier versions recorded for a run with these settings."""
         return _hash_of(first_decisive_settings(self), dataset_hash, precision)
 
 
@@ -73,11 +73,12 @@ def load_config(
     recipe: str | None = None,
     flags: dict[str, dict[str, Any]] | None = None,
 ) -> Config:
-    """The defaults, changed by the `recipe` of that name, by the file at `path`, by each `section.key=value` of
-    `overrides`, then by `flags`.
+    """Return the defaults, changed by the recipe, the file at `path`, the `overrides` and the `flags`, in this order.
+
+    Each of `overrides` is `section.key=value`; `flags` are settings by section.
 
     Raises:
-        ConfigError: the file is missing or not a mapping, a key is unknown (the nearest is named), or a value
+        ConfigError: The file is missing or not a mapping, a key is unknown (the message names the nearest), or a value
             is of the wrong type or out of range.
     """
     values: dict[str, Any] = _read_recipe(find_recipe(recipe)) if recipe is not None else {}
@@ -96,7 +97,7 @@ def load_config(
 
 
 def list_recipes() -> dict[str, str]:
-    """The recipes that come with the trainer: the first sentence of each, by name."""
+    """Return the names of the recipes that come with the trainer, each with the first sentence of its file."""
     found = {}
     for path in sorted(RECIPES_DIR.glob("*.yaml")):
         lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
@@ -106,7 +107,7 @@ def list_recipes() -> dict[str, str]:
 
 
 def find_recipe(name: str) -> pathlib.Path:
-    """Raises ConfigError where none is called so; the nearest is named."""
+    """Return the file of a recipe; raise ConfigError, with the nearest name, if there is none of this name."""
     known = list_recipes()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -116,7 +117,7 @@ def find_recipe(name: str) -> pathlib.Path:
 
 
 def parse_config(values: dict[str, Any], *, origin: str) -> Config:
-    """Validates a nested mapping of settings; `origin` names it in errors."""
+    """Validate a nested mapping of settings; error messages call it `origin`."""
     try:
         return Config.model_validate(values)
     except pydantic.ValidationError as e:

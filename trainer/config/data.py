@@ -1,4 +1,4 @@
-"""What is read, and how training images are changed."""
+"""The sections `data` and `augment`: the input and its random changes."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from trainer.config.section import NonNegative, PathText, Positive, Section
 
 
 class DataConfig(Section):
-    """What is read, and how an image becomes the model's input."""
+    """The dataset, and how an image becomes the model's input."""
 
     path: PathText | None = pydantic.Field(None, description="prepared dataset, or a folder with one folder per class")
     resize: Literal["crop", "squash"] = pydantic.Field(

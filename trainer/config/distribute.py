@@ -1,4 +1,4 @@
-"""Devices, replicas, hosts, precision and compilation."""
+"""The section `distribute`: devices, replicas, hosts, precision and compilation."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from trainer.config.section import PathText, Positive, Section
 
 
 class DistributeConfig(Section):
-    """Devices and replicas, precision and compilation."""
+    """Devices, replicas, hosts, precision and compilation."""
 
     strategy: Literal["auto", "single", "mirrored", "multiworker", "horovod"] = "auto"
     device: Literal["auto", "gpu", "cpu"] = "auto"

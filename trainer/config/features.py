@@ -1,4 +1,4 @@
-"""Features of a frozen trunk, computed once."""
+"""The section `features`: the output of frozen layers, computed once."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from trainer.config.section import PathText, Positive, Section
 
 
 class FeaturesConfig(Section):
-    """Whether what the frozen layers give is computed once and kept, and where, and by what."""
+    """Whether, where and by which runtime the output of the frozen layers is computed once and stored."""
 
     cache: Literal["auto", "on", "off"] = pydantic.Field(
         "auto",

@@ -1,15 +1,15 @@
-"""Which settings decide the trained weights, and so belong to the identity of a run.
+"""The settings that decide the trained weights, and so belong to the identity of a run.
 
-A setting decides unless it is listed in `INDIFFERENT`. Whoever adds one that does not lists it there;
-`tests/config/test_identity.py` holds the verdict on each.
+A setting does unless it is listed in `INDIFFERENT`; a new one that does not must be added there.
+`tests/config/test_identity.py` holds the verdict on each setting.
 """
 
 from typing import Any, Final
 
 from trainer.config.section import Section
 
-# Where a run happens, how fast, how often it is saved and what it writes: a run may move to another machine. Devices,
-# replicas and XLA are among them, which change the order of sums and nothing else.
+# Where a run happens, how fast it is, and what and how often it writes. Devices, replicas and XLA are among them: they
+# change the order of sums and nothing else, so that a run may be resumed on another machine.
 INDIFFERENT: Final = {
     "data": {"path", "cache", "cache_dir", "ram_budget_gib", "num_parallel_reads"},
     # As resolved, it is part of the identity by itself.
@@ -63,12 +63,12 @@ ALWAYS: Final = {
 
 
 def decisive_settings(config: Section) -> dict[str, Any]:
-    """The settings that decide the weights, by section: `ALWAYS`, and the later ones that are not at their default."""
+    """Return the deciding settings by section: those of `ALWAYS`, and later ones that differ from their default."""
     return _settings(config, with_later=True)
 
 
 def first_decisive_settings(config: Section) -> dict[str, Any]:
-    """The same as runs recorded them when compression and the metric of an early end were not yet told apart."""
+    """Return the deciding settings without later ones, as the first versions recorded them."""
     return _settings(config, with_later=False)
 
 

@@ -1,4 +1,4 @@
-"""The network."""
+"""The section `model`: the network."""
 
 import re
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ _TRAINABLE = re.compile(r"all|head|top:[1-9]\d*|top:\d+(\.\d+)?%|(?:from|match):
 
 
 def check_trainable(value: str) -> str:
-    """Raises ValueError for what is not of the grammar of `model.trainable`."""
+    """Return `value`; raise ValueError if it is not a valid `model.trainable`."""
     if not _TRAINABLE.fullmatch(value):
         raise ValueError(
             "should be all, head, top:3 (blocks), top:30% (of the layers with weights), from:LAYER (that one and all "
@@ -29,7 +29,7 @@ Trainable = Annotated[str, pydantic.AfterValidator(check_trainable)]
 
 
 class ModelConfig(Section):
-    """The network: a backbone, what is trained of it, and the head on top."""
+    """The backbone, the part of it that is trained, and the head."""
 
     backbone: PathText = pydantic.Field(
         "efficientnet_lite0",

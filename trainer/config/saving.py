@@ -1,4 +1,4 @@
-"""What is kept of a run, and how often."""
+"""The sections `checkpoint` and `log`: what a run stores, and how often."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from trainer.config.section import Positive, Section
 
 
 class CheckpointConfig(Section):
-    """When the run is saved, and what is kept."""
+    """When checkpoints are saved, and which are kept."""
 
     every_steps: Positive | None = pydantic.Field(None, description="null: once an epoch")
     keep: Positive = pydantic.Field(2, description="the newest so many, and always the best")
@@ -18,4 +18,6 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
+    """How often metrics are logged."""
+
     every_steps: Positive = pydantic.Field(10, description="steps between two lines of metrics.jsonl")

@@ -1,4 +1,4 @@
-"""What all sections have in common."""
+"""The base class and the types of all sections."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""How long, on how large a batch, and by which update rule."""
+"""The sections `train` and `optimizer`."""
 
 from typing import Annotated, Literal
 
@@ -13,14 +13,14 @@ ModelTask = Literal["single_label", "binary", "multi_label"]
 
 
 class Unfreezing(Section):
-    """From this epoch on, `trainable` is trained; see model.trainable."""
+    """A step of gradual unfreezing: from this epoch on, `trainable` is trained; see `model.trainable`."""
 
     epoch: Annotated[float, pydantic.Field(gt=0)]
     trainable: Trainable
 
 
 class TrainConfig(Section):
-    """What is learnt, how long, and on how large a batch."""
+    """The task, the loss, the length of the run and the batch."""
 
     task: Literal["auto"] | ModelTask = pydantic.Field(
         "auto",

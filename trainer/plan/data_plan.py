@@ -7,8 +7,8 @@ from trainer.data.augmentation.presets import resolve_augmentation
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.storage import DatasetPath
 from trainer.data.decode.geometry import Geometry
-from trainer.data.input.cache_plan import CachePlan, CacheQuestion, plan_cache
-from trainer.data.input.pixel_cache import CachePlace
+from trainer.data.input.cache_plan import CacheInputs, CachePlan, plan_cache
+from trainer.data.input.pixel_cache import CacheLocation
 from trainer.distribute.topology import Topology
 from trainer.metrics.scores import needed_bytes
 from trainer.system.memory import check_fits, find_ram_budget_bytes
@@ -23,8 +23,8 @@ class DataPlan(pydantic.BaseModel, frozen=True, extra="forbid"):
     class_names: list[str]
     num_train_examples: int
     num_validation_examples: int
-    train_cache: CachePlace
-    validation_cache: CachePlace
+    train_cache: CacheLocation
+    validation_cache: CacheLocation
     cache_num_bytes: int
     cache_dir: str | None
     cache_reason: str
@@ -58,7 +58,7 @@ def plan_data(
         cache = CachePlan(reason="features are kept, and each image is decoded once")
     else:
         cache = plan_cache(
-            CacheQuestion(
+            CacheInputs(
                 config=config.data,
                 manifest=manifest,
                 dataset_dir=dataset_dir,

@@ -56,7 +56,7 @@ def open_caches(plan: Plan, config: Config, progress: ShowProgress = show_nothin
             parse_path(plan.data.dataset_dir),
             split,
             geometry_of(plan.model, config),
-            place=plan.data.train_cache if split == "train" else plan.data.validation_cache,
+            location=plan.data.train_cache if split == "train" else plan.data.validation_cache,
             cache_dir=pathlib.Path(plan.data.cache_dir) if plan.data.cache_dir else None,
             num_threads=config.data.num_parallel_reads,
             progress=progress,

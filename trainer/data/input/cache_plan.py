@@ -1,4 +1,4 @@
-"""Which splits are kept as decoded images, and where: decided from the manifest before a run starts."""
+"""Decide, from the manifest and before a run starts, which splits are cached as decoded images, and where."""
 
 import dataclasses
 import os
@@ -10,33 +10,35 @@ from trainer.data.augmentation.presets import Augmentation
 from trainer.data.dataset.manifest import Manifest, SplitName
 from trainer.data.dataset.storage import DatasetPath, RemotePath
 from trainer.data.decode.geometry import Geometry
-from trainer.data.input.pixel_cache import CachePlace, DiskCache, num_bytes
+from trainer.data.input.pixel_cache import CacheLocation, DiskCache, num_bytes
 from trainer.errors import ConfigError
 
 _BYTES_PER_GIB = 2**30
 DIRECTORY_SUFFIX = ".cache"
-# A cache that nobody asked for leaves this part of a disk's free space to others.
+# An automatic cache leaves this share of the free disk space to others.
 _FREE_SHARE_LEFT = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CachePlan:
-    """`reason` is a sentence for people; `num_bytes` is what all cached splits take; `cache_dir` is for "disk"."""
+    """The location of the cache of each split, for people with a `reason`; `num_bytes` is the size of all of them."""
 
-    train: CachePlace = "off"
-    validation: CachePlace = "off"
+    train: CacheLocation = "off"
+    validation: CacheLocation = "off"
     reason: str
     num_bytes: int = 0
     cache_dir: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CacheQuestion:
-    """All that the decision depends on.
+class CacheInputs:
+    """Everything that the decision depends on.
 
-    num_epochs: how often the training images are read. num_evaluations: how often those of validation are.
-    num_workers: processes, each of which would hold a cache in memory of its own. is_size_fixed: False where
-    progressive resizing changes the size of the training images.
+    Attributes:
+        num_epochs: How often the training images are read.
+        num_evaluations: How often the validation images are read.
+        num_workers: Processes, each of which would hold its own cache in memory.
+        is_size_fixed: False where progressive resizing changes the size of the training images.
     """
 
     config: DataConfig
@@ -64,70 +66,70 @@ class CacheQuestion:
 
     @property
     def why_train_changes(self) -> str | None:
-        """Why the host gives other pixels of a training image each time; None where it does not."""
+        """Why the pixels of a training image differ from visit to visit; None where they do not."""
         if self.augmentation.crops:
             return f"random crops (augment.min_crop_area {self.augmentation.min_crop_area:g}) make each one new"
         return None if self.is_size_fixed else "progressive resizing (augment.progressive_sizes_px) changes their size"
 
 
-def plan_cache(question: CacheQuestion) -> CachePlan:
-    """Decides for a run.
+def plan_cache(inputs: CacheInputs) -> CachePlan:
+    """Decide where the decoded images of a run are cached.
 
     Raises:
-        ConfigError: a cache was asked for by name and cannot be had.
+        ConfigError: The settings ask for a cache that is impossible.
     """
-    mode = question.config.cache
+    mode = inputs.config.cache
     if mode == "off":
         return CachePlan(reason="data.cache is off")
     if mode != "auto":
-        return _plan_as_asked(question, mode)
+        return _plan_as_asked(inputs, mode)
     splits: list[SplitName] = []
-    if question.why_train_changes is None and question.num_epochs > 1:
+    if inputs.why_train_changes is None and inputs.num_epochs > 1:
         splits.append("train")
-    if question.num_evaluations > 1:
+    if inputs.num_evaluations > 1:
         splits.append("validation")
-    left_out = _why_not_train(question)
+    left_out = _why_not_train(inputs)
     for candidates in dict.fromkeys([tuple(splits), tuple(splits[1:])]):
-        place = _find_place(question, list(candidates)) if candidates else None
-        if place is not None:
+        location = _find_location(inputs, list(candidates)) if candidates else None
+        if location is not None:
             if len(candidates) < len(splits):
-                left_out = f"{_gib(question.num_bytes(splits))} for the training images too fit nowhere"
-            return _make_plan(question, list(candidates), place, left_out)
+                left_out = f"{_gib(inputs.num_bytes(splits))} for the training images too fit nowhere"
+            return _make_plan(inputs, list(candidates), location, left_out)
     if splits:
         return CachePlan(
-            reason=f"{_gib(question.num_bytes(splits))} of decoded images fit neither into the memory budget nor on "
-            f"the disk of {question.cache_dir}"
+            reason=f"{_gib(inputs.num_bytes(splits))} of decoded images fit neither into the memory budget nor on "
+            f"the disk of {inputs.cache_dir}"
         )
     return CachePlan(reason=f"{left_out}; the validation images are read once")
 
 
-def _plan_as_asked(question: CacheQuestion, place: CachePlace) -> CachePlan:
-    if question.why_train_changes is not None:
+def _plan_as_asked(inputs: CacheInputs, location: CacheLocation) -> CachePlan:
+    if inputs.why_train_changes is not None:
         raise ConfigError(
-            f"data.cache is {place}, but no decoded training image can be used twice: {question.why_train_changes}; "
+            f"data.cache is {location}, but no decoded training image can be used twice: {inputs.why_train_changes}; "
             "use --set data.cache=auto, which keeps the validation images"
         )
     splits: list[SplitName] = ["train", "validation"]
-    needed = question.num_bytes(splits)
-    if place == "memory" and not _fits_memory(question, splits):
-        copies = f" for each of {question.num_workers} workers" if question.num_workers > 1 else ""
+    needed = inputs.num_bytes(splits)
+    if location == "memory" and not _fits_memory(inputs, splits):
+        copies = f" for each of {inputs.num_workers} workers" if inputs.num_workers > 1 else ""
         raise ConfigError(
             f"data.cache is memory, but the decoded images take {_gib(needed)}{copies}, and the memory budget is "
-            f"{_gib(question.ram_budget_bytes)}; raise data.ram_budget_gib, or use --set data.cache=disk"
+            f"{_gib(inputs.ram_budget_bytes)}; raise data.ram_budget_gib, or use --set data.cache=disk"
         )
-    if place == "disk":
-        _check_disk(question, splits)
-    return _make_plan(question, splits, place, left_out=None)
+    if location == "disk":
+        _check_disk(inputs, splits)
+    return _make_plan(inputs, splits, location, left_out=None)
 
 
-def _check_disk(question: CacheQuestion, splits: list[SplitName]) -> None:
-    directory = _existing(question.cache_dir)
+def _check_disk(inputs: CacheInputs, splits: list[SplitName]) -> None:
+    directory = _existing(inputs.cache_dir)
     if not os.access(directory, os.W_OK):
         raise ConfigError(
             f"data.cache is disk, but {directory} cannot be written; name another place with "
             "--set data.cache_dir=DIRECTORY"
         )
-    missing, free = _num_missing_bytes(question, splits), shutil.disk_usage(directory).free
+    missing, free = _num_missing_bytes(inputs, splits), shutil.disk_usage(directory).free
     if missing > free:
         raise ConfigError(
             f"data.cache is disk, but the decoded images take {_gib(missing)}, and {directory} has {_gib(free)} free; "
@@ -135,54 +137,56 @@ def _check_disk(question: CacheQuestion, splits: list[SplitName]) -> None:
         )
 
 
-def _find_place(question: CacheQuestion, splits: list[SplitName]) -> CachePlace | None:
-    missing, directory = _num_missing_bytes(question, splits), _existing(question.cache_dir)
+def _find_location(inputs: CacheInputs, splits: list[SplitName]) -> CacheLocation | None:
+    missing, directory = _num_missing_bytes(inputs, splits), _existing(inputs.cache_dir)
     if missing == 0:
         return "disk"
     # Processes share a file through the page cache; each would fill a memory of its own.
-    if question.num_workers == 1 and _fits_memory(question, splits):
+    if inputs.num_workers == 1 and _fits_memory(inputs, splits):
         return "memory"
     if os.access(directory, os.W_OK) and missing <= (1 - _FREE_SHARE_LEFT) * shutil.disk_usage(directory).free:
         return "disk"
     return None
 
 
-def _fits_memory(question: CacheQuestion, splits: list[SplitName]) -> bool:
-    return question.num_workers * question.num_bytes(splits) <= question.ram_budget_bytes
+def _fits_memory(inputs: CacheInputs, splits: list[SplitName]) -> bool:
+    return inputs.num_workers * inputs.num_bytes(splits) <= inputs.ram_budget_bytes
 
 
-def _num_missing_bytes(question: CacheQuestion, splits: list[SplitName]) -> int:
-    """What would have to be written: splits that an earlier run has left on the disk take nothing more."""
+def _num_missing_bytes(inputs: CacheInputs, splits: list[SplitName]) -> int:
+    """Return the number of bytes to write; splits that an earlier run has cached on the disk count nothing."""
     return sum(
-        question.num_bytes([split])
+        inputs.num_bytes([split])
         for split in splits
-        if not DiskCache(question.cache_dir, question.manifest, split, question.geometry).is_filled()
+        if not DiskCache(inputs.cache_dir, inputs.manifest, split, inputs.geometry).is_filled()
     )
 
 
-def _make_plan(question: CacheQuestion, splits: list[SplitName], place: CachePlace, left_out: str | None) -> CachePlan:
+def _make_plan(
+    inputs: CacheInputs, splits: list[SplitName], location: CacheLocation, left_out: str | None
+) -> CachePlan:
     what = " and ".join({"train": "training", "validation": "validation"}[split] for split in splits)
-    where = "in memory" if place == "memory" else f"in {question.cache_dir}"
-    reason = f"the decoded {what} images take {_gib(question.num_bytes(splits))} {where}"
+    where = "in memory" if location == "memory" else f"in {inputs.cache_dir}"
+    reason = f"the decoded {what} images take {_gib(inputs.num_bytes(splits))} {where}"
     if left_out is not None and "train" not in splits:
         reason += f"; not the training images: {left_out}"
     return CachePlan(
-        train=place if "train" in splits else "off",
-        validation=place if "validation" in splits else "off",
+        train=location if "train" in splits else "off",
+        validation=location if "validation" in splits else "off",
         reason=reason,
-        num_bytes=question.num_bytes(splits),
-        cache_dir=question.cache_dir if place == "disk" else None,
+        num_bytes=inputs.num_bytes(splits),
+        cache_dir=inputs.cache_dir if location == "disk" else None,
     )
 
 
-def _why_not_train(question: CacheQuestion) -> str | None:
-    if question.why_train_changes is not None:
-        return question.why_train_changes
-    return "the training images are read once" if question.num_epochs <= 1 else None
+def _why_not_train(inputs: CacheInputs) -> str | None:
+    if inputs.why_train_changes is not None:
+        return inputs.why_train_changes
+    return "the training images are read once" if inputs.num_epochs <= 1 else None
 
 
 def _existing(directory: pathlib.Path) -> pathlib.Path:
-    """The directory, or the nearest above it that exists."""
+    """Return the directory, or its nearest parent that exists."""
     return next(path for path in (directory, *directory.parents) if path.is_dir())
 
 

@@ -1,11 +1,11 @@
-"""How many images a second the input gives at each stage, and which stage holds it back.
+"""Measure the images per second of each stage of the input pipeline, and find the one that limits it.
 
-    ceiling    the training stream's own decode call on encoded bytes in memory, on all cores, and nothing else
+    ceiling    the decode function of the training stream on encoded bytes in memory, on all cores
     read       records by offset, in the order of training
     decode     records read and decoded
     pipeline   whole batches, as the training step gets them
 
-The stages take turns of `secs`, so that whatever else the machine does falls on all of them.
+The stages take turns of `secs`, so that other load on the machine affects all of them.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _NEAR = 0.9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Images a second, the median of `NUM_TURNS` turns, with `num_readers` reads at the same time."""
+    """Images per second, the median of `NUM_TURNS` turns, with `num_readers` concurrent reads."""
 
     num_readers: int
     read: float
@@ -43,9 +43,11 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputReport:
-    """`is_cached`: decoding is left out of the pipeline, which gathers decoded images; the ceiling tells what it saves.
+    """The rates of all stages, and the one that limits the pipeline.
 
-    limiting_stage: "decode", "read", "batch" (what comes between decoding and the step), or "gather" from the cache.
+    Attributes:
+        is_cached: Whether the pipeline reads decoded images from a cache and decodes nothing.
+        limiting_stage: "decode", "read", "batch" (between decoding and the training step) or "gather" (from the cache).
     """
 
     num_cores: int
@@ -57,10 +59,10 @@ class InputReport:
 
 
 def measure_input(stream: TrainingStream, *, num_readers: list[int], secs: float, num_cores: int) -> InputReport:
-    """Measures the stages of `stream` in turns, the later three once for each of `num_readers`.
+    """Measure the stages of `stream` in turns, all but the ceiling with each of `num_readers`.
 
     Raises:
-        DataError: the dataset cannot be read.
+        DataError: The dataset cannot be read.
     """
     batch_size = stream.division.per_replica_batch_size
     stages: dict[tuple[Stage, int], Any] = {("ceiling", 0): decode_ceiling(stream)}
@@ -94,7 +96,7 @@ def measure_input(stream: TrainingStream, *, num_readers: list[int], secs: float
 
 
 def name_limit(rates: Rates, ceiling: float, *, is_cached: bool) -> tuple[str, str]:
-    """The stage that limits, and a sentence that says why."""
+    """Return the stage that limits the pipeline, and a sentence that says why."""
     share = rates.pipeline / ceiling
     of_ceiling = f"the pipeline gives {share:.0%} of what the cores decode from memory"
     if is_cached:
@@ -117,7 +119,7 @@ def _rate(dataset: Any, batch_size: int, secs: float) -> float:
 
 
 def _pull(batches: Iterator[Any], secs: float) -> tuple[int, float]:
-    """Takes batches for `secs` and at least one; how many, and how long that took."""
+    """Take batches for `secs`, at least one; return their number and the seconds that they took."""
     num_batches, started = 0, time.perf_counter()
     while True:
         next(batches)
@@ -127,7 +129,7 @@ def _pull(batches: Iterator[Any], secs: float) -> tuple[int, float]:
 
 
 def decode_ceiling(stream: TrainingStream) -> Any:
-    """A dataset that decodes encoded images in memory as `stream` does, without end, and hands on a number of each."""
+    """Return an endless dataset that decodes images in memory as `stream` does, and keeps one number of each."""
     num_examples = min(stream.reader.num_examples, _NUM_PRELOADED)
     encoded = [records.Example.from_payload(p).encoded for p in stream.reader.read(np.arange(num_examples))]
     visits = tf.data.Dataset.range(_MANY_STEPS)

@@ -1,4 +1,4 @@
-"""Prepared datasets to per-replica batches: which positions, their records, decoded and resized, in static shapes.
+"""The input pipeline: from the records of a prepared dataset to per-replica batches in static shapes.
 
     numbers of elements -> positions, examples, random numbers -> records -> pixels -> batches
     numbers of elements -> positions, examples, random numbers -> cached pixels, a batch at a time
@@ -29,17 +29,19 @@ from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 
 Tensor = Any
-# Decoded images of a split in its order, [num_examples, size, size, 3]; see `pixel_cache`. Or what the frozen layers
-# make of them, float32 [num_examples * num_views, ...]; see `trainer.features`.
+# Decoded images of a split in its order, [num_examples, size, size, 3]; see `pixel_cache`. Or their features, float32
+# [num_examples * num_views, ...]; see `trainer.features`.
 Pixels = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the input of one process may use.
+    """The resources that the input pipeline of a process may use.
 
-    num_threads: 0 for all cores. num_readers: reads under way at the same time. ram_budget_bytes: bound on the buffers
-    that tf.data tunes, None for tf.data's own.
+    Attributes:
+        num_threads: 0 for all cores.
+        num_readers: Concurrent reads.
+        ram_budget_bytes: Bound on the buffers that tf.data tunes; None for its own default.
     """
 
     num_threads: int = 0
@@ -57,18 +59,18 @@ class Resources:
 
 
 class Draw(NamedTuple):
-    """What goes into one replica's batch, before any of it is read."""
+    """The examples of one replica's batch, before they are read."""
 
     examples: Tensor  # [b] int64
     visits: Tensor  # [b] int64, see `order.Draws`
-    weights: Tensor  # [b] float32, 0 for what only fills up
+    weights: Tensor  # [b] float32, 0 for examples that fill up the slice
     positions: Tensor  # [b] int64
     randomness: Tensor  # [b, k] float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingStream:
-    """The training examples of one worker, from any step on."""
+    """The batches of one worker in training, from any step on."""
 
     reader: SplitReader
     order: ExampleOrder
@@ -76,19 +78,19 @@ class TrainingStream:
     augmentation: Augmentation
     division: BatchDivision
     topology: Topology
-    # Positions at and after this one only fill up the last batch, with weight zero.
+    # Later positions fill up the last batch, with weight zero.
     num_positions: int
-    # Whether the weights of the examples count in the loss; under weighted sampling they have decided the order.
+    # Whether the loss is weighted by the weights of the examples; weighted sampling draws by them instead.
     weighs_loss: bool = True
     scaled_decoding: bool = True
-    # Only where the augmentation has no random crops.
+    # Decoded images, or features; only without random crops.
     pixels: Pixels | None = None
-    # Rows of `pixels` that each example has; a visit takes the next of them.
+    # Rows of `pixels` for each example; every visit takes the next one.
     num_views: int = 1
     resources: Resources = Resources()
 
     def dataset(self, start_step: int, num_train_steps: int) -> Any:
-        """A tf.data dataset of `Batch`, one for each local replica in turn, of steps [start_step, num_train_steps)."""
+        """Return a tf.data dataset of `Batch` of steps [start_step, num_train_steps), of the local replicas in turn."""
         assert self.pixels is None or not self.augmentation.crops, "a random crop has other pixels each time"
         num_local = self.topology.num_local_replicas
         draws = tf.data.Dataset.range(start_step * num_local, num_train_steps * num_local).map(_as_is(self.draw))
@@ -100,13 +102,13 @@ class TrainingStream:
         return self.resources.apply(batches.prefetch(2 * num_local))
 
     def draw(self, element: Tensor) -> Draw:
-        """What element number `element`, an int64 scalar, holds: a replica's slice of a batch, filled up to b."""
+        """Return the examples of element `element`, an int64 scalar: a replica's slice of a batch, filled up to b."""
         num_local = self.topology.num_local_replicas
         slices = np.array([self.division.slice_of(r) for r in range(self.topology.num_replicas)], np.int64)
         start, stop = tf.unstack(tf.gather(slices, element % num_local + self.topology.local_replicas.start), num=2)
         i = tf.range(self.division.per_replica_batch_size, dtype=tf.int64)
         first = element // num_local * self.division.global_batch_size + start
-        # What fills up a slice repeats its own examples, so that batch statistics see real images.
+        # A slice is filled up with its own examples, so that batch statistics see real images.
         positions = first + i % (stop - start)
         is_real = tf.logical_and(i < stop - start, positions < self.num_positions)
         examples, visits = self.order.draw(positions)
@@ -120,7 +122,7 @@ class TrainingStream:
         return Draw(examples, visits, tf.cast(is_real, tf.float32), positions, randomness)
 
     def decode(self, encoded: Tensor, draw: Draw) -> Tensor:
-        """Encoded bytes and the row of a `Draw` to pixels [size, size, 3] uint8."""
+        """Decode encoded bytes to pixels [size, size, 3] uint8, cropped as their row of a `Draw` says."""
         return load_training_image(
             encoded,
             self.geometry,
@@ -134,7 +136,7 @@ class TrainingStream:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationStream:
-    """Every example of a split exactly once, in order; the last batch is filled up with weight zero."""
+    """The batches of one worker in evaluation: every example once, in order, the last ones filled up with weight 0."""
 
     reader: SplitReader
     geometry: Geometry
@@ -148,7 +150,7 @@ class EvaluationStream:
         return math.ceil(self.reader.num_examples / (self.per_replica_batch_size * self.topology.num_replicas))
 
     def dataset(self) -> Any:
-        """A tf.data dataset of `Batch`, one for each local replica in turn."""
+        """Return a tf.data dataset of `Batch`, one for each local replica in turn."""
         num_local = self.topology.num_local_replicas
         draws = tf.data.Dataset.range(self.num_steps * num_local).map(_as_is(self.draw))
         if self.pixels is None:
@@ -159,7 +161,7 @@ class EvaluationStream:
         return self.resources.apply(batches.prefetch(2 * num_local))
 
     def draw(self, element: Tensor) -> Draw:
-        """What element number `element`, an int64 scalar, holds."""
+        """Return the examples of element `element`, an int64 scalar."""
         num_local = self.topology.num_local_replicas
         replica = element % num_local + self.topology.local_replicas.start
         batch = element // num_local * self.topology.num_replicas + replica
@@ -170,21 +172,20 @@ class EvaluationStream:
         return Draw(positions, tf.zeros_like(positions), tf.cast(is_real, tf.float32), positions, randomness)
 
     def decode(self, encoded: Tensor, _: Draw) -> Tensor:
-        """Encoded bytes to pixels [size, size, 3] uint8."""
+        """Decode encoded bytes to pixels [size, size, 3] uint8."""
         return preprocess.load_image(encoded, self.geometry)
 
 
 def open_split(dataset_dir: DatasetPath, split: SplitName) -> SplitReader:
-    """Raises DataError where the dataset has no such split or a shard of it is missing or cut short."""
+    """Open a split; raise DataError if it does not exist, or a shard of it is missing or cut short."""
     return SplitReader(dataset_dir, Manifest.load(dataset_dir), split)
 
 
 def decoded_batches(draws: Any, reader: SplitReader, decode: Any, resources: Resources) -> Any:
-    """A dataset of `Draw` to one of (`Batch`, weights [b] of the examples): read, decoded one by one, batched.
+    """Read, decode and batch a dataset of `Draw` into one of (`Batch`, weights [b] of the examples).
 
-    `decode` makes encoded bytes and the row of a `Draw` into [size, size, 3] uint8.
+    `decode` takes encoded bytes and the row of a `Draw`, and returns [size, size, 3] uint8.
     """
-
     per_replica_batch_size, num_random = draws.element_spec.randomness.shape
 
     def read(draw: Draw) -> tuple[Any, ...]:
@@ -203,7 +204,7 @@ def decoded_batches(draws: Any, reader: SplitReader, decode: Any, resources: Res
 
 
 def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: Resources, *, num_views: int = 1) -> Any:
-    """The same as `decoded_batches`, from pixels that were decoded before."""
+    """Do the same as `decoded_batches` with decoded images or features from a cache."""
     label_dtype = np.int64 if reader.num_multi_hot is None else np.float32
     labels = reader.labels() if reader.num_multi_hot is None else reader.multi_hot_labels()
     weights = reader.weights()
@@ -224,14 +225,14 @@ def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: R
 
 
 def read_payloads(reader: SplitReader, examples: Tensor) -> Tensor:
-    """The serialized examples [b] string of `examples` [b] int64, in one call out of the graph."""
+    """Read the serialized examples [b] string of `examples` [b] int64, in one call out of the graph."""
     payloads = tf.numpy_function(lambda indices: np.array(reader.read(indices), object), [examples], tf.string)
     payloads.set_shape(examples.shape)
     return payloads
 
 
 def _as_is(function: Any) -> Any:
-    """`function` without AutoGraph, which takes seconds to translate and finds no Python control flow over tensors."""
+    """Exclude `function` from AutoGraph, which takes seconds and finds no Python control flow over tensors."""
     return tf.autograph.experimental.do_not_convert(function)
 
 

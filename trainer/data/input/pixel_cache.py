@@ -1,10 +1,10 @@
-"""Decoded and resized images of a split, kept for every epoch after the first: in memory, or in a file on disk.
+"""A cache of the decoded and resized images of a split, in memory or in a file on disk.
 
     CACHE_DIR/<split>-<size>px-<key>/   header.json   pixels.uint8: [num_examples, size, size, 3], in storage order
 
 The key is a digest of everything that decides the pixels: the examples, the geometry, `preprocess.VERSION`, TensorFlow
-and the kind of processor. What changes any of these never finds an old cache. A directory takes its name when it is
-complete; processes of one machine fill it one at a time and then share it through the page cache.
+and the kind of processor; a change of any of these makes a new cache. A directory gets its name once it is complete;
+the processes of one machine wait for the one that fills it, and share it through the page cache.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from trainer.distribute.topology import Topology
 from trainer.errors import DataError
 from trainer.system import atomic, lock
 
-CachePlace = Literal["off", "memory", "disk"]
+CacheLocation = Literal["off", "memory", "disk"]
 WritePixels = Callable[[Callable[[Pixels], None]], None]
 SCHEMA_VERSION = 1
 _HEADER, _PIXELS, _LOCK = "header.json", "pixels.uint8", ".lock"
@@ -35,12 +35,12 @@ _BATCH_SIZE = 64
 
 
 def num_bytes(num_examples: int, geometry: Geometry) -> int:
-    """Size of the pixels of so many examples."""
+    """Return the size of the decoded images of `num_examples` examples."""
     return num_examples * geometry.image_size_px**2 * 3
 
 
 class DiskCache:
-    """The cache of one split below `cache_dir`; nothing is read or written before `open_or_fill`."""
+    """The cache of one split in `cache_dir`; it reads and writes nothing before `open_or_fill`."""
 
     def __init__(self, cache_dir: pathlib.Path, manifest: Manifest, split: SplitName, geometry: Geometry) -> None:
         size = geometry.image_size_px
@@ -52,7 +52,7 @@ class DiskCache:
         self.path = cache_dir / f"{split}-{size}px-{self._header['sha256'][:16]}"
 
     def is_filled(self) -> bool:
-        """Whether the pixels are there whole: of the right size, under an intact header of this very key."""
+        """Return whether the cache is complete: pixels of the right size under an intact header with this key."""
         try:
             header = json.loads((self.path / _HEADER).read_text(encoding="utf-8"))
             size = (self.path / _PIXELS).stat().st_size
@@ -61,13 +61,13 @@ class DiskCache:
         return header == self._header and size == int(np.prod(self._shape, dtype=np.int64))
 
     def open_or_fill(self, write_pixels: WritePixels) -> Pixels:
-        """Maps the pixels, read-only, [num_examples, size, size, 3]; makes them first where they are not there.
+        """Map the pixels, read-only, [num_examples, size, size, 3]; fill the cache first if it is not complete.
 
         Args:
-            write_pixels: is called with a function that takes the images in storage order, a batch at a time.
+            write_pixels: Called with a function that takes the images in storage order, a batch at a time.
 
         Raises:
-            DataError: the disk is full or not to be written.
+            DataError: The disk is full or not writable.
         """
         if not self.is_filled():
             try:
@@ -82,9 +82,9 @@ class DiskCache:
     def _fill_once(self, write_pixels: WritePixels) -> None:
         self._cache_dir.mkdir(parents=True, exist_ok=True)
         with lock.hold(self._cache_dir / _LOCK):
-            # Another process may have filled it while this one waited.
+            # Another process may have filled it while this one waited for the lock.
             if not self.is_filled():
-                # Nobody else writes here now: what is half done was left by a process that was killed.
+                # The lock is held: temporary files are those of a process that was killed.
                 atomic.remove_temporaries(self._cache_dir)
                 self._fill(write_pixels)
 
@@ -96,7 +96,7 @@ class DiskCache:
 
 
 def fill_memory(num_examples: int, geometry: Geometry, write_pixels: WritePixels) -> Pixels:
-    """The same pixels in memory; see `DiskCache.open_or_fill`."""
+    """Return the pixels in memory; see `DiskCache.open_or_fill`."""
     pixels = np.empty([num_examples, geometry.image_size_px, geometry.image_size_px, 3], np.uint8)
     num_done = 0
 
@@ -115,22 +115,19 @@ def open_pixels(
     split: SplitName,
     geometry: Geometry,
     *,
-    place: CachePlace,
+    location: CacheLocation,
     cache_dir: pathlib.Path | None = None,
     num_threads: int = 0,
     progress: ShowProgress = show_nothing,
 ) -> Pixels | None:
-    """The decoded images of a split in its order, [num_examples, size, size, 3]; None where `place` is "off".
+    """Return the decoded images of a split in its order, [num_examples, size, size, 3]; None if `location` is "off".
 
-    They are decoded in parallel, in storage order, as evaluation decodes them; on disk only where they are not there.
-
-    Args:
-        cache_dir: for "disk".
+    Images are decoded in parallel, in storage order, as in evaluation. A cache on disk, in `cache_dir`, is filled once.
 
     Raises:
-        DataError: the split cannot be read, or the cache not be written.
+        DataError: The split cannot be read, or the cache cannot be written.
     """
-    if place == "off":
+    if location == "off":
         return None
     manifest = Manifest.load(dataset_dir)
     num_examples = manifest.splits[split].num_examples
@@ -141,7 +138,7 @@ def open_pixels(
                 write(images)
                 shown.advance(len(images))
 
-    if place == "memory":
+    if location == "memory":
         return fill_memory(num_examples, geometry, write_pixels)
     assert cache_dir is not None, "a cache on disk has a directory"
     return DiskCache(cache_dir, manifest, split, geometry).open_or_fill(write_pixels)
@@ -150,7 +147,7 @@ def open_pixels(
 def decode_split(
     dataset_dir: DatasetPath, split: SplitName, geometry: Geometry, *, num_threads: int = 0
 ) -> Iterator[Pixels]:
-    """Every image of a split as evaluation sees it, in batches [b, size, size, 3] in storage order."""
+    """Yield all images of a split as in evaluation, in batches [b, size, size, 3] in storage order."""
     with open_split(dataset_dir, split) as reader:
         stream = EvaluationStream(
             reader=reader,
@@ -164,7 +161,7 @@ def decode_split(
 
 
 def decisive_for_pixels(manifest: Manifest, split: SplitName, geometry: Geometry) -> dict[str, Any]:
-    """Everything that the decoded images of a split depend on."""
+    """Return everything that decides the decoded images of a split."""
     return {
         "shards": [shard.sha256 for shard in manifest.splits[split].shards],
         "num_examples": manifest.splits[split].num_examples,
@@ -177,7 +174,7 @@ def decisive_for_pixels(manifest: Manifest, split: SplitName, geometry: Geometry
 
 
 def _sign(header: dict[str, Any]) -> dict[str, Any]:
-    """The header with a digest of itself, which is also the key."""
+    """Return the header with its own digest, which is the key of the cache."""
     return {**header, "sha256": hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()}
 
 
