@@ -1,4 +1,4 @@
-"""Batches, steps and learning rates of a run, in numbers."""
+"""The numbers of batches and steps, and the learning rates of a run."""
 
 from trainer.config.config import Config
 from trainer.distribute.topology import part_size
@@ -8,10 +8,12 @@ from trainer.step.schedule import Schedule
 
 
 class BatchArithmetic(Section):
-    """How the training examples make up batches and steps.
+    """The training examples in batches and steps.
 
-    num_filled_up: examples of weight zero in every step, all replicas together. chunk_size: examples that a replica
-    computes at a time, `accumulate_steps` times a step. last_batch_size: real examples in the last step.
+    Attributes:
+        num_filled_up: Examples of weight zero in every step, over all replicas.
+        chunk_size: Examples that a replica computes at a time, `accumulate_steps` times a step.
+        last_batch_size: Real examples in the last step.
     """
 
     epochs: float
@@ -33,7 +35,7 @@ class LearningRateAt(Section):
 
 
 class LearningRate(Section):
-    """From the setting to the rate of a step; steps count from 0."""
+    """The learning rate: its setting, scaling and schedule, and the rate of some steps, counted from 0."""
 
     setting: float
     scaling: str
@@ -65,7 +67,7 @@ def count_batches(plan: Plan, config: Config) -> BatchArithmetic:
 
 
 def find_learning_rates(plan: Plan, config: Config) -> LearningRate:
-    """The schedule of the run, and its rates at the start, at the end of the warm-up, and along the way."""
+    """Return the schedule of the run, and its rates at the start, at the end of the warm-up, and along the way."""
     schedule = Schedule.of(config, num_train_steps=plan.schedule.num_train_steps, epochs=plan.epochs)
     last = plan.schedule.num_train_steps - 1
     steps = {0, schedule.warmup_steps, *(last * quarter // 4 for quarter in range(1, 5))}

@@ -1,7 +1,7 @@
-"""The whole answer of `trainer launch --dry-run`, as a person reads it and as `--json` prints it.
+"""The document that `trainer launch --dry-run` shows to people and prints with `--json`.
 
-This module owns the format of the JSON document: the fields of `RUN/plan.json` at its top, beside the run directory,
-the step to start from and a section for each part.
+This module owns the format of the JSON document: the fields of `RUN/plan.json`, then the run directory, the first step
+and a section for each part.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from trainer.dry_run.workers import Workers, list_workers
 from trainer.launch.plan_run import RUNS_DIR, PlannedRun
 
 SCHEMA_VERSION: Final = 1
-# In place of the name of a run that the time of its start will give.
+# In place of the name of a run, which is the time of its start.
 _TIME = "<time of the start>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """Everything that a launch with the same arguments will do, and what is wrong on this machine."""
+    """Everything that a launch with the same arguments will do, and the problems of this machine."""
 
     planned: PlannedRun
     run_dir: str
@@ -35,7 +35,7 @@ class DryRun:
     findings: list[FindingOfDoctor]
 
     def to_json(self) -> dict[str, Any]:
-        """The document."""
+        """Return the JSON document."""
         planned = self.planned
         topology = planned.topology
         return {
@@ -65,13 +65,13 @@ class DryRun:
 
 
 def make_dry_run(planned: PlannedRun, *, is_run_dir_given: bool) -> DryRun:
-    """Works everything out; builds the model, reads the indexes of the shards, asks the hosts, and starts nothing.
+    """Compute the dry run: build the model, read the indexes of the shards and ask the hosts, but start nothing.
 
     Raises:
-        UsageError: what would also end the launch before its start.
+        UsageError: The launch would fail with the same error.
     """
     plan, config = planned.plan, planned.config
-    # A run that goes on has its name; a new one that nobody has named is called by the time.
+    # An existing run has its name; a new one without a name is named after the time.
     is_named = is_run_dir_given or planned.run.exists()
     run_dir = planned.run.path.resolve() if is_named else pathlib.Path(RUNS_DIR).resolve() / _TIME
     batches = count_batches(plan, config)

@@ -1,4 +1,4 @@
-"""Which training examples each replica reads in an epoch, and in which shards they lie, from the order itself."""
+"""The training examples that each replica reads in an epoch, and their shards, from the order itself."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,17 +17,20 @@ from trainer.dry_run.section import Section
 from trainer.plan.plan import Plan
 from trainer.training.input import TrainInputs, make_training_stream
 
-# Positions that are looked at together: what bounds the memory.
+# Positions that are computed at a time, to bound the memory.
 _CHUNK = 2**18
 _NUM_FIRST = 8
 
 
 class ReplicaExamples(Section):
-    """What one replica reads.
+    """The examples that one replica reads in the epoch.
 
-    slice: [start, stop) of its part of every global batch. num_examples, digest, num_in_shard: of the epoch; the digest
-    is the SHA-256 of the numbers of the examples in the split, int64 little-endian, in the order that they are read;
-    num_in_shard goes with `Examples.shards`. next_examples: the first few of the next step.
+    Attributes:
+        slice: [start, stop) of its part of every global batch.
+        num_examples: Real examples that it reads.
+        digest: SHA-256 of their indices in the split, int64 little-endian, in the order in which they are read.
+        num_in_shard: Reads from each of `Examples.shards`.
+        next_examples: The first few of the next step.
     """
 
     replica: int
@@ -40,10 +43,12 @@ class ReplicaExamples(Section):
 
 
 class Examples(Section):
-    """An epoch: the one that the next step lies in.
+    """The epoch of the next step.
 
-    num_positions: how many examples are read in it, all replicas together; fewer than there are where the run ends
-    before. min_reads, max_reads: how often the examples are read, the rarest and the most frequent.
+    Attributes:
+        num_positions: Reads in the epoch, over all replicas; fewer than `num_examples` if the run ends before.
+        min_reads: Reads of the example that is read least often.
+        max_reads: Reads of the example that is read most often.
     """
 
     epoch: int
@@ -57,17 +62,17 @@ class Examples(Section):
 
 
 class _Chunk(NamedTuple):
-    """Consecutive positions of the epoch: their examples, and the replicas that read them; [k] each."""
+    """The examples at consecutive positions, and the replicas that read them; [k] each."""
 
     examples: npt.NDArray[np.int64]
     replicas: npt.NDArray[np.int64]
 
 
 def find_examples(plan: Plan, config: Config, topology: Topology, *, first_step: int) -> Examples:
-    """Goes through the whole order of the epoch that step `first_step` lies in; a million examples take about a second.
+    """Go through the order of the whole epoch of step `first_step`; a million examples take about a second.
 
     Raises:
-        DataError, ConfigError: as `make_training_stream` does.
+        DataError, ConfigError: See `make_training_stream`.
     """
     stream = make_training_stream(plan, config, topology, TrainInputs())
     shards = Manifest.load(parse_path(plan.data.dataset_dir)).splits["train"].shards
@@ -103,7 +108,7 @@ def find_examples(plan: Plan, config: Config, topology: Topology, *, first_step:
 
 
 class _Counts:
-    """What has been read so far: how often each example, how many by (replica, shard), and the replicas' digests."""
+    """The reads so far: of each example, by (replica, shard), and the digests of the replicas."""
 
     def __init__(self, num_replicas: int, shard_ends: npt.NDArray[np.int64]) -> None:
         self._shard_ends = shard_ends
@@ -124,7 +129,7 @@ class _Counts:
 
 
 def _next_examples(plan: Plan, order: ExampleOrder, next_position: int, slice_: tuple[int, int]) -> list[int]:
-    """The first few of a replica's slice of the batch that starts at `next_position`."""
+    """Return the first few examples of a replica's slice of the batch that starts at `next_position`."""
     start, stop = (min(next_position + border, plan.schedule.num_positions) for border in slice_)
     positions = np.arange(start, min(stop, start + _NUM_FIRST))
     examples: list[int] = order.draw(tf.constant(positions, tf.int64)).examples.numpy().tolist()
@@ -132,7 +137,7 @@ def _next_examples(plan: Plan, order: ExampleOrder, next_position: int, slice_: 
 
 
 def _chunks(order: ExampleOrder, division: BatchDivision, start: int, stop: int) -> Iterator[_Chunk]:
-    """The positions [start, stop) of the stream."""
+    """Yield the positions [start, stop) of the stream in chunks."""
     slice_ends = np.array([division.slice_of(replica)[1] for replica in range(division.num_replicas)])
     for first in range(start, stop, _CHUNK):
         positions = np.arange(first, min(first + _CHUNK, stop))

@@ -1,4 +1,4 @@
-"""What the model of a run takes: parameters, memory on each replica, and what crosses between replicas each step."""
+"""The parameters of a model, its memory on each replica, and the traffic between replicas in a step."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ _NUM_SUMS = 3
 
 
 class Parameters(Section):
-    """Numbers in the model; `num_statistics`: moving means and variances that training changes."""
+    """The parameters of the model; `num_statistics` counts moving means and variances that training changes."""
 
     num_parameters: int
     num_trainable: int
@@ -31,10 +31,10 @@ class Parameters(Section):
 
 
 class Memory(Section):
-    """Bytes on one replica during a step.
+    """The bytes in use on one replica during a step.
 
-    activations: an estimate, of the outputs of all layers that the backward pass passes, kept for one chunk of the
-    batch; fusion, padding, the libraries' workspaces and the new values before they are assigned are not in it.
+    `activations_bytes` is an estimate: the outputs of all layers in the backward pass, for one chunk of the batch,
+    without fusion, padding, the workspaces of the libraries and new values before their assignment.
     """
 
     parameters_bytes: int
@@ -47,11 +47,16 @@ class Memory(Section):
 
 
 class Traffic(Section):
-    """What an all-reduce of a step moves.
+    """The traffic of the all-reduces of a step.
 
-    gradients_bytes, statistics_bytes, sums_bytes: that every replica puts in. ring_factor: 2 (n - 1) / n, the share of
-    it that each replica of a ring of n sends, and receives (Patarasuk & Yuan 2009, J. Parallel Distrib. Comput. 69).
-    worker_network_bytes: what one worker sends to others, and receives; 0 where there is one.
+    Attributes:
+        gradients_bytes: Gradients of each replica.
+        statistics_bytes: Batch statistics of each replica.
+        sums_bytes: Sums for the metrics of each replica.
+        ring_factor: 2 (n - 1) / n, the share of these bytes that each replica of a ring of n sends, and receives
+            (Patarasuk & Yuan 2009, J. Parallel Distrib. Comput. 69).
+        replica_bytes: Bytes that each replica sends, and receives.
+        worker_network_bytes: Bytes that each worker sends to others, and receives; 0 for a single worker.
     """
 
     gradients_bytes: int
@@ -69,7 +74,7 @@ class Footprint(Section):
 
 
 def measure_footprint(plan: Plan, config: Config, batch: BatchArithmetic) -> Footprint:
-    """Builds the model, which takes seconds, and adds up; nothing is traced and no weights are loaded."""
+    """Build the model, which takes seconds, and add up its sizes; no graph is traced and no weights are loaded."""
     # Parameters do not depend on the size of the images, activations do.
     image_size_px = max(stage.image_size_px for stage in plan.schedule.stages)
     with tf.device("CPU:0"):
@@ -100,7 +105,7 @@ def _measure_memory(
 ) -> Memory:
     num_slots = Optimizer.of_variables(config.optimizer, model.trainable_variables).num_slots
     num_averaged = parameters.num_trainable + parameters.num_statistics if config.train.ema_decay else 0
-    # Of several chunks, the sum so far and the one that is added to it are there at once.
+    # With several chunks, the sum so far and the gradients of the next chunk are in memory together.
     num_gradients = parameters.num_trainable * (1 if batch.accumulate_steps == 1 else 2)
     parts = {
         "parameters_bytes": sum(_count([v]) * np.dtype(v.dtype).itemsize for v in model.variables),
@@ -141,13 +146,13 @@ def _measure_traffic(plan: Plan, config: Config, model: Any, parameters: Paramet
 
 
 def _activation_bytes(model: Any) -> int:
-    """For one example: the outputs of all layers after the first that is trained, in the dtype they have."""
+    """Return the size, for one example, of the outputs of all layers from the first trained one on."""
     layers = [
         layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model | keras.layers.InputLayer)
     ]
     first = next((i for i, layer in enumerate(layers) if layer.trainable_weights), len(layers))
     kept = sum(_output_bytes(layer) for layer in layers[first:])
-    # What is frozen before it keeps nothing, but computes one output from another.
+    # The frozen layers before it keep nothing, but compute one output from another.
     passing = max((_output_bytes(a) + _output_bytes(b) for a, b in itertools.pairwise(layers[:first])), default=0)
     return max(kept, passing)
 

@@ -1,4 +1,4 @@
-"""How a run will compute, as resolved, and what on this machine and on the hosts is in its way."""
+"""The engine of a run, as resolved, and the problems of this machine and the hosts."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ from trainer.plan.replicas_plan import ReplicasPlan
 
 
 class Engine(Section):
-    """What was asked for and what it came to. `collectives`: what adds up gradients over the replicas."""
+    """The engine as asked for and as resolved; `collectives` names what reduces gradients over the replicas."""
 
     strategy_asked: str
     strategy: str
@@ -35,7 +35,7 @@ class Engine(Section):
 
 
 class FindingOfDoctor(Section):
-    """A finding of `trainer doctor` that is not well."""
+    """A problem or warning of `trainer doctor`."""
 
     check: str
     verdict: str
@@ -63,7 +63,7 @@ def describe_engine(plan: Plan, config: Config) -> Engine:
 
 
 def find_what_is_wrong(planned: PlannedRun) -> list[FindingOfDoctor]:
-    """Looks at this machine, and at the hosts of the job, as `trainer doctor` does with the same wishes."""
+    """Check this machine and the hosts of the job as `trainer doctor` does with the same options."""
     return [
         FindingOfDoctor(check=finding.check, verdict=finding.verdict, found=finding.found, fix=finding.fix)
         for finding in _examine(planned)
@@ -80,7 +80,7 @@ def _examine(planned: PlannedRun) -> Iterator[Finding]:
     yield from check_frameworks(
         wants_horovod=replicas.strategy == "horovod", wants_gpus=replicas.device == "gpu" and not hosts
     )
-    # What the hosts have is theirs to say.
+    # The GPUs of the hosts are checked on the hosts.
     yield from check_gpus(None if hosts else config.gpus)
     yield from check_machine(next(path for path in (run_dir, *run_dir.parents) if path.is_dir()))
     yield from check_hosts(hosts, config.ssh_options)

@@ -1,9 +1,9 @@
-"""What the parts of a dry run's document have in common."""
+"""The base class of the parts of a dry run's document."""
 
 import pydantic
 
 
 class Section(pydantic.BaseModel):
-    """A part of the document; holds what JSON can hold."""
+    """A part of the document, which is dumped as JSON."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")

@@ -20,7 +20,7 @@ _NUM_SHOWN = 4
 
 
 def render(found: DryRun) -> Iterator[RenderableType]:
-    """The sections in order. Text is meant not to be broken at the width of the terminal, tables are."""
+    """Yield the sections in order. Print text without wrapping, and tables with it."""
     yield _heading("configuration, every default written out") + found.planned.config.to_yaml().rstrip()
     yield _run(found)
     yield _topology_and_engine(found)
@@ -53,7 +53,7 @@ def _run(found: DryRun) -> Text:
 
 
 def _saving(plan: Plan) -> str:
-    """When the run is saved."""
+    """Say when checkpoints are saved."""
     num_ends = plan.epochs.num_ends
     ends = f"at the ends of epochs, {num_ends} time{'' if num_ends == 1 else 's'}"
     every_steps = plan.schedule.checkpoint_every_steps
@@ -189,7 +189,7 @@ def _own_part(start: WorkerStart, common: dict[str, str], first: WorkerStart) ->
 
 
 def _command(environment: dict[str, str], command: list[str]) -> str:
-    """As it would be typed into a shell."""
+    """Return the command line for a shell."""
     return " ".join(
         [*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), *map(shlex.quote, command)]
     )

@@ -1,8 +1,8 @@
-"""Where the epochs of a run end, in integers.
+"""The steps at which the epochs of a run end, in integers.
 
 The stream of examples does not stop at epochs: step s (from 1) takes the positions up to s * batch_size, and epoch e
-ends with the step that takes position e * num_examples, the last of its examples. A quotient in floating point misses
-some of these steps, and a rounded number of steps drifts away from them.
+ends with the step that takes position e * num_examples - 1, the last of its examples. Division in floating point misses
+some of these steps, and a rounded number of steps per epoch drifts away from them.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import ConfigError
 
-if TYPE_CHECKING:  # nothing here needs more than a few numbers of it
+if TYPE_CHECKING:  # only for the annotation
     from trainer.config.config import Config
 
 # Positions are 64-bit integers on the devices as well.
@@ -20,9 +20,13 @@ _MAX_POSITIONS = 2**62
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Epochs:
-    """The epochs of a run of `num_train_steps` steps, of which `num_positions` positions count.
+    """The epochs of a run.
 
-    num_examples: positions of an epoch. batch_size: positions that a step takes, all replicas together.
+    Attributes:
+        num_examples: Positions in an epoch.
+        batch_size: Positions in a step, over all replicas.
+        num_train_steps: Steps in the run.
+        num_positions: Positions in the run; the rest of the last batch has weight zero.
     """
 
     num_examples: int
@@ -32,11 +36,11 @@ class Epochs:
 
     @classmethod
     def of(cls, config: "Config", num_examples: int) -> "Epochs":
-        """The epochs of a run on `num_examples` training images.
+        """Count the epochs of a run on `num_examples` training images.
 
         Raises:
-            ConfigError: `train.epochs` is less than one image or, without the last batch, than one batch; or more than
-                can be counted.
+            ConfigError: `train.epochs` is less than one image or, if the last batch is dropped, less than one batch; or
+                it is too large for 64-bit positions.
         """
         if config.train.solver == "ridge":
             # One step that takes everything.
@@ -67,27 +71,27 @@ class Epochs:
         )
 
     def ends_with(self, step: int) -> bool:
-        """Whether an epoch ends with `step`, from 1."""
+        """Return whether an epoch ends with `step`, counted from 1."""
         return step * self.batch_size // self.num_examples > (step - 1) * self.batch_size // self.num_examples
 
     @property
     def num_ends(self) -> int:
-        """Steps of the run that `ends_with` is true of, or that are its last."""
+        """The number of steps that end an epoch or the run."""
         # Where a batch is no smaller than an epoch, every step ends one or more.
         ends = min(self.num_train_steps * self.batch_size // self.num_examples, self.num_train_steps)
         return ends + (not self.ends_with(self.num_train_steps))
 
     def last_step_of(self, epochs: float) -> int:
-        """The step (from 1) that takes the last example of the first `epochs` epochs, or the last of the run."""
+        """Return the step (from 1) with the last example of the first `epochs` epochs, or the last of the run."""
         return min(-(-_positions_of(epochs, self.num_examples) // self.batch_size), self.num_train_steps)
 
     def done_after(self, step: int) -> float:
-        """How many epochs are done after `step` steps; what fills up the last batch does not count."""
+        """Return the number of epochs done after `step` steps; examples of weight zero do not count."""
         is_last = step >= self.num_train_steps
         return (self.num_positions if is_last else step * self.batch_size) / self.num_examples
 
 
 def _positions_of(epochs: float, num_examples: int) -> int:
-    """Whole examples in so many epochs, the number taken as it is written: 0.29 of 100 are 29, not 28."""
+    """Return the whole examples in `epochs` epochs, taken as the decimal number: 0.29 of 100 is 29, not 28."""
     exact = fractions.Fraction(repr(float(epochs)))
     return exact.numerator * num_examples // exact.denominator

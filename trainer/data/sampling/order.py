@@ -1,8 +1,8 @@
-"""Which example comes next: `global index -> example` by arithmetic. This module alone knows.
+"""The order of training examples: a stateless function from position to example. No other module knows the order.
 
 Training reads one endless stream of positions; batch b is positions [b * B, (b + 1) * B), and an epoch is as many
-positions as there are examples. What stands at a position follows from the seed alone, so that any position is known
-at once: workers agree without talking, and a resumed run needs no state.
+positions as there are examples. The example at a position depends on the seed alone and is computed directly: workers
+agree without communication, and a resumed run needs no iterator state.
 
     order = ExampleOrder.of(
         sampling=config.data.sampling, run_length=config.data.run_length, seed=config.train.seed,
@@ -10,7 +10,7 @@ at once: workers agree without talking, and a resumed run needs no state.
     )
     examples, visits = order.draw(positions)
 
-`labels` and `weights` are needed only by the sampling that they belong to.
+`labels` are for class_balanced sampling and `weights` for weighted sampling; the others need neither.
 """
 
 import enum
@@ -31,7 +31,7 @@ Sampling = Literal["uniform", "class_balanced", "weighted"]
 
 
 class Purpose(enum.IntEnum):
-    """What randomness is for; different purposes never share a key."""
+    """A use of random numbers; different purposes never share a key."""
 
     ORDER = 0
     AUGMENTATION = 1
@@ -44,26 +44,26 @@ class Purpose(enum.IntEnum):
 
 
 class Draws(NamedTuple):
-    """What stands at some positions of the stream."""
+    """The examples at some positions of the stream."""
 
     # [k] int64, each in [0, num_examples).
     examples: Tensor
-    # [k] int64, different for every draw of the same example; random changes are keyed by (seed, visit, example), so
-    # that no two draws of one image look the same. For uniform sampling it is the epoch.
+    # [k] int64, different for every draw of the same example. Augmentation is keyed by (seed, visit, example), so that
+    # no two draws of an image look the same. For uniform sampling the visit is the epoch.
     visits: Tensor
 
 
 class ExampleOrder:
     """Uniform sampling: every example exactly once an epoch, in an order that differs by seed and epoch.
 
-    With a `run_length` r above 1, runs of r neighbouring records stay together, for storage that wants long reads. In
-    each epoch the records form a ring that is cut at a place of its own; from there, full runs are shuffled, and what
-    is left over (fewer than 2r records) comes at the ends of the epoch. Full runs start at positions that r divides, so
-    that no batch and no replica cuts them where r divides their slices (see `run_length_warning`).
+    With a `run_length` r above 1, runs of r neighbouring records stay together, for storage that needs long reads. In
+    each epoch the records form a ring that is cut at a random offset; from there, full runs are shuffled, and the rest
+    (fewer than 2r records) comes at the ends of the epoch. Full runs start at multiples of r, so that no batch and no
+    replica cuts them if r divides their slices (see `run_length_warning`).
 
-    The price of r: a batch of B holds B / r independent draws, so the share of a class in it scatters as if the batch
-    were that small wherever neighbours are alike, up to sqrt(r) times as widely on class-sorted records. `prepare`
-    stores examples shuffled; then a single batch is as good as any, but the same neighbours keep meeting each other.
+    The cost of r: a batch of B holds B / r independent draws. Where neighbours are alike, the share of a class in a
+    batch varies as in a batch of that size, up to sqrt(r) times as much on class-sorted records. `prepare` stores
+    examples shuffled; then batches are as good as any, but the same neighbours meet again and again.
     """
 
     def __init__(self, num_examples: int, seed: int, run_length: int = 1) -> None:
@@ -80,16 +80,20 @@ class ExampleOrder:
         weights: npt.NDArray[np.float32] | None = None,
         class_names: list[str] | None = None,
     ) -> "ExampleOrder":
-        """The order for a sampling.
+        """Return the order of a sampling.
 
         Args:
+            num_examples: Of the split.
+            seed: Of the order.
+            sampling: The setting `data.sampling`.
+            run_length: The setting `data.run_length`.
             labels: [num_examples], see `SplitReader.labels`; for class_balanced.
             weights: [num_examples], see `SplitReader.weights`; for weighted.
-            class_names: of the labels, for errors, and to know of classes without examples.
+            class_names: Of the labels, for errors, and to find classes without examples.
 
         Raises:
-            ConfigError: `run_length` does not go with the sampling, or is larger than the split.
-            DataError: the examples cannot be sampled like this.
+            ConfigError: `run_length` does not fit the sampling, or is larger than the split.
+            DataError: The labels or weights do not allow the sampling.
         """
         check_run_length(run_length, sampling=sampling, num_examples=num_examples)
         if sampling == "uniform":
@@ -101,7 +105,7 @@ class ExampleOrder:
         return WeightedOrder(weights, seed)
 
     def draw(self, positions: Tensor) -> Draws:
-        """What stands at the stream positions [k] int64, each 0 or above. Runs on the host."""
+        """Return the examples at the stream positions [k] int64, each 0 or above. Runs on the host."""
         epochs, index = self._split(positions)
         n, r = self.num_examples, self.run_length
         # Of an epoch: head, full runs, tail; on the ring: full runs, head, tail.
@@ -122,12 +126,12 @@ class ExampleOrder:
         return Draws((on_ring + offset) % n, epochs)
 
     def _split(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Epochs and indices within them, of stream positions."""
+        """Split stream positions into epochs and indices within them."""
         positions = tf.convert_to_tensor(positions, tf.int64)
         return positions // self.num_examples, positions % self.num_examples
 
     def _shuffled_slots(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Epochs and slots within them; each epoch goes through its slots [0, num_examples) once, shuffled."""
+        """Map positions to epochs and slots; each epoch visits its slots [0, num_examples) once, shuffled."""
         epochs, index = self._split(positions)
         n = self.num_examples
         keys = make_keys(self.seed, Purpose.ORDER, epochs)
@@ -135,15 +139,14 @@ class ExampleOrder:
 
 
 class ClassBalancedOrder(ExampleOrder):
-    """Every class equally often, and within a class every example equally often.
+    """Balanced sampling: every class equally often, and within a class every example equally often.
 
-    In the first m epochs (of `num_examples` draws each), for any m, two classes differ by at most one draw. The draws
-    of a class go through its examples in passes: each pass has every example of the class once, shuffled anew. The
-    visit is the pass.
+    In the first m epochs (of `num_examples` draws each), for any m, two classes differ by at most one draw. A class
+    goes through its examples in passes, each of which has every example once, in a new order. The visit is the pass.
     """
 
     def __init__(self, labels: npt.NDArray[np.int32], seed: int, class_names: list[str] | None = None) -> None:
-        """`labels`: [num_examples]. Raises DataError for examples of several labels and classes without examples."""
+        """Build the tables of classes; raise DataError for examples of several labels and classes without examples."""
         super().__init__(len(labels), seed)
         if labels.min() < 0:
             raise DataError(
@@ -184,17 +187,17 @@ class ClassBalancedOrder(ExampleOrder):
 
 
 class WeightedOrder(ExampleOrder):
-    """Examples in proportion to their weights: n * w_i / sum(w) draws an epoch, rounded down or up.
+    """Weighted sampling: n * w_i / sum(w) draws of example i an epoch, rounded down or up.
 
     Systematic sampling (Madow 1949, Annals of Mathematical Statistics 20): the weights lie end to end on a line, and n
     equally spaced points are laid over it; an example is drawn once for each point on its part. From epoch to epoch
-    the points move on by the golden ratio of their distance, so that the draws of an example also add up to its share
-    over the epochs. All in integers: the weights are multiplied by a power of two and rounded, to 1 at least, such
-    that they add up to between a half and the whole of min(2**48, 2**62 / n). Whole numbers are thus kept exactly.
+    the points shift by the golden ratio of their distance, so that the draws of an example approach its share over the
+    epochs. All arithmetic is in integers: the weights are multiplied by a power of two and rounded, to 1 at least, such
+    that their sum is between a half and the whole of min(2**48, 2**62 / n). Whole numbers are kept exactly.
     """
 
     def __init__(self, weights: npt.NDArray[np.float32], seed: int) -> None:
-        """`weights`: [num_examples]. Raises DataError where one is not finite and above 0."""
+        """Quantize the weights; raise DataError if one of them is not finite and above 0."""
         super().__init__(len(weights), seed)
         usable = np.isfinite(weights) & (weights > 0)
         if not usable.all():
@@ -222,7 +225,7 @@ class WeightedOrder(ExampleOrder):
 
 
 def quantize_weights(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Positive weights [n] to integers [n] of 1 at least, in proportion, as exactly as `WeightedOrder` says."""
+    """Scale positive weights [n] to integers [n] of at least 1, as exactly as `WeightedOrder` says."""
     exact = weights.astype(np.float64)
     limit = min(2.0**48, 2.0**62 / len(weights))
     parts = np.rint(np.ldexp(exact, math.floor(math.log2(limit / exact.sum()))))
@@ -230,7 +233,7 @@ def quantize_weights(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
 
 
 def check_run_length(run_length: int, *, sampling: Sampling, num_examples: int) -> None:
-    """Raises ConfigError where `run_length` does not go with the sampling, or is larger than the split."""
+    """Raise ConfigError if `run_length` does not fit the sampling, or is larger than the split."""
     if run_length > num_examples:
         raise ConfigError(
             f"data.run_length is {run_length}, and there are {num_examples} training images; use a small part of "
@@ -244,7 +247,7 @@ def check_run_length(run_length: int, *, sampling: Sampling, num_examples: int) 
 
 
 def run_length_warning(run_length: int, division: BatchDivision) -> str | None:
-    """A sentence where runs are cut at the borders of batches or of the replicas' slices, and so read in two."""
+    """Return a warning if the borders of batches or of the replicas' slices cut runs in two."""
     borders = [border for replica in range(division.num_replicas) for border in division.slice_of(replica)]
     fitting = math.gcd(*borders, division.global_batch_size)
     if fitting % run_length == 0:
@@ -257,11 +260,11 @@ def run_length_warning(run_length: int, division: BatchDivision) -> str | None:
 
 
 def stateless_seed(seed: int, epoch: Tensor, example: Tensor, purpose: Purpose) -> Tensor:
-    """A seed [2] int64 for TensorFlow's stateless random operations, keyed by (seed, epoch, example, purpose)."""
+    """Return a seed [2] int64 for stateless random operations, keyed by (seed, epoch, example, purpose)."""
     return tf.stack([seed + epoch * 2**32, example + purpose.value * 2**56])
 
 
 def _host_table(values: npt.NDArray[Any], dtype: npt.DTypeLike = np.int32) -> Tensor:
-    """A tensor that graphs capture: as a constant, it would be copied into each of them."""
+    """Return a tensor that graphs capture; a constant would be copied into each of them."""
     with tf.init_scope(), tf.device("CPU:0"):
         return tf.constant(values, dtype)

@@ -1,7 +1,7 @@
-"""Stateless random permutations: which element of [0, size) comes at an index, by arithmetic, in the graph.
+"""Stateless random permutations of [0, size), computed in the graph.
 
-Any index of any permutation is known at once, without state and without the others. The operations run on the host:
-XLA has no kernel for all of them.
+Any element of any permutation is computed directly, without state and without the other elements. The operations run on
+the host: XLA does not have all of them.
 """
 
 from typing import Any, Final
@@ -24,9 +24,9 @@ _WORD: Final = 2**64
 
 
 def make_keys(*words: "int | Tensor") -> Tensor:
-    """Hashes words to keys, [k] uint64, or a scalar where no word is a tensor; equal only for equal words (mostly).
+    """Hash words to keys, [k] uint64, or a scalar if no word is a tensor; different words rarely have equal keys.
 
-    The words are non-negative integers, or int64 tensors [k] or scalars. All their bits count.
+    The words are non-negative integers, or int64 tensors [k] or scalars; all of their bits count.
     """
     key: Any = 0
     for word in words:
@@ -38,18 +38,19 @@ def make_keys(*words: "int | Tensor") -> Tensor:
 
 
 def random_below(bound: "int | Tensor", keys: Tensor) -> Tensor:
-    """A random number in [0, bound) for each key, [k] int64; even to within bound / 2**63."""
+    """Return a random number in [0, bound) for each key, [k] int64; uniform to within bound / 2**63."""
     return tf.cast(tf.bitwise.right_shift(_mix(keys), tf.constant(1, tf.uint64)), tf.int64) % bound
 
 
 def permute(index: Tensor, size: Tensor, keys: Tensor, *, min_size: int, max_size: int) -> Tensor:
-    """The elements at `index` of random permutations, [k] int64 in [0, size).
+    """Return the elements at `index` of random permutations, [k] int64 in [0, size).
 
     Args:
         index: [k] int64, in [0, size).
         size: [k] int64, or a scalar, at least 1.
-        keys: [k] uint64, or a scalar; each is a permutation of its own.
-        min_size, max_size: what is known of `size` while the graph is made.
+        keys: [k] uint64, or a scalar; each key has its own permutation.
+        min_size: Lower bound of `size`, known when the graph is built.
+        max_size: Upper bound of `size`, known when the graph is built.
     """
     size, keys = tf.broadcast_to(size, tf.shape(index)), tf.broadcast_to(keys, tf.shape(index))
     width = min(max_size, _MAX_SIZE_BY_RANK)
@@ -58,13 +59,13 @@ def permute(index: Tensor, size: Tensor, keys: Tensor, *, min_size: int, max_siz
     if min_size > _MAX_SIZE_BY_RANK:
         return _permute_by_cipher(index, size, keys)
     is_small = size <= _MAX_SIZE_BY_RANK
-    # Where the other way counts, the cipher gets a size that it is quick with.
+    # Where the rank is used, the cipher gets a size that it is fast for.
     by_cipher = _permute_by_cipher(index, tf.where(is_small, tf.constant(2**16, tf.int64), size), keys)
     return tf.where(is_small, _permute_by_rank(index, size, keys, width), by_cipher)
 
 
 def _permute_by_rank(index: Tensor, size: Tensor, keys: Tensor, width: int) -> Tensor:
-    """Index i goes to the rank of its hash among the hashes of [0, size): a bijection hashes, so no two are equal."""
+    """Map index i to the rank of its hash among those of [0, size); the hash is a bijection, so without ties."""
 
     def hash_of(i: Tensor, key: Tensor) -> Tensor:
         return _mix(key + i * tf.constant(_STEP, tf.uint64))
