@@ -1,4 +1,4 @@
-"""Several runs on the same examples: their figures, and whether each differs from the first."""
+"""Compare runs on the same examples: their metrics, and whether each differs from the first."""
 
 from collections.abc import Sequence
 from typing import Any, Final, Literal
@@ -27,7 +27,7 @@ class _Model(pydantic.BaseModel):
 
 
 class MetricDifference(_Model):
-    """A metric less that of the first run, with the 95% interval of paired resamples of the examples."""
+    """The difference of a metric from the first run, with the 95% interval of paired resamples of the examples."""
 
     metric: str
     value: float | None
@@ -35,9 +35,11 @@ class MetricDifference(_Model):
 
 
 class Difference(_Model):
-    """To the first run.
+    """The difference from the first run.
 
-    p_value: McNemar's exact test of the accuracies; corrected_p_value: after Holm, for all comparisons made.
+    Attributes:
+        p_value: Of McNemar's exact test of the accuracies.
+        corrected_p_value: After Holm's correction for all comparisons.
     """
 
     metrics: list[MetricDifference]
@@ -49,7 +51,7 @@ class Difference(_Model):
 
 
 class ComparedRun(_Model):
-    """One run; `difference` is null for the first. `how`: what was trained, from which weights."""
+    """One run. `difference` is null for the first; `how` says what was trained, from which weights."""
 
     path: str
     name: str
@@ -67,14 +69,14 @@ class ComparedRun(_Model):
 
 
 class SettingDifference(_Model):
-    """A setting that is not the same in all runs, and its value in each."""
+    """A setting that differs between the runs, and its value in each."""
 
     name: str
     values: list[Any]
 
 
 class Comparison(_Model):
-    """What `trainer compare --json` prints."""
+    """The document of `trainer compare --json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     task: Task
@@ -86,7 +88,7 @@ class Comparison(_Model):
 
 
 class _Measured:
-    """An evaluated run with what the tests need of it."""
+    """An evaluated run with the inputs of the statistical tests."""
 
     def __init__(self, run: RunDir, split: str) -> None:
         self.run = run
@@ -99,10 +101,10 @@ class _Measured:
 
 
 def compare_runs(runs: Sequence[RunDir], split: str = "test") -> Comparison:
-    """Compares evaluated runs, the first with each of the others.
+    """Compare the first of the evaluated runs with each of the others.
 
     Raises:
-        RunError: fewer than two runs or too many, one twice, not evaluated, or not on the same examples.
+        RunError: There are too few or too many runs, one is given twice or not evaluated, or their examples differ.
     """
     if not 2 <= len(runs) <= MAX_RUNS:
         raise RunError(f"{len(runs)} runs were given; compare from 2 to {MAX_RUNS}")
@@ -136,7 +138,7 @@ def compare_runs(runs: Sequence[RunDir], split: str = "test") -> Comparison:
 
 
 def how_trained(weights: str, config: Config) -> How:
-    """What a run trained, from which weights (`RunInfo.weights`, as resolved)."""
+    """Classify what a run trained, from which weights (`RunInfo.weights`, as resolved)."""
     if weights == "none":
         return "scratch"
     is_frozen = config.model.trainable == "head" and not config.train.unfreeze
@@ -144,7 +146,7 @@ def how_trained(weights: str, config: Config) -> How:
 
 
 def setting_differences(configs: Sequence[Config]) -> list[SettingDifference]:
-    """The settings that are not the same in all, as section.name."""
+    """Return the settings that differ between the configurations, as section.name."""
     dumps = [config.model_dump(mode="json") for config in configs]
     differing = []
     for section, settings in dumps[0].items():

@@ -1,4 +1,4 @@
-"""Exact evaluation: every example of a split once, on any number of replicas."""
+"""Evaluate a run exactly: every example of a split once, on any number of replicas."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir
 from trainer.system.memory import check_fits
 
-# Where temperature and thresholds are fitted.
+# The split that temperature and thresholds are fitted on.
 TUNING_SPLIT: Final = "validation"
 
 
@@ -41,18 +41,27 @@ def evaluate_run(
     jit_compile: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Evaluates a checkpoint of `run` in float32 and writes `evaluation/<split>.json` and its arrays.
+    """Evaluate a checkpoint of `run` in float32, and write `evaluation/<split>.json` and its arrays.
 
-    The temperature and the thresholds are those of the validation split at the same step, which is evaluated first
-    where that was not done; `note` is told.
+    Temperature and thresholds are those of the validation split at the same step, which is evaluated first, with a
+    note, if it has not been.
 
     Args:
-        dataset_dir: where the dataset of the run lies now; None: where it was trained from.
-        slice_columns, slice_file: what to slice by, of the records and of a CSV file; see `read_columns`.
+        run: The run.
+        split: The split to evaluate.
+        engine: The engine of the replicas.
+        which: The checkpoint.
+        weights: Averages or raw weights.
+        dataset_dir: The location of the dataset now; None if it has not moved since the training.
+        slice_columns: Columns of the records to slice by; see `read_columns`.
+        slice_file: CSV file with columns to slice by; see `read_columns`.
+        per_replica_batch_size: Examples of a replica in a step.
+        jit_compile: Whether XLA compiles the model.
+        note: Called with messages for people.
 
     Raises:
-        RunError: no run or no checkpoint.
-        DataError: the dataset is gone, damaged, or not the one that the run was trained on.
+        RunError: There is no run or no checkpoint.
+        DataError: The dataset is missing, damaged, or not the one that the run was trained on.
     """
     info = run.info()
     dataset_dir = dataset_dir or parse_path(info.dataset_dir)
@@ -125,7 +134,7 @@ def _run_with_progress(evaluator: Evaluator, split: SplitName) -> tuple[Labels, 
 
 
 def find_tuning(run: RunDir, step: int, weights: Weights, dataset_hash: str) -> Tuning | None:
-    """What was tuned on the validation split with these very weights; None where it was not."""
+    """Return what was tuned on the validation split with the same weights; None if it was not."""
     try:
         tuning = Evaluation.load(run.evaluation_dir, TUNING_SPLIT).tuning
     except RunError:

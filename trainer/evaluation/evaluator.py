@@ -18,7 +18,7 @@ Logits = npt.NDArray[np.float32]
 
 
 class Evaluator:
-    """Evaluates one model on one split, as often as wanted; the graph is traced once."""
+    """Evaluates a model on a split any number of times; the graph is traced once."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class Evaluator:
 
     def _set_stream(self, stream: EvaluationStream) -> None:
         self._stream = stream
-        # An iterator that stands at the beginning of the split. It goes round and is made once: to make one takes
-        # longer than to evaluate a few hundred images whose features are there.
+        # An endless iterator at the beginning of the split. It is made once: that takes longer than evaluating a few
+        # hundred images with features.
         self._batches: Iterator[Any] | None = None
         self._labels: npt.NDArray[Any] | None = None
 
     def on(self, stream: EvaluationStream) -> "Evaluator":
-        """The same model and its traced graph on another split."""
+        """Return an evaluator of the same model, with its traced graph, on another split."""
         other = copy.copy(self)
         other._set_stream(stream)
         return other
@@ -52,21 +52,21 @@ class Evaluator:
         return self._stream.num_steps
 
     def run(self, on_steps: Callable[[int], None] = lambda _: None) -> tuple[Labels, Logits]:
-        """Returns the labels [n] (of several labels each, [n, num_classes]) and the logits [n, num_classes] of all n
-        examples, in the order of the split.
+        """Return the labels and the logits [n, num_classes] of all n examples, in the order of the split.
 
-        `on_steps` is called with how many more steps are finished.
+        Labels are [n], or [n, num_classes] for a multi-label split. `on_steps` is called with the number of steps that
+        were finished since its last call.
         """
         batches = self._batches or iter(self._engine.distribute(self._stream.dataset().repeat()))
         self._batches = None
         make_steps = self._alone if self._engine.topology.num_workers == 1 else self._with_others
         if self._labels is None:
             self._labels = _read_labels(self._stream.reader)
-        # Filled as they come: gathered in pieces, there would be twice as many for a moment.
+        # Filled batch by batch: joining a list of batches would need twice the memory.
         logits, start = np.empty([len(self._labels), self._num_classes], np.float32), 0
         for found in make_steps(batches, on_steps):
             rows = found.reshape(-1, self._num_classes)
-            # Batches hold the examples in their order; what fills up the last ones is at the end.
+            # Batches hold the examples in order; the examples that fill up the last ones are at the end.
             logits[start : start + len(rows)] = rows[: len(logits) - start]
             start += len(rows)
         self._batches = batches
@@ -90,5 +90,5 @@ class Evaluator:
 
 
 def _read_labels(reader: SplitReader) -> npt.NDArray[Any]:
-    """[n] int64, or of several labels multi-hot [n, num_classes] uint8."""
+    """Read the labels: [n] int64, or [n, num_classes] uint8 for a multi-label split."""
     return reader.labels().astype(np.int64) if reader.num_multi_hot is None else reader.multi_hot_labels()

@@ -1,4 +1,4 @@
-"""Compute once what the frozen first layers give, keep it, and train on it.
+"""Compute the features of the frozen first layers once, store them, and train on them.
 
-The loop does not know that its inputs are features. Read `decision.py` first, then `extract.py`.
+The training loop does not know that its inputs are features. Read `decision.py` first, then `extract.py`.
 """

@@ -1,7 +1,7 @@
-"""Whether features are computed once for a run, where they are kept and what makes them: decided before it starts.
+"""Decide before a run starts whether its features are computed once, where they are stored and by which runtime.
 
-They are where the first layers of the network are a fixed function of an image and the images of every epoch are the
-same, or a fixed number of views of them was asked for. Otherwise the reason is part of the plan.
+They are if the first layers of the network are a fixed function of an image, and every epoch has the same images or a
+fixed number of views of them. Otherwise the plan has the reason.
 """
 
 import dataclasses
@@ -25,22 +25,23 @@ from trainer.system.memory import check_fits
 
 DIRECTORY_SUFFIX = ".features"
 _BYTES_PER_GIB = 2**30
-# Features that nobody asked for leave this part of a disk's free space to others.
+# Features that were not asked for leave this share of the free disk space to others.
 _FREE_SHARE_LEFT = 0.5
 _NAMES = {"tensorflow": "TensorFlow", "onnxruntime": "ONNX Runtime", "litert": "LiteRT"}
 
 
 class FeaturePlan(pydantic.BaseModel):
-    """Part of `RUN/plan.json`.
+    """The features of a run, a part of `RUN/plan.json`.
 
     Attributes:
-        layer: whose output is kept; None: nothing is. The other fields mean something only where it is not None.
-        shape: of what is kept of one image.
-        runtime: what computes it. Under `features.runtime` auto, one that turns out to give other numbers than Keras
-            is followed by the next of `fallbacks`, which is said.
-        num_views: changed views of each training image.
-        num_bytes: of all features of the run.
-        reason: a sentence for people.
+        layer: The layer whose output is stored; None for no features, where only `reason` has a meaning.
+        shape: The shape of the features of one image.
+        runtime: The runtime that computes them.
+        fallbacks: Runtimes to try, with a warning, if `runtime` gives other numbers than Keras.
+        num_views: Randomly changed views of each training image.
+        num_bytes: The size of all features of the run.
+        dir: The directory of the store.
+        reason: A sentence for people.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -61,17 +62,19 @@ class FeaturePlan(pydantic.BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class TrunkFacts:
-    """Of the frozen part: the layer that it ends with, the shape of what it gives of an image, what follows."""
+    """The frozen part of a network: its last layer, the shape of its features of an image, and what follows.
+
+    `is_tail_linear` says whether a single dense layer follows.
+    """
 
     layer: str
     shape: tuple[int, ...]
-    # Whether one dense layer is all that follows.
     is_tail_linear: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureQuestion:
-    """All that the decision depends on. `find_trunk` is called only where everything else is in favour."""
+class FeatureInputs:
+    """Everything that the decision depends on. `find_trunk`, which takes seconds, is called last."""
 
     config: Config
     dataset_dir: DatasetPath
@@ -96,22 +99,22 @@ class FeatureQuestion:
         return dataset_dir.with_name(dataset_dir.name + DIRECTORY_SUFFIX)
 
 
-def plan_features(question: FeatureQuestion) -> FeaturePlan:
-    """Decides for a run.
+def plan_features(inputs: FeatureInputs) -> FeaturePlan:
+    """Decide about the features of a run.
 
     Raises:
-        ConfigError: features were asked for, by `features.cache` on or `features.views`, and would change the result or
-            cannot be had.
+        ConfigError: Features were asked for by `features.cache`, `features.views` or `train.solver`, and would change
+            the result or cannot be computed or stored.
     """
-    settings = question.config.features
-    _check_views(question)
-    is_ridge = question.config.train.solver == "ridge"
+    settings = inputs.config.features
+    _check_views(inputs)
+    is_ridge = inputs.config.train.solver == "ridge"
     if is_ridge:
-        _check_ridge(question.config)
+        _check_ridge(inputs.config)
     if settings.cache == "off":
         return FeaturePlan(reason="features.cache is off")
-    obstacle = _why_wrong(question)
-    trunk = None if obstacle else question.find_trunk()
+    obstacle = _find_obstacle(inputs)
+    trunk = None if obstacle else inputs.find_trunk()
     if obstacle is None and trunk is None:
         obstacle = _Obstacle(
             "no layers with weights lie frozen and free of batch statistics and dropout before all that is trained",
@@ -130,10 +133,10 @@ def plan_features(question: FeatureQuestion) -> FeaturePlan:
         return FeaturePlan(reason=obstacle.reason)
     assert trunk is not None, "there is no obstacle"
     if is_ridge:
-        _check_memory(question, math.prod(trunk.shape))
-    if settings.cache == "auto" and settings.views is None and not is_ridge and question.config.train.epochs <= 1:
+        _check_memory(inputs, math.prod(trunk.shape))
+    if settings.cache == "auto" and settings.views is None and not is_ridge and inputs.config.train.epochs <= 1:
         return FeaturePlan(reason="no training image is read twice, so that features would save nothing")
-    return _fitting(question, trunk)
+    return _plan_storage(inputs, trunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +145,9 @@ class _Obstacle:
     fix: str
 
 
-def _check_views(question: FeatureQuestion) -> None:
-    settings = question.config.features
-    augmentation = resolve_augmentation(question.config.augment)
+def _check_views(inputs: FeatureInputs) -> None:
+    settings = inputs.config.features
+    augmentation = resolve_augmentation(inputs.config.augment)
     if settings.views is None:
         return
     if settings.cache == "off":
@@ -182,17 +185,17 @@ def _check_ridge(config: Config) -> None:
             )
 
 
-def _check_memory(question: FeatureQuestion, num_features: int) -> None:
+def _check_memory(inputs: FeatureInputs, num_features: int) -> None:
     check_fits(
-        needed_bytes(question.num_train * question.num_views, num_features, question.num_classes),
-        f"train.solver is ridge, which for {num_features} features and {question.num_classes} classes",
+        needed_bytes(inputs.num_train * inputs.num_views, num_features, inputs.num_classes),
+        f"train.solver is ridge, which for {num_features} features and {inputs.num_classes} classes",
         "use --set train.solver=gradient",
     )
 
 
-def _why_wrong(question: FeatureQuestion) -> _Obstacle | None:
-    """What of the configuration makes the features of an image differ from visit to visit."""
-    config = question.config
+def _find_obstacle(inputs: FeatureInputs) -> _Obstacle | None:
+    """Return what in the configuration makes the features of an image differ from visit to visit."""
+    config = inputs.config
     augmentation = resolve_augmentation(config.augment)
     if augmentation.mixes:
         return _Obstacle(
@@ -217,13 +220,13 @@ def _why_wrong(question: FeatureQuestion) -> _Obstacle | None:
     return None
 
 
-def _fitting(question: FeatureQuestion, trunk: TrunkFacts) -> FeaturePlan:
-    settings, directory = question.config.features, question.directory
-    num_rows = question.num_train * question.num_views + question.num_validation
+def _plan_storage(inputs: FeatureInputs, trunk: TrunkFacts) -> FeaturePlan:
+    settings, directory = inputs.config.features, inputs.directory
+    num_rows = inputs.num_train * inputs.num_views + inputs.num_validation
     needed = num_bytes((num_rows, *trunk.shape))
     budget = int(settings.budget_gib * _BYTES_PER_GIB)
     existing = next(path for path in (directory, *directory.parents) if path.is_dir())
-    # What lies there already may be these very features, or older ones that make room.
+    # The directory may already hold these features, or older ones that will be removed.
     free = shutil.disk_usage(existing).free + min(_bytes_in(directory), needed)
     free = free if settings.cache == "on" else math.floor(free * (1 - _FREE_SHARE_LEFT))
     obstacle = None
@@ -234,21 +237,21 @@ def _fitting(question: FeatureQuestion, trunk: TrunkFacts) -> FeaturePlan:
     elif needed > free:
         obstacle = f"the features take {_gib(needed)}, and the disk of {existing} has {_gib(free)} for them"
     if obstacle is not None:
-        if settings.cache == "on" or question.config.train.solver == "ridge":
+        if settings.cache == "on" or inputs.config.train.solver == "ridge":
             raise ConfigError(
                 f"features are asked for, but {obstacle}; raise features.budget_gib, name another place with "
                 "--set features.dir=DIRECTORY, or leave features to auto"
             )
         return FeaturePlan(reason=obstacle)
-    runtime, *fallbacks = _runtimes(question)
+    runtime, *fallbacks = _runtimes(inputs)
     numbers = " x ".join(map(str, trunk.shape))
-    views = f"{question.num_views} views of " if question.num_views > 1 else ""
+    views = f"{inputs.num_views} views of " if inputs.num_views > 1 else ""
     return FeaturePlan(
         layer=trunk.layer,
         shape=list(trunk.shape),
         runtime=runtime,
         fallbacks=fallbacks,
-        num_views=question.num_views,
+        num_views=inputs.num_views,
         num_bytes=needed,
         dir=str(directory),
         reason=f"what the frozen layers up to {trunk.layer} give ({numbers} numbers) of {views}each image is computed "
@@ -256,14 +259,14 @@ def _fitting(question: FeatureQuestion, trunk: TrunkFacts) -> FeaturePlan:
     )
 
 
-def _runtimes(question: FeatureQuestion) -> list[Runtime]:
-    """The one to use, and those to use instead where it gives other numbers than Keras."""
-    asked = question.config.features.runtime
+def _runtimes(inputs: FeatureInputs) -> list[Runtime]:
+    """Return the runtime to use, and those to try next if it gives other numbers than Keras."""
+    asked = inputs.config.features.runtime
     if asked != "auto":
         return [asked]
     # The others compute in float32 on the processor. LiteRT runs about as fast as ONNX Runtime and takes seconds to
     # convert for.
-    if question.topology.device == "gpu" or question.precision != "float32":
+    if inputs.topology.device == "gpu" or inputs.precision != "float32":
         return ["tensorflow"]
     return ["onnxruntime", "litert", "tensorflow"]
 

@@ -1,7 +1,7 @@
-"""Features of a split: from the store where they are there, else computed on every worker and put into it.
+"""Load the features of a split from the store, or compute them on all workers and store them.
 
-Each worker computes its share of the rows, batch by batch; the rows of all come together after each batch, and the
-chief writes them. A worker that does not see the chief's store gets a copy into its own.
+Each worker computes its share of the rows, batch by batch; the rows of all workers are gathered after each batch, and
+the chief writes them. A worker that does not see the chief's store gets a copy in its own.
 """
 
 import dataclasses
@@ -41,17 +41,18 @@ _BYTES_PER_GIB = 2**30
 _BATCH_SIZE = 32
 _NUM_SHARED_BYTES = 2**24
 Stream = EvaluationStream | ViewStream
-# A batch of this worker to the rows of all workers' batches, in their order.
+# From a batch of this worker to the rows of all workers' batches, in their order.
 _ComputeRows = Callable[[Any], Features]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """Everything that features are made of.
+    """The extraction of the features of a run.
 
     Attributes:
-        precision, jit_compile: of TensorFlow where it computes them.
-        pixels: decoded images by split, where there are some.
+        precision: Of TensorFlow, if it is the runtime.
+        jit_compile: Of TensorFlow, if it is the runtime.
+        pixels: Decoded images by split, for splits with a cache.
     """
 
     plan: FeaturePlan
@@ -73,11 +74,13 @@ class Extraction:
         return FeatureStore(pathlib.Path(self.plan.dir), budget_bytes=budget)
 
     def features(self) -> dict[SplitName, Features]:
-        """Of the training split [n * num_views, ...], row n * num_views + view, and of the validation split [n, ...].
+        """Return the features of the training split [n * num_views, ...] and of the validation split [n, ...].
+
+        View v of training example i is in row i * num_views + v.
 
         Raises:
-            ModelError: the runtime that was asked for gives other numbers than Keras, or cannot take the network.
-            DataError: a split cannot be read, or the store not be written.
+            ModelError: The runtime that was asked for gives other numbers than Keras, or does not support the network.
+            DataError: A split cannot be read, or the store cannot be written.
         """
         digest = digest_of(self.cut.trunk)
         assert self.plan.runtime is not None, "the plan keeps features"
@@ -113,7 +116,10 @@ class Extraction:
         return key
 
     def _choose(self, candidates: list[Runtime]) -> tuple[Runtime, Compute | None]:
-        """The first runtime that gives Keras's numbers on the first images, on every worker; None: TensorFlow."""
+        """Return the first runtime that agrees with Keras on a few images, on every worker, and its function.
+
+        The function is None for TensorFlow.
+        """
         images = next(iter(self._stream("validation", num_replicas=1, batch_size=8).dataset())).images.numpy()
         for runtime in candidates:
             if runtime == "tensorflow":
@@ -144,7 +150,7 @@ class Extraction:
         if engine.any(found is None):
             if engine.any(found is None and engine.topology.is_chief):
                 self._compute(split, key, compute)
-            # What the chief has written is on the disk before anyone looks.
+            # The chief has written the features before any worker opens them.
             engine.barrier()
             found = found if found is not None else store.open(split, key)
             if engine.any(found is None):
@@ -181,7 +187,7 @@ class Extraction:
         assert num_done == num_rows, "every row was computed"
 
     def _stream(self, split: SplitName, *, num_replicas: int | None, batch_size: int) -> Stream:
-        """`num_replicas`: those of this worker; None: as the engine has them."""
+        """Return the input, for `num_replicas` replicas of this worker; None for those of the engine."""
         topology = self.engine.topology
         if num_replicas is not None:
             topology = dataclasses.replace(topology, num_local_replicas=num_replicas)
@@ -215,7 +221,7 @@ class Extraction:
         return rows_of
 
     def _share(self, split: SplitName, key: dict[str, Any], found: Features | None) -> Features:
-        """Gives the chief's features to the workers that do not see its store."""
+        """Send the chief's features to the workers that do not see its store."""
         engine, store = self.engine, self.store
         num_rows = int(engine.gather_from_workers(np.array([0 if found is None else len(found)], np.int64))[0][0])
         shape = (num_rows, *self.cut.feature_shape)
@@ -225,8 +231,8 @@ class Extraction:
             for _ in blocks:
                 pass
             return found
-        # Workers of one machine write at the same time, each its own, and the last one stays: to wait for one another
-        # in the middle of what all do together would be to wait forever.
+        # Workers on one machine write at the same time, and the last copy stays. A lock would deadlock: every worker takes
+        # part in each collective.
         with store.write(split, key, shape, is_alone=False) as writer:
             for block in blocks:
                 writer.write(block)

@@ -1,8 +1,8 @@
-"""Ridge regression from features to classes, for a whole path of strengths from one decomposition.
+"""Ridge regression from features to classes, for a path of strengths from one decomposition.
 
 Source: Hoerl & Kennard 1970, Technometrics 12 (ridge regression); for the decomposition that all strengths share,
 Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, section 3.4.1. Targets are 1 for the class of an
-image and 0 for the others; means are taken out, so that the bias is not penalised.
+image and 0 for the others; features and targets are centred, so that the bias is not penalised.
 """
 
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-# What the outputs, regressed to 0 and 1, are multiplied with to be logits: the best of these on the validation images.
+# Candidate factors from outputs, regressed to 0 and 1, to logits; the best on the validation images is used.
 _LOGIT_SCALES = np.geomspace(1.0, 100.0, 41)
-# Values in float64 at a time: 32 MB.
+# Float64 values in memory at a time: 32 MB.
 _BLOCK_VALUES = 2**22
 
 
 class Solution(NamedTuple):
-    """Of one path.
+    """The best solution of a path: that of the highest validation accuracy and, among equals, of the largest strength.
 
     Attributes:
-        kernel, bias: [d, num_classes] and [num_classes], of the strength that is best on the validation images; of
-            equally good ones, the strongest.
-        strength: the chosen one, over the mean eigenvalue of the features' covariance as all of them are.
-        accuracies: on the validation images, for each strength in the order given.
+        kernel: [d, num_classes].
+        bias: [num_classes].
+        strength: The chosen strength, relative to the mean eigenvalue of the features' covariance.
+        accuracies: Validation accuracy of each strength, in the given order.
     """
 
     kernel: Array
@@ -37,15 +37,17 @@ class Solution(NamedTuple):
 def solve_path(
     features: Array, labels: Array, weights: Array, validation: tuple[Array, Array], strengths: list[float]
 ) -> Solution:
-    """Solves for every strength, and chooses by the accuracy on the validation images.
+    """Solve for every strength, and choose one by the accuracy on the validation images.
 
-    Images, strengths and outputs are gone through in blocks: what is kept is a few matrices of the size of the head and
-    of the smaller of images and features squared; see `needed_bytes`.
+    Images, strengths and outputs are processed in blocks; in memory are a few matrices of the size of the head and of
+    min(images, features) squared, see `needed_bytes`.
 
     Args:
-        features: [n, d] float32; `labels` [n] from 0; `weights` [n] float32 of the examples in the squared error.
-        validation: features [m, d] and labels [m].
-        strengths: each above 0, relative to the mean eigenvalue of the features' covariance.
+        features: [n, d] float32.
+        labels: [n], from 0.
+        weights: [n] float32, of the examples in the squared error.
+        validation: Features [m, d] and labels [m].
+        strengths: Each above 0, relative to the mean eigenvalue of the features' covariance.
     """
     num_classes = int(max(labels.max(), validation[1].max())) + 1
     share = (weights / weights.sum()).astype(np.float64)
@@ -72,21 +74,21 @@ def solve_path(
 
 
 def needed_bytes(num_images: int, num_features: int, num_classes: int) -> int:
-    """About what `solve_path` needs at its height, the features themselves left out."""
+    """Estimate the peak memory of `solve_path`, without the features."""
     rank = min(num_images, num_features)
-    # The product, its eigenvectors and what the decomposition works in; the basis; sums, targets, solution, kernel.
+    # Product, eigenvectors and workspace of the decomposition; basis; sums, targets, solution and kernel.
     squares, basis, heads = 4 * rank**2, 2 * num_features * rank, 4 * num_classes * max(num_features, rank)
     return 8 * (squares + basis + heads + 4 * _BLOCK_VALUES)
 
 
 def _blocks(features: Array, num_columns: int = 0) -> Iterator[slice]:
-    """Rows of `features` for which as many values as they have, or `num_columns` for each, fill a block."""
+    """Split the rows of `features` into blocks of about `_BLOCK_VALUES` values, or outputs of `num_columns`."""
     size = max(1, _BLOCK_VALUES // max(features.shape[1], num_columns))
     return (slice(start, start + size) for start in range(0, len(features), size))
 
 
 class _Centred(NamedTuple):
-    """Features less their mean, times the square root of each image's share; made a block at a time."""
+    """Features minus their mean, times the square root of each image's share, computed a block at a time."""
 
     features: Array
     mean: Array
@@ -99,7 +101,7 @@ class _Centred(NamedTuple):
         return sum(float(np.square(self.block(rows)).sum()) for rows in _blocks(self.features))
 
     def gram(self) -> Array:
-        """Its product with itself over the images, [d, d]."""
+        """Return the Gram matrix of the features, [d, d]."""
         product = np.zeros([self.features.shape[1]] * 2)
         for rows in _blocks(self.features):
             block = self.block(rows)
@@ -108,8 +110,14 @@ class _Centred(NamedTuple):
 
 
 class _Path(NamedTuple):
-    """A basis [d, r], eigenvalues [r] and the targets in it [r, num_classes]: the solution of strength s is
-    `basis @ (projected / (values + s))`. From the smaller of the two products of the centred features with themselves.
+    """The decomposition that all strengths share; the solution of strength s is `basis @ (projected / (values + s))`.
+
+    It is computed from the smaller of the two Gram matrices of the centred features.
+
+    Attributes:
+        basis: [d, r].
+        values: Eigenvalues [r].
+        projected: The targets in the basis, [r, num_classes].
     """
 
     basis: Array
@@ -129,7 +137,7 @@ class _Path(NamedTuple):
                 _add_by_class(sums, labels[rows], centred.block(rows) * root[rows, np.newaxis])
             projected = basis.T @ sums.T
         else:
-            # Fewer images than features: all of them together are no more than the other product.
+            # With fewer images than features, all features together are smaller than the other Gram matrix.
             whole = centred.block(slice(None))
             values, vectors = np.linalg.eigh(whole @ whole.T)
             basis = whole.T @ vectors
@@ -140,20 +148,20 @@ class _Path(NamedTuple):
         return cls(basis, np.maximum(values, 0.0), projected, centred.mean, target_mean)
 
     def outputs(self, features: Array, added: list[float]) -> Iterator[Array]:
-        """For each strength, what images [b, d] come to, [b, num_classes]."""
+        """Yield the outputs [b, num_classes] of images [b, d] for each strength."""
         seen = (features - self.mean) @ self.basis
         return ((seen / (self.values + strength)) @ self.projected + self.target_mean for strength in added)
 
 
 def _add_by_class(sums: Array, labels: Array, values: Array) -> None:
-    """Adds each row of `values` to the row of its class."""
+    """Add each row of `values` to the row of its class in `sums`."""
     order = np.argsort(labels, kind="stable")
     classes, starts = np.unique(labels[order], return_index=True)
     sums[classes] += np.add.reduceat(values[order], starts, axis=0)
 
 
 def _cross_entropy(logits: Array, labels: Array) -> float:
-    """The sum over the images."""
+    """Return the cross-entropy, summed over the images."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     chosen = shifted[np.arange(len(labels)), labels]
     return float((np.log(np.exp(shifted).sum(axis=1)) - chosen).sum())

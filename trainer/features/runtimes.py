@@ -1,4 +1,4 @@
-"""What runs a trunk outside of TensorFlow: ONNX Runtime and LiteRT on the processor, with all of its cores."""
+"""Run a trunk outside of TensorFlow: with ONNX Runtime or LiteRT, on all cores of the processor."""
 
 import concurrent.futures
 import os
@@ -19,20 +19,21 @@ Array = npt.NDArray[np.float32]
 # Pixels [b, size, size, 3], uint8 or float32 from 0 to 255, to features [b, ...].
 Compute = Callable[[npt.NDArray[Any]], Array]
 
-# How far another runtime's features may be from Keras's, over the largest of them.
+# Largest difference of another runtime's features from Keras's, relative to the largest feature.
 MAX_RELATIVE_DIFFERENCE = 1e-4
 _NUM_COMPARED = 8
 
 
 def make_compute(runtime: Runtime, trunk: Any) -> Compute:
-    """Raises ModelError where `runtime`, not TensorFlow, cannot take the network."""
+    """Return a function that runs `trunk` on ONNX Runtime or LiteRT; raise ModelError if it is not supported."""
     return _on_onnxruntime(trunk) if runtime == "onnxruntime" else _on_litert(trunk)
 
 
 def relative_difference(compute: Compute, trunk: Any, images: npt.NDArray[Any]) -> float:
-    """Of the features of the first few `images`, between `compute` and Keras, over the largest of Keras's.
+    """Return the largest difference between `compute` and Keras on a few images, relative to Keras's largest feature.
 
-    Raises ModelError where `compute` fails.
+    Raises:
+        ModelError: `compute` fails.
     """
     images = images[:_NUM_COMPARED]
     expected = np.asarray(trunk(tf.cast(images, tf.float32), training=False), np.float32)
@@ -48,7 +49,7 @@ def relative_difference(compute: Compute, trunk: Any, images: npt.NDArray[Any]) 
 
 
 def version_of(runtime: Runtime) -> str:
-    """Part of the key of what it computes."""
+    """Return the name and version of the runtime, for the key of its features."""
     if runtime == "onnxruntime":
         import onnxruntime
 
@@ -97,7 +98,7 @@ def _convert_to_onnx(trunk: Any) -> bytes:
 
 
 def _on_litert(trunk: Any) -> Compute:
-    """One interpreter for each core, each with an image at a time."""
+    """Return a function with an interpreter for each core, each of which takes one image at a time."""
     from ai_edge_litert.interpreter import Interpreter
 
     with tempfile.NamedTemporaryFile(suffix=".tflite") as file:

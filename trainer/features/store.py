@@ -1,10 +1,10 @@
-"""Features on disk: a directory of arrays, each under a key made of everything that decides its numbers.
+"""A store of features on disk: a directory of arrays, each under a key of everything that decides its numbers.
 
     DIRECTORY/<split>-<key>/   header.json   features.float32: [num_rows, ...], little-endian, C order
 
-What changes the dataset, the weights or anything else in the key never finds old features. A directory takes its name
-when it is complete. An array is read whole once, when it is opened, and compared with its checksum; what fails is as
-good as not there. The modification time of a header is when its features were last used.
+A change of the dataset, the weights or anything else in the key leads to another array. A directory gets its name once
+it is complete. When an array is opened, it is read once and compared with its checksum; a damaged one counts as
+missing. The modification time of a header is the time when its features were last used.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def num_bytes(shape: tuple[int, ...]) -> int:
 
 
 class FeatureWriter:
-    """Takes the rows of one array in order."""
+    """Writes the rows of one array in order."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._digest, self.num_bytes = file, hashlib.sha256(), 0
@@ -51,7 +51,7 @@ class FeatureWriter:
 
 
 class FeatureStore:
-    """The arrays below `directory`, which take no more than `budget_bytes`; nothing is made before the first write."""
+    """The arrays in `directory`, of at most `budget_bytes` together; the directory is created at the first write."""
 
     def __init__(self, directory: pathlib.Path, *, budget_bytes: int) -> None:
         self.directory, self._budget_bytes = directory, budget_bytes
@@ -61,7 +61,7 @@ class FeatureStore:
         return self.directory / f"{split}-{digest[:24]}"
 
     def open(self, split: str, key: Mapping[str, Any]) -> Features | None:
-        """Maps the features read-only; None where there are none, or the files are not what was written."""
+        """Map the features read-only; return None if there are none, or the files are damaged."""
         path = self.path(split, key)
         try:
             header = json.loads((path / _HEADER).read_text(encoding="utf-8"))
@@ -76,13 +76,13 @@ class FeatureStore:
     def write(
         self, split: str, key: Mapping[str, Any], shape: tuple[int, ...], *, is_alone: bool = True
     ) -> Iterator[FeatureWriter]:
-        """Writes the array of `shape`; features that were not used for longest make room for it.
+        """Write an array of `shape`; remove the least recently used arrays to make room for it.
 
-        Args:
-            is_alone: one writer at a time, which first removes what killed ones have left; else several may write.
+        With `is_alone` there is one writer at a time, which first removes the temporary files of killed ones; without,
+        several may write at the same time.
 
         Raises:
-            DataError: the disk is full or not to be written.
+            DataError: The disk is full or not writable.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)

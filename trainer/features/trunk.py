@@ -1,8 +1,7 @@
-"""Cutting a classifier in two: a trunk that is a fixed function of an image, and a tail that learns from what it gives.
+"""Cut a classifier in two: a trunk, which is a fixed function of an image, and a tail, which learns from its features.
 
-The cut is the last place where everything that follows depends on one tensor alone, and everything that leads to that
-tensor is neither trained nor random nor dependent on the batch. Both parts are made of the classifier's own layers and
-share its variables.
+The cut is at the last tensor that is the only input of everything after it, and that does not depend on trained, random
+or batch-dependent layers. Both parts consist of the classifier's own layers and share its variables.
 """
 
 import hashlib
@@ -22,9 +21,9 @@ class Cut(NamedTuple):
     """The two parts of a classifier.
 
     Attributes:
-        layer: name of the layer whose output is cached.
-        trunk: images [b, size, size, 3], pixels from 0 to 255, to features [b, ...].
-        tail: features to logits; its trainable variables are the classifier's, in the same order.
+        layer: The name of the layer whose output is cached.
+        trunk: Model from images [b, size, size, 3], pixels from 0 to 255, to features [b, ...].
+        tail: Model from features to logits; its trainable variables are the classifier's, in the same order.
     """
 
     layer: str
@@ -33,19 +32,19 @@ class Cut(NamedTuple):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """The shape of the features of one image."""
         return tuple(int(size) for size in self.trunk.output_shape[1:])
 
 
-class _Place(NamedTuple):
-    """One call of a layer, and its only output."""
+class GraphCut(NamedTuple):
+    """A possible cut of a graph: a call of a layer, and its only output."""
 
     node: Any
     tensor: Any
 
 
 def cut_classifier(classifier: Any) -> Cut | None:
-    """The deepest cut of a functional model; None where no layer with weights lies before all that is trained."""
+    """Cut a functional model as deep as possible; return None if no layer with weights is before all trained ones."""
     outer = _last_cut(classifier)
     after = _following(classifier, outer)
     network = after.operation if after is not None and isinstance(after.operation, keras.Model) else None
@@ -54,19 +53,19 @@ def cut_classifier(classifier: Any) -> Cut | None:
         trunk = _model(classifier.input, keras.Model(network.input, inner.tensor)(after.input_tensors[0]))
         rest = keras.Input(inner.tensor.shape[1:], dtype=inner.tensor.dtype)
         tail = _model(rest, _replay(classifier, after, keras.Model(inner.tensor, network.output)(rest)))
-        place: _Place = inner
+        cut: GraphCut = inner
     elif outer is not None:
-        place = outer
-        trunk, tail = _model(classifier.input, place.tensor), _model(place.tensor, classifier.output)
+        cut = outer
+        trunk, tail = _model(classifier.input, cut.tensor), _model(cut.tensor, classifier.output)
     else:
         return None
     if not trunk.weights or not _are_same(tail.trainable_variables, classifier.trainable_variables):
         return None
-    return Cut(place.node.operation.name, trunk, tail)
+    return Cut(cut.node.operation.name, trunk, tail)
 
 
 def digest_of(trunk: Any) -> str:
-    """SHA-256 of what a trunk computes: its layers, how they are connected, and its weights; not of any name."""
+    """Return the SHA-256 of what a trunk computes: its layers, their connections and its weights, without names."""
     digest = hashlib.sha256(json.dumps(list(_describe(trunk)), sort_keys=True).encode())
     for variable in saved_variables(trunk):
         array = np.ascontiguousarray(variable.numpy())
@@ -85,8 +84,8 @@ def _model(inputs: Any, outputs: Any) -> Any:
     return keras.Model(inputs, outputs)
 
 
-def _last_cut(model: Any) -> _Place | None:
-    """The last call whose output alone is used by all later ones, with nothing but fixed calls up to it."""
+def _last_cut(model: Any) -> GraphCut | None:
+    """Find the last call whose output alone all later calls use, with only fixed calls up to it."""
     nodes = calls_of(model)
     last_use = {id(tensor): i for i, node in enumerate(nodes) for tensor in node.input_tensors}
     found, open_until = None, -1
@@ -96,12 +95,12 @@ def _last_cut(model: Any) -> _Place | None:
         is_alone = len(node.outputs) == 1 and open_until <= i
         open_until = max([open_until, *(last_use.get(id(tensor), i) for tensor in node.outputs)])
         if is_alone and not node.is_input and node.outputs[0] is not model.output:
-            found = _Place(node, node.outputs[0])
+            found = GraphCut(node, node.outputs[0])
     return found
 
 
 def _is_fixed(node: Any) -> bool:
-    """Whether a call gives the same for an image whenever and with whatever others it is made."""
+    """Return whether a call always has the same output for an image, whatever else is in the batch."""
     operation = node.operation
     if not isinstance(operation, keras.Layer):
         return True
@@ -125,14 +124,14 @@ def _is_for_inference(node: Any) -> bool:
     return node is not None and node.arguments.kwargs.get("training") is False
 
 
-def _following(classifier: Any, place: _Place | None) -> Any | None:
-    """The first call after `place`."""
-    tensor = classifier.input if place is None else place.tensor
+def _following(classifier: Any, cut: GraphCut | None) -> Any | None:
+    """Return the first call after `cut`."""
+    tensor = classifier.input if cut is None else cut.tensor
     return next((node for node in calls_of(classifier) if any(x is tensor for x in node.input_tensors)), None)
 
 
 def _replay(classifier: Any, node: Any, replacement: Any) -> Any:
-    """The classifier's output with `replacement` for the output of `node`."""
+    """Return the classifier's output with `replacement` in place of the output of `node`."""
     if node.outputs[0] is classifier.output:
         return replacement
     rest = keras.Model(node.outputs[0], classifier.output)

@@ -1,4 +1,4 @@
-"""A number of randomly changed views of every training image, each the one that training would see at that visit."""
+"""The input of features with augmentation: the first views of every training image, as training would see them."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ Tensor = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewStream:
-    """Row `example * num_views + view` is what visit number `view` of the example looks like; each exactly once."""
+    """The views of all training examples, each once; row `example * num_views + view` is visit `view` of an example."""
 
     reader: SplitReader
     geometry: Geometry
@@ -42,7 +42,7 @@ class ViewStream:
         return math.ceil(self.num_rows / (self.per_replica_batch_size * self.topology.num_replicas))
 
     def dataset(self) -> Any:
-        """A tf.data dataset of `Batch` with float32 pixels from 0 to 255, one for each local replica in turn."""
+        """Return a tf.data dataset of `Batch` with float32 pixels from 0 to 255, one for each local replica in turn."""
         num_local = self.topology.num_local_replicas
         draws = tf.data.Dataset.range(self.num_steps * num_local).map(self.draw)
         batches = decoded_batches(draws, self.reader, self.decode, self.resources)
@@ -50,7 +50,7 @@ class ViewStream:
         return self.resources.apply(batches.prefetch(2 * num_local))
 
     def draw(self, element: Tensor) -> Draw:
-        """What element number `element`, an int64 scalar, holds."""
+        """Return the examples of element `element`, an int64 scalar."""
         num_local = self.topology.num_local_replicas
         replica = element % num_local + self.topology.local_replicas.start
         batch = element // num_local * self.topology.num_replicas + replica
@@ -68,13 +68,13 @@ class ViewStream:
         return Draw(examples, views, tf.cast(is_real, tf.float32), rows, randomness)
 
     def _change(self, batch: Batch, _: Tensor) -> Batch:
-        # What a training step would do to the batch; its arithmetic is exact wherever it runs.
+        # The same changes as in a training step; their arithmetic is exact on any device.
         targets = tf.zeros([self.per_replica_batch_size, 1])
         images, _ = augment_batch(self.augmentation, batch.images, targets, batch.randomness, batch.positions)
         return batch._replace(images=images, randomness=batch.randomness[:, :0])
 
     def decode(self, encoded: Tensor, draw: Draw) -> Tensor:
-        """Encoded bytes and the row of a `Draw` to pixels [size, size, 3] uint8."""
+        """Decode encoded bytes to pixels [size, size, 3] uint8, cropped as their row of a `Draw` says."""
         return load_training_image(
             encoded,
             self.geometry,

@@ -16,7 +16,7 @@ from trainer.data.preparation.command import check_trainable
 from trainer.data.sampling.epochs import Epochs
 from trainer.data.sampling.order import run_length_warning
 from trainer.distribute.topology import Topology
-from trainer.features.decision import FeaturePlan, FeatureQuestion, TrunkFacts, plan_features
+from trainer.features.decision import FeatureInputs, FeaturePlan, TrunkFacts, plan_features
 from trainer.features.find_trunk import find_trunk
 from trainer.model.backbones.registry import find_backbone
 from trainer.model.head_choice import HeadChoice
@@ -162,7 +162,7 @@ def _plan_features(
         )
 
     return plan_features(
-        FeatureQuestion(
+        FeatureInputs(
             config=config,
             dataset_dir=dataset_dir,
             topology=topology,
