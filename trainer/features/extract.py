@@ -231,8 +231,8 @@ class Extraction:
             for _ in blocks:
                 pass
             return found
-        # Workers on one machine write at the same time, and the last copy stays. A lock would deadlock: every worker takes
-        # part in each collective.
+        # Workers on one machine write at the same time, and the last copy stays. A lock would deadlock, since every
+        # worker takes part in each collective.
         with store.write(split, key, shape, is_alone=False) as writer:
             for block in blocks:
                 writer.write(block)

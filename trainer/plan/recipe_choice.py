@@ -1,11 +1,11 @@
-"""`--recipe auto`: which recipe suits a dataset, by how large it is and how like the images of the pretraining.
+"""Choose a recipe (`--recipe auto`) by the size of the dataset and its likeness to the images of the pretraining.
 
                like                      unlike
     small      frozen                    staged
     large      finetune                  finetune, more of it for longer
 
-The square is that of Yosinski et al. 2014 (arXiv:1411.1792) and of many courses since. "Like" is measured: a linear
-classifier on the pretrained features of a sample, cross-validated.
+The table is that of Yosinski et al. 2014 (arXiv:1411.1792) and of many courses since. Likeness is the cross-validated
+score of a linear classifier on the pretrained features of a sample.
 """
 
 from typing import Any, Final, NamedTuple
@@ -27,10 +27,10 @@ from trainer.model.backbones.registry import find_backbone
 from trainer.model.classifier import build_classifier, resolve_weights
 from trainer.model.weights import load_pretrained
 
-# Fewer training images, all together or on average of a class, are few.
+# A dataset with fewer training images, or fewer per class on average, is small.
 SMALL_DATASET: Final = 5_000
 SMALL_CLASS: Final = 100
-# How far a linear classifier must get on the way from chance to all right for the images to count as like.
+# Score of the linear classifier, from 0 (chance) to 1 (perfect), from which the images are like the pretraining.
 LIKE: Final = 0.6
 _SAMPLE_SIZE: Final = 500
 _BATCH_SIZE: Final = 32
@@ -38,25 +38,25 @@ _NUM_FOLDS: Final = 3
 
 
 class Choice(NamedTuple):
-    """The name of a recipe, and why it."""
+    """A recipe, and the reason for it."""
 
     recipe: str
     reason: str
 
 
 class Probe(NamedTuple):
-    """A linear classifier on pretrained features. `score` is 0 for chance and 1 for all right."""
+    """The score of a linear classifier on pretrained features: 0 for chance, 1 for perfect."""
 
     num_images: int
     score: float
 
 
 def choose_recipe(config: Config, dataset_dir: DatasetPath) -> Choice:
-    """Runs the backbone over a sample of the training images, which takes seconds.
+    """Choose a recipe; this runs the backbone on a sample of the training images, which takes seconds.
 
     Raises:
-        ModelError: there is no such backbone, or its weights cannot be had.
-        DataError: the dataset cannot be read.
+        ModelError: There is no such backbone, or its weights are not available.
+        DataError: The dataset cannot be read.
     """
     manifest = Manifest.load(dataset_dir)
     check_trainable(manifest, dataset_dir)
@@ -80,7 +80,7 @@ def choose_recipe(config: Config, dataset_dir: DatasetPath) -> Choice:
 
 
 def probe_features(config: Config, manifest: Manifest, dataset_dir: DatasetPath, weights: str) -> Probe:
-    """See `choose_recipe`; the sample follows from `train.seed`."""
+    """Score a sample of the training images, chosen by `train.seed`; see `choose_recipe`."""
     backbone = find_backbone(config.model.backbone, config.model.pixels)
     image_size_px = config.model.image_size_px or backbone.image_size_px
     geometry = Geometry(image_size_px=image_size_px, resize=config.data.resize)
@@ -133,7 +133,7 @@ def _score_one(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64])
 
 
 def _score_several(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
-    """By the mean area under the ROC curve, which is one half by chance."""
+    """Score by the mean area under the ROC curve, which is one half for chance."""
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import KFold, cross_val_predict
 

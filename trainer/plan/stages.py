@@ -1,7 +1,7 @@
-"""The stages of a run: on images of which size, and of which layers, each of its steps trains.
+"""The stages of a run, which differ in image size and trained layers.
 
-Progressive resizing goes from small images to the model's own: they are quicker and, at the start, nearly as good (Tan
-& Le 2021, arXiv:2104.00298, section 4). Gradual unfreezing goes from the head down (Howard & Ruder 2018,
+Progressive resizing goes from small images to the model's own: they are faster and, at the start, nearly as good (Tan &
+Le 2021, arXiv:2104.00298, section 4). Gradual unfreezing goes from the head down (Howard & Ruder 2018,
 arXiv:1801.06146, section 3.3).
 """
 
@@ -15,7 +15,7 @@ from trainer.errors import ConfigError
 
 
 class Stage(NamedTuple):
-    """Steps [start_step, stop_step) train `trainable` (see `settings.model`) on images of one size."""
+    """Steps [start_step, stop_step), which train `trainable` (see `trainer.config.model`) on images of one size."""
 
     start_step: int
     stop_step: int
@@ -33,10 +33,10 @@ def plan_stages(
     min_image_size_px: int,
     backbone: str,
 ) -> list[Stage]:
-    """The stages of a run with `augment.progressive_sizes_px` and `train.unfreeze`; a single one without.
+    """Return the stages of `augment.progressive_sizes_px` and `train.unfreeze`; a single one without these settings.
 
     Raises:
-        ConfigError: the sizes do not rise to the model's own, the backbone does not take them, there are more sizes
+        ConfigError: The sizes do not rise to the model's own, the backbone does not take them, there are more sizes
             than steps, or the epochs of `train.unfreeze` do not rise within the run.
     """
     sizes, num_train_steps = list(sizes_px or [image_size_px]), epochs.num_train_steps
@@ -56,12 +56,12 @@ def plan_stages(
 
 
 def divide_steps(num_train_steps: int, num_parts: int) -> list[int]:
-    """The bounds, first and last included, of equal parts of [0, num_train_steps); they differ by at most one step."""
+    """Return the bounds, first and last included, of parts of [0, num_train_steps) that differ by at most one step."""
     return [num_train_steps * i // num_parts for i in range(num_parts + 1)]
 
 
 def _unfreezing_steps(train: TrainConfig, epochs: Epochs) -> dict[int, str]:
-    """What is trained from which step on, after the start: once the epoch that is named has ended."""
+    """Return what is trained from each step of `train.unfreeze` on: the first after the end of its epoch."""
     asked, num_train_steps = [unfreezing.epoch for unfreezing in train.unfreeze], epochs.num_train_steps
     if any(a >= b for a, b in itertools.pairwise(asked)) or any(epoch >= train.epochs for epoch in asked):
         raise ConfigError(

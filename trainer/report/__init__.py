@@ -1,11 +1,11 @@
-"""`RUN/report.html`: one file that says what a run is, how it went and where it errs; and runs side by side.
+"""Write `RUN/report.html`, one file about a run, its training and its errors, and the page that compares runs.
 
-    content          gathers what the run directory holds
+    content          the content of the report, read from the run directory
     figures          curves and the confusion matrix, as positions and shares
     unit_charts      reliability, ROC and precision-recall curves
-    pictures         images of the split with what was predicted
-    gallery          which of them are shown
-    saliency         where the model looked in a few of them
+    pictures         images of the split with their predictions
+    gallery          the choice of images
+    saliency         heat maps of a few of them
     seen             training images as the model saw them
     rows             settings, plan and environment
     render           the template, report.html.j2 and report.css, filled in

@@ -1,4 +1,4 @@
-"""Runs side by side as one HTML file."""
+"""Write an HTML page that compares runs."""
 
 import dataclasses
 import pathlib
@@ -19,7 +19,7 @@ COLORS = ("train", "validation", "third", "fourth", "fifth", "sixth", "seventh",
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownRun:
-    """A run with the name and the colour that it has on the page."""
+    """A run with its name and its colour on the page."""
 
     run: ComparedRun
     title: str
@@ -29,10 +29,10 @@ class ShownRun:
 
 
 def write_comparison(comparison: Comparison, runs: Sequence[RunDir], out: pathlib.Path) -> None:
-    """Writes the page of `comparison`, which is of `runs` in that order.
+    """Write the page of `comparison`, whose runs are `runs`, in the same order.
 
     Raises:
-        RunError: a log is broken.
+        RunError: A log is damaged.
     """
     shown = [
         ShownRun(run=run, title=title, color=color, training_time=_time(run), speed=_speed(run))
@@ -51,13 +51,13 @@ def write_comparison(comparison: Comparison, runs: Sequence[RunDir], out: pathli
 
 
 def _titles(runs: Sequence[ComparedRun]) -> list[str]:
-    """The names of the runs; where two are the same, their paths."""
+    """Return the names of the runs, or their paths if two names are equal."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [run.path for run in runs]
 
 
 def _charts(runs: Sequence[RunDir], shown: Sequence[ShownRun]) -> list[LineChart]:
-    """Curves of all runs in one chart, for what every one has logged."""
+    """Draw the curves of all runs, a chart for each metric."""
     logs = [read_metrics(run.metrics_file) if run.metrics_file.is_file() else [] for run in runs]
     colors = {run.title: run.color for run in shown}
 

@@ -1,4 +1,4 @@
-"""What the report says, gathered from the files of a run directory."""
+"""The content of the report, read from the files of a run directory."""
 
 import dataclasses
 import datetime
@@ -46,7 +46,7 @@ _XLA = {True: "XLA", False: "no XLA"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A headline figure and the small print below it."""
+    """A headline figure, and the detail below it."""
 
     name: str
     value: str
@@ -82,15 +82,13 @@ class Content:
 def gather(
     run: RunDir, split: str, dataset_dir: DatasetPath | None = None, num_saliency_images: int = NUM_SALIENCY_IMAGES
 ) -> Content:
-    """Reads everything of `run` that the report shows.
+    """Read everything of `run` that the report shows.
 
-    Args:
-        dataset_dir: where the dataset lies now; None: where the run was trained from. Without it, the report has
-            no images and says why.
-        num_saliency_images: images with a heat map; 0: none.
+    `dataset_dir` is the location of the dataset now, None if it has not moved; without the dataset the report has no
+    images, and says why. `num_saliency_images` images get a heat map.
 
     Raises:
-        RunError: not a run, the split was not evaluated, or one of the run's files is broken.
+        RunError: `run` is not a run, the split was not evaluated, or a file of the run is damaged.
     """
     info, config = run.info(), run.config()
     evaluation = Evaluation.load(run.evaluation_dir, split)
@@ -177,7 +175,7 @@ def _headline(
 
 
 def _epochs_of(plan: dict[str, Any]) -> Epochs | None:
-    """None where the run was copied without its plan."""
+    """Return the epochs of the run; None if it was copied without its plan."""
     try:
         return Epochs(
             num_examples=plan["num_train_examples"],
@@ -190,7 +188,7 @@ def _epochs_of(plan: dict[str, Any]) -> Epochs | None:
 
 
 def _areas(evaluation: Evaluation) -> list[Figure]:
-    """Average precision and the area under the ROC curve, with their intervals."""
+    """Return average precision and the area under the ROC curve, with their intervals."""
     ranking, intervals = evaluation.ranking, evaluation.intervals
     shown = [
         (
@@ -210,7 +208,7 @@ def _areas(evaluation: Evaluation) -> list[Figure]:
 
 
 def _cost(cost: Cost, info: RunInfo, entries: list[dict[str, Any]]) -> list[Row]:
-    """What the run took; what is not known is left out."""
+    """Return the known costs of the run."""
     if not entries:
         return []
     rows = []

@@ -1,7 +1,7 @@
-"""The figures of the report, as numbers that the template draws: positions in [0, 1] and shares in [0, 1].
+"""The figures of the report, as positions and shares in [0, 1] that the template draws.
 
-A chart is an SVG that stretches to the width of the page under labels that are text of the page: the lines
-keep their width and the letters their size from a phone to a printed sheet, and the colours are the page's own.
+A chart is an SVG that stretches to the width of the page, with labels that are text of the page: lines keep their width
+and letters their size from a phone to a printed sheet, and the colours are those of the page.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import numpy as np
 from trainer.metrics.evaluation import ClassMetrics, Evaluation
 from trainer.metrics.scores import Labels, Logits
 
-# Two values for each bucket: more than the pixels of a chart would not be seen.
+# Two values in each bucket: a chart has no more pixels.
 MAX_BUCKETS = 300
-# Where the largest value is so many times the smallest, a linear scale shows only the start.
+# Ratio of the largest to the smallest value from which a linear scale would show only the start.
 LOG_SCALE_FROM_RATIO = 200
 MAX_MATRIX_CLASSES = 50
 MAX_NUMBERED_CLASSES = 25
@@ -47,13 +47,13 @@ class Line:
     path: str
     dots: list[Point]
     last: str
-    # Of the dots, across; none: all as the style sheet says.
+    # Diameters of the dots; empty for the default of the style sheet.
     sizes_px: list[float] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LineChart:
-    """`label` says what is drawn to who cannot see it."""
+    """A chart of lines. `label` describes it to screen readers."""
 
     title: str
     label: str
@@ -79,7 +79,7 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """`share` is of the examples of the true class, the row."""
+    """A cell of the confusion matrix. `share` is relative to the examples of the true class, the row."""
 
     count: int
     share: float
@@ -88,6 +88,8 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConfusedPair:
+    """A pair of classes that the model confuses. `share` is relative to the examples of the true class."""
+
     true: str
     predicted: str
     count: int
@@ -104,13 +106,16 @@ def line_chart(
     may_be_log: bool = False,
     colors: Mapping[str, str] | None = None,
 ) -> LineChart | None:
-    """A chart of `series`: (step, value) by name, ascending in step. None where no value is finite.
+    """Draw `series` as a chart; return None if no value is finite.
 
     Args:
-        format_value: of the last values, which the legend names.
-        low, high: ends of the vertical axis where they do not follow from the values.
-        colors: of the lines by name; None: the names themselves.
-        may_be_log: positive values that span `LOG_SCALE_FROM_RATIO` get a logarithmic axis.
+        title: The title.
+        series: (step, value) by name, ascending in step.
+        format_value: Formats the last values for the legend.
+        low: Lower end of the vertical axis; None to fit the values.
+        high: Upper end of the vertical axis; None to fit the values.
+        may_be_log: Whether positive values that span `LOG_SCALE_FROM_RATIO` get a logarithmic axis.
+        colors: Colours of the lines by name; None for the names themselves.
     """
     finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     values = [value for points in finite.values() for _, value in points]
@@ -141,13 +146,13 @@ def line_chart(
 
 
 def nice_ticks(low: float, high: float, max_ticks: int = 6) -> list[float]:
-    """At most `max_ticks` multiples of 1, 2 or 5 times a power of ten, from at or below `low` to at or above `high`."""
-    if high <= low:  # one value: the axis goes from it to zero, or from zero to one
+    """Return at most `max_ticks` multiples of 1, 2 or 5 times a power of ten that span [low, high]."""
+    if high <= low:  # a single value: the axis goes from it to 0, or from 0 to 1
         low, high = (min(low, 0), max(low, 0)) if low else (0, 1)
     power = 10 ** math.floor(math.log10((high - low) / max_ticks))
     for factor in (1, 2, 5, 10, 20, 50):
         step = factor * power
-        # A hair of room: 0.3 is 2.9999999999999996 times 0.1.
+        # A tolerance: 0.3 is 2.9999999999999996 times 0.1.
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         if last - first + 1 <= max_ticks:
             break
@@ -155,26 +160,26 @@ def nice_ticks(low: float, high: float, max_ticks: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from at or below `low` to at or above `high`, both positive; seven at most."""
+    """Return at most seven powers of ten that span [low, high], both positive."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, math.ceil((last - first) / 6))
     return [10.0**exponent for exponent in range(first, max(last, first + 1) + every, every)]
 
 
 def thin_out(points: Sequence[Point], max_buckets: int = MAX_BUCKETS) -> list[Point]:
-    """Keeps the smallest and the largest value of each bucket of neighbours, so that no spike is lost."""
+    """Keep the smallest and the largest value of each bucket of neighbours, so that no spike is lost."""
     if len(points) <= 2 * max_buckets:
         return list(points)
     kept = []
     for i in range(max_buckets):
         bucket = points[i * len(points) // max_buckets : (i + 1) * len(points) // max_buckets]
         kept += sorted({min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])})
-    # The ends of the line are its first and its last value, whatever the buckets say.
+    # The line begins with its first and ends with its last value.
     return sorted({points[0], *kept, points[-1]})
 
 
 def confusion_cells(evaluation: Evaluation) -> list[list[Cell]] | None:
-    """[true][predicted]; None for more classes than a page can show, and where an image has several."""
+    """Return the cells [true][predicted]; None for more classes than a page can show, and for multi-label runs."""
     if evaluation.confusion_matrix is None or len(evaluation.class_names) > MAX_MATRIX_CLASSES:
         return None
     return [
@@ -187,7 +192,7 @@ def confusion_cells(evaluation: Evaluation) -> list[list[Cell]] | None:
 
 
 def worst_pairs(evaluation: Evaluation, labels: Labels, logits: Logits) -> list[ConfusedPair]:
-    """The `NUM_WORST_PAIRS` most frequent confusions, most frequent first; none where an image has several classes."""
+    """Return the most frequent confusions, most frequent first; none for multi-label runs."""
     if labels.ndim == 2:
         return []
     names, predicted = evaluation.class_names, np.argmax(logits, axis=1)
@@ -201,9 +206,9 @@ def worst_pairs(evaluation: Evaluation, labels: Labels, logits: Logits) -> list[
 
 
 def list_classes(evaluation: Evaluation) -> tuple[list[ClassMetrics], list[ClassMetrics]]:
-    """The classes shown at once, and the others: all in their order, or, where they are many, the worst first.
+    """Split the classes into those that are listed and those that are folded: all in order, or the worst first.
 
-    A class without examples in the split cannot be judged, and is not among the worst.
+    A class without examples in the split has no metrics, and is not among the worst.
     """
     if len(evaluation.classes) <= MAX_LISTED_CLASSES:
         return evaluation.classes, []
@@ -212,12 +217,12 @@ def list_classes(evaluation: Evaluation) -> tuple[list[ClassMetrics], list[Class
 
 
 def floor_of(values: Sequence[float]) -> float:
-    """Where an axis of shares starts: a tenth at or below the lowest, so that near ones can be told apart."""
+    """Return the start of an axis of shares, the tenth at or below the lowest."""
     return max(0.0, min(int(min(values, default=0.0) * 10) / 10, 0.9))
 
 
 def format_number(value: float) -> str:
-    """Short, for axes and legends: 0.05, 12.5, 1,200, 40k, 1.5M, 3e-05."""
+    """Format a number for axes and legends: 0.05, 12.5, 1,200, 40k, 1.5M, 3e-05."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:.4g}M"
     if abs(value) >= 1e4:
@@ -240,7 +245,7 @@ def _line(name: str, color: str, points: list[Point], x_scale: Scale, y_scale: S
         name=name,
         color=color,
         path=f"M{path}",
-        # Few points are measurements each of its own; many are a line.
+        # Few points are shown as dots; many are a line.
         dots=placed if len(placed) <= 40 else [],
         last=format_value(points[-1][1]),
     )

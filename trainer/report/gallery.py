@@ -1,4 +1,4 @@
-"""Images of the split, at random and those that the model is most wrong about."""
+"""Random images of the split, and the mistakes that the model is surest of."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ NUM_MISTAKES = 12
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Random samples and the surest mistakes; `missing` says in one sentence why there are none."""
+    """Random samples and the surest mistakes; `missing` says why there are none."""
 
     samples: list[Picture]
     mistakes: list[Picture]
@@ -26,7 +26,7 @@ class Gallery:
 def load_gallery(
     info: RunInfo, config: Config, evaluation: Evaluation, labels: Labels, logits: Logits, dataset_dir: DatasetPath
 ) -> Gallery:
-    """Random samples and mistakes of the evaluated split; without the dataset, why there are none."""
+    """Load random samples and mistakes of the evaluated split, or the reason why the dataset cannot be read."""
     chosen = [choose_samples(len(labels), NUM_SAMPLES), choose_mistakes(labels, logits, NUM_MISTAKES, evaluation)]
     try:
         samples, mistakes = [

@@ -1,4 +1,4 @@
-"""Images of a split, each with what it shows and what was predicted, small enough to lie inside a page."""
+"""Images of a split with their true and predicted classes, small enough to embed in a page."""
 
 import base64
 import dataclasses
@@ -23,16 +23,16 @@ from trainer.run.run_dir import RunInfo
 
 # Twice what the page shows, for dense screens.
 MAX_SIDE_PX = 224
-# Below this an image is shown pixel by pixel, enlarged without smoothing.
+# Smaller images are enlarged without smoothing, pixel by pixel.
 PIXEL_ART_BELOW_PX = 64
 _JPEG_QUALITY = 82
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One example: `probability` is of the predicted class, `true_probability` of the true one.
+    """One example, with the probabilities of the predicted and of the true class.
 
-    Where an image has several classes, `true` and `predicted` list them, and there is no one probability.
+    In multi-label runs `true` and `predicted` list the classes, and the probabilities are None.
     """
 
     uri: str
@@ -49,7 +49,7 @@ class Picture:
 
 
 def choose_samples(num_examples: int, count: int) -> npt.NDArray[np.int64]:
-    """Up to `count` distinct examples at random, the same ones every time: the share of errors is an honest one."""
+    """Choose up to `count` distinct examples at random, always the same; their share of errors is unbiased."""
     chosen = np.random.default_rng(0).permutation(num_examples)[:count]
     return np.sort(chosen).astype(np.int64)
 
@@ -57,7 +57,7 @@ def choose_samples(num_examples: int, count: int) -> npt.NDArray[np.int64]:
 def choose_mistakes(
     labels: Labels, logits: Logits, count: int, evaluation: Evaluation | None = None
 ) -> npt.NDArray[np.int64]:
-    """Up to `count` wrongly classified examples, those first that were the surest; of several labels, by their loss."""
+    """Choose up to `count` wrongly classified examples, the most confident first; in multi-label runs, by loss."""
     if labels.ndim == 2:
         wrong = np.flatnonzero(~is_correct(labels, predicted_at(logits, evaluation)))
         rank = example_losses(labels[wrong], logits[wrong], "multi_label")
@@ -69,7 +69,7 @@ def choose_mistakes(
 
 
 def predicted_at(logits: Logits, evaluation: Evaluation | None) -> Predictions:
-    """The classes that are predicted for images of several, at the thresholds of the evaluation."""
+    """Predict the classes of a multi-label run, at the thresholds of the evaluation."""
     used = [c.threshold for c in evaluation.classes] if evaluation else []
     thresholds = np.array([t for t in used if t is not None])
     return predict(logits, "multi_label", thresholds if len(thresholds) else None)
@@ -84,14 +84,12 @@ def load_pictures(
     logits: Logits,
     resize: Literal["crop", "squash"],
 ) -> list[Picture]:
-    """The examples `indices` of a split, in that order.
+    """Load the examples `indices` of a split, in this order, with the part of each image that the model sees.
 
-    Args:
-        labels, logits: of the whole split, as evaluated.
-        resize: what the model sees of an image; it is what the page shows.
+    `labels` and `logits` are those of the whole split, as evaluated.
 
     Raises:
-        DataError: the dataset is gone, unreadable, or not the one that was evaluated.
+        DataError: The dataset is missing, unreadable, or not the one that was evaluated.
     """
     split, names = evaluation.split, evaluation.class_names
     several = predicted_at(logits[indices], evaluation) if labels.ndim == 2 else None
@@ -128,7 +126,7 @@ def load_pictures(
 def read_payloads(
     info: RunInfo, dataset_dir: DatasetPath, split: str, indices: Sequence[int] | npt.NDArray[np.int64]
 ) -> list[bytes]:
-    """The records of examples of the dataset that `info`'s run was trained on. Raises DataError where it is gone."""
+    """Read records of the dataset that `info`'s run was trained on; raise DataError if it is no longer there."""
     manifest = Manifest.load(dataset_dir)
     if manifest.content_hash() != info.dataset_hash:
         raise DataError(f"{dataset_dir} holds another dataset now than the one that the run was trained on")
@@ -138,7 +136,7 @@ def read_payloads(
 
 
 def _embed(example: Example, resize: Literal["crop", "squash"]) -> tuple[str, bool]:
-    """A data URI of the square that the model sees, and whether it is pixel art."""
+    """Return a data URI of the square that the model sees, and whether it is pixel art."""
     try:
         image = _to_rgb(PIL.Image.open(io.BytesIO(example.encoded)))
     except OSError as e:
@@ -151,7 +149,7 @@ def _embed(example: Example, resize: Literal["crop", "squash"]) -> tuple[str, bo
 
 
 def embed(image: PIL.Image.Image) -> tuple[str, bool]:
-    """A data URI of an RGB image, made square, and whether it is pixel art."""
+    """Return a data URI of an RGB image, made square, and whether it is pixel art."""
     is_pixel_art = max(image.size) < PIXEL_ART_BELOW_PX
     side = min(max(image.size), MAX_SIDE_PX)
     image = image.resize((side, side), PIL.Image.Resampling.LANCZOS, reducing_gap=3)
@@ -167,6 +165,6 @@ def embed(image: PIL.Image.Image) -> tuple[str, bool]:
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode.startswith("I"):
-        # 16 bits a pixel; Pillow would clip them to 8 where the decoder of the model takes the upper ones.
+        # 16 bits per pixel: the decoder of the model takes the upper 8, while Pillow would clip.
         return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")

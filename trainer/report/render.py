@@ -1,4 +1,4 @@
-"""The template filled in and written."""
+"""Fill in the template of the report, and write it."""
 
 import pathlib
 from collections.abc import Sequence
@@ -20,16 +20,17 @@ def write_report(
     dataset_dir: DatasetPath | None = None,
     num_saliency_images: int = NUM_IMAGES,
 ) -> pathlib.Path:
-    """Writes the report of `run` as one self-contained HTML file and returns its path.
+    """Write the report of `run` as one self-contained HTML file, and return its path.
 
     Args:
-        split: an evaluated split; its metrics, confusions and images are shown.
-        out: the file to write; `RUN/report.html` by default.
-        dataset_dir: where the dataset lies now, if it has moved.
-        num_saliency_images: images with a heat map; 0: none.
+        run: The run.
+        split: An evaluated split, whose metrics, confusions and images are shown.
+        out: The file to write; `RUN/report.html` by default.
+        dataset_dir: The location of the dataset now, if it has moved.
+        num_saliency_images: The number of images with a heat map.
 
     Raises:
-        RunError: not a run, or the split was not evaluated.
+        RunError: `run` is not a run, or the split was not evaluated.
     """
     page = render(content.gather(run, split, dataset_dir, num_saliency_images))
     path = out or run.report_file
@@ -39,13 +40,13 @@ def write_report(
 
 
 def render(page: content.Content) -> str:
-    """The HTML of a report. Everything that comes from outside, such as a class name, is escaped."""
+    """Return the HTML of a report; everything from outside, such as a class name, is escaped."""
     template = make_environment().get_template("report.html.j2")
     return template.render(page=page, max_numbered_classes=figures.MAX_NUMBERED_CLASSES)
 
 
 def make_environment() -> jinja2.Environment:
-    """Where the templates of this package are, with the filters that they use; all that they print is escaped."""
+    """Return the environment of the templates of this package, with their filters; all values are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
@@ -61,22 +62,22 @@ def make_environment() -> jinja2.Environment:
 
 
 def scale_from(values: Sequence[float], low: float) -> list[float]:
-    """Shares in [low, 1] as positions in [0, 1]."""
+    """Scale shares in [low, 1] to positions in [0, 1]."""
     return [(value - low) / (1 - low) for value in values]
 
 
 def format_p_value(value: float) -> str:
-    """Two digits, and no more zeros than anyone reads."""
+    """Format a p-value with two digits."""
     return "<0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
 def format_figure(value: float | None) -> str:
-    """Three decimals, or a dash for what is undefined."""
+    """Format a number with three decimals, or as a dash if it is undefined."""
     return "\u2013" if value is None else f"{value:.3f}"
 
 
 def format_percent(share: float) -> str:
-    """One decimal, and never rounded to a certainty that is not there."""
+    """Format a share with one decimal, without rounding it to 0% or 100%."""
     if 0 < share < 0.0005:
         return "<0.1%"
     if 0.9995 <= share < 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.config.config import Config
 
-# Longer lists of numbers are told by their ends.
+# Longer lists of numbers are shortened to their ends.
 _MAX_LISTED = 8
 
 
@@ -31,7 +31,7 @@ class ChangedSetting:
 
 
 def changed_settings(config: Config) -> list[ChangedSetting]:
-    """The settings that differ from the defaults, as section.name."""
+    """Return the settings that differ from the defaults, as section.name."""
     defaults = Config().model_dump(mode="json")
     return [
         ChangedSetting(name=f"{section}.{name}", value=to_text(value), default=to_text(defaults[section][name]))
@@ -42,7 +42,7 @@ def changed_settings(config: Config) -> list[ChangedSetting]:
 
 
 def setting_groups(config: Config) -> list[Group]:
-    """Every setting by section, marked where it differs from the default."""
+    """Return all settings by section, with a mark at those that differ from the default."""
     defaults = Config().model_dump(mode="json")
     return [
         Group(
@@ -54,13 +54,13 @@ def setting_groups(config: Config) -> list[Group]:
 
 
 def plan_groups(plan: dict[str, Any]) -> list[Group]:
-    """The single values of the plan, whatever a later version adds to them; lists are for programs."""
+    """Return the single values of a plan of any version, without lists and objects."""
     rows = [_row(k, v) for k, v in plan.items() if k != "schema_version" and not isinstance(v, list | dict)]
     return [Group(name="plan", rows=rows)] if rows else []
 
 
 def environment_groups(environment: dict[str, Any]) -> list[Group]:
-    """A group for the single values and one for each object or list of objects."""
+    """Return a group of the single values, and one for each object or list of objects."""
     groups: dict[str, list[Row]] = {"machine": []}
     for name, value in environment.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Where the model looked: Grad-CAM over a few images of the split."""
+"""Heat maps of a few images of the split, by Grad-CAM."""
 
 import dataclasses
 
@@ -18,14 +18,14 @@ from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir
 
 NUM_IMAGES = 6
-# Of the heat over the image, where it is strongest; one colour, so that more of it can only mean more.
+# Of the heat map over the image where it is strongest, in a single colour: more of it always means more.
 _OPACITY = 0.8
 _COLOR = np.array([255, 84, 16], np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explained:
-    """An image as the model sees it, the same under its heat map, and what the map speaks for."""
+    """An image as the model sees it, the same under its heat map, and the class that the map is of."""
 
     image_uri: str
     heat_uri: str
@@ -50,7 +50,7 @@ def load_saliency(
     dataset_dir: DatasetPath,
     num_images: int = NUM_IMAGES,
 ) -> Saliency:
-    """Maps of `num_images` images, half of them mistakes where there are so many; without model or dataset, why not."""
+    """Compute heat maps of `num_images` images, up to half of them mistakes, or say why that is impossible."""
     if num_images == 0:
         return Saliency(pictures=[], missing="none were asked for")
     mistakes = choose_mistakes(labels, logits, num_images // 2, evaluation)
@@ -112,7 +112,7 @@ def _explain(
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> PIL.Image.Image:  # type: ignore[type-arg]
-    """`image` [size, size, 3] uint8 in grey, with `heat` [height, width] in [0, 1] over it, enlarged smoothly."""
+    """Draw `heat` [height, width] in [0, 1], enlarged smoothly, over `image` [size, size, 3] uint8 in grey."""
     size = (image.shape[1], image.shape[0])
     enlarged = PIL.Image.fromarray(heat.astype(np.float32)).resize(size, PIL.Image.Resampling.BICUBIC)
     strength = np.clip(np.asarray(enlarged), 0, 1)

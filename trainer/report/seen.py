@@ -18,7 +18,7 @@ NUM_VISITS = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A class in an image, and its share of it."""
+    """A class in an image, and its share of the image."""
 
     name: str
     share: float
@@ -33,7 +33,7 @@ class SeenPicture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seen:
-    """Rows of equal length, each an image as evaluated and then as trained on; `missing` says why there are none."""
+    """Rows of equal length, each an image in evaluation and then in training; `missing` says why there are none."""
 
     rows: list[list[SeenPicture | None]]
     lead: str = ""
@@ -45,7 +45,7 @@ class Seen:
 
 
 def load_seen(info: RunInfo, config: Config, dataset_dir: DatasetPath) -> Seen:
-    """What `info`'s run made of the first training images of its dataset."""
+    """Load the first training images of the dataset as `info`'s run saw them."""
     from trainer.data.preview.preview import load_preview
 
     try:

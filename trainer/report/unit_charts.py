@@ -12,13 +12,13 @@ from trainer.metrics.scores import Bools, Floats, Labels, Logits
 from trainer.report.figures import Line, LineChart, Point, Scale, Tick, thin_out
 
 _UNIT = Scale(low=0, high=1)
-# Of a curve: more would not be seen.
+# Of a curve, which has no more pixels.
 _MAX_BUCKETS = 100
 _COLORS = ("train", "validation", "third")
 
 
 def reliability_chart(evaluation: Evaluation) -> LineChart:
-    """Accuracy against confidence, a dot for each bin, larger for more answers; on the diagonal where all is well."""
+    """Draw accuracy against confidence, with a dot for each bin, larger for more answers; the diagonal is the ideal."""
     calibration = evaluation.calibration
     lines = [
         _line("well calibrated", "reference", [(0.0, 0.0), (1.0, 1.0)], ""),
@@ -31,7 +31,7 @@ def reliability_chart(evaluation: Evaluation) -> LineChart:
 
 
 def ranking_charts(evaluation: Evaluation, labels: Labels, logits: Logits) -> list[LineChart]:
-    """ROC and precision-recall curves: of the positive class, or of the best, the median and the worst class."""
+    """Draw ROC and precision-recall curves of the positive class, or of the best, the median and the worst class."""
     scores, classes = ClassScores(logits, evaluation.task), evaluation.classes
     usable = [k for k, of_class in enumerate(classes) if of_class.roc_auc is not None]
     if evaluation.task == "binary":
@@ -52,7 +52,7 @@ def ranking_charts(evaluation: Evaluation, labels: Labels, logits: Logits) -> li
 
 
 def _choose(areas: dict[int, float]) -> list[int]:
-    """The classes of the largest area, the median and the smallest: only their curves are worked out."""
+    """Return the classes of the largest, the median and the smallest area; only their curves are computed."""
     ranked = sorted(areas, key=lambda k: -areas[k])
     return [ranked[place] for place in sorted({0, len(ranked) // 2, len(ranked) - 1})]
 
@@ -69,7 +69,7 @@ def _dots(name: str, color: str, bins: Sequence[ReliabilityBin], last: str) -> L
         color=color,
         path="",
         dots=[(b.confidence, b.accuracy) for b in filled],
-        # The area, and not the width, is in proportion.
+        # The area, not the diameter, is proportional to the count.
         sizes_px=[5 + 11 * math.sqrt(b.count / largest) for b in filled],
         last=last,
     )
