@@ -176,7 +176,7 @@ def test_a_run_from_before_heads_were_kept_goes_on_with_the_one_it_has(
     }
     before.run.info_file.write_text(json.dumps(old))
     assert _plan(tmp_path / "run", digits, own_classifier).plan.model.head == "replace"
-    with pytest.raises(RunError, match=r"its model\.head came to replace, and now to keep"):
+    with pytest.raises(RunError, match=r"its model\.head is replace, and now keep"):
         _plan(tmp_path / "run", digits, own_classifier, "model.head=keep")
 
 
