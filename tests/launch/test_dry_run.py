@@ -145,7 +145,7 @@ def test_batches_and_rates_add_up(digits: pathlib.Path, tmp_path: pathlib.Path) 
     overrides = ["distribute.replicas=3", "train.global_batch_size=50", "train.accumulate_steps=4", "train.epochs=2"]
     rates = ["optimizer.scaling=sqrt", "optimizer.scaling_batch_size=200", "optimizer.warmup_epochs=0.5"]
     plan, config, _ = plan_with(digits, tmp_path, *overrides, *rates)
-    batches, rate = count_batches(plan, config), find_learning_rates(plan, config)
+    batches, rate = count_batches(plan, config), find_learning_rates(plan.epochs, config)
     assert (batches.num_train_steps - 1) * 50 + batches.last_batch_size == batches.num_positions == 2 * 1439
     assert batches.num_filled_up == 3 * 4 * 6 - 50
     empty = Batch(*(tf.zeros([batches.per_replica_batch_size]) for _ in range(5)))

@@ -1,6 +1,7 @@
 """The numbers of batches and steps, and the learning rates of a run."""
 
 from trainer.config.config import Config
+from trainer.data.sampling.epochs import Epochs
 from trainer.distribute.topology import part_size
 from trainer.dry_run.section import Section
 from trainer.plan.plan import Plan
@@ -66,10 +67,10 @@ def count_batches(plan: Plan, config: Config) -> BatchArithmetic:
     )
 
 
-def find_learning_rates(plan: Plan, config: Config) -> LearningRate:
+def find_learning_rates(epochs: Epochs, config: Config) -> LearningRate:
     """Return the schedule of the run, and its rates at the start, at the end of the warm-up, and along the way."""
-    schedule = Schedule.of(config, num_train_steps=plan.schedule.num_train_steps, epochs=plan.epochs)
-    last = plan.schedule.num_train_steps - 1
+    schedule = Schedule.of(config, num_train_steps=epochs.num_train_steps, epochs=epochs)
+    last = epochs.num_train_steps - 1
     steps = {0, schedule.warmup_steps, *(last * quarter // 4 for quarter in range(1, 5))}
     return LearningRate(
         setting=config.optimizer.learning_rate,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from trainer.dry_run.arithmetic import BatchArithmetic, LearningRate, count_batches, find_learning_rates
 from trainer.dry_run.examples import Examples, find_examples
 from trainer.dry_run.footprint import Footprint, measure_footprint
-from trainer.dry_run.machine import Engine, FindingOfDoctor, describe_engine, find_what_is_wrong
+from trainer.dry_run.machine import Engine, FindingOfDoctor, describe_engine, find_problems
 from trainer.dry_run.workers import Workers, list_workers
 from trainer.launch.plan_run import RUNS_DIR, PlannedRun
 
@@ -80,9 +80,9 @@ def make_dry_run(planned: PlannedRun, *, is_run_dir_given: bool) -> DryRun:
         run_dir=str(run_dir),
         engine=describe_engine(plan, config),
         batches=batches,
-        learning_rate=find_learning_rates(plan, config),
+        learning_rate=find_learning_rates(plan.epochs, config),
         examples=find_examples(plan, config, planned.topology, first_step=planned.first_step),
         footprint=measure_footprint(plan, config, batches),
         workers=list_workers(planned, run_dir=str(run_dir)),
-        findings=find_what_is_wrong(planned),
+        findings=find_problems(planned),
     )

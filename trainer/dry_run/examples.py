@@ -11,6 +11,7 @@ import tensorflow as tf
 from trainer.config.config import Config
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.storage import parse_path
+from trainer.data.input.pipeline import TrainingStream
 from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.dry_run.section import Section
@@ -100,7 +101,7 @@ def find_examples(plan: Plan, config: Config, topology: Topology, *, first_step:
                 num_examples=int(counts.in_shards[replica].sum()),
                 digest=counts.digests[replica].hexdigest(),
                 num_in_shard=counts.in_shards[replica].tolist(),
-                next_examples=_next_examples(plan, stream.order, next_position, stream.division.slice_of(replica)),
+                next_examples=_next_examples(stream, next_position, replica),
             )
             for replica in range(plan.replicas.num_replicas)
         ],
@@ -128,11 +129,11 @@ class _Counts:
             digest.update(examples.astype("<i8").tobytes())
 
 
-def _next_examples(plan: Plan, order: ExampleOrder, next_position: int, slice_: tuple[int, int]) -> list[int]:
+def _next_examples(stream: TrainingStream, next_position: int, replica: int) -> list[int]:
     """Return the first few examples of a replica's slice of the batch that starts at `next_position`."""
-    start, stop = (min(next_position + border, plan.schedule.num_positions) for border in slice_)
+    start, stop = (min(next_position + border, stream.num_positions) for border in stream.division.slice_of(replica))
     positions = np.arange(start, min(stop, start + _NUM_FIRST))
-    examples: list[int] = order.draw(tf.constant(positions, tf.int64)).examples.numpy().tolist()
+    examples: list[int] = stream.order.draw(tf.constant(positions, tf.int64)).examples.numpy().tolist()
     return examples
 
 

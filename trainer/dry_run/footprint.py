@@ -15,6 +15,7 @@ from trainer.dry_run.section import Section
 from trainer.model.classifier import build_configured
 from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, changing_statistics
 from trainer.plan.plan import Plan
+from trainer.plan.replicas_plan import ReplicasPlan
 from trainer.step.optimizer import Optimizer
 
 _FLOAT32_BYTES, _FLOAT16_BYTES = 4, 2
@@ -95,13 +96,13 @@ def measure_footprint(plan: Plan, config: Config, batch: BatchArithmetic) -> Foo
     )
     return Footprint(
         parameters=parameters,
-        memory=_measure_memory(plan, config, batch, model, parameters, image_size_px),
-        traffic=_measure_traffic(plan, config, model, parameters),
+        memory=_measure_memory(config, batch, model, parameters, image_size_px),
+        traffic=_measure_traffic(plan.replicas, config, model, parameters),
     )
 
 
 def _measure_memory(
-    plan: Plan, config: Config, batch: BatchArithmetic, model: Any, parameters: Parameters, image_size_px: int
+    config: Config, batch: BatchArithmetic, model: Any, parameters: Parameters, image_size_px: int
 ) -> Memory:
     num_slots = Optimizer.of_variables(config.optimizer, model.trainable_variables).num_slots
     num_averaged = parameters.num_trainable + parameters.num_statistics if config.train.ema_decay else 0
@@ -119,8 +120,8 @@ def _measure_memory(
     return Memory(**parts, total_bytes=sum(parts.values()))
 
 
-def _measure_traffic(plan: Plan, config: Config, model: Any, parameters: Parameters) -> Traffic:
-    n = plan.replicas.num_replicas
+def _measure_traffic(replicas: ReplicasPlan, config: Config, model: Any, parameters: Parameters) -> Traffic:
+    n = replicas.num_replicas
     gradient_bytes = _FLOAT16_BYTES if config.distribute.compression == "float16" else _FLOAT32_BYTES
     # Synchronised: sum, sum of squares and count forward, their gradients backward, for each chunk.
     channels = [
@@ -141,7 +142,7 @@ def _measure_traffic(plan: Plan, config: Config, model: Any, parameters: Paramet
         ring_factor=ring_factor,
         replica_bytes=replica_bytes,
         # A ring passes into each worker once and out of it once, however many replicas it has.
-        worker_network_bytes=replica_bytes if plan.replicas.num_workers > 1 else 0,
+        worker_network_bytes=replica_bytes if replicas.num_workers > 1 else 0,
     )
 
 

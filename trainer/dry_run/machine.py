@@ -62,7 +62,7 @@ def describe_engine(plan: Plan, config: Config) -> Engine:
     )
 
 
-def find_what_is_wrong(planned: PlannedRun) -> list[FindingOfDoctor]:
+def find_problems(planned: PlannedRun) -> list[FindingOfDoctor]:
     """Check this machine and the hosts of the job as `trainer doctor` does with the same options."""
     return [
         FindingOfDoctor(check=finding.check, verdict=finding.verdict, found=finding.found, fix=finding.fix)

@@ -4,6 +4,7 @@
 code and flat on disk, where the fields of all its parts stand side by side.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -16,7 +17,7 @@ from trainer.data.preparation.command import check_trainable
 from trainer.data.sampling.epochs import Epochs
 from trainer.data.sampling.order import run_length_warning
 from trainer.distribute.topology import Topology
-from trainer.features.decision import FeatureInputs, FeaturePlan, TrunkFacts, plan_features
+from trainer.features.decision import FeatureInputs, FeaturePlan, plan_features
 from trainer.features.find_trunk import find_trunk
 from trainer.model.backbones.registry import find_backbone
 from trainer.model.head_choice import HeadChoice
@@ -149,18 +150,17 @@ def _plan_features(
     model: ModelPlan,
     precision: Precision,
 ) -> FeaturePlan:
-    def find_trunk_of_run() -> TrunkFacts | None:
-        return find_trunk(
-            config.model.model_dump_json(),
-            task=model.task,
-            num_classes=manifest.num_classes,
-            image_size_px=model.image_size_px,
-            trainable=model.trainable,
-            batch_norm=model.batch_norm,
-            dtype_policy=precision,
-            to_last_layer=model.to_last_layer,
-        )
-
+    find_trunk_of_run = functools.partial(
+        find_trunk,
+        config.model.model_dump_json(),
+        task=model.task,
+        num_classes=manifest.num_classes,
+        image_size_px=model.image_size_px,
+        trainable=model.trainable,
+        batch_norm=model.batch_norm,
+        dtype_policy=precision,
+        to_last_layer=model.to_last_layer,
+    )
     return plan_features(
         FeatureInputs(
             config=config,
