@@ -303,4 +303,4 @@ def test_digits_prepared_with_another_seed_are_another_run(digits: pathlib.Path,
         ).plan
         for path in (digits, other)
     ]
-    assert plans[0].dataset_hash != plans[1].dataset_hash
+    assert plans[0].data.dataset_hash != plans[1].data.dataset_hash
