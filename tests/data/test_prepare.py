@@ -447,7 +447,7 @@ def test_the_command_shows_counts_findings_and_what_to_type_next(photos: pathlib
     assert ["class", "train", "validation", "test"] in rows
     assert ["dog", "17", "2", "2"] in rows
     assert ["3", "classes", "49", "6", "6"] in rows
-    assert f"left out    1 empty; {out}/bad_files.jsonl names each" in result.stdout.replace("\n", "")
+    assert f"left out    1 empty; {out}/bad_files.jsonl lists them" in result.stdout.replace("\n", "")
     assert "re-encoded  1 converted from TIFF" in result.stdout
     assert f"trainer launch --data {out}" in result.stdout.replace("\n", "")
     assert "checking 62/62" in result.stderr

@@ -223,5 +223,5 @@ def test_a_path_of_windows_in_a_listing_is_missing_and_says_why(tmp_path: pathli
         f.write("\nC:\\photos\\1.png,cat,train")
     manifest = prepare_dataset(str(listing), tmp_path / "out", options=PrepareOptions(max_bad_fraction=0.5))
     assert [bad.reason for bad in manifest.bad_files] == [
-        "missing: a path of Windows, which names nothing here; write it relative to the listing"
+        "missing: a Windows path, which does not exist here; write it relative to the listing"
     ]

@@ -167,7 +167,7 @@ def test_what_was_done_is_not_done_again(
     prepare_dataset(str(photos), out, options=options, note=notes.append)
     # The second reading of all that was not written, after the first reading of what was not checked.
     assert len(names) <= (120 - after + 30 + 120 if stage == "checking" else 120 - after + 30)
-    assert "going on with the preparation that was stopped" in notes[0]
+    assert "resuming the stopped preparation" in notes[0]
     whole = out.with_name("whole") / "dataset"
     prepare_dataset(str(photos), whole, options=options)
     assert contents(out) == contents(whole)
@@ -281,7 +281,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tmp_path: path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, hard))
     try:
-        with pytest.raises(TrainerError, match=r"dataset cannot be written: .*the same command goes on where it was"):
+        with pytest.raises(TrainerError, match=r"dataset cannot be written: .*run the same command again to resume"):
             prepare_dataset(str(source), out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -282,7 +282,7 @@ def test_what_is_no_archive_says_what_was_expected(tmp_path: pathlib.Path) -> No
         with pytest.raises(DataError, match="is neither a zip nor a tar"):
             open_source(str(tmp_path / name))
     (tmp_path / "1.jpg.gz").write_bytes(gzip.compress(b"an image" * 100))
-    with pytest.raises(DataError, match="is no tar, or a damaged one"):
+    with pytest.raises(DataError, match="is not a tar, or is damaged"):
         staged(tmp_path / "1.jpg.gz")
 
 

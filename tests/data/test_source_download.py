@@ -182,7 +182,9 @@ def test_a_server_that_knows_no_ranges_sends_all_again(server: Server, workspace
 
 def test_a_server_that_always_cuts_is_given_up_and_what_came_is_kept(server: Server, workspace: pathlib.Path) -> None:
     server.cuts = [1000] + [0] * 20
-    with pytest.raises(DataError, match=r"cannot be downloaded from http://127.*; give the command again once there"):
+    with pytest.raises(
+        DataError, match=r"cannot be downloaded from http://127.*; run the command again with a net"
+    ):
         staged(server, workspace)
     assert server.requests == [None] + ["bytes=1000-"] * 4
     assert (workspace / f"download-{server.sha256[:16]}.part").read_bytes() == server.content[:1000]
@@ -210,7 +212,7 @@ def test_more_than_was_said_is_refused(
     flowers = dataclasses.replace(CATALOGUE["flowers"], url=server.url, num_bytes=size, sha256=server.sha256)
     monkeypatch.setitem(CATALOGUE, "flowers", flowers)
     server.extra, server.says_length = b"x" * 10**7, says_length
-    with pytest.raises(DataError, match=f"gives more than the {size:,} bytes that it should have"):
+    with pytest.raises(DataError, match=f"sends more than the expected {size:,} bytes"):
         open_source("flowers").stage(workspace, show_nothing)
     assert list(workspace.iterdir()) == []
     server.extra = b""
@@ -237,7 +239,7 @@ def test_a_redirection_is_followed(server: Server, workspace: pathlib.Path) -> N
 
 
 def test_an_address_without_a_checksum_is_refused_before_anything_is_fetched(server: Server) -> None:
-    with pytest.raises(DataError, match="comes without a checksum; give what its publisher says with --sha256"):
+    with pytest.raises(DataError, match="comes without a checksum; give its publisher's with --sha256"):
         open_source(server.url)
     assert server.requests == []
 

@@ -150,7 +150,7 @@ def typed(kind: bytes, target: str = "") -> Callable[[tarfile.TarInfo], None]:
         (tarfile.CHRTYPE, "", "a device or a pipe in the archive"),
         (tarfile.BLKTYPE, "", "a device or a pipe in the archive"),
         (tarfile.FIFOTYPE, "", "a device or a pipe in the archive"),
-        (b"Z", "", "no regular file in the archive"),
+        (b"Z", "", "not a regular file in the archive"),
     ],
 )
 def test_special_members_of_a_tar_are_bad_files(
@@ -187,7 +187,7 @@ def test_links_in_a_zip_are_bad_files(place: pathlib.Path) -> None:
     def pipe(info: zipfile.ZipInfo) -> None:
         info.create_system, info.external_attr = 3, 0o010777 << 16
 
-    assert read_all(stage(place, zip_with(pipe)))["b/2"] == "no regular file in the archive"
+    assert read_all(stage(place, zip_with(pipe)))["b/2"] == "not a regular file in the archive"
 
 
 def sparse_header(name: str, size: int) -> bytes:
@@ -322,7 +322,7 @@ def test_a_member_that_expands_beyond_its_declared_size_is_stopped(place: pathli
     source = stage(place, with_end(body + local_header(b"b/1", good, 4, 0) + good, central, 2))
     lie, honest = source.candidates()
     tracemalloc.start()
-    with pytest.raises(DataError, match=f"'a/lie' .* expands to more than the {declared:,} bytes that it is declared"):
+    with pytest.raises(DataError, match=f"'a/lie' .* expands to more than its declared {declared:,} bytes"):
         source.read(lie)
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
@@ -408,7 +408,7 @@ def test_a_damaged_header_in_a_tar_is_not_taken_for_its_end(place: pathlib.Path)
     content = bytearray(tar_with())
     at = bytes(content).find(b"b/2")
     content[at] ^= 1
-    refused(place, bytes(content), "is damaged or cut off: 1 members are not followed by its end mark")
+    refused(place, bytes(content), "is damaged or cut off: no end-of-archive marker follows its 1 members")
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
@@ -431,7 +431,7 @@ def test_a_zip_with_another_count_of_members_than_it_says_is_refused(place: path
     content = zip_with()
     end = content.rfind(b"PK\5\6")
     changed = content[: end + 10] + struct.pack("<H", 2) + content[end + 12 :]
-    refused(place, changed, "lists 3 members and says that it has 2")
+    refused(place, changed, "lists 3 members but declares 2")
 
 
 def test_the_streams_of_a_compressed_file_are_read_one_after_the_other(place: pathlib.Path) -> None:

@@ -103,7 +103,7 @@ HEAD = "path,label,split,weight\n"
         (
             "l.csv",
             HEAD + "1.jpg,a,test,\n2.jpg,a,eval,\n",
-            "line 3 .* has 'eval' for 'split', and other lines name the test otherwise",
+            "line 3 .* has 'eval' for 'split', and other lines name the test split otherwise",
         ),
         ("l.csv", HEAD + "1.jpg,a,,0\n", "line 2 .* has '0' for 'weight'; expected a number above 0"),
         ("l.csv", HEAD + "1.jpg,a,,-1\n", "for 'weight'"),
@@ -237,8 +237,8 @@ def test_labels_between_semicolons_keep_their_bars(tmp_path: pathlib.Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (as_table(";").encode("cp1252"), r"line 2 of .* the byte 0xE4, which a Windows code page may mean for 'ä'"),
-        (b"PK\3\4" + bytes(100), "is a workbook of Excel"),
+        (as_table(";").encode("cp1252"), r"line 2 of .* the byte 0xE4, which is 'ä' in Windows code page 1252"),
+        (b"PK\3\4" + bytes(100), r"is a workbook \(such as of Excel\)"),
         (b"file;class\n1.jpg;a\n", "has the columns file, class; expected path and label"),
         (b"sep=;\npath;label\n1.jpg;a;b\n", "line 3 .* has more than 2 values"),
         (as_table(",").encode("utf-16")[:-1], "is not UTF-16 text"),

@@ -210,7 +210,7 @@ def test_records_without_an_image_or_a_label_are_bad_files(folder: pathlib.Path,
         "its record has no image/encoded; it holds image/class/label, image/format",
         "its record has no image/class/label",
         "its record has the label -1",
-        "its record is no tf.train.Example",
+        "its record is not a tf.train.Example",
         "its record has 2 labels and 1 names of classes",
         "its record has no image/encoded; it holds nothing",
     ]
@@ -262,7 +262,7 @@ def test_a_flipped_bit_in_a_length_names_the_file_and_the_byte(
     path = write(folder / "file.tfrecord", records)
     start = sum(16 + len(record) for record in records[:3])
     flip(path, start + byte)
-    message = rf"file\.tfrecord at byte {start} \(record 3\) is no TFRecord, or a damaged one: the length of the record"
+    message = rf"file\.tfrecord at byte {start} \(record 3\) is not a TFRecord, or is damaged: the length of the record"
     with pytest.raises(DataError, match=message):
         staged(folder, workspace)
     assert list(workspace.iterdir()) == []
@@ -328,7 +328,7 @@ def test_a_file_that_is_cut_off_is_an_error(folder: pathlib.Path, workspace: pat
 def test_a_file_that_is_no_tfrecord_says_so(folder: pathlib.Path, workspace: pathlib.Path) -> None:
     folder.mkdir()
     (folder / "file.tfrecord").write_bytes(b"\x89PNG\r\n\x1a\n" * 10)
-    with pytest.raises(DataError, match=r"at byte 0 .* is no TFRecord"):
+    with pytest.raises(DataError, match=r"at byte 0 .* is not a TFRecord"):
         staged(folder, workspace)
 
 

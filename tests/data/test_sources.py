@@ -74,7 +74,7 @@ def test_links_are_followed_and_a_loop_is_an_error(tmp_path: pathlib.Path) -> No
     (source / "cat").symlink_to(elsewhere)
     assert found(source) == {"cat/1.jpg": ("cat", None)}
     (elsewhere / "again").symlink_to(elsewhere)
-    with pytest.raises(DataError, match="again is a link to a folder that it lies in"):
+    with pytest.raises(DataError, match="again is a link to a folder that contains it"):
         found(source)
 
 
@@ -217,8 +217,8 @@ def test_missing_idx_files_say_how_to_get_them(tmp_path: pathlib.Path, monkeypat
         (b"\0\0\x0d\x03" + bytes(12), "begins with 00 00 0d 03"),
         (idx(np.zeros([2, 2], np.uint8)), "in 3 dimensions"),
         (idx(np.zeros([2, 2, 2], np.uint8))[:-1], r"holds 7 values where its header says \[2, 2, 2\]"),
-        (gzip.compress(idx(np.zeros([2, 2, 2], np.uint8)))[:-9], "is not a whole gzip file"),
-        (b"\x1f\x8bnonsense", "is not a whole gzip file"),
+        (gzip.compress(idx(np.zeros([2, 2, 2], np.uint8)))[:-9], "is not a complete gzip file"),
+        (b"\x1f\x8bnonsense", "is not a complete gzip file"),
     ],
     # A name of its own for each: pytest would make one of the bytes, and gzip's hold the time of day,
     # so that two workers that collect in different seconds would disagree.

@@ -76,7 +76,7 @@ def test_in_a_folder_of_photos_the_same_command_twice_trains_on_the_photos_both_
     assert [message for message in notes if "prepared from" in message and "before" in message]
     (photos / "cat" / "10.png").write_bytes((photos / "cat" / "9.png").read_bytes())
     plan_run(config, run_dir=None, resume=True, note=notes.append)
-    told = [message for message in notes if message.endswith("is left out: trainer has written it")]
+    told = [message for message in notes if message.endswith("is left out: it was written by trainer")]
     assert {pathlib.Path(message.partition(" is left")[0]).name for message in told} == {
         "runs", "a dataset", "a dataset.cache", "a dataset.features"
     }  # fmt: skip

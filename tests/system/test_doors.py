@@ -155,6 +155,6 @@ def test_two_spellings_of_one_class_are_refused_whatever_the_source(kind: str, t
         csv = "\n".join(["path,label", *(f"{path},{label}" for path, label in rows)])
         jsonl = "\n".join(json.dumps({"path": path, "label": label}) for path, label in rows)
         source.write_text(csv if kind == "csv" else jsonl)
-    with pytest.raises(DataError, match=r"the class 'cafe?.' is spelled in two ways of Unicode"):
+    with pytest.raises(DataError, match=r"the class 'cafe?.' has two Unicode spellings"):
         CliRunner().invoke(app, ["prepare", str(source), "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert not (tmp_path / "out").exists()

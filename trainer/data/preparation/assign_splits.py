@@ -1,4 +1,4 @@
-"""The third stage: which readable image goes to which split, and in what order."""
+"""The third stage: assign each readable image to a split and a position in it."""
 
 import collections
 import itertools
@@ -11,20 +11,21 @@ from trainer.data.preparation.splits import Stratification, sizes_of_fraction
 from trainer.data.preparation.state import NUM_LEFT_OUT, SPLIT_ORIGINS, TRAINING_FREED, State, printable, to_labels
 from trainer.errors import DataError
 
-# The listed ones that are not known to be bad: all of them before the check, the readable ones after it.
+# Candidates not known to be bad: all of them before the check, the readable ones after it.
 _CHECKS = "checks ON checks.id = candidates.id WHERE reason IS NULL"
 _USABLE = f"candidates LEFT JOIN {_CHECKS}"
 _FREE = f"{_USABLE} AND candidates.split IS NULL"
 
 
 def choose_splits(state: State, class_names: Sequence[str], options: PrepareOptions) -> None:
-    """Fills `chosen` and `places`: a split for every readable candidate, and its position there.
+    """Fill the tables `chosen` and `places`: the split of every readable candidate, and its position there.
 
-    A candidate with a `split` of its own goes there. The others of each class (the rarest of several) are divided
-    alike, as `splits.cut_sizes` says, in the order of a hash; no group is divided. Of what is left for training,
-    `options.train_fraction` may be taken. Positions are shuffled.
+    A candidate with a `split` of its own keeps it. The others are stratified by class (of several, the rarest) with the
+    sizes of `splits.cut_sizes`, in the order of a hash; groups are not divided. If `options.train_fraction` is given,
+    the training images are subsampled. Positions are shuffled.
 
-    Raises DataError where a class cannot have an image in every split, or the source itself divides a group.
+    Raises:
+        DataError: a class cannot have an image in every split, or the source itself divides a group.
     """
     check_class_counts(state, class_names, options)
     with state.transaction():
@@ -38,7 +39,7 @@ def choose_splits(state: State, class_names: Sequence[str], options: PrepareOpti
         cut = _splits_to_cut(state, options)
         _divide(state, class_names, cut)
         state.set_fact(SPLIT_ORIGINS, _origins(state, cut))
-        _thin_training(state, options.train_fraction)
+        _subsample_training(state, options.train_fraction)
         _check_chosen(state, class_names, options.seed)
         state.connection.execute(
             "INSERT INTO places SELECT split, row_number() OVER (PARTITION BY split ORDER BY key, filename) - 1, id "
@@ -48,7 +49,7 @@ def choose_splits(state: State, class_names: Sequence[str], options: PrepareOpti
 
 
 def _splits_to_cut(state: State, options: PrepareOptions) -> dict[SplitName, float]:
-    """The shares of the splits that the source has not filled itself; none where it leaves nothing to divide."""
+    """Return the fractions of the splits to cut: those the source does not have, if it leaves any image free."""
     own = _splits_of_source(state)
     if None not in own:
         return {}
@@ -56,6 +57,7 @@ def _splits_to_cut(state: State, options: PrepareOptions) -> dict[SplitName, flo
 
 
 def _splits_of_source(state: State) -> set[SplitName | None]:
+    """Return the splits that the source assigns; None among them if it leaves images free."""
     rows = state.connection.execute(f"SELECT DISTINCT candidates.split FROM {_USABLE}").fetchall()  # noqa: S608
     return {None if split is None else SPLITS[split] for (split,) in rows}
 
@@ -71,9 +73,12 @@ def _origins(state: State, cut: Mapping[SplitName, float]) -> dict[SplitName, Sp
 
 
 def check_class_counts(state: State, class_names: Sequence[str], options: PrepareOptions) -> None:
-    """Raises DataError for fewer than two classes, or a class that cannot have an example in every split.
+    """Check that there are two classes or more, and that each can have an example in every split.
 
-    Called before the images are checked as well, when all that are listed count.
+    It is also called before the images are checked, when all listed ones count.
+
+    Raises:
+        DataError: there are too few classes, or too few images of one.
     """
     if len(class_names) < 2:
         raise DataError(
@@ -92,7 +97,7 @@ def check_class_counts(state: State, class_names: Sequence[str], options: Prepar
         to_fill: list[SplitName] = [*(() if counts[label, "train"] else ("train",)), *cut]
         num_free = counts[label, None]
         if num_free < len(to_fill):
-            # Without a validation split it could not be trained on.
+            # The advice is never to drop the validation split, which training needs.
             drop = "--test 0" if "test" in cut and num_free >= len(to_fill) - 1 else ""
             raise DataError(
                 f"the class {class_name!r} has {num_free} readable image{'s'[: num_free != 1]} to divide, and needs "
@@ -108,7 +113,7 @@ def check_class_counts(state: State, class_names: Sequence[str], options: Prepar
 
 
 def _divide(state: State, class_names: Sequence[str], fractions: Mapping[SplitName, float]) -> None:
-    """Adds to `chosen` all candidates that the source leaves free."""
+    """Insert all candidates that the source leaves free into `chosen`."""
     num_examples, num_singles, num_units = _count_strata(state)
     if num_units != num_examples:
         _check_group_counts(class_names, num_units, fractions)
@@ -123,10 +128,10 @@ def _divide(state: State, class_names: Sequence[str], fractions: Mapping[SplitNa
     state.insert("chosen", _place_singles(state, stratification, num_singles))
 
 
-def _thin_training(state: State, share: float | None) -> None:
-    """Leave in train no more than `share` of the free candidates of each stratum; a smaller share is part of a larger.
+def _subsample_training(state: State, share: float | None) -> None:
+    """Keep at most `share` of the free candidates of each stratum in train; a smaller share is a subset of a larger.
 
-    Groups stay out of two splits whether all of a group is taken or not.
+    A group may be kept in part; it is still in no other split.
     """
     if share is None:
         return
@@ -145,7 +150,7 @@ def _thin_training(state: State, share: float | None) -> None:
 
 
 def _count_strata(state: State) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
-    """By stratum, of what is free: examples, those without a group, and units (groups and those without)."""
+    """Count, by stratum, the free examples, those without a group, and the units (groups, and examples without one)."""
     rows = state.connection.execute(
         "SELECT stratum, count(*), sum(in_group IS NULL), count(DISTINCT in_group) "  # noqa: S608
         f"FROM {_FREE} GROUP BY stratum"
@@ -205,7 +210,7 @@ def _check_group_counts(
 
 
 def _check_chosen(state: State, class_names: Sequence[str], seed: int) -> None:
-    """Raises DataError where a split lacks a class, as groups and images of several classes can make it."""
+    """Raise DataError if a split lacks a class, which groups and multi-label images can cause."""
     seen: set[tuple[int, int]] = set()
     for labels, split in state.connection.execute(
         "SELECT DISTINCT labels, chosen.split FROM chosen JOIN candidates ON candidates.id = chosen.id"

@@ -1,4 +1,4 @@
-"""Raw images given where a dataset is expected: prepared once, beside them, and again only when they changed."""
+"""Prepare raw images that are given as a dataset: once, beside them, and again only if they changed."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ FINGERPRINT_FILE = "prepared_from.json"
 
 
 class Preparation(NamedTuple):
-    """A preparation that is still to be done: what would be read, and what it would be written as."""
+    """A pending preparation: the source to read and the dataset to write."""
 
     source: str
     dataset_dir: str
@@ -39,19 +39,19 @@ def prepare_beside(
     note: Callable[[str], None],
     progress: ShowProgress = show_nothing,
 ) -> pathlib.Path:
-    """The dataset `<source>.trainer-dataset` of a folder or listing of images; prepared first where need be.
+    """Return the dataset `<source>.trainer-dataset` of a folder or listing of images, preparing it first if needed.
 
-    It is used again while the names, sizes and modification times of the images, their labels and `options` are
-    the same. `note` is told in a sentence what is done. Of several processes, such as mpirun's, one prepares it and
+    It is reused while the names, sizes and modification times of the images, their labels and `options` stay the same.
+    `note` is called with a sentence on what is done. Of several processes, for example under mpirun, one prepares and
     the others wait.
 
     Raises:
-        DataError: see `prepare.prepare_dataset`, or the folder around `source` cannot be written.
+        DataError: as for `prepare.prepare_dataset`, or the folder that contains `source` cannot be written.
     """
     options = options or prepare.PrepareOptions()
     source = source.resolve()
     dataset_dir = _beside(source)
-    # Taken before the images are read: a change while they are read shows the next time.
+    # Computed before the images are read, so that a change meanwhile is noticed next time.
     fingerprint = _fingerprint(_open(source, options), source, options)
     if _read_fingerprint(dataset_dir) == fingerprint:
         note(f"using {dataset_dir}, prepared from {source} before")
@@ -71,7 +71,7 @@ def prepare_beside(
 
 
 def find_preparation(source: pathlib.Path, options: prepare.PrepareOptions | None = None) -> Preparation | None:
-    """What `prepare_beside` would have to prepare first, by a listing of it; None where nothing.
+    """Return what `prepare_beside` would have to prepare, by listing the source; None if the dataset is up to date.
 
     Raises:
         DataError: `source` is not a folder or listing of images.
@@ -94,7 +94,7 @@ def _beside(source: pathlib.Path) -> pathlib.Path:
 @contextlib.contextmanager
 def _one_at_a_time(dataset_dir: pathlib.Path, note: Callable[[str], None]) -> Iterator[None]:
     def on_wait(holder: lock.Holder | None) -> None:
-        note(f"waiting for {holder or 'another process'}, which prepares {dataset_dir}")
+        note(f"waiting for {holder or 'another process'}, which is preparing {dataset_dir}")
 
     with contextlib.ExitStack() as stack:
         try:
@@ -130,7 +130,7 @@ def _prepare(
 
 @contextlib.contextmanager
 def _advice_in_a_command(source: pathlib.Path) -> Iterator[None]:
-    """Errors of a preparation advise options of `prepare`, which the command that prepares beside does not take."""
+    """Complete errors that advise options of `prepare`, which other commands do not have, with a `prepare` command."""
     try:
         yield
     except DataError as e:
@@ -158,7 +158,7 @@ def _fingerprint(opened: FileSource, source: pathlib.Path, options: prepare.Prep
 
 
 def _read_fingerprint(dataset_dir: pathlib.Path) -> str | None:
-    """None where the dataset was not finished by `prepare_beside`, or is of another version."""
+    """Return the recorded fingerprint; None if `prepare_beside` did not finish the dataset, or in another version."""
     try:
         Manifest.load(dataset_dir)
         found = json.loads((dataset_dir / FINGERPRINT_FILE).read_text(encoding="utf-8"))["sha256"]

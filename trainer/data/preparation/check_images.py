@@ -1,4 +1,4 @@
-"""The second stage: every candidate is read and decoded once."""
+"""The second stage: read and decode every candidate once."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainer.console.task_progress import ShowProgress
+from trainer.console.task_progress import Advances, ShowProgress
 from trainer.data.dataset.manifest import DeepSamples
 from trainer.data.preparation.deep_samples import FULL_BITS, fewer_bits, usual_bits
 from trainer.data.preparation.file_kinds import find_left_behind
@@ -18,18 +18,18 @@ from trainer.data.preparation.ordered_threads import map_chunks_in_order, num_wo
 from trainer.data.preparation.state import DEEP_SAMPLES, IGNORED, State
 from trainer.data.sources import Candidate, Source
 
-# A thread reads so many files (few, where there are not many), or so many bytes, before it decodes them together.
+# How many files (fewer if there are not many) or bytes a thread reads before it decodes them together.
 _MIN_CHUNK_FILES, _MAX_CHUNK_FILES = 8, 128
 _CHUNKS_PER_WORKER = 16
 _CHUNK_BYTES = 2**23
-# What was found out is written down about so often; a kill loses no more.
+# How often results are saved; a kill loses no more.
 _SAVE_EVERY_SECS = 0.25
 
 _Row = tuple[Any, ...]
 
 
 def check_candidates(state: State, source: Source, options: PrepareOptions, progress: ShowProgress) -> None:
-    """Adds a row to `checks` for every candidate that has none."""
+    """Insert a row into `checks` for every candidate that has none."""
     num_done = state.scalar("SELECT count(*) FROM checks")
     num_candidates = state.scalar("SELECT count(*) FROM candidates")
     num_workers = num_workers_of(options.num_workers)
@@ -38,19 +38,13 @@ def check_candidates(state: State, source: Source, options: PrepareOptions, prog
     checker = _Checker(source, options.max_side_px, options.sample_bits)
     with progress("checking", num_candidates) as shown:
         shown.advance(num_done)
-        with (
-            contextlib.closing(map_chunks_in_order(checker.check, chunks, num_workers)) as found,
-            contextlib.closing(_Saver(state)) as saver,  # also what is done when Ctrl-C comes
-        ):
-            for rows in found:
-                saver.add(rows)
-                shown.advance(len(rows))
+        _check_chunks(state, checker, chunks, num_workers, shown)
 
 
-def look_at_deep_samples(state: State, source: Source, options: PrepareOptions, progress: ShowProgress) -> None:
-    """Decides, once all are checked, how many bits are used in files of 16 that do not say it, and checks these again.
+def resolve_sample_bits(state: State, source: Source, options: PrepareOptions, progress: ShowProgress) -> None:
+    """Decide how many bits are used in 16-bit files that do not say so, and check these files again.
 
-    Killed in between, it starts over, and comes to the same.
+    It needs the checks of all images. If killed, it starts over with the same result.
     """
     num_files, highest = state.connection.execute(
         "SELECT count(*), max(highest_sample) FROM checks WHERE highest_sample IS NOT NULL"
@@ -61,16 +55,8 @@ def look_at_deep_samples(state: State, source: Source, options: PrepareOptions, 
     if options.sample_bits is None and bits != FULL_BITS:
         checker = _Checker(source, options.max_side_px, bits)
         chunks = _chunks_of_deep_samples(state)
-        with (
-            progress(f"reading {bits} bits", num_files) as shown,
-            contextlib.closing(
-                map_chunks_in_order(checker.check, chunks, num_workers_of(options.num_workers))
-            ) as found,
-            contextlib.closing(_Saver(state)) as saver,
-        ):
-            for rows in found:
-                saver.add(rows)
-                shown.advance(len(rows))
+        with progress(f"reading {bits} bits", num_files) as shown:
+            _check_chunks(state, checker, chunks, num_workers_of(options.num_workers), shown)
     decided = DeepSamples(
         num_files=num_files,
         highest=highest,
@@ -82,14 +68,26 @@ def look_at_deep_samples(state: State, source: Source, options: PrepareOptions, 
 
 
 def sample_bits_of(state: State, options: PrepareOptions) -> int | None:
-    """How many bits are used in files of 16 that do not say it, as `look_at_deep_samples` has decided."""
+    """Return how many bits are used in 16-bit files that do not say so, as decided by `resolve_sample_bits`."""
     found = state.fact(DEEP_SAMPLES)
     return options.sample_bits if found is None else int(found["bits"])
 
 
 def digest_of(content: bytes) -> bytes:
-    """By this the second reading of an image is compared with the first."""
-    return hashlib.sha256(content).digest()[:16]  # today's processors have instructions for it
+    """Return a digest, to notice an image that changes between the two passes."""
+    return hashlib.sha256(content).digest()[:16]  # processors have instructions for SHA-256
+
+
+def _check_chunks(
+    state: State, checker: "_Checker", chunks: Iterator[list[tuple[int, Candidate]]], num_workers: int, shown: Advances
+) -> None:
+    with (
+        contextlib.closing(map_chunks_in_order(checker.check, chunks, num_workers)) as found,
+        contextlib.closing(_Saver(state)) as saver,  # saves on Ctrl-C too
+    ):
+        for rows in found:
+            saver.add(rows)
+            shown.advance(len(rows))
 
 
 def _chunks_to_do(state: State, chunk_files: int) -> Iterator[list[tuple[int, Candidate]]]:
@@ -113,7 +111,7 @@ class _Checker:
     sample_bits: int | None
 
     def check(self, chunk: Sequence[tuple[int, Candidate]]) -> list[_Row]:
-        """The rows of `checks` for a chunk, in order."""
+        """Return the rows of `checks` for a chunk, in order."""
         rows: list[_Row] = []
         read: list[tuple[int, str, bytes]] = []
         num_bytes = 0
@@ -157,7 +155,7 @@ def _reason_of(error: OSError, candidate: Candidate) -> str:
     if not isinstance(error, FileNotFoundError):
         return f"cannot be read: {error.strerror or error}"
     if re.match(r"[A-Za-z]:[\\/]|\\\\", candidate.filename):
-        return "missing: a path of Windows, which names nothing here; write it relative to the listing"
+        return "missing: a Windows path, which does not exist here; write it relative to the listing"
     return "missing"
 
 
@@ -173,7 +171,7 @@ def _bad_row(number: int, reason: str) -> _Row:
 
 
 class _Saver:
-    """Gathers rows for one transaction a second: each waits for the disk."""
+    """A buffer that saves rows in few transactions, because each waits for the disk."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -186,7 +184,7 @@ class _Saver:
             self.close()
 
     def close(self) -> None:
-        """Saves what is left."""
+        """Save the remaining rows."""
         rows, self._rows = self._rows, []
         with self._state.transaction():
             self._state.insert("checks", rows, replace=True)

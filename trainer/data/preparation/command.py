@@ -1,4 +1,4 @@
-"""The command that prepares a dataset again as it was prepared, but for what has to change."""
+"""Build the command that prepares a dataset again, with some options changed."""
 
 import shlex
 
@@ -22,7 +22,7 @@ _FLAGS = {
 
 
 def prepare_command(manifest: Manifest, dataset_dir: DatasetPath, **changed: object) -> str:
-    """A line for the shell; `changed` are options by their names in `PrepareOptions`."""
+    """Return a shell command; `changed` are options by their names in `PrepareOptions`."""
     options = {**manifest.options, "seed": manifest.seed, **changed}
     usual = PrepareOptions()
     words = ["trainer", "prepare", manifest.source, "--out", str(dataset_dir), "--overwrite"]
@@ -35,7 +35,7 @@ def prepare_command(manifest: Manifest, dataset_dir: DatasetPath, **changed: obj
 
 
 def check_trainable(manifest: Manifest, dataset_dir: DatasetPath) -> None:
-    """Raises DataError, with the command that helps, where there is nothing to train on or to validate with."""
+    """Raise DataError, with a command that fixes it, if the train or the validation split is empty."""
     needed: tuple[SplitName, ...] = ("train", "validation")
     for split in needed:
         if split not in manifest.splits or not manifest.splits[split].num_examples:

@@ -1,13 +1,13 @@
-"""Pictures of 16 bits a sample: how many of the bits are used, and the picture of 8 bits that people mean.
+"""Images with 16 bits per sample: how many of the bits are used, and the conversion to 8 bits.
 
-Cameras, microscopes and scanners of 10, 12 or 14 bits write files of 16, and most write the values as they are: a
-viewer of 16 bits shows them nearly black. The number of bits that are used is found in this order:
+Cameras, microscopes and scanners with 10, 12 or 14 bits write 16-bit files, and most do not scale the values: a 16-bit
+viewer shows them nearly black. The number of bits in use is determined in this order:
 
-1. The file says it: TIFF's BitsPerSample of 12, MaxSampleValue, SMaxSampleValue or WhiteLevel; PNG's sBIT, whose
-   samples are to be scaled up to all 16 bits (ISO/IEC 15948, 11.3.2.7) and often are not, which shows in the values.
-2. Otherwise whoever asks says it, from the range of the whole source or an option.
+1. The file says so: TIFF's BitsPerSample of 12, MaxSampleValue, SMaxSampleValue or WhiteLevel; PNG's sBIT, whose
+   samples should be scaled up to all 16 bits (ISO/IEC 15948, 11.3.2.7) but often are not, as the values show.
+2. Otherwise the caller says so, from the range of the whole source or an option.
 
-The 8 upper bits of those that are used make the picture; with all 16 in use that is how TensorFlow reads it too.
+The image is made of the upper 8 of the bits in use; with all 16 in use that is TensorFlow's result too.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 FULL_BITS: Final = 16
-# The depths of sensors, and 8 for files that hold no more.
+# Bit depths of sensors, and 8 for files without more.
 _USUAL_BITS: Final = (8, 10, 12, 14, FULL_BITS)
-# From Pillow's raw modes that keep the upper byte of a sample to the mode that keeps the lower one.
+# Maps Pillow's raw modes that keep the upper byte of a sample to those that keep the lower one.
 _LOWER_BYTES: Final = {
     **{f"{mode};16B": f"{mode};16L" for mode in ("RGB", "RGBA", "RGBX", "CMYK")},
     **{f"{mode};16L": f"{mode};16B" for mode in ("RGB", "RGBA", "RGBX", "CMYK")},
@@ -34,22 +34,23 @@ _ORIENTATION: Final = ExifTags.Base.Orientation
 
 
 def usual_bits(highest: int) -> int:
-    """The smallest usual number of bits that holds the value `highest`."""
+    """Return the smallest usual number of bits that holds the value `highest`."""
     return next(bits for bits in _USUAL_BITS if highest < 2**bits)
 
 
 def fewer_bits(bits: int) -> int:
-    """The usual number of bits below `bits`; 0 below them all."""
+    """Return the next smaller usual number of bits, or 0."""
     return max((usual for usual in _USUAL_BITS if usual < bits), default=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepSamples:
-    """The samples of one picture.
+    """The samples of one image.
 
-    values: [height, width, channels], uint16. `has_alpha`: the last channel is one.
-    declared_bits: how many bits the file says are used, where its values do not contradict it; None otherwise.
-    is_scaled_up: it says so for samples that are scaled up to all bits, as PNG wants it.
+    values: [height, width, channels], uint16.
+    has_alpha: true if the last channel is alpha.
+    declared_bits: how many bits the file says are used, unless its values contradict that; otherwise None.
+    is_scaled_up: true if the declared bits were scaled up to all 16, as PNG requires.
     """
 
     values: npt.NDArray[np.uint16]
@@ -62,12 +63,12 @@ class DeepSamples:
 
     @property
     def highest(self) -> int:
-        """The highest value of a colour."""
+        """The highest value of a colour channel."""
         colours = self.values[..., :-1] if self.has_alpha else self.values
         return int(colours.max())
 
     def to_image(self, bits: int) -> Image.Image:
-        """The picture of 8 bits, of samples that use `bits`; what is higher becomes 255."""
+        """Convert samples that use `bits` to an 8-bit image; higher values become 255."""
         narrowed = _narrow(self.values, bits)
         if self.has_alpha:
             alpha = self.values[..., -1]
@@ -85,11 +86,11 @@ def _narrow(values: npt.NDArray[np.uint16], bits: int) -> npt.NDArray[np.uint8]:
 
 
 def read_deep_samples(encoded: bytes, image: Image.Image) -> DeepSamples | None:
-    """The samples of `image`, which was opened from `encoded` and not yet loaded; None where they are of 8 bits.
+    """Read the samples of `image`, opened from `encoded` and not yet loaded; return None if they have 8 bits.
 
-    Raises whatever Pillow raises on a damaged file.
+    Pillow may raise any exception on a damaged file.
     """
-    # Pillow scales those of a PGM to 16 bits, whatever its highest value, and calls the mode I.
+    # Pillow scales the samples of a PGM to 16 bits, whatever its maximum, with mode I.
     is_pgm = image.format == "PPM" and image.mode == "I"
     if image.mode.startswith("I;16") or is_pgm:
         image.load()
@@ -122,7 +123,7 @@ def read_deep_samples(encoded: bytes, image: Image.Image) -> DeepSamples | None:
 
 
 def _raw_mode_of(image: Image.Image) -> str | None:
-    """The one that all tiles of an opened image have."""
+    """Return the raw mode that all tiles of an opened image share, or None."""
     tiles: list[Any] = getattr(image, "tile", [])
     modes = {tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), None) for tile in tiles}
     mode = modes.pop() if len(modes) == 1 else None
@@ -139,7 +140,7 @@ def _set_raw_mode(image: Image.Image, before: str, after: str) -> None:
 def _with_transparent_colour(
     image: Image.Image, values: npt.NDArray[np.uint16], mode: str, *, has_alpha: bool
 ) -> tuple[npt.NDArray[np.uint16], str, bool]:
-    """Makes the one colour that a PNG calls transparent (tRNS) an alpha channel; it is a value of all 16 bits."""
+    """Turn the transparent colour of a PNG (tRNS, a 16-bit value) into an alpha channel."""
     colour = image.info.get("transparency")
     if has_alpha or colour is None or isinstance(colour, bytes) or mode not in ("L", "RGB"):
         return values, mode, has_alpha
@@ -149,7 +150,7 @@ def _with_transparent_colour(
 
 
 def _declared_bits(encoded: bytes, image: Image.Image, values: npt.NDArray[np.uint16]) -> tuple[int | None, bool]:
-    """(how many bits the file says are used or None, whether it says so of samples that are scaled up)."""
+    """Return the number of bits the file declares, or None, and whether the samples were scaled up from it."""
     highest = int(values.max())
     if image.format == "PNG":
         significant = _significant_bits(encoded)
@@ -159,9 +160,9 @@ def _declared_bits(encoded: bytes, image: Image.Image, values: npt.NDArray[np.ui
             return FULL_BITS, False
         if highest >= 2**significant:
             return FULL_BITS, True
-        # Scaled up, the lower bits repeat the upper ones or are zero, and all of these are zero here.
-        is_as_it_is = bool((values & (2 ** (FULL_BITS - significant) - 1)).any())
-        return (significant if is_as_it_is else None), False
+        # In scaled-up samples the lower bits repeat the upper ones or are zero, and the upper ones are zero here.
+        is_unscaled = bool((values & (2 ** (FULL_BITS - significant) - 1)).any())
+        return (significant if is_unscaled else None), False
     if image.format == "JPEG2000":  # Pillow scales it to all bits
         return FULL_BITS, False
     tags: Any = getattr(image, "tag_v2", {})
@@ -173,13 +174,13 @@ def _declared_bits(encoded: bytes, image: Image.Image, values: npt.NDArray[np.ui
 
 
 def _first_number(value: Any) -> int | None:
-    """Of a TIFF tag, which has a value for each channel."""
+    """Return the first number of a TIFF tag, which has a value per channel."""
     first = value[0] if isinstance(value, tuple) and value else value
     return int(first) if isinstance(first, int | float) and first == first // 1 else None
 
 
 def _significant_bits(encoded: bytes) -> int | None:
-    """The largest number in the sBIT chunk of a PNG, which stands before its image data; None where it has none."""
+    """Return the largest number in the sBIT chunk of a PNG, which precedes its image data; None if it has none."""
     position = 8
     while position + 8 <= len(encoded):
         length, kind = int.from_bytes(encoded[position : position + 4]), encoded[position + 4 : position + 8]

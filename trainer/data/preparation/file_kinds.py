@@ -1,4 +1,4 @@
-"""A file that is no image, in words: its kind by its first bytes, and how to get an image of it.
+"""Identify files that are not images by their first bytes, and say how to get an image from them.
 
 Sources: the specifications and magic numbers of each format; ISO base media files by their brand (ISO/IEC 14496-12).
 """
@@ -10,7 +10,7 @@ from trainer.data.sources.left_behind import IMAGE_SUFFIXES
 
 
 class FileKind(NamedTuple):
-    """`name` with an article; `is_text_or_data`: what people keep beside images, such as annotations and papers."""
+    """A kind of file: `name` has an article, `is_text_or_data` marks what people keep beside images."""
 
     name: str
     fix: str = ""
@@ -76,7 +76,7 @@ _NUM_BYTES: Final = 1024
 
 
 def find_kind(content: bytes) -> FileKind | None:
-    """The kind of a file that no decoder has opened; None where its bytes say nothing."""
+    """Return the kind of a file that no decoder could open, or None if its bytes are not recognized."""
     head = content[:_NUM_BYTES]
     for magic, kind in _MAGIC:
         if head.startswith(magic):
@@ -98,9 +98,9 @@ def find_kind(content: bytes) -> FileKind | None:
 
 
 def find_left_behind(filename: str, content: bytes) -> str | None:
-    """The kind of what is left behind among images by what it is; None for what was meant to be an image.
+    """Return the kind of a system file or document among images; None for a file that should have been an image.
 
-    A page or a pointer that has the name of an image, or no suffix at all, was meant to be one.
+    A web page or Git LFS pointer with the suffix of an image, or without one, should have been an image.
     """
     kind = find_kind(content)
     if kind in (_APPLE_DOUBLE, _THUMBNAILS):
@@ -115,7 +115,7 @@ def _find_text(head: bytes) -> FileKind | None:
     try:
         text = head.decode("utf-8-sig").lstrip()
     except UnicodeDecodeError as e:
-        if e.start < len(head) - 4:  # otherwise a character that the end of `head` has cut
+        if e.start < len(head) - 4:  # otherwise `head` ends within a character
             return None
         text = head[: e.start].decode("utf-8-sig").lstrip()
     if any(not character.isprintable() and not character.isspace() for character in text):

@@ -1,4 +1,4 @@
-"""What tells whether a source is still the one that was seen before, without reading an image."""
+"""Fingerprint a source, to notice changes without reading images."""
 
 import hashlib
 import os
@@ -11,21 +11,21 @@ _MODULUS = 2**128
 
 
 class SourceFingerprint:
-    """A digest of the candidates of a source, added one after the other.
+    """A digest of the candidates of a source, added one by one.
 
-    It has the names, labels, splits, weights and groups, and, where the source is files, their sizes and times of
-    modification. The order does not matter (a folder is listed in any): it is the sum of a digest of each.
+    It covers names, labels, splits, weights and groups, and, for sources of files, their sizes and modification times.
+    It is the sum of a digest of each, so the order does not matter (folders are listed in any order).
     """
 
     def __init__(self, source: Source, text: str) -> None:
-        """`text` is what the user calls `source`."""
+        """Start a fingerprint of `source`, which the user gave as `text`."""
         self._source = source
         self._sum = 0
         self._num_candidates = 0
         self._beginning = f"{source.class_names!r}\n{_status_of_files(text, source)}"
 
     def add(self, candidate: Candidate) -> None:
-        """Every candidate once."""
+        """Add a candidate; call it once for each."""
         seen = ""
         if isinstance(self._source, FileSource):
             try:
@@ -52,7 +52,7 @@ class SourceFingerprint:
 
 
 def fingerprint_of(source: Source, text: str) -> str:
-    """The fingerprint of all of `source`, which the user calls `text`."""
+    """Return the fingerprint of `source`, which the user gave as `text`."""
     fingerprint = SourceFingerprint(source, text)
     for candidate in source.candidates():
         fingerprint.add(candidate)
@@ -60,7 +60,7 @@ def fingerprint_of(source: Source, text: str) -> str:
 
 
 def _status_of_files(text: str, source: Source) -> str:
-    """Sizes and times of the file `text`, or of the files in the folder, where the candidates are not files."""
+    """Return sizes and times of the file `text`, or of the files in the folder; "" if the candidates are files."""
     path = pathlib.Path(text)
     try:
         if isinstance(source, FileSource) or not path.exists():
@@ -71,5 +71,5 @@ def _status_of_files(text: str, source: Source) -> str:
             for file in files
             if stat.S_ISREG((status := file.stat()).st_mode)
         )
-    except (OSError, ValueError):  # such as a name that is too long for a path: it is none
+    except (OSError, ValueError):  # for example a name too long for a path
         return ""

@@ -1,4 +1,4 @@
-"""The first stage: the candidates of the source into the state, but for those that were not asked for."""
+"""The first stage: store the candidates of the source in the state, without those left out on request."""
 
 import collections
 import difflib
@@ -27,10 +27,10 @@ from trainer.system.names import check_class_names, find_spelling_twins, normali
 
 
 def list_candidates(state: State, source: Source, source_text: str, options: PrepareOptions) -> None:
-    """Fills `candidates` and the facts, in one transaction.
+    """Fill the table `candidates` and the facts, in one transaction.
 
     Raises:
-        DataError: `source` is not of the right form, names an image twice, or lacks a class of `options.exclude`.
+        DataError: `source` has the wrong form, names an image twice, or lacks a class of `options.exclude`.
     """
     with state.transaction():
         listing = _Listing(source, source_text, options.exclude)
@@ -55,7 +55,7 @@ def list_candidates(state: State, source: Source, source_text: str, options: Pre
 
 
 def _free_training(state: State, options: PrepareOptions) -> None:
-    """Lets what is asked for be cut from the training images of a source that names a split for every image."""
+    """Free the training images of a fully split source if splits it lacks, or a part of train, were asked for."""
     own = {split for (split,) in state.connection.execute("SELECT DISTINCT split FROM candidates")}
     is_missing = any(share > 0 and SPLITS.index(split) not in own for split, share in options.fractions.items())
     if None not in own and (is_missing or options.train_fraction is not None):
@@ -64,12 +64,12 @@ def _free_training(state: State, options: PrepareOptions) -> None:
 
 
 class _Listing:
-    """The rows of `candidates` with what is counted on the way; labels are in order of appearance."""
+    """The rows of `candidates`, and counts made on the way; labels are numbered in order of appearance."""
 
     def __init__(self, source: Source, source_text: str, exclude: Sequence[str]) -> None:
         self.fingerprint = SourceFingerprint(source, source_text)
         self.num_excluded = 0
-        # How many candidates have a class, by its number of appearance.
+        # How many candidates have a class, by its number in order of appearance.
         self.counts: collections.Counter[int] = collections.Counter()
         self._source = source
         self._exclude = frozenset(map(normalize_class_name, exclude))
@@ -103,15 +103,16 @@ class _Listing:
         return [label for label, name in zip(every, names, strict=True) if name not in self._exclude]
 
     def class_names(self) -> list[str]:
-        """In the order of their labels and in the form NFC, once all rows are seen.
+        """Return the class names in the order of their labels, in Unicode NFC; call it after `rows`.
 
-        Raises DataError for an unknown class to exclude, and for one class in two spellings.
+        Raises:
+            DataError: a class to exclude is unknown, or a class has two Unicode spellings.
         """
         given = list(self._source.class_names or sorted(self.numbers))
         twins = find_spelling_twins(given)
         if twins is not None:
             raise DataError(
-                f"the class {twins[0]!r} is spelled in two ways of Unicode ({twins[0]!a} and {twins[1]!a}), "
+                f"the class {twins[0]!r} has two Unicode spellings ({twins[0]!a} and {twins[1]!a}), "
                 "which look the same; use one of them for both"
             )
         names = [normalize_class_name(name) for name in given]
@@ -141,15 +142,15 @@ def _check_named_once(state: State) -> None:
 
 
 def _same_path(filename: bytes) -> bytes:
-    """Equal for two spellings of one path."""
+    """Normalize a path, so that its spellings compare equal."""
     return os.path.normpath(filename) if b"//" in filename or b"./" in filename else filename
 
 
 def _set_labels(state: State, listing: _Listing, class_names: Sequence[str]) -> None:
-    """Replaces the numbers of appearance by the labels, and finds the rarest of each candidate."""
+    """Replace the numbers in order of appearance by labels, and set the stratum, the rarest label of each candidate."""
     label_of = {name: label for label, name in enumerate(class_names)}
-    called = ((normalize_class_name(name), number) for name, number in listing.numbers.items())
-    labels = {number: label_of[name] for name, number in called if name in label_of}
+    names = ((normalize_class_name(name), number) for name, number in listing.numbers.items())
+    labels = {number: label_of[name] for name, number in names if name in label_of}
     rarity = {labels[number]: count for number, count in listing.counts.items()}
 
     def final_labels(text: str) -> str:
@@ -164,9 +165,9 @@ def _set_labels(state: State, listing: _Listing, class_names: Sequence[str]) -> 
 
 
 def _leave_out(state: State, sizes_of: splits.SizesOf) -> int:
-    """Keeps of each class in each split of the source as many as `sizes_of` says; returns how many are left out.
+    """Keep `sizes_of` candidates of each class in each split of the source; return how many are left out.
 
-    The first by a hash of their names: fewer of a class are therefore always some of what more would be.
+    The first by a hash of their names are kept, so a smaller selection is a subset of a larger one.
     """
     counts: dict[int, dict[int | None, int]] = collections.defaultdict(dict)
     for stratum, split, count in state.connection.execute(

@@ -1,4 +1,4 @@
-"""What decides the content of a dataset besides its source."""
+"""The options that determine the content of a dataset besides its source."""
 
 import dataclasses
 from typing import Any
@@ -10,21 +10,22 @@ from trainer.errors import DataError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """What decides the content of a dataset besides its source; only `num_workers` and `max_bad_fraction` do not.
+    """Options of a preparation; all but `num_workers` and `max_bad_fraction` determine the content of the dataset.
 
-    validation_fraction, test_fraction: of the images of each class, each at least 0 and together below 1. A split
-        that the source has of its own is taken as it is.
-    train_fraction: of the images of each class that validation and test could come from; None for all that they leave.
-    exclude: classes that are left out; an image of several classes keeps its others.
-    fraction: of the images of each class, over 0 to 1; a smaller one takes some of those that a larger one takes.
-    per_class: at most so many images of each class, over all splits; None for all.
-    group_column: the column of a listing that names what must not be divided between splits.
-    max_side_px: an image that is longer or wider is made smaller; None leaves all as they are.
-    sample_bits: how many bits are used in files of 16 that do not say it themselves; None looks at their values.
-    sha256: of an archive that is given as the source.
-    shard_bytes: a shard holds about so much (more, where there would be over `writing.MAX_SHARDS`).
+    validation_fraction, test_fraction: shares of the images of each class, each at least 0, together below 1. A split
+        that the source already has is kept.
+    train_fraction: share of each class's images that the source assigns to no split; None for all that remain.
+    seed: of the assignment to splits and the order of examples.
+    exclude: classes to leave out; an image of several classes keeps the others.
+    fraction: share of the images of each class to take, above 0; a smaller one takes a subset of a larger one.
+    per_class: the most images of each class, over all splits; None for all.
+    group_column: the column of a listing with groups that must not be divided between splits.
+    max_side_px: an image with a longer side is made smaller; None for no limit.
+    sample_bits: how many bits are used in 16-bit files that do not say so; None to derive it from their values.
+    sha256: the checksum of an archive given as the source.
+    shard_bytes: the approximate size of a shard (larger if there would be more than `write_shards.MAX_SHARDS`).
     max_bad_fraction: a larger share of unusable files is an error.
-    num_workers: threads; 0 for one a core.
+    num_workers: threads; 0 for one per core.
     """
 
     validation_fraction: float = 0.1
@@ -64,7 +65,7 @@ class PrepareOptions:
             raise DataError(f"--sample-bits is {self.sample_bits}; expected the bits in use, 8 to 16, such as 12")
         if self.shard_bytes < 1 or self.num_workers < 0:
             raise DataError(
-                f"{self.shard_bytes} bytes a shard and {self.num_workers} workers; expected at least 1, and 0 or more"
+                f"{self.shard_bytes} bytes per shard and {self.num_workers} workers; expected at least 1, and 0 or more"
             )
 
     def _check_train_fraction(self) -> None:
@@ -73,7 +74,7 @@ class PrepareOptions:
             return
         if not 0 < share <= 1:
             raise DataError(f"--train is {share}; expected a share of each class over 0, such as 0.2")
-        # As decimals add up: 0.7 + 0.2 + 0.1 is a little less than 1 in binary, and others a little more.
+        # Rounded, because decimal shares that sum to 1 may sum to slightly more in binary.
         if round(share + self.validation_fraction + self.test_fraction, 9) > 1:
             raise DataError(
                 f"--train {share}, --val {self.validation_fraction} and --test {self.test_fraction} are more than all "
@@ -89,10 +90,10 @@ class PrepareOptions:
         return SourceOptions(group_column=self.group_column, sha256=self.sha256, exclude=self.exclude)
 
     def decisive(self) -> dict[str, Any]:
-        """Those that decide the content, as JSON can say them."""
+        """Return the options that determine the content, as JSON values."""
         values = dataclasses.asdict(self)
         del values["num_workers"], values["max_bad_fraction"]
-        # As in datasets from before there were these options: they need not be prepared again.
+        # Omitted at their defaults, so that datasets of versions without these options stay valid.
         if self.train_fraction is None:
             del values["train_fraction"]
         if self.sample_bits is None:

@@ -1,4 +1,4 @@
-"""Work on threads, where they help, whose results come in order."""
+"""Map over chunks on threads if that is faster, with results in order."""
 
 import collections
 import concurrent.futures
@@ -10,12 +10,12 @@ from typing import TypeVar
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-# Such as the decoding of 128 x 128 pixels, or a file that comes over a network.
+# About the time to decode 128 x 128 pixels, or to read a file over a network.
 _WORTH_A_THREAD_SECS = 300e-6
 
 
 def num_workers_of(num_workers: int) -> int:
-    """`num_workers`, or one for each core that this process may use, for 0."""
+    """Return `num_workers`, or, for 0, the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return num_workers or len(os.sched_getaffinity(0))
     return num_workers or os.cpu_count() or 1
@@ -24,15 +24,15 @@ def num_workers_of(num_workers: int) -> int:
 def map_chunks_in_order(
     function: Callable[[Sequence[_T]], _R], chunks: Iterable[Sequence[_T]], num_workers: int
 ) -> Generator[_R, None, None]:
-    """`map` over chunks of items, on at most `num_workers` threads; a few results more than that are in flight.
+    """Map over chunks of items in order, on at most `num_workers` threads with a few more results in flight.
 
-    Reading large files, decoding and hashing work outside the interpreter's lock. For items that take less than
-    `_WORTH_A_THREAD_SECS`, threads only wait for it in turns: those are done here, until some take longer.
-    Close the generator where it is left early.
+    Reading large files, decoding and hashing release the GIL. For items that take less than `_WORTH_A_THREAD_SECS`,
+    threads would only wait for it, so chunks run on the calling thread until some items take longer.
+    Close the generator if you leave it early.
     """
     remaining = iter(chunks)
     if num_workers > 1:
-        is_first = True  # it sets up what the others use, and says nothing
+        is_first = True  # it includes one-time setup, so its time is not measured
         for chunk in remaining:
             started = time.perf_counter()
             result = function(chunk)
@@ -56,5 +56,5 @@ def _map_on_threads(function: Callable[[_T], _R], items: Iterable[_T], num_worke
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        finally:  # an error or Ctrl-C waits for what is running, not for what is queued
+        finally:  # on an error or Ctrl-C, wait for running chunks and drop queued ones
             pool.shutdown(wait=False, cancel_futures=True)

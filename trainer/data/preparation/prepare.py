@@ -1,9 +1,9 @@
-"""Any source of labelled images to a prepared dataset: checked, split, shuffled, sharded.
+"""Prepare a dataset from any source of labelled images: check, split, shuffle and shard them.
 
-Two passes over the images: the first decodes each one, so that the splits are cut from what is readable; the second
-writes the records in their final order. What is known of the images is in a database beside the dataset (see
-`preparation.state`), so that memory stays flat, and a killed preparation goes on where it was. The same source, seed
-and options give the same bytes, whatever the number of workers and however often it was killed.
+There are two passes over the images: the first decodes each one, so that splits are cut from readable images; the
+second writes the records in their final order. The state is in a database beside the dataset (see `preparation.state`),
+so memory use does not grow, and a killed preparation can resume. The same source, seed and options give the same bytes,
+whatever the number of workers and however often it was killed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import PIL
 from trainer.console.task_progress import Advances, ShowProgress, show_nothing
 from trainer.data.dataset.manifest import SCHEMA_VERSION, Manifest
 from trainer.data.preparation.assign_splits import check_class_counts, choose_splits
-from trainer.data.preparation.check_images import check_candidates, look_at_deep_samples
+from trainer.data.preparation.check_images import check_candidates, resolve_sample_bits
 from trainer.data.preparation.fingerprint import fingerprint_of
 from trainer.data.preparation.list_images import list_candidates
 from trainer.data.preparation.options import PrepareOptions
@@ -35,9 +35,10 @@ from trainer.errors import DataError
 
 __all__ = ["MAX_SHARDS", "Advances", "PrepareOptions", "prepare_dataset"]
 
-# Of what the work folder holds; one of another version is not gone on with.
+# Version of the work folder; one of another version is not resumed.
 _WORK_VERSION = 2
-_WHAT = "what"
+# The fact of the state that holds the digest of the request.
+_REQUEST = "what"
 
 
 def prepare_dataset(
@@ -50,14 +51,14 @@ def prepare_dataset(
     progress: ShowProgress = show_nothing,
     note: Callable[[str], None] = lambda message: None,
 ) -> Manifest:
-    """Prepares `source` (see `sources.open_source`) as the dataset `out` and returns its manifest.
+    """Prepare `source` (see `sources.open_source`) as the dataset `out` and return its manifest.
 
-    A preparation of `out` that was stopped goes on, if the source and the options are the same and `restart` is not
-    given; `note` is told so.
+    A stopped preparation of `out` is resumed if the source and the options are the same and `restart` is not given;
+    `note` is called with a sentence about it.
 
     Raises:
-        DataError: the source is unknown, empty, of one class, or has a class with fewer readable images than
-            splits; too many of its files cannot be used; `out` is taken, or being prepared by another process.
+        DataError: the source is unknown, empty, has one class, or a class with fewer readable images than splits; too
+            many of its files cannot be used; `out` exists, or is being prepared by another process.
         TrainerError: `out` cannot be written.
     """
     options = options or PrepareOptions()
@@ -67,7 +68,7 @@ def prepare_dataset(
     opened = open_source(source, options.for_source)
     for remark in opened.remarks:
         note(remark)
-    with _pillow_remarks_ignored(), open_work_folder(out, restart=restart) as work:
+    with _ignore_pillow_warnings(), open_work_folder(out, restart=restart) as work:
         check_target(out, source, overwrite=overwrite)
         preparation = _Preparation(opened, source, work, options, progress, note)
         with contextlib.closing(preparation.open_state()) as state:
@@ -77,10 +78,10 @@ def prepare_dataset(
 
 
 @contextlib.contextmanager
-def _pillow_remarks_ignored() -> Iterator[None]:
-    """Its warnings on sloppy files (EXIF, MPO) say nothing that the check does not find out.
+def _ignore_pillow_warnings() -> Iterator[None]:
+    """Ignore Pillow's warnings about malformed files (EXIF, MPO), which the check reports itself.
 
-    Entered around all threads, since the filters are those of the process.
+    Warning filters are global to the process, so this wraps all threads.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -89,7 +90,7 @@ def _pillow_remarks_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _source_named(source_text: str) -> Iterator[None]:
-    """Where the source cannot be read, says so; what is wrong with the disk of `out` goes on."""
+    """Name the source in errors of reading it; errors of the disk of `out` pass through."""
     try:
         yield
     except OSError as e:
@@ -97,12 +98,12 @@ def _source_named(source_text: str) -> Iterator[None]:
             raise
         where = f" ({e.filename})" if e.filename else ""
         raise DataError(
-            f"the source {source_text} cannot be read: {e.strerror or e}{where}; correct that and start again"
+            f"the source {source_text} cannot be read: {e.strerror or e}{where}; fix that and run the command again"
         ) from e
 
 
 class _Preparation:
-    """The stages in order; each does what the state does not have yet."""
+    """The stages in order; each does only what the state does not have yet."""
 
     def __init__(
         self,
@@ -121,22 +122,22 @@ class _Preparation:
         self._note = note
 
     def open_state(self) -> State:
-        """The state of this very command, or an empty one."""
-        what = self._what_is_asked()
+        """Open the state of the same request if there is one, otherwise create an empty state."""
+        request = self._request_digest()
         with contextlib.suppress(sqlite3.DatabaseError):
             state = State(self._work.state_file, seed=self._options.seed)
-            found = state.fact(_WHAT)
-            if found == what:
+            found = state.fact(_REQUEST)
+            if found == request:
                 self._work.keep = True
                 return state
             state.close()
             if found is not None:
-                self._note("the options are not those of the preparation that was stopped; starting anew")
+                self._note("the options differ from those of the stopped preparation; starting over")
         self._work.clear()
         self._work.source.mkdir()
         self._work.dataset.mkdir()
         state = State(self._work.state_file, seed=self._options.seed)
-        state.set_fact(_WHAT, what)
+        state.set_fact(_REQUEST, request)
         return state
 
     def run(self, state: State) -> Manifest:
@@ -150,13 +151,13 @@ class _Preparation:
         check_candidates(state, source, options, self._progress)
         check_bad_fraction(state, options.max_bad_fraction)
         if not state.scalar("SELECT count(*) FROM places"):
-            look_at_deep_samples(state, source, options, self._progress)
+            resolve_sample_bits(state, source, options, self._progress)
         if not state.scalar("SELECT count(*) FROM places"):
             choose_splits(state, class_names, options)
         try:
             shards = write_shards(state, source, self._work.dataset, options, self._progress)
         except SourceChangedError:
-            state.set_fact(FINGERPRINT, None)  # what was found out is not worth going on with
+            state.set_fact(FINGERPRINT, None)  # do not resume from checks of other bytes
             raise
         write_bad_files(state, self._work.dataset)
         manifest = make_manifest(state, source.name, self._source_text, options, shards)
@@ -166,25 +167,26 @@ class _Preparation:
     def _list(self, state: State) -> None:
         seen = state.fact(FINGERPRINT)
         if seen is not None and seen == fingerprint_of(self._source, self._source_text):
-            self._tell_how_far(state)
+            self._report_progress(state)
             return
         if seen is not None:
-            self._note("the source has changed since the preparation was stopped; starting anew")
-        what = state.fact(_WHAT)
+            self._note("the source has changed since the preparation was stopped; starting over")
+        request = state.fact(_REQUEST)
         state.clear()
-        state.set_fact(_WHAT, what)
+        state.set_fact(_REQUEST, request)
         list_candidates(state, self._source, self._source_text, self._options)
 
-    def _tell_how_far(self, state: State) -> None:
+    def _report_progress(self, state: State) -> None:
         num_checked = state.scalar("SELECT count(*) FROM checks")
         num_listed = state.scalar("SELECT count(*) FROM candidates")
         num_shards = state.scalar("SELECT count(*) FROM shards")
         self._note(
-            f"going on with the preparation that was stopped: {num_checked:,} of {num_listed:,} images are checked, "
+            f"resuming the stopped preparation: {num_checked:,} of {num_listed:,} images are checked, "
             f"{num_shards:,} shard{'s'[: num_shards != 1]} written"
         )
 
-    def _what_is_asked(self) -> str:
-        """A digest of all that decides the dataset but the source's content."""
-        asked: list[Any] = [_WORK_VERSION, SCHEMA_VERSION, PIL.__version__, self._source_text, self._options.decisive()]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    def _request_digest(self) -> str:
+        """Return a digest of all that determines the dataset except the content of the source."""
+        versions = [_WORK_VERSION, SCHEMA_VERSION, PIL.__version__]
+        request: list[Any] = [*versions, self._source_text, self._options.decisive()]
+        return hashlib.sha256(json.dumps(request).encode()).hexdigest()

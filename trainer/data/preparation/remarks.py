@@ -1,4 +1,4 @@
-"""The findings of a preparation that people must know of, a line each; the same from every command that prepares."""
+"""Summarize the findings of a preparation, one line each, for every command that prepares."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ from trainer.data.dataset.manifest import BAD_FILES_NAME, BESIDE_CLASSES, DeepSa
 
 
 def remarks_on(manifest: Manifest, out: str) -> list[tuple[str, str]]:
-    """(a word, a sentence) of each finding on the dataset `out`."""
+    """Return (keyword, sentence) of each finding on the dataset `out`."""
     remarks = []
     if manifest.split_origins:
         remarks.append(("splits", _on_splits(manifest)))
@@ -15,11 +15,11 @@ def remarks_on(manifest: Manifest, out: str) -> list[tuple[str, str]]:
         text = _counts(manifest.num_left_out).replace(BESIDE_CLASSES, f"{BESIDE_CLASSES}{names}")
         remarks.append(("not taken", text))
     if manifest.num_ignored:
-        remarks.append(("ignored", f"{_counts(manifest.num_ignored)}, which are no images and no classes"))
+        remarks.append(("ignored", f"{_counts(manifest.num_ignored)}, which are neither images nor classes"))
     if manifest.num_bad_files:
-        remarks.append(("left out", f"{_counts(manifest.num_bad_files)}; {out}/{BAD_FILES_NAME} names each"))
+        remarks.append(("left out", f"{_counts(manifest.num_bad_files)}; {out}/{BAD_FILES_NAME} lists them"))
     if manifest.num_reencoded:
-        remarks.append(("re-encoded", f"{_counts(manifest.num_reencoded)}; all other files are stored as they are"))
+        remarks.append(("re-encoded", f"{_counts(manifest.num_reencoded)}; all other files are stored unchanged"))
     if manifest.deep_samples is not None:
         remarks.append(("16 bits", _on_deep_samples(manifest.deep_samples)))
     if manifest.num_duplicates_across_splits:
@@ -27,8 +27,8 @@ def remarks_on(manifest: Manifest, out: str) -> list[tuple[str, str]]:
         remarks.append(
             (
                 "warning",
-                f"{manifest.num_duplicates_across_splits:,} files are in more than one split with the very same bytes, "
-                f"such as {first}; {out}/manifest.json names them",
+                f"{manifest.num_duplicates_across_splits:,} files are in more than one split with the same bytes, "
+                f"such as {first}; {out}/manifest.json lists them",
             )
         )
     return remarks
@@ -54,7 +54,7 @@ def _on_splits(manifest: Manifest) -> str:
 
 
 def _num_for_training(manifest: Manifest) -> int:
-    """How many usable images the source has in its own training part, before anything is cut from it."""
+    """Count the usable training images of the source, before any split is cut from them."""
     origins = manifest.split_origins
     of_train = [split for split in manifest.splits if split == "train" or origins.get(split) == "train"]
     return sum(manifest.splits[split].num_examples for split in of_train) + manifest.num_left_out.get("over --train", 0)
@@ -75,7 +75,7 @@ def _on_deep_samples(found: DeepSamples) -> str:
         why += f", though {found.num_darker:,} would fit into fewer"
     return (
         f"{files} not say how many of them are used: read as {found.bits} bits, {why}; "
-        "trainer prepare --sample-bits BITS reads them otherwise"
+        "change it with: trainer prepare --sample-bits BITS"
     )
 
 

@@ -1,7 +1,7 @@
-"""Which example goes to which split, and in what order: arithmetic on names and a seed, and nothing else.
+"""Assign examples to splits and order them, from names and a seed alone.
 
-An example's place comes from a hash of (seed, purpose, file name). It does not depend on the order in which a
-folder is listed, the number of workers or the versions of libraries, and hardly on the other examples.
+An example's position comes from a hash of (seed, purpose, file name). It does not depend on the order of a folder's
+listing, the number of workers or library versions, and hardly on the other examples.
 """
 
 import collections
@@ -12,63 +12,66 @@ from typing import TypeVar
 from trainer.data.dataset.manifest import SPLITS, SplitName
 
 _T = TypeVar("_T", bound=Hashable)
-# From the number of images in each part of a class to how many of them are taken.
+# Maps the number of images in each part of a class to how many of them are taken.
 SizesOf = Callable[[Mapping[int | None, int]], dict[int | None, int]]
 
 
 def order_key(seed: int, purpose: str, name: bytes) -> bytes:
-    """Sorting by this key shuffles; the same for the same arguments everywhere. `name` is a file's or a group's."""
+    """Return a sort key that shuffles deterministically; `name` is of a file or a group."""
     return hashlib.blake2b(f"{seed}\0{purpose}\0".encode() + name, digest_size=16).digest()
 
 
 def sizes_of_fraction(counts: Mapping[_T, int], fraction: float) -> dict[_T, int]:
-    """`fraction` of each of `counts`, rounded, at least one of each; never less for a larger fraction."""
+    """Return `fraction` of each count, rounded, at least one; never less for a larger fraction."""
     return {part: min(count, max(1, round(count * fraction))) for part, count in counts.items()}
 
 
 def sizes_per_class(counts: Mapping[_T, int], num_examples: int) -> dict[_T, int]:
-    """`num_examples` in all, or as many as there are, divided like `counts`; at least one of each as far as it goes."""
+    """Divide `num_examples`, or as many as there are, in proportion to `counts`, at least one each if possible."""
     total = sum(counts.values())
     if total <= num_examples:
         return dict(counts)
     sizes = {part: max(1, count * num_examples // total) for part, count in counts.items()}
-    while sum(sizes.values()) > num_examples:  # for the ones that were given: from the largest, last the rarest
+    while sum(sizes.values()) > num_examples:  # make up for those ones: from the largest, the rarest last
         sizes[max(sizes, key=lambda part: (sizes[part], -counts[part]))] -= 1
-    for part in sorted(counts, key=lambda part: -counts[part]):  # what rounding down left over
+    for part in sorted(counts, key=lambda part: -counts[part]):  # distribute the remainder of rounding down
         sizes[part] = min(counts[part], sizes[part] + num_examples - sum(sizes.values()))
     return sizes
 
 
 def cut_sizes(num_examples: int, fractions: Mapping[SplitName, float]) -> dict[SplitName, int]:
-    """How many of a class's examples go to each split of `fractions`, the rest being for training.
+    """Return how many of a class's examples go to each split of `fractions`; the rest is for training.
 
-    round(num_examples * fraction), at least one, and so that at least one is left for training; there must be more
+    This is round(num_examples * fraction), at least one, and leaves at least one for training; there must be more
     examples than splits.
     """
     sizes = {split: max(1, round(num_examples * fraction)) for split, fraction in fractions.items()}
-    # Rounding up must not take the last training example of a small class.
+    # Rounding up must leave a training example of a small class.
     while sizes and sum(sizes.values()) >= num_examples and max(sizes.values()) > 1:
         sizes[max(sizes, key=lambda split: sizes[split])] -= 1
     return sizes
 
 
 class Stratification:
-    """Fills the splits so that each has its share of every stratum (the class, or the rarest of several).
+    """A stratified assignment to splits by class (of several classes, the rarest).
 
-    Groups come first, whole and one after the other, by `place_group`; `sizes_of_singles` then says how many of the
-    examples without a group go where, which makes up for what the groups had too much of.
+    Groups are assigned first, whole and one by one, by `place_group`; `sizes_of_singles` then divides the examples
+    without a group, so as to compensate for uneven groups.
     """
 
     def __init__(
         self, num_examples: Mapping[int, int], num_units: Mapping[int, int], fractions: Mapping[SplitName, float]
     ):
-        """`num_examples` and `num_units` (groups, and examples without one) of each stratum.
+        """Plan the sizes of the splits.
 
-        `fractions`: of the splits that are to be cut; "train" gets the rest.
+        Args:
+            num_examples: examples of each stratum.
+            num_units: groups, plus examples without a group, of each stratum.
+            fractions: of the splits to cut; "train" gets the rest.
         """
         self._splits: Sequence[SplitName] = [split for split in SPLITS if split == "train" or split in fractions]
         self._num_units_left = collections.Counter(num_units)
-        # How many examples each split still wants of each stratum; below zero where it has too many.
+        # How many examples of each stratum each split still needs; negative if it has too many.
         self._wanted: dict[SplitName, dict[int, int]] = {split: {} for split in self._splits}
         self._sizes: dict[SplitName, dict[int, int]] = {split: {} for split in self._splits}
         for stratum, count in num_examples.items():
@@ -78,10 +81,10 @@ class Stratification:
                 self._wanted[split][stratum] = self._sizes[split][stratum] = wanted
 
     def place_group(self, counts: Mapping[int, int]) -> SplitName:
-        """Chooses the split of a group with so many examples of each stratum.
+        """Choose the split of a group with these counts of each stratum.
 
-        One that still lacks a stratum comes first where there are only as many units left as such splits; then the
-        one with the least too many; then the one that is furthest from full.
+        A split that lacks a stratum comes first if only as many units are left as there are such splits; then the one
+        with the smallest excess; then the one furthest from full.
         """
         candidates: Sequence[SplitName] = self._splits
         for stratum in counts:
@@ -95,7 +98,7 @@ class Stratification:
         return chosen
 
     def sizes_of_singles(self, stratum: int, num_singles: int) -> dict[SplitName, int]:
-        """How many of the `num_singles` examples of `stratum` without a group go to each split; sums up to them."""
+        """Return how many of the `num_singles` examples of `stratum` without a group go to each split."""
         lacking = self._lacking(stratum)
         cut = [split for split in self._splits if split != "train"]
         sizes: dict[SplitName, int] = {split: max(int(split in lacking), self._wanted[split][stratum]) for split in cut}
@@ -106,11 +109,11 @@ class Stratification:
         return sizes
 
     def _lacking(self, stratum: int) -> list[SplitName]:
-        """The splits that have none of `stratum`."""
+        """Return the splits that have no example of `stratum`."""
         return [split for split in self._splits if self._wanted[split][stratum] == self._sizes[split][stratum]]
 
     def _cost(self, split: SplitName, counts: Mapping[int, int]) -> tuple[int, float]:
         wanted, sizes = self._wanted[split], self._sizes[split]
-        too_many = sum(max(0, count - max(0, wanted[stratum])) for stratum, count in counts.items())
-        still_empty = sum(count * wanted[stratum] / max(1, sizes[stratum]) for stratum, count in counts.items())
-        return too_many, -still_empty
+        excess = sum(max(0, count - max(0, wanted[stratum])) for stratum, count in counts.items())
+        room = sum(count * wanted[stratum] / max(1, sizes[stratum]) for stratum, count in counts.items())
+        return excess, -room

@@ -1,7 +1,7 @@
-"""What a preparation has found out so far, in a SQLite database: flat memory, and nothing lost by a kill.
+"""The state of a preparation in a SQLite database, for bounded memory and for resuming after a kill.
 
-Each stage reads what the one before has left and adds its own table. A table is filled in one transaction, except
-for `checks` and `shards`, which grow while the images are checked and written: what is in them is not done again.
+Each stage reads the tables of the previous one and fills its own, in one transaction, except for `checks` and `shards`,
+which grow while images are checked and written: what they contain is not done again.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ from trainer.data.preparation import splits
 from trainer.data.sources import Candidate
 
 FILE_NAME = "state.sqlite"
-# Facts that the listing leaves.
+# Facts set by the listing.
 CLASS_NAMES, NUM_LEFT_OUT, FINGERPRINT = "class_names", "num_left_out", "fingerprint"
-# Facts that the check leaves.
+# Facts set by the check.
 DEEP_SAMPLES = "deep_samples"
-# What the source has that is no candidate, see `sources.left_behind.PassedOver`.
+# Files of the source that are not candidates, see `sources.left_behind.PassedOver`.
 NUM_IGNORED, BESIDE = "num_ignored", "beside"
-# Where the splits are from, see `manifest.SplitOrigin`.
+# The origin of each split, see `manifest.SplitOrigin`.
 SPLIT_ORIGINS = "split_origins"
-# Whether images that the source itself has named as those for training may go to other splits.
+# True if training images of the source may go to other splits.
 TRAINING_FREED = "training_freed"
-# Begins a `reason` that is no fault of the source: its kind follows.
+# Prefix of a `reason`, followed by the kind, for files that count as ignored and not as bad.
 IGNORED = "ignored: "
 IS_BAD = f"reason IS NOT NULL AND substr(reason, 1, {len(IGNORED)}) != '{IGNORED}'"
 
-# File names are bytes: what is not UTF-8 in them would not go into a column of text. `labels` are the example's, in
-# rising order with commas between; `stratum` is the rarest of them. Splits are numbered as in `manifest.SPLITS`.
-# `checks` has the digest of the bytes in the source and what will be stored, or else the `reason` why nothing will;
-# `highest_sample` as in `image_check.ReadableImage`.
+# File names are bytes, because they need not be UTF-8. `labels` are those of the example, ascending, separated by
+# commas; `stratum` is the rarest of them. Splits are numbered as in `manifest.SPLITS`. `checks` has the digest of the
+# bytes in the source and the properties of the stored image, or the `reason` why the file is not used;
+# `highest_sample` is as in `image_check.ReadableImage`.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS candidates (
@@ -53,12 +53,12 @@ CREATE TABLE IF NOT EXISTS places (
 CREATE TABLE IF NOT EXISTS shards (split INTEGER, number INTEGER, shard TEXT, PRIMARY KEY (split, number));
 """
 _TABLES = ("facts", "candidates", "checks", "chosen", "places", "shards")
-_OF_CANDIDATE = "candidates.id, filename, labels, candidates.split, weight, in_group, locator"
+_CANDIDATE_COLUMNS = "candidates.id, filename, labels, candidates.split, weight, in_group, locator"
 _CACHE_KIB = 16 * 1024
 
 
 class StoredImage(NamedTuple):
-    """An image of the dataset: where it comes from, `digest` of its bytes there, and what is stored of it."""
+    """An image of the dataset: its candidate, the `digest` of its bytes in the source, and the stored image."""
 
     candidate: Candidate
     labels: tuple[int, ...]
@@ -71,12 +71,13 @@ class StoredImage(NamedTuple):
 
 
 class State:
-    """The database; used by one thread."""
+    """The database of a preparation; use it from one thread."""
 
     def __init__(self, path: pathlib.Path, *, seed: int) -> None:
-        """Opens or makes `path`; queries may use `order_key(purpose, name)`, see `splits.order_key`, with `seed`.
+        """Open or create `path`; queries may use `order_key(purpose, name)`, see `splits.order_key`, with `seed`.
 
-        Raises sqlite3.DatabaseError where the file is no database any more.
+        Raises:
+            sqlite3.DatabaseError: the file is not a database.
         """
         self.connection = sqlite3.connect(path, isolation_level=None)
         self.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -87,19 +88,19 @@ class State:
         self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
 
     def close(self) -> None:
-        # One that is read only in part, such as by a generator that an exception left, would keep the database locked.
+        # A partly read cursor, for example of a generator left by an exception, would keep the database locked.
         for cursor in list(self._cursors):
             cursor.close()
         self.connection.close()
 
     def select(self, query: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        """Many rows, to be read one by one."""
+        """Run a query whose many rows are read one by one."""
         cursor = self.connection.execute(query, parameters)
         self._cursors.add(cursor)
         return cursor
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Delete all rows."""
         self.__dict__.pop("_class_names", None)
         with self.transaction():
             for table in _TABLES:
@@ -107,7 +108,7 @@ class State:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of the block is kept, or, where it is left by an exception, none of it."""
+        """Commit the block, or roll it back if an exception leaves it."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -117,32 +118,32 @@ class State:
         self.connection.execute("COMMIT")
 
     def fact(self, name: str) -> Any:
-        """What `set_fact` was given, or None."""
+        """Return the value set by `set_fact`, or None."""
         row = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def set_fact(self, name: str, value: Any) -> None:
-        """`value` is what JSON can say."""
+        """Store a JSON value."""
         self.connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     def scalar(self, query: str, *parameters: Any) -> Any:
-        """The one value that `query` gives."""
+        """Return the single value of `query`."""
         return self.connection.execute(query, parameters).fetchone()[0]
 
     def candidates_after(self, last_id: int, limit: int, check: str = "") -> list[tuple[int, Candidate]]:
-        """The next candidates by id, with their ids; only those whose row of `checks` meets the condition `check`."""
+        """Return the next candidates by id, with their ids, optionally only those that meet a condition on `checks`."""
         checked = f"JOIN checks ON checks.id = candidates.id AND {check}" if check else ""
         rows = self.connection.execute(
-            f"SELECT {_OF_CANDIDATE} FROM candidates {checked} WHERE candidates.id > ? "  # noqa: S608
+            f"SELECT {_CANDIDATE_COLUMNS} FROM candidates {checked} WHERE candidates.id > ? "  # noqa: S608
             "ORDER BY candidates.id LIMIT ?",
             (last_id, limit),
         )
         return [(row[0], self._to_candidate(*row)) for row in rows]
 
     def images_at(self, split: SplitName, start: int, end: int) -> Iterator[StoredImage]:
-        """What is to be written at the positions [start, end) of a split, in order."""
+        """Yield the images at the positions [start, end) of a split, in order."""
         rows = self.select(
-            f"SELECT {_OF_CANDIDATE}, digest, num_bytes, format, height, width, change "  # noqa: S608
+            f"SELECT {_CANDIDATE_COLUMNS}, digest, num_bytes, format, height, width, change "  # noqa: S608
             "FROM places JOIN candidates ON candidates.id = places.id JOIN checks ON checks.id = places.id "
             "WHERE places.split = ? AND position >= ? AND position < ? ORDER BY position",
             (SPLITS.index(split), start, end),
@@ -176,15 +177,15 @@ class State:
         return names
 
     def insert(self, table: str, rows: Iterable[tuple[Any, ...]], *, replace: bool = False) -> None:
-        """Adds `rows`, each with a value for every column of `table`; `replace` puts them in place of older ones."""
+        """Insert `rows`, each with a value for every column of `table`; `replace` overwrites existing ones."""
         assert table in _TABLES
         num_columns = len(self.connection.execute(f"PRAGMA table_info({table})").fetchall())
-        marks = ", ".join("?" * num_columns)
+        placeholders = ", ".join("?" * num_columns)
         verb = "INSERT OR REPLACE" if replace else "INSERT"
-        self.connection.executemany(f"{verb} INTO {table} VALUES ({marks})", rows)
+        self.connection.executemany(f"{verb} INTO {table} VALUES ({placeholders})", rows)
 
     def shards(self, split: SplitName) -> dict[int, Shard]:
-        """The finished shards by number."""
+        """Return the finished shards by number."""
         rows = self.connection.execute(
             "SELECT number, shard FROM shards WHERE split = ? ORDER BY number", (SPLITS.index(split),)
         )
@@ -192,20 +193,20 @@ class State:
 
 
 def to_labels(text: str) -> tuple[int, ...]:
-    """From the column `labels`."""
+    """Parse the column `labels`."""
     return tuple(map(int, text.split(",")))
 
 
 def to_bytes(text: str) -> bytes:
-    """The bytes of a name; what is not UTF-8 in a file name comes as surrogates and goes back to its bytes."""
+    """Encode a file name; surrogates turn back into the bytes that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def to_text(name: bytes) -> str:
-    """The inverse of `to_bytes`."""
+    """Invert `to_bytes`."""
     return name.decode("utf-8", "surrogateescape")
 
 
 def printable(name: bytes) -> str:
-    """For messages and JSON, where the bytes of a name that is not UTF-8 are written as \\xNN."""
+    """Decode a name for messages and JSON; bytes that are not UTF-8 become \\xNN."""
     return name.decode("utf-8", "backslashreplace")

@@ -1,13 +1,13 @@
-"""Where a dataset is written: nothing is overwritten unasked, it appears whole or not at all, and a kill loses little.
+"""The hidden folder in which a dataset is prepared, so that it appears whole or not at all and a kill loses little.
 
-Beside `out` stands a hidden work folder while it is prepared. It outlives its process, so that the same command goes
-on where it was, and is removed once its dataset has taken the name `out`:
+It lies beside `out` and outlives its process, so that the same command can resume. It is removed once its dataset has
+been renamed to `out`:
 
     .<out>.preparing/   lock           held by the process that prepares
                         state.sqlite   see `preparation.state`
-                        source/        what the source has fetched or unpacked
-                        dataset/       the shards that are finished, and one that is not
-                        replaced/      what `out` was, for the moment between two renames
+                        source/        what the source has downloaded or unpacked
+                        dataset/       finished shards and an unfinished one
+                        replaced/      the old `out`, between two renames
 """
 
 import contextlib
@@ -27,24 +27,24 @@ _DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_REA
 
 
 def check_target(out: pathlib.Path, source: str, *, overwrite: bool) -> None:
-    """Raises DataError where `out` is taken, or lies in the source or around it."""
+    """Raise DataError if `out` exists, or if it contains the source or the source contains it."""
     source_path = pathlib.Path(source)
     if source_path.exists():
         inner, outer = out.resolve(), source_path.resolve()
         if inner.is_relative_to(outer) or outer.is_relative_to(inner):
-            raise DataError(f"--out {out} and the source {source} lie one in the other; give --out a folder beside it")
+            raise DataError(f"--out {out} and the source {source} overlap; give --out a folder beside the source")
     if is_prepared(out):
         if not overwrite:
             raise DataError(f"{out} holds a prepared dataset already; give --overwrite, or another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        # Also with --overwrite: what is removed must be known to be a dataset.
+        # Also with --overwrite: only a known dataset is removed.
         raise DataError(f"{out} exists and is not a prepared dataset; give --out a new folder")
 
 
 class WorkFolder:
-    """The folder beside `out` in which a dataset grows; made by `open_work_folder`.
+    """The folder beside `out` in which a dataset is prepared; created by `open_work_folder`.
 
-    keep: whether there is something in it that a second start of the same command would use.
+    keep: true if it contains anything that the same command could resume from.
     """
 
     def __init__(self, path: pathlib.Path, out: pathlib.Path) -> None:
@@ -65,18 +65,18 @@ class WorkFolder:
         return self._path / "dataset"
 
     def clear(self) -> None:
-        """Removes what is in it."""
+        """Remove the contents of the folder."""
         for child in [child for child in self._path.iterdir() if child.name != _LOCK]:
             shutil.rmtree(child) if child.is_dir() else child.unlink()
 
     def put_back(self) -> None:
-        """Where a kill came between the two renames of `publish`, gives `out` its old content back."""
+        """Restore the old `out` after a kill between the two renames of `publish`."""
         replaced = self._path / "replaced"
         if replaced.exists() and not self._out.exists():
             replaced.rename(self._out)
 
     def publish(self) -> None:
-        """Gives `dataset`, whose files are on the disk, the name `out`, and removes the rest."""
+        """Rename `dataset`, whose files are flushed, to `out`, and remove the rest."""
         atomic.sync_directory(self.dataset)
         if self._out.exists():
             replaced = self._path / "replaced"
@@ -89,9 +89,9 @@ class WorkFolder:
 
 @contextlib.contextmanager
 def open_work_folder(out: pathlib.Path, *, restart: bool) -> Iterator[WorkFolder]:
-    """Yields the work folder of `out`, which no other process uses meanwhile, with what an earlier one has left.
+    """Lock and yield the work folder of `out`, with what an earlier process left unless `restart` is given.
 
-    `restart` throws that away. Left by an exception, the folder stays where it is worth keeping; `out` is as it was.
+    If an exception leaves the block, the folder is kept if it can be resumed; `out` is unchanged.
 
     Raises:
         DataError: another process is preparing `out`.
@@ -102,7 +102,7 @@ def open_work_folder(out: pathlib.Path, *, restart: bool) -> Iterator[WorkFolder
         out.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path, out):
             work = WorkFolder(path, out)
-            for leftover in path.parent.glob(f"{glob.escape(path.name)}-*"):  # of a kill while it was removed
+            for leftover in path.parent.glob(f"{glob.escape(path.name)}-*"):  # from a kill during removal
                 shutil.rmtree(leftover, ignore_errors=True)
             work.put_back()
             if restart:
@@ -120,13 +120,13 @@ def open_work_folder(out: pathlib.Path, *, restart: bool) -> Iterator[WorkFolder
             raise
         problem = (isinstance(e, OSError) and e.strerror) or e
         raise TrainerError(
-            f"{out} cannot be written: {problem}; make room or correct it, and the same command goes on where it was"
+            f"{out} cannot be written: {problem}; make room or fix it, and run the same command again to resume"
         ) from e
 
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
-    """Holds the folder `path`, made where need be, alone."""
+    """Lock the folder `path`, creating it if needed."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock.hold_or_refuse(path / _LOCK, owner=uuid.uuid4().hex))
@@ -142,7 +142,7 @@ def _locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
 
 
 def _remove(path: pathlib.Path) -> None:
-    """Removes a work folder under another name, so that a process that comes now makes a folder of its own."""
+    """Rename and remove a work folder, so that a process that starts now creates its own."""
     removed = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         path.rename(removed)

@@ -1,4 +1,4 @@
-"""What a preparation has found, for people and for the manifest: bad files, duplicates and counts."""
+"""The last findings of a preparation, for the manifest and for people: bad files, duplicates and counts."""
 
 import collections
 import itertools
@@ -39,7 +39,7 @@ _BAD_FILES = f"SELECT filename, reason {_OF_BAD_FILES}"
 
 
 def check_bad_fraction(state: State, max_bad_fraction: float) -> None:
-    """Raises DataError where a larger share of the checked files cannot be used."""
+    """Raise DataError if a larger share of the checked files cannot be used."""
     num_checked, num_bad = state.connection.execute(
         f"SELECT count(reason IS NULL OR {IS_BAD} OR NULL), count({IS_BAD} OR NULL) FROM checks"  # noqa: S608
     ).fetchone()
@@ -55,12 +55,12 @@ def check_bad_fraction(state: State, max_bad_fraction: float) -> None:
 
 
 def _enough_for(num_bad: int, num_checked: int) -> float:
-    """The smallest share in hundredths that lets so many bad files pass."""
+    """Return the smallest share, in hundredths, that accepts so many bad files."""
     return next(i / 100 for i in range(101) if num_bad <= i / 100 * num_checked)
 
 
 def write_bad_files(state: State, directory: pathlib.Path) -> None:
-    """`bad_files.jsonl` with every file that cannot be used, by name; only where there is one."""
+    """Write `bad_files.jsonl` with every unusable file, sorted by name, if there are any."""
     rows = iter(state.select(_BAD_FILES))
     first = next(rows, None)
     if first is None:
@@ -75,7 +75,7 @@ def write_bad_files(state: State, directory: pathlib.Path) -> None:
 def make_manifest(
     state: State, name: str, source_text: str, options: PrepareOptions, shards: Mapping[SplitName, list[Shard]]
 ) -> Manifest:
-    """The manifest of what was written."""
+    """Build the manifest of the written shards."""
     class_names: list[str] = state.fact(CLASS_NAMES)
     kind_of_reason = "substr(reason, 1, instr(reason || ':', ':') - 1)"
     counts, has_several_labels = _count_classes(state, len(class_names))
@@ -113,7 +113,7 @@ def make_manifest(
 
 
 def _num_ignored(state: State) -> dict[str, int]:
-    """By kind: what was known by its name, and what was known by its content."""
+    """Count ignored files by kind, recognized by name or by content."""
     counts = collections.Counter(state.fact(NUM_IGNORED) or {})
     counts.update(
         _counted(
@@ -135,7 +135,7 @@ def _counted(state: State, query: str) -> dict[str, int]:
 
 
 def _count_classes(state: State, num_classes: int) -> tuple[dict[SplitName, list[int]], bool]:
-    """Examples of each class in each split, and whether any has several classes."""
+    """Count the examples of each class in each split, and return whether any has several classes."""
     counts: dict[SplitName, list[int]] = collections.defaultdict(lambda: [0] * num_classes)
     has_several = False
     for labels, split, count in state.connection.execute(
@@ -149,7 +149,7 @@ def _count_classes(state: State, num_classes: int) -> tuple[dict[SplitName, list
 
 
 def _find_duplicates(state: State) -> tuple[int, list[Duplicate]]:
-    """How many files have their exact bytes in another split too, and the first of them by name."""
+    """Count the files whose bytes are also in another split, and list the first of them by name."""
     of_chosen = "chosen JOIN checks ON checks.id = chosen.id JOIN candidates ON candidates.id = chosen.id"
     execute = state.connection.execute
     execute("CREATE TEMP TABLE IF NOT EXISTS twice (digest BLOB PRIMARY KEY, first BLOB, num_files INTEGER)")

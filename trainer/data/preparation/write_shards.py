@@ -1,4 +1,4 @@
-"""The last stage: the chosen images into shards, in their order."""
+"""The last stage: write the chosen images into shards, in their order."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,9 @@ from trainer.data.preparation.state import State, StoredImage, printable, to_byt
 from trainer.data.sources import Source
 from trainer.errors import DataError
 
-# A reader holds two open files a shard; so many shards of two splits stay under the usual limit of 1,024.
+# A reader has two open files per shard; this many shards of two splits stay below the usual limit of 1,024.
 MAX_SHARDS = 200
-# A thread reads so many images, or so many bytes of them, at a time.
+# How many images or bytes a thread reads at a time.
 _CHUNK_IMAGES = 64
 _CHUNK_BYTES = 2**22
 
@@ -29,12 +29,12 @@ _Record = tuple[bytes, int, float]
 
 
 class SourceChangedError(DataError):
-    """An image is not what it was when it was checked."""
+    """Raised for an image that changed after it was checked."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _ShardPlan:
-    """Which positions of a split go into which shard."""
+    """The positions of a split that go into a shard."""
 
     split: SplitName
     number: int
@@ -46,12 +46,12 @@ class _ShardPlan:
 def write_shards(
     state: State, source: Source, directory: pathlib.Path, options: PrepareOptions, progress: ShowProgress
 ) -> dict[SplitName, list[Shard]]:
-    """Writes the shards that are not in `shards` yet into `directory` and returns all of them.
+    """Write the shards that the table `shards` does not have yet into `directory`, and return all of them.
 
     Files of an unfinished shard are removed first.
 
     Raises:
-        SourceChangedError: an image has other bytes than those that were checked.
+        SourceChangedError: the bytes of an image differ from those that were checked.
     """
     plans = list(_plan(state, options.shard_bytes))
     finished = {
@@ -86,7 +86,7 @@ def write_shards(
 
 
 def _plan(state: State, shard_bytes: int) -> Iterator[_ShardPlan]:
-    """Divides the images of each split evenly over shards of about `shard_bytes`."""
+    """Divide the images of each split evenly over shards of about `shard_bytes`."""
     for index, num_images, num_bytes in state.connection.execute(
         "SELECT places.split, count(*), sum(num_bytes) FROM places JOIN checks ON checks.id = places.id "
         "GROUP BY places.split ORDER BY places.split"
@@ -136,7 +136,7 @@ class _Loader:
     sample_bits: int | None
 
     def load(self, images: Sequence[StoredImage]) -> list[_Record]:
-        """Reads the images again, and changes them as the check has found that they must be."""
+        """Read images again, and re-encode those that the check found to need it."""
         return [self._load_one(image) for image in images]
 
     def _load_one(self, image: StoredImage) -> _Record:
@@ -147,7 +147,7 @@ class _Loader:
         if digest_of(content) != image.digest:
             raise SourceChangedError(
                 f"{printable(to_bytes(image.candidate.filename))} changed while the dataset was being prepared; "
-                "start again when nobody writes to the source"
+                "run the command again when nothing writes to the source"
             )
         if image.change is not None:
             checked = image_check.check_image(content, max_side_px=self.max_side_px, sample_bits=self.sample_bits)

@@ -1,4 +1,4 @@
-"""Draw what augmentation makes of images.
+"""Draw augmented images.
 
-Nothing here takes part in training. Read `preview.py` first.
+Nothing here is part of training. Read `preview.py` first.
 """

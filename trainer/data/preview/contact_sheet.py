@@ -13,7 +13,7 @@ _INK, _MUTED, _PAPER = (27, 28, 30), (103, 107, 114), (255, 255, 255)
 
 
 def draw_sheet(rows: list[SeenRow], *, title: str) -> Image.Image:
-    """A row for each image, captions below; the first column, as evaluated, stands a little apart."""
+    """Draw a row for each image with captions; the first column shows the image as evaluated."""
     num_visits = max(len(row.visits) for row in rows)
     num_lines = 2 if any(len(_caption(seen)) > 1 for row in rows for seen in row.visits) else 1
     tile_px = _tile_px(rows[0].evaluation.pixels.shape[0])
@@ -42,7 +42,7 @@ def _caption(seen: SeenImage) -> list[str]:
 
 
 def _tile_px(size_px: int) -> int:
-    """A small image is enlarged a whole number of times, to be seen pixel by pixel."""
+    """Return the side of a tile: a whole multiple for small images, so that their pixels are visible."""
     return size_px * max(1, round(_TILE_PX / size_px)) if size_px <= _TILE_PX else _TILE_PX
 
 
@@ -60,7 +60,7 @@ def _write(
     width_px: int,
     size: int = 13,
 ) -> None:
-    """One line, cut off with dots where it is too long."""
+    """Write one line, truncated with dots if it is too long."""
     font = ImageFont.load_default(size)
     shown = text = " ".join(text.encode(errors="replace").decode().split())
     while shown and draw.textlength(shown, font=font) > width_px:

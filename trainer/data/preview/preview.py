@@ -1,7 +1,7 @@
-"""What the model really sees in training: some images as evaluated, and then at several visits, mixed and all.
+"""Preview what the model sees in training: images as evaluated, and then augmented at several visits.
 
-The images go through the pipeline and the changes of the device as in a run with the same configuration on this
-dataset, at the positions of the stream where they will come.
+The images go through the input pipeline and the augmentation on the device, as in a run with the same configuration on
+this dataset, at their positions in the stream of examples.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from trainer.system import atomic
 
 Positions = npt.NDArray[np.int64]
 
-# Drawn at once to find the visits of a few images: some megabytes.
+# Positions drawn at a time when looking for the visits of images: some megabytes.
 _NUM_SCANNED = 2**18
 DEFAULT_SIZE_PX = 224
 
@@ -47,7 +47,7 @@ def write_preview(
     num_images: int = 8,
     num_visits: int = 6,
 ) -> None:
-    """Writes a contact sheet as PNG: a row for each image, its evaluation image first, then its visits.
+    """Write a contact sheet as PNG: a row for each image, first as evaluated, then its visits.
 
     See `load_preview` for the arguments and errors.
     """
@@ -69,15 +69,18 @@ def load_preview(
     num_images: int = 8,
     num_visits: int = 6,
 ) -> list[SeenRow]:
-    """A row for each of `num_images` training images, of as many classes as there are, the first of the stream.
+    """Return a row for each of `num_images` training images, of as many classes as possible, the first of the stream.
 
     Args:
-        image_size_px: side of the model's input; None: the configured one, 224 where the backbone decides.
-        num_visits: of each image at most so many, the first ones; one where nothing random is configured.
+        dataset_dir: a prepared dataset.
+        config: of the run to preview.
+        image_size_px: side of the model's input; None for the configured one, or 224 if the backbone decides.
+        num_images: how many images to show.
+        num_visits: the most visits per image, the first ones; 1 if nothing random is configured.
 
     Raises:
-        DataError: the dataset cannot be read, or sampled as configured.
-        ConfigError: the sampling and its settings do not go together.
+        DataError: the dataset cannot be read, or cannot be sampled as configured.
+        ConfigError: the settings of the sampling are inconsistent.
     """
     manifest = Manifest.load(dataset_dir)
     geometry = Geometry(
@@ -95,14 +98,14 @@ def load_preview(
         order = _make_order(config, reader, manifest)
         visits = _find_visits(order, _choose_examples(order, reader, num_images), num_visits)
         pairs = [_pair_of(position, config.train.global_batch_size) for found in visits.values() for position in found]
-        seen = _see(config, reader, order, geometry, np.concatenate(pairs))
+        augmented = _augment(config, reader, order, geometry, np.concatenate(pairs))
         names = _ClassNames(reader, manifest)
         rows, first = [], 0
         for example, positions in visits.items():
             row = SeenRow(_evaluation_image(reader, example, geometry, names), [])
             for i, position in enumerate(positions, first):
                 pair = order.draw(pairs[i]).examples.numpy()
-                row.visits.append(seen.image(2 * i + int(pairs[i][1] == position), pair, names))
+                row.visits.append(augmented.image(2 * i + int(pairs[i][1] == position), pair, names))
             rows.append(row)
             first += len(positions)
     return rows
@@ -121,11 +124,11 @@ def _make_order(config: Config, reader: SplitReader, manifest: Manifest) -> Exam
 
 
 def _choose_examples(order: ExampleOrder, reader: SplitReader, num_images: int) -> list[int]:
-    """The first examples of the stream, a class at a time while there are others."""
+    """Choose the first examples of the stream, taking the classes in turn."""
     stream = order.draw(np.arange(min(order.num_examples, _NUM_SCANNED))).examples.numpy()
     stream = stream[np.sort(np.unique(stream, return_index=True)[1])]
     num_before: dict[int, int] = {}
-    # How many of its class came before: those that are the first of theirs are taken first.
+    # Rank of each example within its class; lower ranks are taken first.
     ranks = []
     for label in reader.labels()[stream].tolist():
         ranks.append(num_before.get(label, 0))
@@ -134,7 +137,7 @@ def _choose_examples(order: ExampleOrder, reader: SplitReader, num_images: int) 
 
 
 def _find_visits(order: ExampleOrder, examples: list[int], num_visits: int) -> dict[int, list[int]]:
-    """The first positions of each example, at most `num_visits`, looked for in three times as many epochs."""
+    """Find the first positions of each example, at most `num_visits`, within three times as many epochs."""
     found: dict[int, list[int]] = {example: [] for example in examples}
     end = 3 * num_visits * order.num_examples
     for start in range(0, end, _NUM_SCANNED):
@@ -149,7 +152,7 @@ def _find_visits(order: ExampleOrder, examples: list[int], num_visits: int) -> d
 
 
 def _pair_of(position: int, global_batch_size: int) -> Positions:
-    """The two positions that are mixed, `position` among them; twice itself where it has no partner."""
+    """Return the two positions that are mixed, `position` among them; it twice if it has no partner."""
     in_batch = position % global_batch_size
     first = in_batch // 2 * 2
     if first + 1 == global_batch_size:
@@ -158,7 +161,7 @@ def _pair_of(position: int, global_batch_size: int) -> Positions:
 
 
 class _ChosenPositions(ExampleOrder):
-    """Another order at chosen positions: a short stream out of a long one."""
+    """An order restricted to chosen positions of another order."""
 
     def __init__(self, order: ExampleOrder, positions: Positions) -> None:
         super().__init__(order.num_examples, order.seed)
@@ -169,8 +172,8 @@ class _ChosenPositions(ExampleOrder):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Seen:
-    """What came out for pairs of positions, two rows each."""
+class _AugmentedPairs:
+    """Augmented images of pairs of positions, two rows each, and the share of each image in its mix."""
 
     pixels: npt.NDArray[np.uint8]
     shares: npt.NDArray[np.float32]
@@ -184,8 +187,10 @@ class _Seen:
         return SeenImage(self.pixels[row], parts)
 
 
-def _see(config: Config, reader: SplitReader, order: ExampleOrder, geometry: Geometry, positions: Positions) -> _Seen:
-    """Trains, up to the model, on one batch of what stands at `positions`."""
+def _augment(
+    config: Config, reader: SplitReader, order: ExampleOrder, geometry: Geometry, positions: Positions
+) -> _AugmentedPairs:
+    """Load and augment one batch of the examples at `positions`, as in training."""
     augmentation = resolve_augmentation(config.augment)
     stream = TrainingStream(
         reader=reader,
@@ -204,11 +209,11 @@ def _see(config: Config, reader: SplitReader, order: ExampleOrder, geometry: Geo
     if augmentation.mixes:
         mixing = unpack(augmentation, batch.randomness).mixing
         shares = pair_mixes(mixing, batch.positions)[:, -1].numpy()
-    return _Seen(np.round(pixels.numpy()).astype(np.uint8), shares)
+    return _AugmentedPairs(np.round(pixels.numpy()).astype(np.uint8), shares)
 
 
 class _ClassNames:
-    """The classes of examples, joined where there are several."""
+    """The class names of examples, joined if there are several."""
 
     def __init__(self, reader: SplitReader, manifest: Manifest) -> None:
         self._reader, self._manifest = reader, manifest

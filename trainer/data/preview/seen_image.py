@@ -1,4 +1,4 @@
-"""Images as the model sees them, with what they show: what `preview` makes, and contact sheet and report draw."""
+"""Images as the model sees them, made by `preview` and drawn in contact sheets and reports."""
 
 from typing import NamedTuple
 
@@ -7,18 +7,18 @@ import numpy.typing as npt
 
 
 class SeenImage(NamedTuple):
-    """Pixels [size, size, 3] uint8, and the classes in them with their shares, the image's own first."""
+    """An image as the model sees it: pixels [size, size, 3] uint8, and classes with shares, its own first."""
 
     pixels: npt.NDArray[np.uint8]
     parts: list[tuple[str, float]]
 
     def visible_parts(self) -> list[tuple[str, float]]:
-        """Without a part that rounds to 0%."""
+        """Return the parts that do not round to 0%."""
         return [(name, share) for name, share in self.parts if share >= 0.005]
 
 
 class SeenRow(NamedTuple):
-    """One image as evaluation sees it, and as training does, visit after visit."""
+    """One image as evaluated, and as augmented at each visit."""
 
     evaluation: SeenImage
     visits: list[SeenImage]

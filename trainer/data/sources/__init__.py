@@ -1,6 +1,6 @@
-"""Where labelled images come from: one module for each kind of source, and the table that finds it.
+"""Read labelled images from any kind of source: one module per kind, and the table that selects it.
 
-To add a kind, write a subclass of `Source` and an entry of `_KINDS`.
+To add a kind, write a subclass of `Source` and an entry in `_KINDS`.
 """
 
 import dataclasses
@@ -29,27 +29,27 @@ from trainer.system.paths import expand_path
 __all__ = ["CATALOGUE", "SOURCE_USAGES", "Candidate", "FileSource", "Published", "Source", "SourceOptions"]
 __all__ += ["check_unambiguous", "expand_source", "is_source_name", "open_source"]
 
-# In front of the name of a built-in source, where something here has the same name.
+# Prefix that marks the name of a built-in source if a local path has the same name.
 BUILT_IN = "builtin:"
-_PATH_BEHIND = (TFRECORDS_PREFIX, f"{FashionMnistSource.name}:")
+_PATH_PREFIXES = (TFRECORDS_PREFIX, f"{FashionMnistSource.name}:")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """A kind of source: how to write it, what that is, whether a text means it, and how it is opened."""
+    """A kind of source: its usage and meaning for the help, how to recognize it, and how to open it."""
 
     usage: str
     meaning: str
     recognises: Callable[[str], bool]
     open: Callable[[str, SourceOptions], Source]
-    # Whether it is a name of ours, and whether a path.
+    # is_built_in: the text is a name of ours. is_path: it is a path.
     is_built_in: bool = False
     is_path: bool = False
     has_columns: bool = False
     takes_sha256: bool = False
 
 
-# The first that recognises the text is taken.
+# The first kind that recognizes the text is used.
 _KINDS = (
     _Kind(
         "digits",
@@ -76,7 +76,7 @@ _KINDS = (
     ),
     _Kind(
         "tfds:NAME[/CONFIG][:VERSION]",
-        "a dataset of TensorFlow Datasets, downloaded where it is not there yet",
+        "a dataset of TensorFlow Datasets, downloaded if it is not there yet",
         lambda text: text.startswith(TFDS_PREFIX),
         lambda text, options: TfdsSource(text.removeprefix(TFDS_PREFIX)),
     ),
@@ -95,7 +95,7 @@ _KINDS = (
     ),
     _Kind(
         "a .csv or .jsonl file with path and label",
-        "or labels, and if need be split, weight, and a column for --group-column",
+        "or labels, and optionally split, weight, and a column for --group-column",
         lambda text: pathlib.Path(text).suffix.lower() in LISTING_SUFFIXES,
         lambda text, options: ListingSource(pathlib.Path(text), group_column=options.group_column),
         is_path=True,
@@ -103,7 +103,7 @@ _KINDS = (
     ),
     _Kind(
         "a .zip or .tar file of folders of images",
-        "compressed with gzip, bzip2 or xz, or not; nothing is unpacked under a name from it",
+        "plain or compressed with gzip, bzip2 or xz; no file is created under a name from the archive",
         lambda text: pathlib.Path(text).is_file() and (is_archive_name(text) or is_archive(pathlib.Path(text))),
         lambda text, options: ArchiveSource(text, sha256=options.sha256, exclude=options.exclude),
         is_path=True,
@@ -118,18 +118,17 @@ _KINDS = (
     ),
 )
 
-# How each kind of source is written, and what it is; for the help of commands.
+# Usage and meaning of each kind of source, for the help of commands.
 SOURCE_USAGES: tuple[tuple[str, str], ...] = tuple((kind.usage, kind.meaning) for kind in _KINDS)
 
 
 def open_source(text: str, options: SourceOptions | None = None) -> Source:
-    """Opens what a user calls a source: a path, a name or an address; quick, nothing is read or fetched yet.
+    """Open a source given as a path, a name or a URL, without reading or downloading anything yet.
 
-    `Source.stage` comes before its candidates.
+    Call `Source.stage` before `Source.candidates`.
 
     Raises:
-        DataError: nothing is known by that text, what it names is not of the form that its kind must have, or an
-            option is given that means nothing to this kind.
+        DataError: the source does not exist, has the wrong form, or an option does not apply to its kind.
     """
     options = options or SourceOptions()
     text = expand_source(text)
@@ -145,24 +144,24 @@ def open_source(text: str, options: SourceOptions | None = None) -> Source:
 
 
 def expand_source(text: str) -> str:
-    """`text` with the home directory in place of a `~` at the beginning of the path in it."""
-    prefix = next((prefix for prefix in _PATH_BEHIND if text.startswith(prefix)), "")
+    """Replace a `~` at the start of the path in `text` by the home directory."""
+    prefix = next((prefix for prefix in _PATH_PREFIXES if text.startswith(prefix)), "")
     return prefix + expand_path(text.removeprefix(prefix))
 
 
 def is_source_name(text: str) -> bool:
-    """Whether `text` means a source by a name or an address, and not by a path."""
+    """Return whether `text` is a source by name or URL, not by path."""
     name = text.removeprefix(BUILT_IN)
     return any(kind.recognises(name) and not kind.is_path for kind in _KINDS)
 
 
 def check_unambiguous(text: str) -> None:
-    """Checks that `text` is not the name of a built-in source and of something in the current directory as well.
+    """Check that `text` is not both the name of a built-in source and a path in the current directory.
 
-    A prepared dataset is none: it is no source, as a built-in source is no dataset.
+    The path of a prepared dataset does not count, because it is not a source.
 
     Raises:
-        DataError: it is both; how to write each is said.
+        DataError: it is both; the message says how to write each.
     """
     path = pathlib.Path(text)
     is_built_in = any(kind.is_built_in and kind.recognises(text) for kind in _KINDS)
@@ -182,7 +181,7 @@ def _checked(text: str, kind: _Kind, options: SourceOptions) -> SourceOptions:
     if options.sha256 is None:
         return options
     if not kind.takes_sha256:
-        raise DataError(f"--sha256 is for an archive by path or address, and the source {text} is none; leave it out")
+        raise DataError(f"--sha256 is for an archive by path or address, and {text} is not one; leave it out")
     sha256 = options.sha256.strip().lower()
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise DataError(f"--sha256 is {options.sha256!r}; expected 64 hexadecimal digits, as sha256sum prints them")

@@ -1,4 +1,4 @@
-"""What every source gives: candidates, cheap to hold a million of, and the bytes of each when asked."""
+"""The interface of sources: candidates, small enough for millions, and the bytes of each on request."""
 
 import abc
 import dataclasses
@@ -12,20 +12,20 @@ from trainer.console.task_progress import ShowProgress
 from trainer.data.dataset.manifest import SplitName
 from trainer.data.sources.left_behind import PassedOver
 
-# A record is one protocol buffer, which must stay under 2 GiB; an image file of this size is something else.
+# Limit of an image file. A record is one protocol buffer, which must stay below 2 GiB.
 MAX_FILE_BYTES = 2**29
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One labelled image of a source, by name; nothing was read of it yet.
+    """A labelled image of a source that has not been read yet.
 
-    filename: relative to the source, "/" between folders, unique in the source.
-    class_names: its classes, at least one, without repetition.
-    split: where the source itself says to which split the image belongs; None leaves it to `prepare`.
+    filename: relative to the source, with "/" between folders, unique in the source.
+    class_names: its classes, at least one, without duplicates.
+    split: the split assigned by the source; None leaves it to `prepare`.
     weight: above 0; of the example in the loss, or in weighted sampling.
-    group: what must not be divided between splits (a patient, a camera, a burst); None is a group of its own.
-    locator: where the source finds the bytes, if not by the name; means something to the source alone.
+    group: images of a group (a patient, a camera, a burst) stay in one split; None for no group.
+    locator: where the source finds the bytes, if not by name; opaque to others.
     """
 
     filename: str
@@ -38,11 +38,11 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What the user says about a source besides its name.
+    """Options of a source.
 
-    group_column: the column of a listing that names what must not be divided between splits.
-    sha256: of an archive, in hexadecimal; what is given by URL must have one, here or in the catalogue.
-    exclude: classes that are left out, and folders that are neither classes nor splits.
+    group_column: the column of a listing with groups that must not be divided between splits.
+    sha256: of an archive, in hexadecimal; required for a URL that is not in the catalogue.
+    exclude: classes to leave out, and folders that are neither classes nor splits.
     """
 
     group_column: str | None = None
@@ -51,55 +51,59 @@ class SourceOptions:
 
 
 class Source(abc.ABC):
-    """A collection of labelled images, called `name` for short."""
+    """A collection of labelled images; `name` is its short name."""
 
     name: str
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """The classes in the order of their labels; None for those of the candidates, sorted."""
+        """The classes in the order of their labels; None for the sorted classes of the candidates."""
         return None
 
     @property
     def remarks(self) -> Sequence[str]:
-        """What a person should know of how the source is read, a sentence each."""
+        """Sentences for the user about how the source is read."""
         return ()
 
     @property
     def passed_over(self) -> PassedOver:
-        """What the last call of `candidates`, once it is through, has found and not given."""
+        """Files that the last complete iteration of `candidates` skipped."""
         return PassedOver()
 
-    def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:  # noqa: B027  nothing, for most
-        """Fetches or unpacks what the source needs into the folder `workspace`, before anything else is asked of it.
+    def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:  # noqa: B027  optional
+        """Download or unpack what the source needs into the folder `workspace`; call it before all other methods.
 
-        The folder outlives a killed `prepare`: what lies there whole is used again. Nothing to do for most sources.
-        Raises DataError where it cannot be had, or is not what it should be.
+        The folder outlives a killed `prepare`: complete files in it are reused. Most sources have nothing to do.
+
+        Raises:
+            DataError: the source is unavailable, or not as expected.
         """
 
     @abc.abstractmethod
     def candidates(self) -> Iterator[Candidate]:
-        """Every candidate once, in any order. Raises DataError where the source is not of the right form."""
+        """Yield every candidate once, in any order; raise DataError if the source has the wrong form."""
 
     @abc.abstractmethod
     def read(self, candidate: Candidate) -> bytes:
-        """The encoded image; called from many threads.
+        """Return the encoded image; called from many threads.
 
-        Raises OSError, which makes the candidate a bad file, or DataError where the whole source is not to be trusted.
+        Raises:
+            OSError: the candidate is a bad file.
+            DataError: the whole source cannot be trusted.
         """
 
 
 class FileSource(Source):
-    """A source whose candidates are files below (or, by absolute names, beside) the folder `base`."""
+    """A source whose candidates are files in the folder `base`, or files with absolute paths."""
 
     base: str
 
     def path_of(self, candidate: Candidate) -> str:
-        return os.path.join(self.base, candidate.filename)  # a million times, and a Path is slow to make
+        return os.path.join(self.base, candidate.filename)  # called a million times, and Path is slow
 
     def read(self, candidate: Candidate) -> bytes:
-        # Without Python's file objects, which take longer than a small file. Opening a named pipe would wait for ever,
-        # if not for O_NONBLOCK.
+        # Python's file objects take longer than reading a small file. Without O_NONBLOCK, opening a named pipe would
+        # block forever.
         descriptor = os.open(self.path_of(candidate), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)

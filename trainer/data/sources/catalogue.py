@@ -1,6 +1,6 @@
-"""Archives that are known by name: where they are, how large, what they must be, and under which terms.
+"""The catalogue of archives known by name: URL, size, checksum and licence.
 
-Sizes and checksums are those that TensorFlow Datasets 4.9.10 keeps of the same files.
+Sizes and checksums are those in TensorFlow Datasets 4.9.10.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ import dataclasses
 class Published:
     """An archive of folders of images.
 
-    inner: the archive in the archive that holds the images, by its path.
-    exclude: folders of images that are no class.
+    inner: the path of an archive within the archive that contains the images.
+    exclude: folders that are not classes.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Decides which folders of a folder or an archive are classes and which are splits, and never guesses.
+"""Decide which folders of a source are classes and which are splits, without guessing.
 
-A vehicle may be a class called `train`: a folder with the name of a split is one where it holds folders and no
-images of its own, or where folders of two different splits lie side by side.
+A class of vehicles may be called `train`: a folder with the name of a split is one if it contains folders and no images
+of its own, or if folders of two different splits lie side by side.
 """
 
 import shlex
@@ -16,7 +16,7 @@ _MAX_NAMED = 5
 
 
 class Contents(NamedTuple):
-    """A folder's files that may be images, counted, and its folders that may hold some, sorted."""
+    """The number of files in a folder that may be images, and its subfolders that may contain some, sorted."""
 
     num_files: int
     folders: Sequence[str]
@@ -25,9 +25,10 @@ class Contents(NamedTuple):
 def find_split_folders(
     source: str, folders: Sequence[str], contents_of: Callable[[str], Contents]
 ) -> dict[str, SplitName]:
-    """The split of each of `folders`, where they divide `source` into splits; empty where they are its classes.
+    """Return the split of each of `folders` if they are the splits of `source`; empty if they are its classes.
 
-    Raises DataError where only some of them are splits, or none of those is for training.
+    Raises:
+        DataError: only some of the folders are splits, or none is for training.
     """
     splits = find_splits(list(folders))
     if not splits or len(folders) < 2:
@@ -65,9 +66,10 @@ def _half_a_layout(source: str, splits: Sequence[str], odd: Sequence[str]) -> Da
 
 
 def find_wrapped(folder: str, contents_of: Callable[[str], Contents]) -> tuple[str, Sequence[str]] | None:
-    """The path below `folder`, the only one of its source, whose folders may be the classes that were meant, with them.
+    """Find the class folders below `folder`, the only folder of its source.
 
-    None where no folder below holds several.
+    Returns:
+        The path of the first folder with several subfolders, and these; None if there is none.
     """
     path = folder
     for _ in range(16):
@@ -81,7 +83,7 @@ def find_wrapped(folder: str, contents_of: Callable[[str], Contents]) -> tuple[s
 
 
 def no_folders_in(source: str, splits: Sequence[str]) -> DataError:
-    """The error for splits without a class."""
+    """Return the error for splits without a class."""
     return DataError(
         f"{_listed(splits)} of {source} hold no folders; expected one folder of images per class in each, as in "
         f"{splits[0]}/cat/1.jpg"

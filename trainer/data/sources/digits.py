@@ -1,4 +1,4 @@
-"""`digits`: scikit-learn's 1,797 scanned handwritten digits, 8x8 pixels; comes with the installation.
+"""`digits`: scikit-learn's 1,797 scanned handwritten digits, 8x8 pixels; part of the installation.
 
 Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, https://doi.org/10.24432/C50P49.
 """
@@ -16,7 +16,7 @@ from trainer.data.sources.candidate import Candidate, Source
 
 
 class DigitsSource(Source):
-    """Classes "0" to "9"; the values 0 to 16 of the scans become 0 to 255, stored as grey PNG."""
+    """Digits as grey PNG, classes "0" to "9"; the values 0 to 16 of the scans are scaled to 0 to 255."""
 
     name = "digits"
     class_names = tuple("0123456789")
@@ -31,13 +31,13 @@ class DigitsSource(Source):
 
     @functools.cached_property
     def _data(self) -> Any:
-        import sklearn.datasets  # not needed by the other sources, and slow to import
+        import sklearn.datasets  # slow to import
 
         return sklearn.datasets.load_digits()
 
 
 def encode_grey_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encodes [height, width] as PNG, always to the same bytes with the same version of Pillow."""
+    """Encode [height, width] as PNG, deterministically for one version of Pillow."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,7 +1,7 @@
 """`fashion-mnist`: 70,000 pictures of clothes, 28x28 pixels, from the IDX files of Debian's package or a folder.
 
 Source: Xiao, Rasul, Vollgraf 2017, https://arxiv.org/abs/1708.07747. The IDX format (big-endian: magic number with
-the number of dimensions in its last byte, the dimensions, the values) is of Y. LeCun's MNIST page.
+the number of dimensions in its last byte, the dimensions, the values) is from Y. LeCun's MNIST page.
 """
 
 import functools
@@ -23,7 +23,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class FashionMnistSource(Source):
-    """The "t10k" files are the test split; `prepare` cuts validation from the "train" files."""
+    """Fashion-MNIST; the "t10k" files are the test split, and `prepare` cuts validation from the "train" files."""
 
     name = "fashion-mnist"
     class_names = (
@@ -40,9 +40,10 @@ class FashionMnistSource(Source):
     )
 
     def __init__(self, folder: pathlib.Path | None = None) -> None:
-        """`folder` holds the four IDX files, as they are or with .gz; None for where Debian's package puts them.
+        """Find the four IDX files, plain or with .gz, in `folder`; None for that of Debian's package.
 
-        Raises DataError where one of them is missing.
+        Raises:
+            DataError: a file is missing.
         """
         self._folder = folder or DEBIAN_FOLDER
         self._is_debian = folder is None
@@ -53,7 +54,7 @@ class FashionMnistSource(Source):
 
     @classmethod
     def of_text(cls, text: str) -> "FashionMnistSource":
-        """From `fashion-mnist` or `fashion-mnist:FOLDER`."""
+        """Open the source `fashion-mnist` or `fashion-mnist:FOLDER`."""
         _, colon, folder = text.partition(":")
         if colon and not folder:
             raise DataError(f"the source {text!r} names no folder; write fashion-mnist, or fashion-mnist:FOLDER")
@@ -65,7 +66,7 @@ class FashionMnistSource(Source):
             if len(images) != len(labels):
                 raise DataError(
                     f"{self._folder} has {len(images)} images and {len(labels)} labels in its {part} files; "
-                    "they must be as many: copy the files again"
+                    "expected equal numbers: copy the files again"
                 )
             if labels.size and labels.max() >= len(self.class_names):
                 raise DataError(f"the {part} labels in {self._folder} go up to {labels.max()}; expected 0 to 9")
@@ -101,17 +102,17 @@ class FashionMnistSource(Source):
 
 
 def read_idx(path: pathlib.Path, *, num_dimensions: int) -> npt.NDArray[np.uint8]:
-    """Reads an IDX file of unsigned bytes, gzipped or not, as [n] or [n, height, width].
+    """Read an IDX file of unsigned bytes, gzipped or not, as [n] or [n, height, width].
 
     Raises:
-        DataError: the file is not IDX, is of other dimensions, or holds more or fewer values than it says.
+        DataError: the file is not IDX, has other dimensions, or more or fewer values than declared.
     """
     content = path.read_bytes()
     if content.startswith(_GZIP_MAGIC):
         try:
             content = gzip.decompress(content)
         except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-            raise DataError(f"{path} is not a whole gzip file ({e}); copy it again") from None
+            raise DataError(f"{path} is not a complete gzip file ({e}); copy it again") from None
     if content[:4] != _UBYTE_MAGIC + bytes([num_dimensions]) or len(content) < 4 + 4 * num_dimensions:
         raise DataError(
             f"{path} begins with {content[:4].hex(' ') or 'nothing'}; expected an IDX file of unsigned bytes in "

@@ -1,10 +1,10 @@
-"""A folder with one folder per class; class folders may have folders of their own.
+"""A folder with one folder per class; class folders may have subfolders.
 
     FOLDER/cat/1.jpg  FOLDER/cat/more/2.png  FOLDER/dog/3.jpg
 
-Every file below a class folder is a candidate, unless it is known by its name to be none (`left_behind`); files
-beside the class folders are not, and counted. A folder whose folders are `train` and `val` or `test` is taken as split
-already: the classes are below those (`class_folders`).
+Every file below a class folder is a candidate, unless its name says that it is not an image (`left_behind`); files
+outside the class folders are only counted. If the folders are `train` and `val` or `test`, the source is already split
+and its classes are below those (`class_folders`).
 """
 
 import os
@@ -23,15 +23,16 @@ MAX_DEPTH = 100
 
 
 class FolderSource(FileSource):
-    """The class is the first folder of a file's path below the folder, or below its split's folder.
+    """A folder in which the class of a file is the first folder of its path, below the split's folder if there is one.
 
-    Of a million files, the names in one folder at a time are held.
+    Only the names in one folder are in memory at a time.
     """
 
     def __init__(self, folder: pathlib.Path, *, exclude: Sequence[str] = ()) -> None:
-        """`exclude` names folders that are neither classes nor splits.
+        """Find the class folders; `exclude` names folders that are neither classes nor splits.
 
-        Raises DataError where `folder` is no folder, or holds no class folder.
+        Raises:
+            DataError: `folder` is not a folder, or contains no class folder.
         """
         if not folder.is_dir():
             raise DataError(
@@ -48,13 +49,13 @@ class FolderSource(FileSource):
 
     @property
     def class_names(self) -> list[str]:
-        """Also of class folders without a file, which are a mistake that must not go unseen."""
+        """The classes, including folders without files, so that such mistakes are noticed."""
         return sorted({class_name for _, _, class_name in self._class_folders})
 
     @property
     def remarks(self) -> list[str]:
-        """What trainer itself has written there is no class."""
-        return [f"{self.base}/{name} is left out: trainer has written it" for name in self._own_products]
+        """A sentence for each folder that trainer itself wrote, which is not a class."""
+        return [f"{self.base}/{name} is left out: it was written by trainer" for name in self._own_products]
 
     @property
     def passed_over(self) -> PassedOver:
@@ -71,7 +72,7 @@ class FolderSource(FileSource):
                 yield Candidate(filename=filename, class_names=(class_name,), split=split)
 
     def _find_class_folders(self) -> list[tuple[SplitName | None, str, str]]:
-        """(split, path below the folder, class name) of each class folder, sorted; notes which folders lie around."""
+        """Return (split, relative path, class name) of each class folder, sorted; set `_beside` and `_own_products`."""
         self._beside = [""]
         top = self._contents("").folders
         self._own_products = [name for name in top if is_own_product(pathlib.Path(self.base, name))]
@@ -107,7 +108,7 @@ class FolderSource(FileSource):
         return [(None, name, name) for name in sorted([*folders, *excluded])]
 
     def _inside(self, splits: Sequence[str]) -> dict[str, str]:
-        """Where the class folders of each split lie: in it, or, where each holds a single folder, in that one."""
+        """Return the parent of each split's class folders: the split, or the single folder that each split contains."""
         inside = {split: split for split in splits}
         for _ in range(MAX_DEPTH):
             below = {split: self._contents(path).folders for split, path in inside.items()}
@@ -123,12 +124,12 @@ class FolderSource(FileSource):
         return Contents(len(entries) - len(folders), folders)
 
     def _walk(self, directory: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
-        """Files below `directory` (a path below the base), also through links, sorted."""
+        """Yield the files below `directory` (relative to the base), also through links, sorted."""
         path = os.path.join(self.base, directory)
         status = os.stat(path)
         identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
-            raise DataError(f"{path} is a link to a folder that it lies in; remove the link")
+            raise DataError(f"{path} is a link to a folder that contains it; remove the link")
         if len(ancestors) == MAX_DEPTH:
             raise DataError(f"{path} lies {MAX_DEPTH} folders deep; expected images nearer to their class folder")
         for name, is_folder in self._list(directory, self._passed_over):
@@ -138,7 +139,7 @@ class FolderSource(FileSource):
                 yield f"{directory}/{name}"
 
     def _list(self, directory: str, passed_over: PassedOver | None = None) -> list[tuple[str, bool]]:
-        """(name, whether it is a folder) of what may be or hold an image, sorted; `passed_over` counts the rest."""
+        """List (name, is a folder) of possible images and their folders, sorted; count the rest in `passed_over`."""
         path = os.path.join(self.base, directory)
         listed = []
         try:
@@ -156,5 +157,5 @@ class FolderSource(FileSource):
 
 
 def _count_files(folder: str) -> int:
-    """At least one, for the folder itself; one that cannot be read, as lost+found, does not matter."""
+    """Count the files below a folder, at least one; unreadable folders, like lost+found, are ignored."""
     return max(1, sum(len(files) for _, _, files in os.walk(folder)))

@@ -1,4 +1,4 @@
-"""What the numbers in TFRecords are called."""
+"""Names of the numeric labels in TFRecords."""
 
 import itertools
 import pathlib
@@ -11,14 +11,15 @@ _MAX_FILE_BYTES = 2**24
 
 
 def read_label_file(path: pathlib.Path) -> dict[int, str] | list[str]:
-    """The names of a labels.txt: a list of one a line, or, where every line is `NUMBER:NAME`, by number.
+    """Read the names in a labels.txt: a list, one per line, or a dict if every line is `NUMBER:NAME`.
 
-    Raises DataError where it is not UTF-8 text, or has a number twice.
+    Raises:
+        DataError: it is not UTF-8 text, or has a number twice.
     """
     with path.open("rb") as f:
         content = f.read(_MAX_FILE_BYTES)
     try:
-        # Not splitlines, which ends a line at U+2028 and others as well: no writer of such files does.
+        # Not splitlines, which also splits at U+2028 and others.
         lines = [line.strip() for line in re.split(r"\r\n?|\n", content.decode("utf-8-sig"))]
     except UnicodeDecodeError as e:
         raise DataError(f"{path} is not UTF-8 text ({e.reason}); save it as UTF-8") from None
@@ -34,19 +35,23 @@ def read_label_file(path: pathlib.Path) -> dict[int, str] | list[str]:
 
 
 class LabelNames:
-    """Gathers the labels that occur and what they are called, and then decides on a name for each."""
+    """The labels that occur and their names in the records, from which a name for each is resolved."""
 
     def __init__(self, source: str, from_file: dict[int, str] | list[str] | None) -> None:
-        """`source` is for messages; `from_file` what `read_label_file` gave, or None where there is no such file."""
+        """Start without labels; `source` is for messages, `from_file` is the result of `read_label_file`."""
         self._source = source
         self._from_file = from_file
         self._texts: dict[int, str | None] = {}
 
     def add(self, labels: Sequence[int], texts: Sequence[str]) -> tuple[str, ...]:
-        """Takes note of the labels of one record and of `texts`, one for each label or none.
+        """Add the labels of one record, and `texts`, one per label or none.
 
-        Returns the labels as keys of `resolve`, each once. Raises ValueError where they are unusable, and DataError
-        where a label is called something else than before.
+        Returns:
+            The labels as keys of `resolve`, without duplicates.
+
+        Raises:
+            ValueError: the labels are unusable.
+            DataError: a label has another text than before.
         """
         if not labels:
             raise ValueError("its record has no image/class/label")
@@ -67,7 +72,7 @@ class LabelNames:
         return tuple(str(label) for label in dict.fromkeys(labels))
 
     def resolve(self) -> dict[str, str]:
-        """The name of each label that occurred, in their order. Raises DataError where there is no telling."""
+        """Return the name of each label that occurred, in order; raise DataError if a name cannot be resolved."""
         if not self._texts:
             raise DataError(
                 f"no record of {self._source} has an image and a label; expected image/encoded and image/class/label "
@@ -90,13 +95,13 @@ class LabelNames:
         missing = [label for label in labels if not names.get(label)]
         if missing:
             raise DataError(
-                f"labels.txt beside {self._source} has no name for the label {missing[0]}; expected one a line, or "
+                f"labels.txt beside {self._source} has no name for the label {missing[0]}; expected one per line, or "
                 "lines of NUMBER:NAME: add it"
             )
         return names
 
     def _first_label(self, names: Sequence[str], labels: Sequence[int]) -> int:
-        """The label that the first of `names` stands for."""
+        """Return the label of the first of `names`, 0 or 1."""
         called = {label: text for label, text in self._texts.items() if text is not None}
         for first in (0, 1) if called else ():
             if all(names[label - first : label - first + 1] == [text] for label, text in called.items()):
@@ -107,5 +112,5 @@ class LabelNames:
             return 1
         raise DataError(
             f"the labels of {self._source} go from {labels[0]} to {labels[-1]}, and labels.txt has {len(names)} names: "
-            "whether they count from 0 or from 1 cannot be told; write its lines as NUMBER:NAME"
+            "it is unclear whether they start at 0 or 1; write its lines as NUMBER:NAME"
         )

@@ -1,7 +1,7 @@
-"""Files and folders that lie among images and are none: what systems leave behind, side-cars, annotations, papers.
+"""Files and folders among images that are not images: system files, side-cars, annotations and documents.
 
-Known by name; what has a name of its own choosing is known by its content when it is read, see
-`preparation.file_kinds`. They are neither classes nor bad files: they are passed over and counted by kind.
+They are recognized by name here, and otherwise by content when they are read (`preparation.file_kinds`). They are
+neither classes nor bad files: they are skipped and counted by kind.
 """
 
 import collections
@@ -27,7 +27,7 @@ _FOLDERS: Final = _words(
 _FILES: Final = _words(
     "thumbs.db/ehthumbs.db/ehthumbs_vista.db/desktop.ini/picasa.ini/zbthumbnail.info/pspbrwse.jbf/icon\r", "/"
 )
-# Of cameras and of programs that develop photographs; .thm is a JPEG, of a video.
+# Side-cars of cameras and raw converters; .thm is the JPEG thumbnail of a video.
 _SIDE_CARS: Final = _words(".xmp .aae .thm .pp3 .dop .on1 .cos .nksc .arp .ctg")
 _ANNOTATIONS: Final = _words(
     ".xml .json .jsonl .txt .csv .tsv .npy .npz .mat .yaml .yml .pkl .pickle .h5 .hdf5 .parquet .toml .names .lst"
@@ -37,15 +37,16 @@ _SUFFIXES: Final = _SIDE_CARS | _ANNOTATIONS | _PAPERS
 _PAPERS_BY_NAME: Final = _words(
     "readme license licence copying copyright notice authors contributors changelog citation makefile"
 )
-_MAX_NAMED = 1_000
+_MAX_LISTED = 1_000
 
 
 @dataclasses.dataclass
 class PassedOver:
-    """What of a source is neither a candidate nor a bad file.
+    """The files of a source that are neither candidates nor bad files.
 
-    num_ignored: files that are left behind, by kind. num_beside: other files that lie beside the class folders, and
-    `beside` the first of their names.
+    num_ignored: files known not to be images, by kind.
+    num_beside: other files, outside the class folders.
+    beside: the first of their names.
     """
 
     num_ignored: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -54,12 +55,12 @@ class PassedOver:
 
     def add_beside(self, name: str) -> None:
         self.num_beside += 1
-        if len(self.beside) < _MAX_NAMED:
+        if len(self.beside) < _MAX_LISTED:
             self.beside.append(name)
 
 
 def kind_of_file(name: str) -> str | None:
-    """The kind of the left-behind file `name`, such as "Thumbs.db" or "*.xml"; None where it may be an image."""
+    """Return the kind of a file that is not an image, for example "Thumbs.db" or "*.xml"; None if it may be one."""
     if name[:1] == ".":
         return _kind_of_hidden(name)
     stem, suffix = os.path.splitext(name)
@@ -75,19 +76,19 @@ def kind_of_file(name: str) -> str | None:
 
 
 def kind_of_system_file(name: str) -> str | None:
-    """As `kind_of_file`, but only of what no person has made, where files were named one by one."""
+    """Return the kind of a file made by the system, not a person, for listings that name each file."""
     return kind_of_file(name) if name[:1] == "." or name.lower() in _FILES else None
 
 
 def kind_of_folder(name: str) -> str | None:
-    """The kind of the left-behind folder `name`, such as "@eaDir"; None where it may hold images."""
+    """Return the kind of a folder without images, for example "@eaDir"; None if it may contain some."""
     if name[:1] == ".":
         return name
     return name if name.lower() in _FOLDERS else None
 
 
 def kind_of_path(path: str) -> str | None:
-    """The kind of a path with slashes, a folder where it ends with one, by its outermost part that has a kind."""
+    """Return the kind of a path by its outermost part that has one; a folder ends with a slash."""
     folder, _, name = path.rpartition("/")
     return _kind_of_folders(folder) or (kind_of_file(name) if name else None)
 

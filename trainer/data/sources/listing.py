@@ -1,4 +1,4 @@
-"""A CSV or JSON Lines file with a path and one or several labels a line; paths are relative to the file, or absolute.
+"""A CSV or JSON Lines file with a path and one or more labels per line; paths are relative to the file, or absolute.
 
     path,label                   {"path": "photos/1.jpg", "label": "cat"}
     photos/1.jpg,cat             {"path": "photos/2.jpg", "label": "dog"}
@@ -6,14 +6,13 @@
     path,labels,split,weight     {"path": "photos/1.jpg", "labels": ["cat", "sofa"], "split": "test"}
     photos/1.jpg,cat|sofa,test,  {"path": "photos/2.jpg", "labels": ["dog"], "weight": 2.5}
 
-`label` or `labels`, not both. `split` is train, validation or test, or what else people call them; a line that names
-one is fixed to it, and a line that leaves it empty is for `prepare` to divide; where none does, a split that is missing
-is cut from `train`. `weight` is above 0, and 1 where it is empty. Other columns are ignored. Labels are text: 7 and "7"
-are the same class.
+There is a column `label` or `labels`, not both. `split` is train, validation or test, or a usual synonym; `prepare`
+divides the lines that leave it empty. If none does, a missing split is cut from `train`. `weight` is above 0; empty
+means 1. Other columns are ignored. Labels are text: 7 and "7" are the same class.
 
-Between the columns may stand commas, semicolons, tabs or bars, as the first line shows or a line `sep=;` before it
-says; UTF-8 and UTF-16 are read. A path with back-slashes, as Windows writes them, is one with slashes, unless there is
-a file of that very name.
+Columns are separated by commas, semicolons, tabs or bars, as the header shows or a line `sep=;` before it declares;
+UTF-8 and UTF-16 are read. Backslashes in paths, as on Windows, are read as slashes, unless a file of that exact name
+exists.
 """
 
 import csv
@@ -42,14 +41,17 @@ _OF_WINDOWS: Final = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 class ListingSource(FileSource):
-    """Rows that name a file which is missing become bad files; a row of the wrong form is an error.
+    """A listing of files: a row whose file is missing becomes a bad file, a malformed row is an error.
 
-    A row is forgotten once its candidate is yielded, so that a path which comes twice comes out twice; `locator` is
-    the number of its line.
+    Rows are not kept in memory, so a path that occurs twice is yielded twice. `locator` is the line number.
     """
 
     def __init__(self, file: pathlib.Path, *, group_column: str | None = None) -> None:
-        """`group_column` holds what must not be divided between splits. Raises DataError where `file` is missing."""
+        """Open a listing; `group_column` has groups that must not be divided between splits.
+
+        Raises:
+            DataError: `file` is missing.
+        """
         if not file.is_file():
             raise DataError(f"the listing {file} does not exist; give a .csv or .jsonl file with path and label")
         self._file = file
@@ -95,7 +97,7 @@ class ListingSource(FileSource):
         )
 
     def _spelled(self, path: str) -> str:
-        """`path` with slashes and without what leads nowhere."""
+        """Normalize the separators of `path` and remove `.` parts."""
         if "\\" in path and not _OF_WINDOWS.match(path) and not os.path.lexists(os.path.join(self.base, path)):
             path = path.replace("\\", "/")
         return _without_dots(path)
@@ -124,12 +126,13 @@ class ListingSource(FileSource):
             known = ", ".join(SPLIT_SYNONYMS)
             raise self._error(line, f"has {value!r} for 'split'; expected one of {known}, or nothing")
         if split == "test":
-            # Alone it is the test split; beside one it could as well be for validation.
+            # "eval" means test if it is the only such name; beside "test" it may mean validation.
             self._calls_test_eval.add("eval" in value.lower())
             if len(self._calls_test_eval) > 1:
                 raise self._error(
                     line,
-                    f"has {value!r} for 'split', and other lines name the test otherwise: expected test or validation",
+                    f"has {value!r} for 'split', and other lines name the test split otherwise: expected test or "
+                    "validation",
                 )
         return split
 
@@ -163,7 +166,7 @@ class ListingSource(FileSource):
         return DataError(f"line {line} of {self._file} {problem}; correct the line")
 
     def _check_columns(self, where: str, columns: list[str]) -> None:
-        """`where` names the file, or one line of it."""
+        """Check the column names; `where` names the file or a line of it, for messages."""
         problem = ""
         missing = [] if "path" in columns else ["path"]
         if "label" not in columns and "labels" not in columns:
@@ -206,14 +209,16 @@ class ListingSource(FileSource):
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as e:
-                raise DataError(f"line {line} of {self._file} is not JSON ({e}); expected one object a line") from None
+                raise DataError(
+                    f"line {line} of {self._file} is not JSON ({e}); expected one object per line"
+                ) from None
             if not isinstance(row, dict):
                 raise self._error(line, 'is not an object; expected {"path": ..., "label": ...}')
             self._check_columns(f"line {line} of {self._file}", list(row))
             yield line, row
 
     def _read_lines(self, f: IO[str]) -> Iterator[str]:
-        """Lines of bounded length: a file that is not a listing may have none that ends."""
+        """Yield lines of bounded length: a file that is not a listing may be one endless line."""
         line = 0
         while text := f.readline(MAX_LINE_CHARS):
             line += 1
@@ -223,7 +228,7 @@ class ListingSource(FileSource):
 
 
 def _columns(names: Sequence[str]) -> list[str]:
-    """`names` with those that mean something in lower case, unless that is there as well."""
+    """Lower-case the names of known columns, unless the lower-case name is there too."""
     return [name.lower() if name.lower() in _COLUMNS and name.lower() not in names else name for name in names]
 
 
@@ -233,7 +238,7 @@ def _is_header(names: Sequence[str]) -> bool:
 
 
 def _as_text(value: Any) -> str | None:
-    """Text of a label or group as it is compared; None for what is neither text nor a whole number, or blank."""
+    """Return the stripped text of a label or group; None if blank or neither text nor an integer."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip() or not _is_usable(value):
@@ -242,7 +247,7 @@ def _as_text(value: Any) -> str | None:
 
 
 def _is_usable(value: str) -> bool:
-    """Whether `value` can name a file: JSON admits NUL and halves of surrogate pairs, file systems do not."""
+    """Return whether `value` can name a file: unlike JSON, file systems allow no NUL or lone surrogate."""
     try:
         return b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
@@ -250,7 +255,7 @@ def _is_usable(value: str) -> bool:
 
 
 def _without_dots(path: str) -> str:
-    """One spelling for `./a.jpg`, `.//a.jpg` and `a.jpg`; `..` stays, since a link may stand before it."""
+    """Remove `.` parts and double slashes; `..` stays, because a link may precede it."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return ("/" if path.startswith("/") else "") + "/".join(parts)
 

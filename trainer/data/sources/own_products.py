@@ -1,6 +1,6 @@
-"""Folders that this program writes itself. Beside class folders, where somebody works in them, they are no classes.
+"""Recognize folders written by trainer itself, which may lie beside class folders but are not classes.
 
-They are known by the files that each has, never by a name alone, which a class may have too.
+They are recognized by their files, never by name alone, which a class could have too.
 """
 
 import itertools
@@ -8,13 +8,13 @@ import json
 import os
 import pathlib
 
-# Of a folder with that many entries before the first run, none is looked for: it is a class.
+# Entries to search for a run; a folder with this many others first is a class.
 _MAX_ENTRIES = 100
 _BESIDE_DATASETS = (".cache", ".features")
 
 
 def is_own_product(folder: pathlib.Path) -> bool:
-    """Whether `folder` is a run, a folder of runs, a dataset, its cache or features, an export or versions of one."""
+    """Return whether `folder` is a run, a folder of runs, a dataset, its cache or features, or an export."""
     return _is_product(folder) or _holds_runs(folder)
 
 
@@ -23,13 +23,13 @@ def _is_product(folder: pathlib.Path) -> bool:
         return True
     if _is_ours(folder / "signature.json", "schema_version"):
         return True
-    # A run that has just begun, a cache, features, versions: what is locked has a lock file, which says who held it.
+    # A run that has just started, a cache, features or versions has a lock file, which says who held it.
     lock_file = folder / ".lock"
     return _is_ours(lock_file, "pid") or (folder.name.endswith(_BESIDE_DATASETS) and lock_file.is_file())
 
 
 def _holds_runs(folder: pathlib.Path) -> bool:
-    """Whether there are runs in `folder`, and nothing before the first of them but folders."""
+    """Return whether `folder` contains a run, and only folders before it."""
     try:
         with os.scandir(folder) as entries:
             for entry in itertools.islice(entries, _MAX_ENTRIES):
@@ -37,13 +37,13 @@ def _holds_runs(folder: pathlib.Path) -> bool:
                     return False
                 if _is_product(pathlib.Path(entry.path)):
                     return True
-    except OSError:  # whoever lists it says why
+    except OSError:  # reported when the folder is listed
         return False
     return False
 
 
 def _is_ours(path: pathlib.Path, key: str) -> bool:
-    """Whether `path` is a JSON object with `key`."""
+    """Return whether `path` is a JSON object with `key`."""
     try:
         # Another program's file of that name may be anything.
         content = json.loads(path.read_bytes()) if path.stat().st_size < 2**26 else None

@@ -1,4 +1,4 @@
-"""The names that people give the three splits, in folders, columns and file names."""
+"""Recognize the usual names of the three splits in folders, columns and file names."""
 
 import re
 from typing import Final
@@ -22,21 +22,21 @@ SPLIT_SYNONYMS: Final[dict[str, SplitName]] = {
     "eval": "test",
     "evaluation": "test",
 }
-# What stands beside the name of a split and means nothing: train_set, TestData, images-val.
+# Words without meaning beside the name of a split: train_set, TestData, images-val.
 _FILLERS: Final = "sets?|data|datasets?|images?|imgs?|pictures|pics|photos|splits?|subset|samples|folder|files"
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+")
 _JOINED: Final = re.compile(f"({'|'.join(SPLIT_SYNONYMS)})({_FILLERS})")
 # Also years and small numbers: val2017, test1.
-_MEANS_NOTHING: Final = re.compile(rf"({_FILLERS}|(19|20)\d\d|\d{{1,2}})")
+_MEANINGLESS: Final = re.compile(rf"({_FILLERS}|(19|20)\d\d|\d{{1,2}})")
 
 
 def find_split(text: str) -> SplitName | None:
-    """The split that `text` names, in whatever case and with whatever between its words; None where it names none."""
-    return SPLIT_SYNONYMS.get(" ".join(_telling_words(text)))
+    """Return the split that `text` names, in any case and with any separators; None if it names none."""
+    return SPLIT_SYNONYMS.get(" ".join(_significant_words(text)))
 
 
 def find_splits(names: list[str]) -> dict[str, SplitName]:
-    """The splits of those of `names` that name one, alone or by one word in a common pattern: seg_train, seg_test."""
+    """Return the split of each name that is one, alone or within a common pattern (seg_train, seg_test)."""
     found: dict[str, SplitName] = {}
     by_pattern: dict[str, dict[str, SplitName]] = {}
     for name in names:
@@ -44,7 +44,7 @@ def find_splits(names: list[str]) -> dict[str, SplitName]:
         if split is not None:
             found[name] = split
             continue
-        words = _telling_words(name)
+        words = _significant_words(name)
         splits = [SPLIT_SYNONYMS[word] for word in words if word in SPLIT_SYNONYMS]
         if len(splits) == 1:
             pattern = " ".join("*" if word in SPLIT_SYNONYMS else word for word in words)
@@ -56,17 +56,16 @@ def find_splits(names: list[str]) -> dict[str, SplitName]:
 
 
 def fixed_split(text: str) -> SplitName | None:
-    """The split that images in the part `text` of a source are fixed to.
+    """Return the split of the images in the part `text` of a source: validation, test, or None.
 
-    None for those of the training part as well: what a source has not set aside for validation or test is for
-    `prepare` to divide further.
+    It is None for the training part too, which `prepare` may divide further.
     """
     split = find_split(text)
     return None if split == "train" else split
 
 
-def _telling_words(text: str) -> list[str]:
+def _significant_words(text: str) -> list[str]:
     words = [word.lower() for word in _WORD.findall(text)]
     joined = (_JOINED.fullmatch(word) for word in words)
     words = [match[1] if match else word for match, word in zip(joined, words, strict=True)]
-    return [word for word in words if not _MEANS_NOTHING.fullmatch(word)]
+    return [word for word in words if not _MEANINGLESS.fullmatch(word)]

@@ -1,7 +1,7 @@
-"""How a table of text was written: its encoding, and what stands between its columns.
+"""Detect the encoding and the delimiter of a text table.
 
-Told by what leaves no doubt (a byte order mark, ASCII in UTF-16, the names of the columns), never by likelihood: one
-byte per character in a Windows code page could be any of a dozen, so such a file is refused with what was found.
+Only certain signs count (a byte order mark, ASCII in UTF-16, the names of the columns), never likelihood: a byte in a
+Windows code page could be any of a dozen characters, so such a file is refused with the byte that was found.
 """
 
 import codecs
@@ -27,14 +27,15 @@ _BLOCK_BYTES: Final = 2**16
 
 
 def find_encoding(file: pathlib.Path) -> str:
-    """The encoding by which `file` is to be opened; UTF-8 where nothing else is certain.
+    """Return the encoding of `file`; UTF-8 unless another one is certain.
 
-    Raises DataError for a workbook.
+    Raises:
+        DataError: the file is a workbook.
     """
     with file.open("rb") as f:
         head = f.read(_HEAD_BYTES)
     if head.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
-        raise DataError(f"{file} is a workbook of Excel or the like, not text; save it as CSV in UTF-8")
+        raise DataError(f"{file} is a workbook (such as of Excel), not text; save it as CSV in UTF-8")
     for mark, encoding in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return encoding
@@ -47,20 +48,20 @@ def find_encoding(file: pathlib.Path) -> str:
 
 
 def not_text(file: pathlib.Path, encoding: str, problem: str) -> DataError:
-    """The error that names the line and the byte, once `file` could not be decoded."""
+    """Return the error for a `file` that could not be decoded, with the line and the byte."""
     line, byte = _find_undecodable(file) if encoding.startswith("utf-8") else (None, None)
     if line is None or byte is None:
         return DataError(f"{file} is not {encoding.upper()} text ({problem}); save it as UTF-8")
     meant = bytes([byte]).decode("cp1252", "replace")
     return DataError(
-        f"line {line} of {file} is not UTF-8: it holds the byte 0x{byte:02X}, which a Windows code page may mean for "
-        f"{meant!r}, and which one is not said; save it as UTF-8, or, if that is right, with: "
+        f"line {line} of {file} is not UTF-8: it holds the byte 0x{byte:02X}, which is "
+        f"{meant!r} in Windows code page 1252; save it as UTF-8, or, if that is right, convert it with: "
         f"iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(file))} > {shlex.quote(f'{file.stem}-utf-8{file.suffix}')}"
     )
 
 
 def find_delimiter(header: str, is_header: Callable[[Sequence[str]], bool]) -> str:
-    """What stands between the columns in the line `header`; where no reading `is_header`, what divides it most."""
+    """Return the delimiter with which `header` satisfies `is_header`, or else the one that gives the most columns."""
     for delimiter in DELIMITERS:
         if is_header(_fields(header, delimiter)):
             return delimiter
@@ -68,7 +69,7 @@ def find_delimiter(header: str, is_header: Callable[[Sequence[str]], bool]) -> s
 
 
 def find_declared_delimiter(line: str) -> str | None:
-    """What a first line `sep=;`, as Excel reads it, declares; None where `line` is none."""
+    """Return the delimiter that a first line `sep=;`, as for Excel, declares; None for any other line."""
     match = re.fullmatch(r'"?sep=(.)"?[,;\t]*\s*', line, re.IGNORECASE)
     return match[1] if match else None
 
@@ -81,7 +82,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _find_undecodable(file: pathlib.Path) -> tuple[int | None, int | None]:
-    """(line, byte) of the first that is not UTF-8."""
+    """Return the line and the value of the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     line = 1
     with file.open("rb") as f:

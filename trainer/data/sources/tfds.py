@@ -1,9 +1,9 @@
 """`tfds:NAME[/CONFIG][:VERSION]`: a dataset of TensorFlow Datasets with an image and a label, or several.
 
-It is downloaded and prepared where TensorFlow Datasets keeps its own (`TFDS_DATA_DIR`, or ~/tensorflow_datasets); one
-that is there already needs no network. Images keep their bytes: they are copied to the workspace as they are stored,
-since most of its file formats cannot be read at random. The splits `validation` and `test` are kept, others are for
-`prepare` to divide; a split without labels, as some tests have, is left out.
+It is downloaded and prepared in the folder of TensorFlow Datasets (`TFDS_DATA_DIR`, or ~/tensorflow_datasets), unless
+it is already there. Images are copied to the workspace byte by byte, because most of its file formats have no random
+access. The splits `validation` and `test` are kept, `prepare` divides the others; a split without labels, as some test
+splits are, is left out.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ PREFIX = "tfds:"
 
 
 class _Features(NamedTuple):
-    """Which features are the image and the label; the latter is a sequence where images have several."""
+    """The features of the image and its label, which may be a sequence."""
 
     image: str
     label: str
@@ -45,10 +45,14 @@ class _Features(NamedTuple):
 
 
 class TfdsSource(Source):
-    """The names of its classes, in the order of its labels. An example is called by its split and position."""
+    """A dataset of TensorFlow Datasets, with its class names and label order. Files are named by split and position."""
 
     def __init__(self, text: str) -> None:
-        """`text` is what TensorFlow Datasets calls it. Raises DataError where the package or the name is missing."""
+        """Check the source; `text` is the name in TensorFlow Datasets.
+
+        Raises:
+            DataError: the package is not installed, or the name is missing.
+        """
         if importlib.util.find_spec("tensorflow_datasets") is None:
             raise DataError(
                 f"{PREFIX}{text} needs the package tensorflow-datasets, which is not installed; install it with: "
@@ -68,9 +72,10 @@ class TfdsSource(Source):
         return names
 
     def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:
-        """Downloads and prepares the dataset where need be, and copies its images to the workspace.
+        """Download and prepare the dataset if needed, and copy its images to the workspace.
 
-        Raises DataError where there is no such dataset, no network, or no image with a label.
+        Raises:
+            DataError: there is no such dataset, no network, or no image with a label.
         """
         import tensorflow_datasets as tfds
 
@@ -112,26 +117,26 @@ class TfdsSource(Source):
             near = difflib.get_close_matches(self._text.split("/")[0].split(":")[0], tfds.list_builders(), n=1)
             hint = f"did you mean tfds:{near[0]}?" if near else "its catalogue lists the names: tensorflow.org/datasets"
             raise DataError(f"TensorFlow Datasets knows no dataset {self._text!r}; {hint}") from None
-        except Exception as e:  # whatever the code of a dataset may raise
+        except Exception as e:  # the code of a dataset may raise anything
             reason = " ".join(str(e).split())[:300]
             raise DataError(
                 f"TensorFlow Datasets cannot open {self._text!r} ({reason}); write tfds:NAME[/CONFIG][:VERSION]"
             ) from None
 
     def _download(self, builder: Any, progress: ShowProgress) -> None:
-        """Its own downloads ask four minutes long for a host that is not there, so that is found out first."""
+        """Download and prepare; resolve the hosts first, since its own downloads retry for four minutes."""
         try:
             if not urllib.request.getproxies():
                 for url in builder.url_infos or {}:
                     socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
-            # It prints what it does; standard output is for answers.
+            # It prints progress, but standard output is for results.
             with progress(f"preparing {self._text}", 1) as shown, contextlib.redirect_stdout(sys.stderr):
                 builder.download_and_prepare()
                 shown.advance()
         except Exception as e:
             reason = " ".join(str(e).split())[:300] or type(e).__name__
             raise DataError(
-                f"TensorFlow Datasets cannot get {self._text} ({reason}); give the command again where there is a "
+                f"TensorFlow Datasets cannot get {self._text} ({reason}); run the command again with a "
                 f"network, or copy what another machine prepared to {builder.data_path}"
             ) from None
 
@@ -162,7 +167,7 @@ def _copy_split(
     spooled: SpoolWriter,
     shown: Advances,
 ) -> int:
-    """Returns how many examples have labels. Raises DataError where only some have."""
+    """Copy a split; return how many examples have labels, and raise DataError if only some have."""
     num_labelled = 0
     for i, example in enumerate(examples):
         labels = [int(label) for label in example[features.label].reshape(-1)]
@@ -189,7 +194,7 @@ def _examples_of(tfds: Any, builder: Any, split: str, features: _Features) -> It
 
 
 def _find_features(tfds: Any, builder: Any, text: str) -> _Features:
-    """The image and the label of an example: as the dataset says, or else the only ones, or those called just so."""
+    """Find the features of image and label: the supervised keys, or the only candidates, or those with plain names."""
     features = builder.info.features if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
     supervised = [key for key in builder.info.supervised_keys or () if isinstance(key, str)]
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
@@ -207,13 +212,13 @@ def _find_features(tfds: Any, builder: Any, text: str) -> _Features:
 def _choose(keys: list[str], supervised: list[str], plain_names: tuple[str, ...]) -> str | None:
     chosen = [key for key in keys if key in supervised] or keys
     if len(chosen) > 1:
-        # Beside its labels, Pascal VOC has those that are not hard to see
+        # Pascal VOC has a second label feature, without difficult objects.
         chosen = [key for key in chosen if key in plain_names]
     return chosen[0] if len(chosen) == 1 else None
 
 
 def _class_label_of(tfds: Any, feature: Any) -> Any:
-    """The classes that `feature` holds one or a sequence of; None where it is something else."""
+    """Return the ClassLabel that `feature` is, or is a sequence of; None for other features."""
     if isinstance(feature, tfds.features.Sequence):
         feature = feature.feature
     is_label = isinstance(feature, tfds.features.ClassLabel) and feature.num_classes

@@ -1,8 +1,8 @@
-"""The records of a TFRecord file, gzipped or not, each with whether its checksum holds.
+"""Read the records of a TFRecord file, gzipped or not, and verify their checksums.
 
 Framing: uint64 length, uint32 masked CRC-32C of it, the payload, uint32 masked CRC-32C of the payload
-(tensorflow/core/lib/io/record_writer.h). TensorFlow's own reader stops at the first damaged record, and allocates
-what a damaged length says.
+(tensorflow/core/lib/io/record_writer.h). TensorFlow's own reader stops at the first damaged record, and allocates as
+much as a damaged length says.
 """
 
 import gzip
@@ -16,9 +16,9 @@ from trainer.data.sources.archives.staging import BLOCK_BYTES
 from trainer.data.sources.candidate import MAX_FILE_BYTES
 from trainer.errors import DataError
 
-# An image and what is said of it.
+# An image and its other features.
 MAX_RECORD_BYTES = MAX_FILE_BYTES + 2**20
-# As of an archive: images hardly compress.
+# As for archives: images hardly compress.
 _MAX_RATIO, _MIN_TOTAL_BYTES = 100, 2**30
 _LENGTH_BYTES, _CRC_BYTES = 8, 4
 _HEADER_BYTES = _LENGTH_BYTES + _CRC_BYTES
@@ -26,7 +26,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Record(NamedTuple):
-    """One record; `offset` is of its payload in the file, expanded. `is_intact`: whether its checksum holds."""
+    """A record; `offset` is that of its payload in the expanded file, `is_intact` false if its checksum fails."""
 
     offset: int
     payload: bytes
@@ -34,17 +34,18 @@ class Record(NamedTuple):
 
 
 def is_gzipped(path: pathlib.Path) -> bool:
-    """Whether `path` begins as gzip does, and not with the length of a record that happens to."""
+    """Return whether `path` is gzipped, and not a TFRecord whose first length looks like gzip's magic number."""
     with path.open("rb") as f:
         header = f.read(_HEADER_BYTES)
     return header.startswith(_GZIP_MAGIC) and not _holds(header[:_LENGTH_BYTES], header[_LENGTH_BYTES:])
 
 
 def iterate_records(path: pathlib.Path, shown: Advances) -> Iterator[Record]:
-    """Every record in order; `shown` is advanced by the bytes of `path`.
+    """Yield every record in order; advance `shown` by the bytes of `path`.
 
-    Raises DataError where the file is cut off, where a length is damaged, which leaves no way to the next record, or
-    where it is more than an image can need.
+    Raises:
+        DataError: the file is truncated, a length is damaged, so that the next record cannot be found, or a record is
+            too large for an image.
     """
     num_bytes = path.stat().st_size
     if not is_gzipped(path):
@@ -69,7 +70,7 @@ def _iterate(f: IO[bytes], path: pathlib.Path, max_total_bytes: int) -> Iterator
             raise DataError(f"{where} is cut off; copy it again")
         if not _holds(header[:_LENGTH_BYTES], header[_LENGTH_BYTES:]):
             raise DataError(
-                f"{where} is no TFRecord, or a damaged one: the length of the record fails its checksum, and the "
+                f"{where} is not a TFRecord, or is damaged: the length of the record fails its checksum, and the "
                 "records after it cannot be found; copy it again"
             )
         length = int.from_bytes(header[:_LENGTH_BYTES], "little")
@@ -88,7 +89,7 @@ def _iterate(f: IO[bytes], path: pathlib.Path, max_total_bytes: int) -> Iterator
 
 
 def _read_exactly(f: IO[bytes], num_bytes: int, where: str) -> bytes:
-    """In blocks, so that no more is allocated than there is."""
+    """Read in blocks, so that no more is allocated than the file contains."""
     content = bytearray()
     while len(content) < num_bytes:
         block = f.read(min(BLOCK_BYTES, num_bytes - len(content)))

@@ -2,13 +2,13 @@
 
     image/encoded      bytes   the image
     image/class/label  int64   one or several
-    image/class/text   bytes   optional; what each label is called
-    image/filename     bytes   optional; otherwise a record is called "file.tfrecord#17"
+    image/class/text   bytes   optional; the name of each label
+    image/filename     bytes   optional; the default is of the form "file.tfrecord#17"
     image/weight       float   optional
 
-A word of a file's name, as in `flowers-validation-00000-of-00004`, says its split. The classes are the labels that
-occur, in their order, and are called what `labels.txt` beside the files says (a name a line, or `7:name`), or
-image/class/text, or by their numbers. Whether labels count from 0 or 1 is seen from what is there.
+A word in a file's name, as in `flowers-validation-00000-of-00004`, gives its split. The classes are the labels that
+occur, in order. Their names come from `labels.txt` beside the files (one per line, or `7:name`), image/class/text, or
+their numbers. Whether labels start at 0 or 1 is inferred from those that occur.
 """
 
 import contextlib
@@ -49,14 +49,14 @@ _IN_SPOOL = "spool"
 
 
 class TFRecordSource(Source):
-    """Every record is read and checked once, by `stage`; images are read where they lie, those of gzip from a spool.
+    """TFRecord files; `stage` reads and checks every record once, and spools the images of gzipped files.
 
-    A record that fails its checksum, or has no image or label, is a file that cannot be read. Since its class is not
-    known, it stands under the first.
+    A record that fails its checksum, or has no image or label, is an unreadable file; its class is unknown, so it is
+    listed under the first.
     """
 
     def __init__(self, text: str) -> None:
-        """`text` is a folder, a file or a glob. Raises DataError where no file is found."""
+        """Find the files of a folder, a file or a glob; raise DataError if there are none."""
         self._text = text
         self._files = _find_files(text)
         self.name = re.sub(r"[*?\[\]]", "", pathlib.Path(text).resolve().name).strip("-_.") or "tfrecords"
@@ -66,12 +66,16 @@ class TFRecordSource(Source):
 
     @property
     def class_names(self) -> list[str]:
-        """Of the labels that occur, in their order."""
+        """The names of the labels that occur, in order."""
         assert self._index is not None, "stage comes first"
         return list(self._names.values())
 
     def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:
-        """Reads all records once. Raises DataError where a file is cut off or is no TFRecord, or names contradict."""
+        """Read all records once.
+
+        Raises:
+            DataError: a file is truncated or not a TFRecord, or the names of a label differ.
+        """
         self._spool = workspace / "tfrecords.spool"
         path = workspace / "tfrecords.index"
         files = [*self._files, *(file for file in (self._labels_file,) if file.exists())]
@@ -119,22 +123,22 @@ class TFRecordSource(Source):
         ):
             scan = _Scan(writer, SpoolWriter(spool), names)
             for number, file in enumerate(self._files):
-                place = _IN_SPOOL if is_gzipped(file) else str(number)
+                storage = _IN_SPOOL if is_gzipped(file) else str(number)
                 for i, record in enumerate(iterate_records(file, shown)):
-                    scan.add(record, f"{file.name}#{i}", place, _split_in(file.name))
+                    scan.add(record, f"{file.name}#{i}", storage, _split_in(file.name))
             writer.set_fact("class_names", list(names.resolve().items()))
 
 
 class _Scan:
-    """Turns records into entries of an index."""
+    """A conversion of records to entries of an index."""
 
     def __init__(self, writer: IndexWriter, spooled: SpoolWriter, names: LabelNames) -> None:
         self._writer = writer
         self._spooled = spooled
         self._names = names
 
-    def add(self, record: Record, name: str, place: str, split: str) -> None:
-        """`name` is what the record is called that has no name of its own, or one that came before."""
+    def add(self, record: Record, name: str, storage: str, split: str) -> None:
+        """Add a record; `name` is used if it has no name of its own, or one that is taken."""
         labels: tuple[str, ...] = ()
         weight, own_name = 1.0, ""
         if record.is_intact:
@@ -143,7 +147,7 @@ class _Scan:
                 encoded = _image_of(features)
                 labels = self._names.add(_ints(features, "image/class/label"), _texts(features, "image/class/text"))
                 weight, own_name = _weight_of(features), _filename_of(features)
-                locator = self._place(record, encoded, place)
+                locator = self._store(record, encoded, storage)
             except ValueError as e:
                 locator = unreadable(str(e))
         else:
@@ -154,10 +158,10 @@ class _Scan:
                 return
         self._writer.add(Entry(name, locator, split, labels, weight), unique_name=True)
 
-    def _place(self, record: Record, encoded: bytes, place: str) -> str:
-        if place == _IN_SPOOL:
-            return f"{place}/{self._spooled.append([encoded])}"
-        return f"{place}/{range_locator(record.offset + record.payload.find(encoded), len(encoded))}"
+    def _store(self, record: Record, encoded: bytes, storage: str) -> str:
+        if storage == _IN_SPOOL:
+            return f"{storage}/{self._spooled.append([encoded])}"
+        return f"{storage}/{range_locator(record.offset + record.payload.find(encoded), len(encoded))}"
 
 
 def _find_files(text: str) -> list[pathlib.Path]:
@@ -176,7 +180,7 @@ def _find_files(text: str) -> list[pathlib.Path]:
 
 
 def _split_in(file_name: str) -> str:
-    """The last word of a file's name that names a split, or ""."""
+    """Return the last word of a file's name that names a split, or ""."""
     words = [word for word in re.split(r"[^A-Za-z]+", file_name) if find_split(word) is not None]
     return words[-1] if words else ""
 
@@ -188,7 +192,7 @@ def _parse(payload: bytes) -> Any:
     try:
         return tf.train.Example.FromString(payload).features.feature
     except message.DecodeError:
-        raise ValueError("its record is no tf.train.Example") from None
+        raise ValueError("its record is not a tf.train.Example") from None
 
 
 def _image_of(features: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Check one image file: its header, its size, whether it decodes, and what training would see of it.
+"""Check one image file: its header, its size, whether it decodes, and whether training decodes it alike.
 
-Whole datasets are not seen here. Read `image_check.py` first.
+Whole datasets are handled elsewhere. Read `image_check.py` first.
 """

@@ -1,11 +1,11 @@
-"""Whether training can read an image, and the bytes that make it read right.
+"""Check that training decodes an image correctly, and re-encode it if not.
 
-What a file shows is decided by `image_file`, by Pillow. Here each image is decoded in full by the training decoder
-(`preprocess.decode_image`, TensorFlow), and by `image_file` as well unless its header proves that there is one reading
-of it (`image_header`: plain PNG and JPEG). Where both give the same upright, opaque picture the bytes are kept as they
-are. Where they do not, the picture is re-encoded: as JPEG (quality 95) from a JPEG, as PNG, which loses nothing more,
-from anything else. What remains unreadable is named with a reason. Training can therefore not die of a decoding error.
-(A JPEG has no checksums: damage inside its compressed data is found where a decoder refuses it.)
+`image_file` (Pillow) defines what a file shows. Each image is fully decoded by the training decoder
+(`preprocess.decode_image`, TensorFlow), and by `image_file` too unless its header proves that decoders agree
+(`image_header`: plain PNG and JPEG). If both give the same upright, opaque image, the bytes are kept. Otherwise the
+image is re-encoded: a JPEG as JPEG (quality 95), anything else losslessly as PNG. An unreadable file is recorded with a
+reason. So no decoding error can stop a training run. (A JPEG has no checksums: damage inside its compressed data is
+found only if a decoder refuses it.)
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ __all__ = [
     "compare_decoders",
 ]
 
-# One call of the decoder takes many small images; those in it are decoded before the first is let go.
+# Limit for the images decoded in one call, which are all in memory at the same time.
 _MAX_BATCH_PIXELS = 2**22
 _LOSSY = ("jpeg", "webp")
 # Decoders differ by a few grey levels in rounding and chroma upsampling; swapped or inverted colours by far more.
@@ -49,17 +49,19 @@ _LOSSY_TOLERANCE = 16.0
 
 
 def check_image(encoded: bytes, *, max_side_px: int | None = None, sample_bits: int | None = None) -> CheckedImage:
-    """`check_images` of one."""
+    """Check one image with `check_images`."""
     return check_images([encoded], max_side_px=max_side_px, sample_bits=sample_bits)[0]
 
 
 def check_images(
     encoded: Sequence[bytes], *, max_side_px: int | None = None, sample_bits: int | None = None
 ) -> list[CheckedImage]:
-    """Decodes image files in full; see the module for the rules. Safe to call in threads.
+    """Decode image files fully, by the rules of this module. Thread-safe.
 
-    A picture that is longer or wider than `max_side_px` is made smaller. `sample_bits` of 16 are in use where a file
-    does not say how many; None for all.
+    Args:
+        encoded: the bytes of each file.
+        max_side_px: an image with a longer side is made smaller; None for no limit.
+        sample_bits: how many bits of 16 are used in files that do not say so; None for all.
     """
     plain: dict[int, PlainImage] = {}
     for position, content in enumerate(encoded):
@@ -85,7 +87,7 @@ def check_images(
 
 
 def _batches(plain: Mapping[int, PlainImage]) -> Iterator[list[int]]:
-    """The keys of `plain`, in parts that may be decoded together; without what is too large."""
+    """Divide the keys of `plain` into batches that may be decoded together, without images that are too large."""
     batch: list[int] = []
     num_pixels = 0
     for position, image in plain.items():
@@ -102,7 +104,7 @@ def _batches(plain: Mapping[int, PlainImage]) -> Iterator[list[int]]:
 
 
 def compare_decoders(encoded: bytes, *, max_side_px: int | None = None, sample_bits: int | None = None) -> CheckedImage:
-    """`check_image` by both decoders, whatever the header proves."""
+    """Check an image with both decoders, whatever its header says."""
     with open_picture(encoded, max_side_px=max_side_px, sample_bits=sample_bits) as picture:
         if isinstance(picture, UnreadableImage):
             return picture
@@ -113,7 +115,7 @@ def compare_decoders(encoded: bytes, *, max_side_px: int | None = None, sample_b
 
 
 def _as_training_reads(encoded: bytes, picture: FilePicture) -> CheckedImage:
-    """Keeps the bytes, or re-encodes the picture where there is a `change` or the training decoder wants one."""
+    """Keep the bytes, or re-encode the image if there is a `change` or the training decoder differs."""
     height, width, _ = picture.pixels.shape
     change = picture.change or _find_difference(encoded, picture)
     if isinstance(change, UnreadableImage):
@@ -127,26 +129,26 @@ def _as_training_reads(encoded: bytes, picture: FilePicture) -> CheckedImage:
 
 
 def _find_difference(encoded: bytes, picture: FilePicture) -> str | UnreadableImage | None:
-    """What the training decoder gets wrong of bytes that nothing is known to be wrong with, or None."""
+    """Return how the training decoder differs from `picture`, or None."""
     decoded = decode_as_training(encoded, picture.format)
     if decoded is None and picture.format in ("jpeg", "png"):
-        # Every sound one is read by TensorFlow; Pillow alone forgives, for example, a PNG without its end.
+        # TensorFlow reads every valid one; only Pillow tolerates, for example, a PNG without its end.
         return UnreadableImage("corrupt: Pillow reads it, TensorFlow refuses it")
     if decoded is None:
         return f"{picture.container} that TensorFlow does not read"
     if _is_same_picture(decoded, picture.pixels, _LOSSY_TOLERANCE if picture.format in _LOSSY else 0.0):
         return None
     if picture.format == "jpeg":
-        # Sound ones look the same in both; damaged data is concealed by each decoder in its own way.
+        # Valid ones look the same in both; decoders conceal damaged data differently.
         return UnreadableImage("corrupt: Pillow and TensorFlow make different pictures of it")
     return f"{picture.container} that TensorFlow reads otherwise"
 
 
 def _is_same_picture(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], tolerance: float) -> bool:
-    """Whether the mean absolute difference is at most `tolerance` grey levels."""
+    """Return whether the mean absolute difference is at most `tolerance` grey levels."""
     if a.shape != b.shape:
         return False
     if tolerance == 0.0:
         return np.array_equal(a, b)
-    # Every fourth row and column shows a difference of that size as well as all of them.
+    # Every fourth row and column is enough to show a difference of that size.
     return bool(np.abs(a[::4, ::4].astype(np.int16) - b[::4, ::4]).mean() <= tolerance)

@@ -1,9 +1,8 @@
-"""What the first bytes of an image file prove about it, without decoding it.
+"""Read image headers, to find files on which all decoders agree without decoding them.
 
-PNG (ISO/IEC 15948) is lossless and has a checksum on every part, so a file of plain 8-bit grey or colour has one
-reading, and a decoder that knows PNG either gives that or refuses the file. JPEG (ITU-T T.81) leaves decoders some
-freedom in rounding, none in what the picture is: for a grey or YCbCr file with the usual quantisation tables, upright
-by its EXIF and XMP, they differ by a few grey levels.
+PNG (ISO/IEC 15948) is lossless and has a checksum on every chunk, so every decoder gives the same pixels for a file of
+plain 8-bit grey or colour, or refuses it. JPEG (ITU-T T.81) leaves decoders some freedom in rounding only: for a grey
+or YCbCr file with the usual quantisation tables, upright by its EXIF and XMP, they differ by a few grey levels.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from PIL import ExifTags, Image
 _PNG_HEAD = struct.Struct(">8sI4sIIBBBBB")
 _PNG_CHUNK = struct.Struct(">I4s")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Chunks that change nothing of the picture in either decoder. Text may hold EXIF or XMP in disguise.
+# Chunks that do not affect the pixels in either decoder. Not text chunks, which may hold EXIF or XMP.
 _PLAIN_CHUNKS = frozenset([b"IDAT", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs", b"tIME"])
 _GREY, _RGB = 0, 2
 
@@ -30,7 +29,7 @@ _FRAME = struct.Struct(">BHHB")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlainImage:
-    """Upright and opaque, with one reading. `format` is "png" or "jpeg"; sizes in pixels."""
+    """The header of an upright, opaque image on which decoders agree. `format` is "png" or "jpeg"; sizes in pixels."""
 
     format: str
     height: int
@@ -38,7 +37,7 @@ class PlainImage:
 
 
 def find_plain_image(encoded: bytes) -> PlainImage | None:
-    """What `encoded` is by its header, where that leaves only "whole or damaged" to be found out; None otherwise."""
+    """Return the header if it proves that decoders agree on `encoded` unless it is damaged; otherwise None."""
     if encoded.startswith(_PNG_SIGNATURE):
         return _plain_png(encoded)
     if encoded.startswith(_START_OF_IMAGE) and encoded.endswith(_END_OF_IMAGE):
@@ -85,15 +84,15 @@ def _plain_jpeg(encoded: bytes) -> PlainImage | None:
 
 
 def can_hold_jpeg(num_bytes: int, height: int, width: int) -> bool:
-    """Whether a JPEG of so many bytes can be whole: each block of 8 x 8 pixels takes one bit at the least.
+    """Return whether a JPEG of `num_bytes` can be complete: each block of 8 x 8 pixels takes at least one bit.
 
-    Decoders make up what is missing, which would be grey without end from a few bytes.
+    Decoders fill in what is missing, so a few bytes could decode to a huge grey image.
     """
     return height * width <= 64 * 8 * num_bytes
 
 
 def _plain_frame(segment: bytes) -> PlainImage | None:
-    """8-bit grey, or YCbCr with chroma as it is or at half the size."""
+    """Parse a frame header; return None unless it is 8-bit grey, or YCbCr with chroma at full or half size."""
     if len(segment) < _FRAME.size:
         return None
     precision, height, width, num_components = _FRAME.unpack_from(segment)
@@ -112,7 +111,7 @@ def _plain_frame(segment: bytes) -> PlainImage | None:
 
 def _is_plain_segment(marker: int, segment: bytes) -> bool:
     if marker == _QUANTISATION_TABLES:
-        # A damaged table is noticed by nobody but a viewer: it is valid, and each decoder overflows in its own way.
+        # A damaged table is still valid, but decoders overflow on it differently.
         tables = [segment[start : start + 65] for start in range(0, len(segment), 65)]
         return all(table[0] < 4 and table[1:] in _usual_quantisation_tables() for table in tables)
     if marker == _APP1:
@@ -130,14 +129,14 @@ def _is_upright(segment: bytes) -> bool:
         try:
             exif.load(segment)
             return bool(exif.get(ExifTags.Base.Orientation, 1) == 1)
-        except Exception:  # whatever Pillow raises on hostile bytes; the full comparison will find out
+        except Exception:  # Pillow may raise anything on hostile bytes; the full comparison decides
             return False
-    return b"rientation" not in segment  # XMP, which Pillow turns by as well
+    return b"rientation" not in segment  # XMP, whose orientation Pillow applies too
 
 
 @functools.cache
 def _usual_quantisation_tables() -> frozenset[bytes]:
-    """Those of libjpeg for each quality (the examples of T.81 Annex K, scaled), which nearly all programs use."""
+    """Return libjpeg's tables for each quality (the examples of T.81 Annex K, scaled), which most programs use."""
     tables = set()
     for quality in range(1, 101):
         buffer = io.BytesIO()
@@ -151,9 +150,9 @@ def _usual_quantisation_tables() -> frozenset[bytes]:
 
 
 def gif_frame_pixels(encoded: bytes, *, enough: int) -> int:
-    """How many pixels the frames of a GIF have together (GIF89a specification), counted up to `enough`.
+    """Count the pixels of all frames of a GIF (GIF89a specification), up to `enough`.
 
-    TensorFlow's decoder unpacks all frames, of whatever size they say they are, to give the first one.
+    TensorFlow's decoder decodes all frames, whatever their declared size, to return the first one.
     """
     if len(encoded) < 13:
         return 0
@@ -161,13 +160,13 @@ def gif_frame_pixels(encoded: bytes, *, enough: int) -> int:
     num_pixels = 0
     while position < len(encoded) and num_pixels < enough:
         introducer = encoded[position]
-        if introducer == 0x2C and position + 10 <= len(encoded):  # an image: place, size, flags, table, code size
+        if introducer == 0x2C and position + 10 <= len(encoded):  # an image: position, size, flags, table, code size
             width, height, flags = struct.unpack_from("<HHB", encoded, position + 5)
             num_pixels += width * height
             position = _skip_gif_blocks(encoded, position + 10 + _gif_table_bytes(flags) + 1)
         elif introducer == 0x21:  # an extension: its label, then blocks
             position = _skip_gif_blocks(encoded, position + 2)
-        else:  # the end, or nothing that a decoder would go on after
+        else:  # the end, or data at which a decoder stops
             break
     return num_pixels
 

@@ -1,4 +1,4 @@
-"""A bound on how much is decoded at the same time, whatever the number of threads."""
+"""Limit how many pixels are decoded at the same time, whatever the number of threads."""
 
 import contextlib
 import threading
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 
 class PixelBudget:
-    """Decoded pixels in flight: threads wait until theirs fit. Safe to share between threads."""
+    """A budget of decoded pixels in memory, shared by threads, which wait until theirs fit."""
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
         self._num_held = 0
         self._changed = threading.Condition()
-        # Held by the one whose turn it is: many small ones would keep a large one waiting for ever.
+        # Held by the thread that waits: otherwise many small images could starve a large one.
         self._turn = threading.Lock()
 
     @contextlib.contextmanager
     def hold(self, num_pixels: int) -> Iterator[None]:
-        """Waits for room; what is larger than all of the budget is let in alone."""
+        """Wait for room; an image larger than the whole budget is admitted alone."""
         with self._turn, self._changed:
             self._changed.wait_for(lambda: self._num_held == 0 or self._num_held + num_pixels <= self._max_pixels)
             self._num_held += num_pixels

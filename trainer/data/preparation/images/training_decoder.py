@@ -1,7 +1,7 @@
-"""The decoder of training (`preprocess.decode_image`) for one image or for many at once, before training starts.
+"""Run the training decoder (`preprocess.decode_image`) on one or many images before training starts.
 
-In sessions of their own: an eager operation or a function would start TensorFlow's global context, and `launch`, which
-prepares a raw folder before it lays out its devices, could not divide the CPU or join a cluster any more.
+It runs in sessions: an eager operation or a tf.function would initialize TensorFlow's global context, after which
+`launch`, which prepares raw folders before it configures devices, could not split the CPU or join a cluster.
 """
 
 import functools
@@ -17,7 +17,7 @@ BATCH_SIZE = 64
 
 
 def decode_as_training(encoded: bytes, format_name: str) -> npt.NDArray[np.uint8] | None:
-    """[height, width, 3], or None where the training decoder refuses the bytes. Safe to call in threads."""
+    """Decode to [height, width, 3], or None if the training decoder refuses the bytes. Thread-safe."""
     import tensorflow as tf
 
     try:
@@ -27,9 +27,9 @@ def decode_as_training(encoded: bytes, format_name: str) -> npt.NDArray[np.uint8
 
 
 def shapes_as_training(encoded: Sequence[bytes]) -> list[tuple[int, ...] | None]:
-    """The shapes of what `decode_as_training` gives for at most `BATCH_SIZE` images that are not WebP.
+    """Return the shapes that `decode_as_training` gives for at most `BATCH_SIZE` images that are not WebP.
 
-    They are decoded in one call outside the interpreter's lock, and their pixels never leave it.
+    They are decoded in one call that releases the GIL, and only the shapes are returned.
     """
     import tensorflow as tf
 
@@ -37,14 +37,14 @@ def shapes_as_training(encoded: Sequence[bytes]) -> list[tuple[int, ...] | None]
     contents[: len(encoded)] = encoded
     try:
         return [tuple(shape) for shape in _shape_decoder()(contents)[: len(encoded)].tolist()]
-    except tf.errors.InvalidArgumentError:  # of one of them, nobody knows which
+    except tf.errors.InvalidArgumentError:  # for one of them, unknown which
         decoded = (decode_as_training(content, "") for content in encoded)
         return [None if pixels is None else pixels.shape for pixels in decoded]
 
 
 @functools.cache
 def _pixel_decoder(*, is_webp: bool) -> Callable[[npt.NDArray[np.object_]], npt.NDArray[np.uint8]]:
-    """One branch of `preprocess.decode_image`, without the `tf.cond` between the branches."""
+    """Build one branch of `preprocess.decode_image`, without the `tf.cond` between the branches."""
     import tensorflow as tf
 
     from trainer.data.decode import preprocess
@@ -57,7 +57,7 @@ def _pixel_decoder(*, is_webp: bool) -> Callable[[npt.NDArray[np.object_]], npt.
 
 @functools.cache
 def _shape_decoder() -> Callable[[npt.NDArray[np.object_]], npt.NDArray[np.int32]]:
-    """From [BATCH_SIZE] encoded images to [BATCH_SIZE, 3]."""
+    """Build a function from [BATCH_SIZE] encoded images to their shapes, [BATCH_SIZE, 3]."""
     import tensorflow as tf
 
     from trainer.data.decode import preprocess
@@ -71,7 +71,7 @@ def _shape_decoder() -> Callable[[npt.NDArray[np.object_]], npt.NDArray[np.int32
 def _callable(graph: Any, fetch: Any, feed: Any) -> Callable[[npt.NDArray[np.object_]], Any]:
     import tensorflow as tf
 
-    # -1: on the calling thread; handing small images over to a pool costs more than decoding them.
+    # -1: on the calling thread; handing small images to a pool costs more than decoding them.
     config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, inter_op_parallelism_threads=-1)
     session = tf.compat.v1.Session(graph=graph, config=config)
     call: Callable[[npt.NDArray[np.object_]], Any] = session.make_callable(fetch, [feed])
@@ -80,7 +80,7 @@ def _callable(graph: Any, fetch: Any, feed: Any) -> Callable[[npt.NDArray[np.obj
 
 @functools.cache
 def _tiny_png() -> bytes:
-    """Fills up a batch."""
+    """Return a 1 x 1 PNG, to pad a batch."""
     buffer = io.BytesIO()
     Image.new("L", (1, 1)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""A zip or tar of folders of images, here or at a URL; see `FolderSource` for the folders.
+"""A zip or tar of folders of images, local or at a URL; see `FolderSource` for the folders.
 
-One folder that holds all the others is passed over, and so is an archive that holds nothing but another one.
+A single folder that contains all others is skipped, and so is an archive that contains only another archive.
 """
 
 import pathlib
@@ -35,7 +35,7 @@ URL_SCHEMES = ("http://", "https://")
 
 
 class _Staged(NamedTuple):
-    """An archive whose members are known. `data` is what the locators are of: the archive itself, or a spool."""
+    """An indexed archive. `data` is the file that the locators refer to: the archive itself, or a spool."""
 
     path: pathlib.Path
     data: pathlib.Path
@@ -47,10 +47,10 @@ class _Staged(NamedTuple):
 
 
 class ArchiveSource(Source):
-    """The class is the first folder of a member's path below the folder that holds the class folders.
+    """An archive in which the class of a member is the first folder of its path below the root of the class folders.
 
-    `stage` comes before everything else. A link, a device or a damaged member is a file that cannot be read; a name
-    that leads out of the archive, and what expands without bound, is an error of the whole archive.
+    Call `stage` first. A link, a device or a damaged member is an unreadable file; a name that leads out of the
+    archive, or unbounded expansion, is an error of the whole archive.
     """
 
     def __init__(
@@ -61,11 +61,16 @@ class ArchiveSource(Source):
         published: Published | None = None,
         exclude: Sequence[str] = (),
     ) -> None:
-        """`location` is a path or a URL; a local copy of something in the catalogue is known by its `sha256`.
+        """Open an archive, without reading it yet.
 
-        `exclude` names folders that are neither classes nor splits.
+        Args:
+            location: a path or a URL.
+            sha256: its checksum; also identifies a local copy of an archive in the catalogue.
+            published: the entry of the catalogue.
+            exclude: folders that are neither classes nor splits.
 
-        Raises DataError where a file is missing or no archive, or a URL comes without a checksum.
+        Raises:
+            DataError: the file is missing or not an archive, or a URL has no checksum.
         """
         self._location = location
         self._is_remote = location.lower().startswith(URL_SCHEMES)
@@ -76,8 +81,8 @@ class ArchiveSource(Source):
         if self._is_remote:
             if sha256 is None:
                 raise DataError(
-                    f"the archive {location} comes without a checksum; give what its publisher says with "
-                    "--sha256, or download it, look at it and give the file"
+                    f"the archive {location} comes without a checksum; give its publisher's with "
+                    "--sha256, or download it, inspect it and give the file"
                 )
         elif not is_archive(pathlib.Path(location)):
             raise DataError(
@@ -91,12 +96,12 @@ class ArchiveSource(Source):
 
     @property
     def class_names(self) -> list[str]:
-        """Also of class folders without a file, which are a mistake that must not go unseen."""
+        """The classes, including folders without files, so that such mistakes are noticed."""
         assert self._layout is not None, "stage comes first"
         return list(self._layout.class_names)
 
     def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:
-        """Downloads, verifies and indexes the archive; the content of a compressed tar goes to the workspace."""
+        """Download, verify and index the archive; spool the contents of a compressed tar in the workspace."""
         try:
             workspace.mkdir(parents=True, exist_ok=True)
             path = self._verified_file(workspace, progress)
@@ -134,13 +139,13 @@ class ArchiveSource(Source):
             if entry.name.endswith("/"):
                 continue
             kind = kind_of_path(entry.name)
-            place = self._layout.place_of(entry.name)
+            location = self._layout.classify(entry.name)
             if kind is not None:
                 self._passed_over.num_ignored[kind] += 1
-            elif place is None:
+            elif location is None:
                 self._passed_over.add_beside(entry.name)
-            elif place[1] in class_names:
-                split, class_name = place
+            elif location[1] in class_names:
+                split, class_name = location
                 yield Candidate(filename=entry.name, class_names=(class_name,), split=split, locator=entry.locator)
 
     def read(self, candidate: Candidate) -> bytes:
@@ -156,7 +161,7 @@ class ArchiveSource(Source):
             assert self._sha256 is not None
             path = download(self._location, self._sha256, workspace, progress, published=self._published)
             if not is_archive(path):
-                raise DataError(f"what {self._location} gives is neither a zip nor a tar; give the address of one")
+                raise DataError(f"the file at {self._location} is neither a zip nor a tar; give the URL of one")
             return path
         path = pathlib.Path(self._location)
         if self._sha256 is not None:
@@ -169,7 +174,7 @@ class ArchiveSource(Source):
         return path
 
     def _find_inner(self, staged: _Staged, layout: ArchiveLayout) -> Entry | None:
-        """The archive that is meant, where `staged` holds other archives and no two folders of images."""
+        """Return the inner archive to use if `staged` has one and fewer than two class folders."""
         wanted = self._published.inner if self._published else None
         if wanted is None and len(layout.class_names) > 1:
             return None
@@ -189,7 +194,7 @@ class ArchiveSource(Source):
 
 
 def is_archive(path: pathlib.Path) -> bool:
-    """Whether `path` is a file that begins like a tar, or ends like a zip."""
+    """Return whether `path` is a file that looks like a tar or a zip."""
     return path.is_file() and (is_tar(path) or zipfile.is_zipfile(path) or path.name.lower().endswith(".zip"))
 
 
@@ -201,7 +206,7 @@ def _stage(
     *,
     of: pathlib.Path | None = None,
 ) -> _Staged:
-    """Indexes `path` as `<stem>.index`, unless that was done before. `of` is the archive that it came from."""
+    """Index `path` as `<stem>.index`, unless done before. `of` is the archive that contains it, if any."""
     index_path, spool_path = stem.with_suffix(".index"), stem.with_suffix(".spool")
     identity = identity_of(of or path)
     is_zip = not is_tar(path)
@@ -218,7 +223,7 @@ def _stage(
 
 
 def _copy_member(staged: _Staged, entry: Entry, target: pathlib.Path) -> None:
-    """Writes one member to `target`. Raises DataError where it is damaged."""
+    """Write one member to `target`; raise DataError if it is damaged."""
     try:
         with new_file(target) as temporary, temporary.open("wb") as f:
             for block in staged.blocks(entry.locator, entry.name):

@@ -1,4 +1,4 @@
-"""Which folders of an archive are its classes: the rules of `FolderSource`, below the one folder that holds all."""
+"""Find the class folders of an archive by the rules of `FolderSource`, below a single top folder if there is one."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ _MAX_DEPTH = 16
 
 @dataclasses.dataclass(frozen=True)
 class ArchiveLayout:
-    """Where the class folders are.
+    """The location of the class folders in an archive.
 
-    prefix: path of the folder that holds them, or their splits, with a slash at its end; "" for the top.
-    splits: of each folder that lies there and is one; empty where these are the classes.
-    class_names: of the class folders, sorted; also of those without a file.
-    excluded: folders that lie beside those of splits.
+    prefix: the path of the folder that contains them or their splits, with a trailing slash; "" for the top.
+    splits: the split of each split folder; empty if the folders are classes.
+    class_names: sorted, including folders without files.
+    excluded: folders beside the split folders.
     """
 
     prefix: str
@@ -26,8 +26,8 @@ class ArchiveLayout:
     class_names: Sequence[str]
     excluded: frozenset[str] = frozenset()
 
-    def place_of(self, name: str) -> tuple[SplitName | None, str] | None:
-        """(split, class) of a file in the archive; None where it lies beside the class folders."""
+    def classify(self, name: str) -> tuple[SplitName | None, str] | None:
+        """Return the (split, class) of a file in the archive; None if it is outside the class folders."""
         if not name.startswith(self.prefix):
             return None
         parts = name[len(self.prefix) :].split("/")
@@ -40,12 +40,16 @@ class ArchiveLayout:
 def find_layout(
     archive: str, names: Callable[[], Iterable[str]], no_classes: frozenset[str], exclude: frozenset[str]
 ) -> ArchiveLayout:
-    """The layout of an archive with these files, and folders with a slash at their end.
+    """Find the layout of an archive from the names of its members.
 
-    `names` is called several times, since a million names are not held. Folders `no_classes` are none; those to
-    `exclude` are neither classes nor splits, and given with the classes for whoever leaves them out.
+    Args:
+        archive: for messages.
+        names: yields the names, folders with a trailing slash; called repeatedly, so that not all are in memory.
+        no_classes: folders that are not classes.
+        exclude: folders that are neither classes nor splits; they are among the classes, for the caller to leave out.
 
-    Raises DataError where only some of the folders are splits.
+    Raises:
+        DataError: only some of the folders are splits.
     """
     prefix, depth = "", 0
     contents = _contents_below(names(), prefix)
@@ -66,7 +70,7 @@ def find_layout(
 
 
 def _contents_below(names: Iterable[str], prefix: str) -> dict[str, Contents]:
-    """Of each folder in the folder `prefix` that is not left behind."""
+    """Return the contents of each folder in `prefix`, without system files and folders."""
     num_files: dict[str, int] = {}
     folders: dict[str, set[str]] = {}
     for name in names:

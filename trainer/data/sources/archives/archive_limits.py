@@ -1,4 +1,4 @@
-"""What an archive may hold: names that lead nowhere, and no more than it could honestly have been packed from."""
+"""Limits on archives: safe names, and a bound on what they expand to."""
 
 import dataclasses
 import re
@@ -7,7 +7,7 @@ from typing import Final
 from trainer.data.sources.candidate import MAX_FILE_BYTES
 from trainer.errors import DataError
 
-# Images hardly compress. 100 times the archive is beyond any honest one, but for small ones of blank drawings.
+# Images hardly compress, so no honest archive expands 100 times, except small ones of blank drawings.
 MAX_RATIO: Final = 100
 MIN_TOTAL_BYTES: Final = 2**30
 MAX_MEMBERS: Final = 50_000_000
@@ -17,10 +17,10 @@ ARCHIVE_SUFFIXES: Final = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".ta
 
 @dataclasses.dataclass
 class ArchiveLimits:
-    """Counts what is found in an archive, and raises DataError where it is too much.
+    """Counters of the contents of an archive that raise DataError beyond their limits.
 
-    archive: how the archive is called in messages.
-    max_total_bytes: of everything in it, expanded.
+    archive: its name in messages.
+    max_total_bytes: the limit for all contents, expanded.
     """
 
     archive: str
@@ -32,11 +32,11 @@ class ArchiveLimits:
 
     @classmethod
     def of_size(cls, archive: str, num_bytes: int) -> "ArchiveLimits":
-        """For an archive of `num_bytes`."""
+        """Return the limits for an archive of `num_bytes`."""
         return cls(archive, max(MIN_TOTAL_BYTES, MAX_RATIO * num_bytes))
 
     def for_inner(self, archive: str) -> "ArchiveLimits":
-        """For an archive inside this one; together they may expand no further than this one alone."""
+        """Return the limits for an archive inside this one, which may expand no further than this one."""
         return dataclasses.replace(self, archive=archive, num_members=0, total_bytes=0)
 
     def add_member(self) -> None:
@@ -45,7 +45,7 @@ class ArchiveLimits:
             raise DataError(f"the archive {self.archive} has more than {self.max_members:,} members, the limit; {_FIX}")
 
     def add_bytes(self, num_bytes: int, where: str) -> None:
-        """Counts expanded bytes; `where` is the member that they were found at."""
+        """Count expanded bytes; `where` is the current member."""
         self.total_bytes += num_bytes
         if self.total_bytes > self.max_total_bytes:
             raise DataError(
@@ -54,7 +54,7 @@ class ArchiveLimits:
             )
 
     def check_size(self, name: str, num_bytes: int) -> None:
-        """Of one member, as declared; an archive in the archive is bounded by the total alone."""
+        """Check the declared size of a member; for an archive in the archive only the total is limited."""
         limit = self.max_total_bytes if is_archive_name(name) else self.max_member_bytes
         if not 0 <= num_bytes <= limit:
             raise DataError(
@@ -63,16 +63,17 @@ class ArchiveLimits:
             )
 
     def clean_name(self, name: str) -> str:
-        """`name` without `.` and double slashes; a slash at its end, which marks a folder, stays.
+        """Remove `.` and double slashes from a name; keep a trailing slash, which marks a folder.
 
-        Raises DataError where it is absolute, leads upwards, or is no name.
+        Raises:
+            DataError: the name is absolute, leads upwards, or is invalid.
         """
         if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name):
             raise self._bad_name(name, "an absolute path")
         if ".." in re.split(r"[/\\]", name):
             raise self._bad_name(name, "a path that leads upwards")
         if "\0" in name or len(name) > MAX_NAME_BYTES:
-            raise self._bad_name(name[:80], f"no name of a file, or one of more than {MAX_NAME_BYTES:,} characters")
+            raise self._bad_name(name[:80], f"not a file name, or one of more than {MAX_NAME_BYTES:,} characters")
         parts = [part for part in name.split("/") if part not in ("", ".")]
         return "/".join(parts) + ("/" if parts and name.endswith("/") else "")
 
@@ -82,7 +83,7 @@ class ArchiveLimits:
         )
 
 
-_FIX = "get it from whom you trust, or pack the folder of images anew"
+_FIX = "get it from a trusted source, or pack the folder of images again"
 
 
 def is_archive_name(name: str) -> bool:

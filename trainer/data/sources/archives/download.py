@@ -1,7 +1,7 @@
-"""Fetches an archive over HTTP into the workspace: what came whole and right gets its name, the rest can go on.
+"""Download an archive over HTTP into the workspace, resuming after interruptions and verifying the checksum.
 
-A cut connection, or a kill, leaves `<file>.part`; the next call asks for what is missing of it (RFC 9110, section
-14.2), and starts over where the server does not know ranges.
+A broken connection or a kill leaves `<file>.part`; the next call requests the missing range (RFC 9110, section 14.2),
+or starts over if the server does not support ranges.
 """
 
 import http
@@ -29,10 +29,17 @@ MAX_BYTES = 2**41
 def download(
     url: str, sha256: str, workspace: pathlib.Path, progress: ShowProgress, *, published: Published | None = None
 ) -> pathlib.Path:
-    """The file at `url` with this checksum, in `workspace`; one that an earlier call finished is taken as it is.
+    """Download `url` into `workspace`, unless an earlier call did, and verify its checksum.
 
-    `published` tells how large it is, which more than that is refused, and what it is called.
-    Raises DataError where there is no network, the server has no such file, or the file is another one or larger.
+    Args:
+        url: of the archive.
+        sha256: in hexadecimal.
+        workspace: the folder for the file.
+        progress: shows the download.
+        published: its size, beyond which a download is refused, and its name for messages.
+
+    Raises:
+        DataError: there is no network, the server does not have the file, or it has another checksum or size.
     """
     target = workspace / f"download-{sha256[:16]}"
     if target.is_file():
@@ -45,7 +52,7 @@ def download(
         num_bytes = part.stat().st_size
         part.unlink()
         raise DataError(
-            f"what {url} gave ({num_bytes:,} bytes) has the SHA-256 {found}, expected {sha256}; correct --sha256 if "
+            f"the file at {url} ({num_bytes:,} bytes) has the SHA-256 {found}, expected {sha256}; correct --sha256 if "
             "its publisher says so, or get the file elsewhere: nothing of it was read"
         )
     with part.open("rb") as f:
@@ -56,7 +63,7 @@ def download(
 
 
 class _Fetch:
-    """Appends to `part` until it is whole."""
+    """A download that appends to `part` until it is complete."""
 
     def __init__(self, url: str, part: pathlib.Path, published: Published | None) -> None:
         self._url = url
@@ -65,7 +72,7 @@ class _Fetch:
         self._max_bytes = published.num_bytes if published else MAX_BYTES
 
     def run(self, progress: ShowProgress) -> None:
-        """Raises DataError where it cannot be had."""
+        """Download the rest of the file; raise DataError if that is impossible."""
         import httpx
 
         if self._published and self._num_bytes > self._max_bytes:
@@ -81,12 +88,12 @@ class _Fetch:
                     self._request(client, progress)
                     return
                 except httpx.InvalidURL as e:
-                    raise DataError(f"{self._url} is no URL ({e}); correct it") from None
+                    raise DataError(f"{self._url} is not a URL ({e}); correct it") from None
                 except httpx.HTTPError as e:
-                    # As long as there is progress, a connection may be cut any number of times.
+                    # As long as there is progress, the connection may break any number of times.
                     num_failures = 1 if self._num_bytes > before else num_failures + 1
-                    nobody_there = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
-                    if num_failures == _MAX_ATTEMPTS or isinstance(e, nobody_there):
+                    unreachable = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
+                    if num_failures == _MAX_ATTEMPTS or isinstance(e, unreachable):
                         raise self._unavailable(str(e) or type(e).__name__) from None
                     time.sleep(RETRY_SECS * (num_failures - 1))
 
@@ -96,11 +103,11 @@ class _Fetch:
 
     def _request(self, client: "httpx.Client", progress: ShowProgress) -> None:
         start = self._num_bytes
-        # Bytes as they lie there: a server that packs them once more would expand here without bound.
+        # Without content encoding, which could expand without bound.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         with client.stream("GET", self._url, headers=headers) as response:
             if response.status_code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-                return  # all of it is here, which the checksum shows
+                return  # the file is complete; the checksum is verified later
             if response.status_code not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
                 raise self._unavailable(f"the server answers {response.status_code} {response.reason_phrase}")
             if not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
@@ -115,7 +122,7 @@ class _Fetch:
     def _append(self, response: "httpx.Response", start: int, shown: Advances) -> None:
         with self._part.open("r+b" if start else "wb") as f:
             f.seek(start)
-            for block in response.iter_raw():  # as they come: what is gathered into larger blocks is lost in a cut
+            for block in response.iter_raw():  # unbuffered: buffered data would be lost with the connection
                 self._check_size(f.tell() + len(block))
                 f.write(block)
                 shown.advance(len(block))
@@ -124,7 +131,7 @@ class _Fetch:
         if num_bytes > self._max_bytes:
             self._part.unlink(missing_ok=True)
             raise DataError(
-                f"{self._url} gives more than the {self._max_bytes:,} bytes that it should have; get the file elsewhere"
+                f"{self._url} sends more than the expected {self._max_bytes:,} bytes; get the file elsewhere"
             )
         free = shutil.disk_usage(self._part.parent).free + self._num_bytes
         if num_bytes > free:
@@ -137,6 +144,6 @@ class _Fetch:
         else:
             what, copy = "the archive", "/path/of/the/archive --sha256 ..."
         return DataError(
-            f"{what} cannot be downloaded from {self._url}: {reason}; give the command again once there is a network, "
-            f"and it goes on, or copy the file here and give: trainer prepare {copy}"
+            f"{what} cannot be downloaded from {self._url}: {reason}; run the command again with a network, to "
+            f"resume, or copy the file here and run: trainer prepare {copy}"
         )

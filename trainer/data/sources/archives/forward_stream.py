@@ -1,4 +1,4 @@
-"""A compressed file read forwards only, with a bound on what it expands to and on what one header may hold."""
+"""Read a compressed file sequentially, with limits on its expansion and on the size of a header."""
 
 import bz2
 import gzip
@@ -14,22 +14,22 @@ from trainer.data.sources.archives.archive_limits import ArchiveLimits
 from trainer.data.sources.archives.staging import BLOCK_BYTES
 from trainer.errors import DataError
 
-# Of all headers before one member, extended attributes included.
+# Limit for all headers before one member, including extended attributes.
 MAX_HEADER_BYTES = 2**20
-# `xz -9` needs 65 MiB; a file may ask for 4 GiB.
+# `xz -9` needs 65 MiB; a file may demand 4 GiB.
 _MAX_LZMA_BYTES = 2**28
 _DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 class ForwardStream:
-    """What `tarfile.TarFile` needs of a file to read headers, and the contents between them.
+    """A file for `tarfile.TarFile` to read headers from, and the contents between them.
 
-    tarfile reads a header whole, however large it says that it is. Here `read` gives `MAX_HEADER_BYTES` between two
-    calls of `begin_header` and then raises, so that what a header makes it allocate is bounded.
+    tarfile reads a header at once, whatever its declared size. Here `read` returns at most `MAX_HEADER_BYTES` between
+    two calls of `begin_header` and then raises, which bounds the memory that a header can allocate.
     """
 
     def __init__(self, file: IO[bytes], limits: ArchiveLimits, shown: Advances) -> None:
-        """`shown` is advanced by the bytes that are read of `file`. Raises DataError where `file` is damaged."""
+        """Start to read `file`, advancing `shown` by its bytes; reading raises DataError if it is damaged."""
         self._raw = _Counted(file, shown)
         self._limits = limits
         self._position = 0
@@ -41,7 +41,7 @@ class ForwardStream:
         self.is_compressed, self._file = _decompressed(self._raw, magic)
 
     def begin_header(self, member: str) -> None:
-        """Grants another `MAX_HEADER_BYTES`; `member` is the last one, for messages."""
+        """Allow another `MAX_HEADER_BYTES`; `member` is the last one, for messages."""
         self._header_budget = MAX_HEADER_BYTES
         self._member = member
 
@@ -49,18 +49,18 @@ class ForwardStream:
         return self._position
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes of a header."""
+        """Read up to `size` bytes of a header."""
         self._header_budget -= size
         if self._header_budget < 0:
             raise DataError(
                 f"the archive {self._limits.archive} has a header of more than {MAX_HEADER_BYTES:,} bytes after "
-                f"{self._member!r}; get it from whom you trust, or pack the folder of images anew"
+                f"{self._member!r}; get it from a trusted source, or pack the folder of images again"
             )
         self.last_read = self._take(size)
         return self.last_read
 
     def seek(self, position: int) -> None:
-        """Forwards to `position`."""
+        """Skip forward to `position`."""
         if position < self._position:
             raise self._damaged("a member says that it ends before it starts")
         if not self.is_compressed:
@@ -71,7 +71,7 @@ class ForwardStream:
             pass
 
     def blocks(self, num_bytes: int, member: str) -> Iterator[bytes]:
-        """The next `num_bytes`, which are the content of `member`. Raises DataError where there are fewer."""
+        """Yield the next `num_bytes`, the contents of `member`; raise DataError if there are fewer."""
         while num_bytes:
             block = self._take(min(num_bytes, BLOCK_BYTES))
             if not block:
@@ -80,7 +80,7 @@ class ForwardStream:
             yield block
 
     def drain(self) -> None:
-        """Reads to the end, where a compressed file has its checksum."""
+        """Read to the end, to verify the checksum of a compressed file."""
         while self.is_compressed and self._take(BLOCK_BYTES):
             pass
 
@@ -103,7 +103,7 @@ class ForwardStream:
 
 
 class _Counted(io.RawIOBase):
-    """Reads of a file, which a progress bar counts."""
+    """A file whose reads advance a progress bar."""
 
     def __init__(self, file: IO[bytes], shown: Advances) -> None:
         self._file = file
@@ -123,7 +123,7 @@ class _Counted(io.RawIOBase):
 
 
 class _Decompressed(io.RawIOBase):
-    """The streams of a bz2 or xz file, one after the other. Unlike `lzma.open`, it bounds the decoder's memory."""
+    """A decompressed bz2 or xz file of one or more streams. Unlike `lzma.open`, it limits the decoder's memory."""
 
     def __init__(self, raw: io.RawIOBase, new_decompressor: Callable[[], Any]) -> None:
         self._raw = raw
@@ -156,7 +156,7 @@ class _Decompressed(io.RawIOBase):
 
 
 def _decompressed(raw: _Counted, magic: bytes) -> tuple[bool, IO[bytes] | io.RawIOBase]:
-    """(whether `raw` is compressed, what is in it)."""
+    """Return whether `raw` is compressed, and its decompressed contents."""
     if magic.startswith(b"\x1f\x8b"):
         return True, gzip.GzipFile(fileobj=raw)  # type: ignore[return-value, arg-type]
     if magic.startswith(b"BZh"):
@@ -167,7 +167,7 @@ def _decompressed(raw: _Counted, magic: bytes) -> tuple[bool, IO[bytes] | io.Raw
 
 
 def is_tar(path: os.PathLike[str]) -> bool:
-    """Whether `path` begins as a tar does, or as a file that tars are compressed to."""
+    """Return whether `path` starts like a tar, or like a compressed file that may be one."""
     with open(path, "rb") as f:
         head = f.read(512)
     return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or head[257:262] == b"ustar"

@@ -1,10 +1,10 @@
-"""What a source keeps in the workspace of `prepare`: an index of what it found, and contents that lie nowhere else.
+"""Files of a source in the workspace of `prepare`: an index of its images, and a spool of unpacked contents.
 
-    <name>.index    SQLite; the table `entries` has a row for each image, `facts` what else was found out
-    <name>.spool    contents, one after the other; the locator of an entry says where, and their CRC-32
+    <name>.index    SQLite; the table `entries` has a row per image, `facts` other findings
+    <name>.spool    concatenated contents; the locator of an entry has their offset, length and CRC-32
 
-Both are written under a temporary name and renamed when whole, the index last. Memory is flat: a row or a block is
-held at a time. Contents have no name of their own on the disk, so none from an archive can lead anywhere.
+Both are written under a temporary name and renamed when complete, the index last. Only a row or a block is in memory at
+a time. Contents are not written under their own names, so no name in an archive can do harm.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from trainer.errors import DataError
 from trainer.system import atomic
 
 BLOCK_BYTES = 2**20
-# A locator that starts so holds the reason why the image cannot be read.
+# Prefix of a locator that is a reason why the image cannot be read.
 _UNREADABLE = "!"
 _VERSION = 2
 
 
 class Entry(NamedTuple):
-    """One image of an index. `labels` is what the source calls its classes."""
+    """An image of an index. `labels` are the source's names of its classes."""
 
     name: str
     locator: str
@@ -39,18 +39,18 @@ class Entry(NamedTuple):
 
 
 class IndexWriter:
-    """Fills a new index."""
+    """A writer of a new index."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def add(self, entry: Entry, *, position: int | None = None, unique_name: bool = False) -> None:
-        """Appends `entry`, or puts it at `position`, by which entries are sorted.
+        """Append `entry`, or insert it at `position`, by which entries are sorted.
 
-        Raises sqlite3.IntegrityError where something is at `position` already, or, of those that were added with
-        `unique_name`, has the same name.
+        Raises:
+            sqlite3.IntegrityError: `position` is taken, or so is the name, among entries added with `unique_name`.
         """
-        name = os.fsencode(entry.name)  # SQLite's text knows no bytes that are not UTF-8
+        name = os.fsencode(entry.name)  # the name need not be UTF-8, as SQLite's text must
         row = (position, name, name if unique_name else None, entry.locator, entry.split, json.dumps(entry.labels))
         self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, entry.weight))
 
@@ -62,18 +62,18 @@ class IndexWriter:
 
 
 class StagedIndex:
-    """A finished index, for reading."""
+    """A finished index."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
 
     def entries(self) -> Iterator[Entry]:
-        """Every entry, by position."""
+        """Yield every entry, by position."""
         with contextlib.closing(_connect(self._path)) as connection:
             yield from _entries_of(connection)
 
     def names(self) -> Iterator[str]:
-        """The name of every entry, by position."""
+        """Yield the name of every entry, by position."""
         with contextlib.closing(_connect(self._path)) as connection:
             for (name,) in connection.execute("SELECT name FROM entries ORDER BY position"):
                 yield os.fsdecode(name)
@@ -85,7 +85,7 @@ class StagedIndex:
 
 
 def find_index(path: pathlib.Path, identity: str) -> StagedIndex | None:
-    """The index that an earlier call made at `path` for what has the same `identity`."""
+    """Return the index at `path` if an earlier call finished it for the same `identity`, otherwise None."""
     with contextlib.suppress(sqlite3.DatabaseError):
         index = StagedIndex(path)
         if path.is_file() and index.fact("identity") == [_VERSION, identity]:
@@ -95,16 +95,17 @@ def find_index(path: pathlib.Path, identity: str) -> StagedIndex | None:
 
 @contextlib.contextmanager
 def new_index(path: pathlib.Path, identity: str) -> Iterator[IndexWriter]:
-    """Writes an index to `path`; on a clean exit it is flushed and takes that name, otherwise nothing is left.
+    """Create an index that is flushed and renamed to `path` on a clean exit, and removed otherwise.
 
-    Raises OSError where the disk is full.
+    Raises:
+        OSError: the disk is full.
     """
     with (
         _as_os_error(),
         new_file(path) as temporary,
         contextlib.closing(sqlite3.connect(temporary)) as connection,
     ):
-        # One transaction into a file that nobody knows of: a crash leaves nothing that has to be put right.
+        # One transaction into a temporary file: after a crash there is nothing to roll back.
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute(
@@ -128,7 +129,7 @@ def _as_os_error() -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the temporary name of a file that takes the name `path` on a clean exit."""
+    """Yield a temporary path that is renamed to `path` on a clean exit."""
     temporary = path.with_name(atomic.TEMPORARY_PREFIX + path.name)
     temporary.unlink(missing_ok=True)
     try:
@@ -143,14 +144,14 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 class SpoolWriter:
-    """Appends contents to a file."""
+    """A writer of a spool."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._num_bytes = 0
 
     def append(self, blocks: Iterable[bytes]) -> str:
-        """Writes one content and returns its locator."""
+        """Append the contents of one image and return its locator."""
         start, crc = self._num_bytes, 0
         for block in blocks:
             self._file.write(block)
@@ -160,12 +161,12 @@ class SpoolWriter:
 
 
 def range_locator(offset: int, num_bytes: int, crc: int | None = None) -> str:
-    """Says where in a file a content lies, and its CRC-32 where that is known."""
+    """Return the locator of a range of a file, with its CRC-32 if known."""
     return f"{offset}:{num_bytes}:{'' if crc is None else crc}"
 
 
 def unreadable(reason: str) -> str:
-    """A locator that `iterate_range` answers with an OSError of that reason."""
+    """Return a locator for which `iterate_range` raises OSError with that reason."""
     return _UNREADABLE + reason
 
 
@@ -175,7 +176,7 @@ def raise_if_unreadable(locator: str) -> None:
 
 
 def iterate_range(path: pathlib.Path, locator: str) -> Iterator[bytes]:
-    """Blocks of the content that `locator` says. Raises OSError, at the latest after the last, where it has changed."""
+    """Yield the blocks of a range; raise OSError, at the latest after the last, if it has changed."""
     raise_if_unreadable(locator)
     offset, num_bytes, expected_crc = locator.split(":")
     missing, crc = int(num_bytes), 0
@@ -192,7 +193,7 @@ def iterate_range(path: pathlib.Path, locator: str) -> Iterator[bytes]:
 
 
 def sha256_of(path: pathlib.Path, progress: ShowProgress) -> str:
-    """In hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with progress("verifying", path.stat().st_size) as shown, path.open("rb") as f:
         while block := f.read(BLOCK_BYTES):
@@ -202,7 +203,7 @@ def sha256_of(path: pathlib.Path, progress: ShowProgress) -> str:
 
 
 def identity_of(file: pathlib.Path) -> str:
-    """What tells whether `file` is still the one that it was."""
+    """Return the path, size and modification time of `file`, to notice changes."""
     try:
         status = file.stat()
     except OSError as e:

@@ -1,7 +1,7 @@
-"""Tar archives: one pass over the headers, which are read by `tarfile`; contents of a compressed one go to a spool.
+"""Tar archives: one pass over the headers, read by `tarfile`; contents of a compressed one go to a spool.
 
-Nothing is unpacked under a name from the archive. Links, devices and pipes are not followed or made: they are
-images that cannot be read.
+Nothing is unpacked under a name from the archive. Links, devices and pipes are neither followed nor created, but
+recorded as unreadable images.
 """
 
 import pathlib
@@ -21,32 +21,35 @@ _END_OF_ARCHIVE = bytes(tarfile.BLOCKSIZE)
 def index_tar(
     path: pathlib.Path, spool: IO[bytes], writer: IndexWriter, limits: ArchiveLimits, shown: Advances
 ) -> bool:
-    """Adds every file and folder in the tar `path`, compressed or not; `shown` is advanced by the bytes of `path`.
+    """Index every file and folder in a tar, compressed or not; advance `shown` by the bytes of `path`.
 
-    Returns whether the locators are of `spool`, as for a compressed tar; otherwise they are of `path` itself.
-    Raises DataError where it is damaged or cut off, or not what an honest archive is (see `ArchiveLimits`).
+    Returns:
+        True if locators refer to `spool`, as for a compressed tar; False if they refer to `path` itself.
+
+    Raises:
+        DataError: the archive is damaged or truncated, or exceeds `limits`.
     """
     with path.open("rb") as f:
         stream = ForwardStream(f, limits, shown)
         spooled = SpoolWriter(spool)
         try:
-            # Not by `tarfile.open`, whose own decompression knows no bounds.
+            # Not `tarfile.open`, whose decompression is unbounded.
             with tarfile.TarFile(fileobj=stream, mode="r") as tar:  # type: ignore[arg-type]
                 while (member := tar.next()) is not None:
                     _add_member(member, stream, spooled, writer, limits)
-                    # It would keep a million of them.
+                    # tarfile would keep all members in memory.
                     tar.members.clear()  # type: ignore[attr-defined]
                     tar.pax_headers = {}
                     stream.begin_header(member.name)
         except (tarfile.TarError, ValueError, RecursionError, OverflowError) as e:
             raise DataError(
-                f"the archive {limits.archive} is no tar, or a damaged one ({e or type(e).__name__}); copy it again"
+                f"the archive {limits.archive} is not a tar, or is damaged ({e or type(e).__name__}); copy it again"
             ) from None
-        # tarfile takes a damaged header for the end. A whole archive ends with blocks of zeros.
+        # tarfile takes a damaged header for the end. A complete archive ends with blocks of zeros.
         if stream.last_read != _END_OF_ARCHIVE:
             raise DataError(
-                f"the archive {limits.archive} is damaged or cut off: {limits.num_members:,} members are not followed "
-                "by its end mark; copy it again"
+                f"the archive {limits.archive} is damaged or cut off: no end-of-archive marker follows its "
+                f"{limits.num_members:,} members; copy it again"
             )
         stream.drain()
     return stream.is_compressed
@@ -62,7 +65,7 @@ def _add_member(
     if member.isdir():
         name, locator = name.rstrip("/") + "/", ""
     elif kind_of_path(name) is not None:
-        locator = unreadable("left behind in the archive")
+        locator = unreadable("a system file in the archive")
     elif not member.isreg() or member.issparse():
         locator = unreadable(_kind_of(member))
     else:
@@ -79,4 +82,4 @@ def _kind_of(member: tarfile.TarInfo) -> str:
         return "a link in the archive"
     if member.isdev():
         return "a device or a pipe in the archive"
-    return "a sparse file in the archive" if member.issparse() else "no regular file in the archive"
+    return "a sparse file in the archive" if member.issparse() else "not a regular file in the archive"

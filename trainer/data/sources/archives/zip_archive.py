@@ -1,7 +1,7 @@
 """Zip archives, read in place: the central directory is streamed into an index, members by positioned reads.
 
-Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3 (Zip64). Python's `zipfile` holds half a kilobyte and more
-of every member, which is too much of a million, and lets entries overlap.
+Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3 (Zip64). Python's `zipfile` keeps over half a kilobyte per
+member in memory, too much for a million, and allows overlapping entries.
 """
 
 import errno
@@ -31,7 +31,7 @@ _ENCRYPTED, _UTF8 = 0x1 | 0x40 | 0x2000, 0x800
 _STORED, _DEFLATED = 0, 8
 _IN_ZIP64, _ZIP64_EXTRA = 0xFFFFFFFF, 1
 _READ_BYTES = 2**16
-# Systems (section 4.4.2.2) that divide folders by back-slashes: MS-DOS, OS/2, NTFS, VFAT.
+# Systems (section 4.4.2.2) that separate folders by backslashes: MS-DOS, OS/2, NTFS, VFAT.
 _OF_WINDOWS = (0, 6, 10, 14)
 
 
@@ -48,9 +48,10 @@ class _Member(NamedTuple):
 
 
 def index_zip(path: pathlib.Path, writer: IndexWriter, limits: ArchiveLimits, shown: Advances) -> None:
-    """Adds every file and folder in the zip `path`, by where it lies. `shown` is advanced by the bytes of `path`.
+    """Index every file and folder in a zip, sorted by offset; advance `shown` by the bytes of `path`.
 
-    Raises DataError where it is damaged or encrypted, or not what an honest archive is (see `ArchiveLimits`).
+    Raises:
+        DataError: the archive is damaged or encrypted, or exceeds `limits`.
     """
     num_bytes = path.stat().st_size
     with path.open("rb") as f:
@@ -61,16 +62,17 @@ def index_zip(path: pathlib.Path, writer: IndexWriter, limits: ArchiveLimits, sh
             found += 1
             _add_member(writer, member._replace(offset=member.offset + offset_shift), limits)
     if found != num_members:
-        raise _damaged(limits.archive, f"it lists {found:,} members and says that it has {num_members:,}")
+        raise _damaged(limits.archive, f"it lists {found:,} members but declares {num_members:,}")
     _check_overlap(writer, limits.archive, start)
     shown.advance(num_bytes)
 
 
 def iterate_zip_member(path: pathlib.Path, locator: str, name: str) -> Iterator[bytes]:
-    """Blocks of one member; safe on many threads.
+    """Yield the blocks of one member; thread-safe.
 
-    Raises OSError, at the latest after the last block, where it is damaged; DataError before more than it is declared
-    with is held.
+    Raises:
+        OSError: the member is damaged; raised at the latest after the last block.
+        DataError: it expands to more than its declared size; raised before more is in memory.
     """
     raise_if_unreadable(locator)
     offset, compressed_bytes, num_bytes, method, expected_crc = (int(part) for part in locator.split(":"))
@@ -87,8 +89,8 @@ def iterate_zip_member(path: pathlib.Path, locator: str, name: str) -> Iterator[
             found += len(block)
             if found > num_bytes:
                 raise DataError(
-                    f"{name!r} in the archive {path} expands to more than the {num_bytes:,} bytes that it is declared "
-                    "with; get the archive from whom you trust, or pack the folder of images anew"
+                    f"{name!r} in the archive {path} expands to more than its declared {num_bytes:,} bytes; get the "
+                    "archive from a trusted source, or pack the folder of images again"
                 )
             crc = zlib.crc32(block, crc)
             yield block
@@ -103,7 +105,7 @@ def _stored(f: IO[bytes], num_bytes: int) -> Iterator[bytes]:
 
 
 def _inflated(f: IO[bytes], num_bytes: int) -> Iterator[bytes]:
-    """Never more than a block at a time, whatever the data expand to."""
+    """Decompress at most a block at a time, whatever the data expand to."""
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         for compressed in _stored(f, num_bytes):
@@ -119,7 +121,7 @@ def _inflated(f: IO[bytes], num_bytes: int) -> Iterator[bytes]:
 
 
 def _find_central_directory(f: IO[bytes], num_bytes: int, archive: str) -> tuple[int, int, int, int]:
-    """(where the central directory starts, what to add to its offsets, members, its bytes)."""
+    """Return the start of the central directory, the shift of its offsets, the number of members, and its size."""
     tail_start = max(0, num_bytes - _END.size - _MAX_COMMENT_BYTES)
     f.seek(tail_start)
     tail = f.read()
@@ -135,10 +137,10 @@ def _find_central_directory(f: IO[bytes], num_bytes: int, archive: str) -> tuple
         if record.startswith(_END64_MAGIC) and record[_END64.size :].startswith(_LOCATOR_MAGIC):
             *_, disk, _, _, num_members, central_bytes, central_offset = _END64.unpack_from(record)
             end = locator_at - _END64.size
-    # Self-extracting archives have a program in front, which the offsets do not count.
+    # Self-extracting archives start with a program, which the offsets do not include.
     start = end - central_bytes
     if disk or start < 0 or start < central_offset:
-        raise _damaged(archive, "its directory does not lie where it says, or in another part of a divided archive")
+        raise _damaged(archive, "its directory is not where it should be, or in another part of a split archive")
     return start, start - central_offset, num_members, central_bytes
 
 
@@ -146,7 +148,7 @@ def _central_members(f: IO[bytes], end: int, archive: str) -> Iterator[_Member]:
     while f.tell() < end:
         header = f.read(_CENTRAL.size)
         if len(header) < _CENTRAL.size or not header.startswith(_CENTRAL_MAGIC):
-            raise _damaged(archive, "its directory is not one")
+            raise _damaged(archive, "its directory is invalid")
         (_, made_by, _, flags, method, _, _, crc, compressed_bytes, num_bytes, *lengths, attributes, offset) = (
             _CENTRAL.unpack(header)
         )
@@ -157,12 +159,12 @@ def _central_members(f: IO[bytes], end: int, archive: str) -> Iterator[_Member]:
         num_bytes, compressed_bytes, offset = _with_zip64(extra, [num_bytes, compressed_bytes, offset], archive)
         name = raw_name.decode("utf-8", "surrogateescape") if flags & _UTF8 else raw_name.decode("cp437")
         if made_by >> 8 in _OF_WINDOWS:
-            name = name.replace("\\", "/")  # some programs write their own, against section 4.4.17.1
+            name = name.replace("\\", "/")  # some programs violate section 4.4.17.1
         yield _Member(name, name_bytes, flags, method, crc, compressed_bytes, num_bytes, offset, mode=attributes >> 16)
 
 
 def _with_zip64(extra: bytes, sizes: list[int], archive: str) -> list[int]:
-    """`sizes` with those that do not fit into 32 bits taken from the extra field."""
+    """Replace sizes that do not fit into 32 bits by those of the extra field."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
         field = extra[4 : 4 + length]
@@ -192,8 +194,9 @@ def _add_member(writer: IndexWriter, member: _Member, limits: ArchiveLimits) -> 
     sizes = f"{member.compressed_bytes}:{member.num_bytes}"
     locator = f"{member.offset}:{sizes}:{member.method}:{member.crc}"
     if stat.S_IFMT(member.mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        locator = unreadable("a link in the archive" if stat.S_ISLNK(member.mode) else "no regular file in the archive")
-    # `split` holds where the member ends at the earliest, for `_check_overlap`.
+        kind = "a link" if stat.S_ISLNK(member.mode) else "not a regular file"
+        locator = unreadable(f"{kind} in the archive")
+    # The field `split` holds the earliest end of the member, for `_check_overlap`.
     end = member.offset + _LOCAL.size + member.name_bytes + member.compressed_bytes
     try:
         writer.add(Entry(name, locator, str(end), (), 1.0), position=member.offset)
@@ -202,7 +205,7 @@ def _add_member(writer: IndexWriter, member: _Member, limits: ArchiveLimits) -> 
 
 
 def _check_overlap(writer: IndexWriter, archive: str, central_start: int) -> None:
-    """A zip bomb may use the same compressed bytes for many members, each of a modest size."""
+    """Refuse overlapping members: a zip bomb may share compressed bytes between many members of modest size."""
     end = 0
     for position, name, next_end in writer.query("SELECT position, name, split FROM entries ORDER BY position"):
         if position < end:
@@ -214,8 +217,8 @@ def _check_overlap(writer: IndexWriter, archive: str, central_start: int) -> Non
 
 def _overlapping(archive: str, name: str) -> DataError:
     return DataError(
-        f"{name!r} in the archive {archive} overlaps with another member, as in a zip bomb; get the archive from whom "
-        "you trust, or pack the folder of images anew"
+        f"{name!r} in the archive {archive} overlaps with another member, as in a zip bomb; get the archive from a "
+        "trusted source, or pack the folder of images again"
     )
 
 
