@@ -9,7 +9,7 @@ from small_shards import example, write_dataset
 
 from trainer.data.dataset import records
 from trainer.data.dataset.manifest import Manifest, Split
-from trainer.data.dataset.split_reader import SplitReader, iterate_split
+from trainer.data.dataset.split_reader import SplitReader, iterate_examples
 from trainer.errors import DataError
 
 
@@ -85,4 +85,4 @@ def test_an_empty_shard_is_written_and_read(tmp_path: pathlib.Path) -> None:
     split = Split(num_examples=0, class_counts=[0], shards=[writer.shard])
     manifest = Manifest(name="n", source="s", class_names=["a"], seed=0, splits={"test": split})
     records.verify_shards(tmp_path, manifest, ["test"])
-    assert list(iterate_split(tmp_path, manifest, "test", 4)) == []
+    assert list(iterate_examples(tmp_path, manifest, "test")) == []

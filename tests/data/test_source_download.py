@@ -182,9 +182,7 @@ def test_a_server_that_knows_no_ranges_sends_all_again(server: Server, workspace
 
 def test_a_server_that_always_cuts_is_given_up_and_what_came_is_kept(server: Server, workspace: pathlib.Path) -> None:
     server.cuts = [1000] + [0] * 20
-    with pytest.raises(
-        DataError, match=r"cannot be downloaded from http://127.*; run the command again with a net"
-    ):
+    with pytest.raises(DataError, match=r"cannot be downloaded from http://127.*; run the command again with a net"):
         staged(server, workspace)
     assert server.requests == [None] + ["bytes=1000-"] * 4
     assert (workspace / f"download-{server.sha256[:16]}.part").read_bytes() == server.content[:1000]

@@ -14,7 +14,7 @@ from small_shards import NUM_EXAMPLES, example, write_dataset
 
 from trainer.data.dataset.manifest import Manifest, Shard, Split
 from trainer.data.dataset.records import INDEX_DTYPE, Example
-from trainer.data.dataset.split_reader import SplitReader, iterate_examples, iterate_split
+from trainer.data.dataset.split_reader import SplitReader, iterate_examples
 from trainer.errors import DataError
 
 Dataset = tuple[pathlib.Path, Manifest]
@@ -66,13 +66,6 @@ def test_an_index_out_of_range_is_refused(dataset: tuple[pathlib.Path, Manifest]
         reader.read(np.array([0, index]))
 
 
-def test_batches_of_a_split_come_in_order_and_the_last_is_smaller(dataset: tuple[pathlib.Path, Manifest]) -> None:
-    batches = list(iterate_split(*dataset, "train", batch_size=3))
-    assert [len(encoded) for encoded, _ in batches] == [3, 3, 2]
-    assert [image for encoded, _ in batches for image in encoded] == [example(i).encoded for i in range(8)]
-    assert np.concatenate([labels for _, labels in batches]).tolist() == [i % 3 for i in range(8)]
-
-
 def test_examples_come_with_their_file_names(dataset: tuple[pathlib.Path, Manifest]) -> None:
     assert list(iterate_examples(*dataset, "train")) == [example(i) for i in range(8)]
 
@@ -118,7 +111,7 @@ def test_a_long_run_is_read_in_parts_of_bounded_size(tmp_path: pathlib.Path, rea
     assert [round(num_bytes / 1e6) for num_bytes in reads] == [6, 3, 9, 0]
 
 
-def test_places_are_those_of_the_payloads_behind_their_tfrecord_headers(dataset: Dataset) -> None:
+def test_locations_are_those_of_the_payloads_behind_their_tfrecord_headers(dataset: Dataset) -> None:
     indices = np.array([6, 0, 3, 6])
     with SplitReader(*dataset, "train") as reader:
         places = reader.locate(indices)

@@ -23,12 +23,7 @@ def slice_metrics(
 ) -> list[Slice]:
     """Measure each value of each column, in the order of the values.
 
-    Args:
-        labels: as for `summarize`.
-        logits: as for `summarize`.
-        task: as for `summarize`.
-        columns: by name, the value of every example, [n]; "" for none.
-        thresholds: as for `predict`.
+    A column holds the value of every example, [n]; "" for none. Other arguments are as for `predict`.
     """
     slices = []
     for column, values in columns.items():

@@ -49,18 +49,11 @@ def summarize(
 ) -> Evaluation:
     """Compute the metrics of a whole split.
 
-    Args:
-        labels: [n] int64, each in [0, num_classes); for multi_label [n, num_classes], 0 or 1.
-        logits: [n, num_classes] float32; for binary (0, logit). Among equal logits the lower index comes first.
-        class_names: num_classes names, in the order of the logits.
-        task: how labels and logits are read.
-        split: its name, for the result and for errors.
-        global_step: the step whose weights gave the logits.
-        weights: raw, averages or auto, for the result.
-        dataset_hash: for the result.
-        tuning: of the validation split at the same step; None means thresholds of 0.5 and no temperature.
-        columns: to slice by; see `slice_metrics`.
-        num_resamples: for the bootstrap intervals; 0 for none.
+    Labels are [n] int64 in [0, num_classes), or, for multi_label, [n, num_classes] of 0 or 1. Logits are
+    [n, num_classes] float32, for binary (0, logit); among equal ones the lower index ranks first. `split` is named in
+    errors; like `global_step`, `weights` and `dataset_hash` it is recorded in the result. `tuning` is that of the
+    validation split at the same step; without it thresholds are 0.5 and there is no temperature. `columns` are to slice
+    by (see `slice_metrics`); with `num_resamples` of 0 there are no intervals.
 
     Raises:
         DataError: the split is empty, or a label is out of range.
@@ -152,30 +145,23 @@ def _positive_logits(logits: Logits) -> Logits:
 def _class_metrics(
     labels: Labels, logits: Logits, class_names: list[str], task: Task, counts: ClassCounts, thresholds: Floats | None
 ) -> list[ClassMetrics]:
-    per_class = (counts.precision, counts.recall, counts.f1, counts.support)
+    used: list[float | None] = [None] * len(class_names)
     if task == "multi_label":
         used = [0.5] * len(class_names) if thresholds is None else thresholds.tolist()
-    else:
-        used = [None] * len(class_names)
+    precisions, recalls, f1s = counts.precision, counts.recall, counts.f1
+    areas, average = roc_aucs(labels, logits, task), average_precisions(labels, logits, task)
     return [
         ClassMetrics(
             name=name,
-            precision=float(precision),
-            recall=float(recall),
-            f1=float(f1),
-            support=int(support),
-            roc_auc=roc_auc,
-            average_precision=average_precision,
-            threshold=threshold,
+            precision=float(precisions[k]),
+            recall=float(recalls[k]),
+            f1=float(f1s[k]),
+            support=int(counts.support[k]),
+            roc_auc=areas[k],
+            average_precision=average[k],
+            threshold=used[k],
         )
-        for name, precision, recall, f1, support, roc_auc, average_precision, threshold in zip(
-            class_names,
-            *per_class,
-            roc_aucs(labels, logits, task),
-            average_precisions(labels, logits, task),
-            used,
-            strict=True,
-        )
+        for k, name in enumerate(class_names)
     ]
 
 
@@ -219,21 +205,13 @@ def _at(labels: Labels, predicted: Predictions, thresholds: Floats) -> AtThresho
 def _calibration(labels: Labels, logits: Logits, task: Task, tuning: Tuning | None) -> Calibration:
     bins = reliability(confidences(labels, logits, task))
     temperature = None if tuning is None else tuning.temperature
-    if temperature is None:
-        return Calibration(
-            ece=expected_calibration_error(bins),
-            bins=bins,
-            ece_with_temperature=None,
-            loss_with_temperature=None,
-            bins_with_temperature=[],
-        )
-    cooled_bins = reliability(confidences(labels, logits, task, temperature))
+    scaled_bins = [] if temperature is None else reliability(confidences(labels, logits, task, temperature))
     return Calibration(
         ece=expected_calibration_error(bins),
         bins=bins,
-        ece_with_temperature=expected_calibration_error(cooled_bins),
-        loss_with_temperature=mean_loss(labels, logits, task, temperature),
-        bins_with_temperature=cooled_bins,
+        ece_with_temperature=expected_calibration_error(scaled_bins) if scaled_bins else None,
+        loss_with_temperature=None if temperature is None else mean_loss(labels, logits, task, temperature),
+        bins_with_temperature=scaled_bins,
     )
 
 

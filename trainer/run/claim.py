@@ -85,11 +85,7 @@ def hold_run(run: RunDir, identity: str, *, note: Callable[[str], None]) -> Iter
 def check_run_dir(run: RunDir, identity: str, *, resume: bool, differences: Callable[[], str]) -> None:
     """Check that a run of `identity` can start or resume in the directory of `run`, which this command may hold.
 
-    Args:
-        run: the run directory.
-        identity: the identity of the run to train.
-        resume: whether a run that is already there may be resumed.
-        differences: describes how an existing run differs.
+    `differences` describes how an existing run differs.
 
     Raises:
         RunError: another command holds it, it holds another run or other files, or this run and `resume` is False.

@@ -11,11 +11,7 @@ def load_classifier(
 ) -> Any:
     """Rebuild the classifier of `run` for inference with the weights of a checkpoint.
 
-    Args:
-        run: the run directory.
-        which: the best or the last checkpoint, or the step of one.
-        weights: raw or averaged weights.
-        dtype_policy: a Keras dtype policy; need not be the one of training.
+    `dtype_policy` is a Keras dtype policy, which need not be that of training.
 
     Raises:
         RunError: as for `load_model_arrays`.

@@ -66,12 +66,7 @@ def draw_randomness(
 ) -> Tensor:
     """Draw the changes of n images on the host, each a function of (seed, visit, example) alone.
 
-    Args:
-        augmentation: the changes to draw.
-        seed: of the run.
-        visits: [n] int64, see `order.Draws`.
-        examples: [n] int64, see `order.Draws`.
-        image_size_px: side of the images to change.
+    `visits` and `examples` are [n] int64, see `order.Draws`; `image_size_px` is the side of the images to change.
 
     Returns:
         [n, k] float32, for `Batch.randomness`; k depends on `augmentation` alone (0 without changes on the device).
@@ -87,12 +82,11 @@ def draw_randomness(
     flip, jitter, erasing, layers = tf.split(
         draw(Purpose.DEVICE_AUGMENTATION, 12 + num_layers), [1, 3, 8, num_layers], axis=1
     )
-    changes = DeviceChanges()
-    if augmentation.flip:
-        changes = changes._replace(flip=tf.round(flip))
-    if augmentation.color_jitter:
-        factors = 1.0 + augmentation.color_jitter * (2.0 * jitter - 1.0)
-        changes = changes._replace(jitter=tf.round(factors / FACTOR_STEP) * FACTOR_STEP)
+    changes = DeviceChanges(
+        flip=tf.round(flip) if augmentation.flip else None,
+        jitter=_choose_factors(jitter, augmentation.color_jitter) if augmentation.color_jitter else None,
+        erasing=_choose_erasing(erasing, augmentation.erasing, image_size_px) if augmentation.erasing else None,
+    )
     if augmentation.warps:
         matrices = affine.choose(
             draw(Purpose.AFFINE, affine.NUM_UNIFORMS),
@@ -106,8 +100,6 @@ def draw_randomness(
         chosen = randaugment.choose(layers, augmentation.randaugment_magnitude, image_size_px)
         matrices = chosen.matrices if changes.warp is None else warp.compose(changes.warp, chosen.matrices)
         changes = changes._replace(warp=matrices, operations=chosen.operations, levels=chosen.levels)
-    if augmentation.erasing:
-        changes = changes._replace(erasing=_choose_erasing(erasing, augmentation.erasing, image_size_px))
     if augmentation.mixes:
         mixes = mixing.choose_mixes(
             draw(Purpose.MIXING, mixing.NUM_UNIFORMS),
@@ -125,6 +117,11 @@ def _uniforms(keys: Tensor, num_values: int) -> Tensor:
     top = tf.bitwise.right_shift(bits, tf.constant(64 - 24, tf.uint64))
     # As many bits as a float32 holds.
     return tf.cast(tf.cast(top, tf.int32), tf.float32) * 2.0**-24
+
+
+def _choose_factors(uniforms: Tensor, strength: float) -> Tensor:
+    """Map [n, 3] to factors from 1 - `strength` to 1 + `strength`, in multiples of `FACTOR_STEP`."""
+    return tf.round((1.0 + strength * (2.0 * uniforms - 1.0)) / FACTOR_STEP) * FACTOR_STEP
 
 
 def _choose_erasing(uniforms: Tensor, probability: float, image_size_px: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import itertools
 import mmap
 import pathlib
 import struct
@@ -190,15 +189,6 @@ def iterate_examples(dataset_dir: DatasetPath, manifest: Manifest, split: SplitN
     """Yield every example of a split in order; raise DataError as `SplitReader` does."""
     with SplitReader(dataset_dir, manifest, split) as reader:
         yield from reader.examples()
-
-
-def iterate_split(
-    dataset_dir: DatasetPath, manifest: Manifest, split: SplitName, batch_size: int
-) -> Iterator[tuple[list[bytes], npt.NDArray[np.int64]]]:
-    """Yield batches of (encoded images, labels [n] int64) in order; the last may be smaller."""
-    examples = iterate_examples(dataset_dir, manifest, split)
-    while batch := list(itertools.islice(examples, batch_size)):
-        yield [example.encoded for example in batch], np.array([example.label for example in batch], np.int64)
 
 
 def _open_index(dataset_dir: DatasetPath, shard: Shard) -> mmap.mmap | bytes:

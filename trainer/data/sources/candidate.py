@@ -51,9 +51,14 @@ class SourceOptions:
 
 
 class Source(abc.ABC):
-    """A collection of labelled images; `name` is its short name."""
+    """A collection of labelled images.
+
+    name: a short name.
+    passed_over: the files that the last complete iteration of `candidates` skipped.
+    """
 
     name: str
+    passed_over = PassedOver()
 
     @property
     def class_names(self) -> Sequence[str] | None:
@@ -64,11 +69,6 @@ class Source(abc.ABC):
     def remarks(self) -> Sequence[str]:
         """Sentences for the user about how the source is read."""
         return ()
-
-    @property
-    def passed_over(self) -> PassedOver:
-        """Files that the last complete iteration of `candidates` skipped."""
-        return PassedOver()
 
     def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:  # noqa: B027  optional
         """Download or unpack what the source needs into the folder `workspace`; call it before all other methods.

@@ -44,7 +44,6 @@ class FolderSource(FileSource):
         self._own_products: list[str] = []
         self._exclude = frozenset(map(normalize_class_name, exclude))
         self._beside: list[str] = []
-        self._passed_over = PassedOver()
         self._class_folders = self._find_class_folders()
 
     @property
@@ -57,16 +56,12 @@ class FolderSource(FileSource):
         """A sentence for each folder that trainer itself wrote, which is not a class."""
         return [f"{self.base}/{name} is left out: it was written by trainer" for name in self._own_products]
 
-    @property
-    def passed_over(self) -> PassedOver:
-        return self._passed_over
-
     def candidates(self) -> Iterator[Candidate]:
-        self._passed_over = PassedOver()
+        self.passed_over = PassedOver()
         for directory in self._beside:
-            for name, is_folder in self._list(directory, self._passed_over):
+            for name, is_folder in self._list(directory, self.passed_over):
                 if not is_folder:
-                    self._passed_over.add_beside(os.path.join(directory, name))
+                    self.passed_over.add_beside(os.path.join(directory, name))
         for split, class_folder, class_name in self._class_folders:
             for filename in self._walk(class_folder, ancestors=()):
                 yield Candidate(filename=filename, class_names=(class_name,), split=split)
@@ -132,7 +127,7 @@ class FolderSource(FileSource):
             raise DataError(f"{path} is a link to a folder that contains it; remove the link")
         if len(ancestors) == MAX_DEPTH:
             raise DataError(f"{path} lies {MAX_DEPTH} folders deep; expected images nearer to their class folder")
-        for name, is_folder in self._list(directory, self._passed_over):
+        for name, is_folder in self._list(directory, self.passed_over):
             if is_folder:
                 yield from self._walk(f"{directory}/{name}", (*ancestors, identity))
             else:

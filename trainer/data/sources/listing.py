@@ -58,16 +58,11 @@ class ListingSource(FileSource):
         self._group_column = group_column
         self.base = str(file.parent)
         self.name = file.stem
-        self._passed_over = PassedOver()
         self._calls_test_eval: set[bool] = set()
-
-    @property
-    def passed_over(self) -> PassedOver:
-        return self._passed_over
 
     def candidates(self) -> Iterator[Candidate]:
         is_csv = self._file.suffix.lower() != ".jsonl"
-        self._passed_over = PassedOver()
+        self.passed_over = PassedOver()
         self._calls_test_eval.clear()
         encoding = find_encoding(self._file)
         try:
@@ -78,7 +73,7 @@ class ListingSource(FileSource):
                     if kind is None:
                         yield candidate
                     else:
-                        self._passed_over.num_ignored[kind] += 1
+                        self.passed_over.num_ignored[kind] += 1
         except UnicodeError as e:
             raise not_text(self._file, encoding, getattr(e, "reason", str(e))) from None
 

@@ -28,10 +28,11 @@ from trainer.data.sources.archives.staging import (
     iterate_range,
     new_file,
     new_index,
+    staging_into,
 )
 from trainer.data.sources.candidate import Candidate, Source
 from trainer.data.sources.split_names import fixed_split
-from trainer.errors import DataError, TrainerError
+from trainer.errors import DataError
 
 PREFIX = "tfds:"
 
@@ -86,14 +87,11 @@ class TfdsSource(Source):
             self._download(builder, progress)
         self._spool = workspace / "tfds.spool"
         path = workspace / "tfds.index"
-        try:
-            workspace.mkdir(parents=True, exist_ok=True)
+        with staging_into(workspace, self._text):
             splits = {name: info.num_examples for name, info in sorted(builder.info.splits.items())}
             identity = f"{builder.data_path} {splits}"
             if find_index(path, identity) is None or not self._spool.exists():
                 self._copy(tfds, builder, features, path, identity, progress)
-        except OSError as e:
-            raise TrainerError(f"{self._text} cannot be staged in {workspace}: {e.strerror or e}") from None
         self._index = StagedIndex(path)
 
     def candidates(self) -> Iterator[Candidate]:

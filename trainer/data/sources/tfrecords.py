@@ -34,13 +34,14 @@ from trainer.data.sources.archives.staging import (
     new_index,
     raise_if_unreadable,
     range_locator,
+    staging_into,
     unreadable,
 )
 from trainer.data.sources.candidate import Candidate, Source
 from trainer.data.sources.label_names import LabelNames, read_label_file
 from trainer.data.sources.split_names import find_split, fixed_split
 from trainer.data.sources.tfrecord_framing import Record, is_gzipped, iterate_records
-from trainer.errors import DataError, TrainerError
+from trainer.errors import DataError
 
 PREFIX = "tfrecords:"
 LABELS_FILE = "labels.txt"
@@ -80,14 +81,11 @@ class TFRecordSource(Source):
         path = workspace / "tfrecords.index"
         files = [*self._files, *(file for file in (self._labels_file,) if file.exists())]
         identity = hashlib.sha256("\n".join(identity_of(file) for file in files).encode("utf-8", "replace")).hexdigest()
-        try:
-            workspace.mkdir(parents=True, exist_ok=True)
+        with staging_into(workspace, self._text):
             index = find_index(path, identity)
             if index is None or not self._spool.exists():
                 self._scan(path, identity, progress)
                 index = StagedIndex(path)
-        except OSError as e:
-            raise TrainerError(f"{self._text} cannot be staged in {workspace}: {e.strerror or e}") from None
         self._index = index
         self._names = dict(index.fact("class_names"))
 

@@ -22,13 +22,14 @@ from trainer.data.sources.archives.staging import (
     new_file,
     new_index,
     sha256_of,
+    staging_into,
 )
 from trainer.data.sources.archives.tar_archive import index_tar
 from trainer.data.sources.archives.zip_archive import index_zip, iterate_zip_member
 from trainer.data.sources.candidate import Candidate, Source
 from trainer.data.sources.catalogue import CATALOGUE, Published
 from trainer.data.sources.left_behind import PassedOver, kind_of_path
-from trainer.errors import DataError, TrainerError
+from trainer.errors import DataError
 from trainer.system.names import normalize_class_name
 
 URL_SCHEMES = ("http://", "https://")
@@ -92,7 +93,6 @@ class ArchiveSource(Source):
         self._staged: _Staged | None = None
         self._layout: ArchiveLayout | None = None
         self._exclude = frozenset(map(normalize_class_name, exclude))
-        self._passed_over = PassedOver()
 
     @property
     def class_names(self) -> list[str]:
@@ -102,8 +102,7 @@ class ArchiveSource(Source):
 
     def stage(self, workspace: pathlib.Path, progress: ShowProgress) -> None:
         """Download, verify and index the archive; spool the contents of a compressed tar in the workspace."""
-        try:
-            workspace.mkdir(parents=True, exist_ok=True)
+        with staging_into(workspace, self._location):
             path = self._verified_file(workspace, progress)
             limits = ArchiveLimits.of_size(self._location, path.stat().st_size)
             staged = _stage(path, workspace / "archive", limits, progress)
@@ -116,8 +115,6 @@ class ArchiveSource(Source):
                 limits = limits.for_inner(f"{inner.name} in {self._location}")
                 staged = _stage(inner_path, workspace / "inner", limits, progress, of=path)
                 layout = self._layout_of(staged)
-        except OSError as e:
-            raise TrainerError(f"{self._location} cannot be staged in {workspace}: {e.strerror or e}") from None
         self._staged = staged
         self._layout = layout
         if not layout.class_names:
@@ -127,23 +124,19 @@ class ArchiveSource(Source):
                 "of images per class, as in cat/1.jpg"
             )
 
-    @property
-    def passed_over(self) -> PassedOver:
-        return self._passed_over
-
     def candidates(self) -> Iterator[Candidate]:
         assert self._staged is not None and self._layout is not None, "stage comes first"
         class_names = frozenset(self._layout.class_names)
-        self._passed_over = PassedOver()
+        self.passed_over = PassedOver()
         for entry in self._staged.entries.entries():
             if entry.name.endswith("/"):
                 continue
             kind = kind_of_path(entry.name)
             location = self._layout.classify(entry.name)
             if kind is not None:
-                self._passed_over.num_ignored[kind] += 1
+                self.passed_over.num_ignored[kind] += 1
             elif location is None:
-                self._passed_over.add_beside(entry.name)
+                self.passed_over.add_beside(entry.name)
             elif location[1] in class_names:
                 split, class_name = location
                 yield Candidate(filename=entry.name, class_names=(class_name,), split=split, locator=entry.locator)

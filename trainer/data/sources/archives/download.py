@@ -31,12 +31,7 @@ def download(
 ) -> pathlib.Path:
     """Download `url` into `workspace`, unless an earlier call did, and verify its checksum.
 
-    Args:
-        url: of the archive.
-        sha256: in hexadecimal.
-        workspace: the folder for the file.
-        progress: shows the download.
-        published: its size, beyond which a download is refused, and its name for messages.
+    `published` gives the size, beyond which a download is refused, and a name for messages.
 
     Raises:
         DataError: there is no network, the server does not have the file, or it has another checksum or size.

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from trainer.console.task_progress import ShowProgress
-from trainer.errors import DataError
+from trainer.errors import DataError, TrainerError
 from trainer.system import atomic
 
 BLOCK_BYTES = 2**20
@@ -91,6 +91,16 @@ def find_index(path: pathlib.Path, identity: str) -> StagedIndex | None:
         if path.is_file() and index.fact("identity") == [_VERSION, identity]:
             return index
     return None
+
+
+@contextlib.contextmanager
+def staging_into(workspace: pathlib.Path, source: str) -> Iterator[None]:
+    """Create the folder `workspace`, and raise TrainerError if it or a file in it cannot be written in the block."""
+    try:
+        workspace.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as e:
+        raise TrainerError(f"{source} cannot be staged in {workspace}: {e.strerror or e}") from None
 
 
 @contextlib.contextmanager
