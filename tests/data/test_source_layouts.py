@@ -149,7 +149,7 @@ def test_splits_whose_folders_lie_one_deeper_each_are_seen_through(tmp_path: pat
 def test_the_folder_that_was_meant_is_named_where_one_lies_around_the_classes(tmp_path: pathlib.Path) -> None:
     folder = make(tmp_path / "set", "data/images/cat/1.jpg", "data/images/dog/1.jpg", "README.md", "__MACOSX/data/._x")
     meant = folder / "data/images"
-    with pytest.raises(DataError, match=rf"2 folders \(cat, dog\) lie in {meant}: give that in its place"):
+    with pytest.raises(DataError, match=rf"2 folders \(cat, dog\) lie in {meant}: give that instead"):
         opened(folder, "folder")
     assert opened(meant, "folder").class_names == ["cat", "dog"]  # the advice works
     assert opened(folder, "zip").class_names == ["cat", "dog"]  # an archive has one around all, mostly

@@ -231,7 +231,7 @@ def test_the_command_prints_figures_for_a_person_or_all_of_them_for_a_program(
         ("name,by\n1,Ann\n", "exactly one of filename and example"),
         ("filename,example,by\na,0,Ann\n", "exactly one of filename and example"),
         ("example\n0\n", "at least one other column"),
-        ("example,by\n0,Ann,1\n", "line 2 of .* has another number of values"),
+        ("example,by\n0,Ann,1\n", "line 2 of .* has 3 values, but the header has 2"),
         ("example,by\n0,Ann\n0,Bob\n", "'0' more than once"),
         ("example,by\n99999,Ann\n", "no line of .* is about an example of the split"),
         ("example,format\n0,Ann\n", "which is also asked of the records"),

@@ -214,7 +214,9 @@ def _read_info(directory: pathlib.Path) -> CheckpointInfo:
     try:
         return CheckpointInfo.model_validate_json(read_small(directory / _INFO_FILE))
     except (FileNotFoundError, pydantic.ValidationError) as e:
-        raise RunError(f"{directory} is not a complete checkpoint ({type(e).__name__}); remove it and go on") from None
+        raise RunError(
+            f"{directory} is not a complete checkpoint ({type(e).__name__}); remove it to use the others"
+        ) from None
 
 
 def _read_arrays(directory: pathlib.Path, file_name: str, info: CheckpointInfo) -> Arrays:

@@ -61,16 +61,20 @@ def _read_csv(path: pathlib.Path, filenames: list[str]) -> dict[str, list[str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise DataError(f"{path} is not a readable CSV file ({e}); give --slices a table in UTF-8") from None
     except ValueError:
-        raise DataError(f"{path} is empty; expected a header with filename or example, and a line an example") from None
+        raise DataError(
+            f"{path} is empty; expected a header with filename or example, and a line per example"
+        ) from None
     keys = [name for name in KEY_COLUMNS if name in header]
     if len(keys) != 1 or len(set(header)) < len(header) or len(header) < 2:
         raise DataError(
             f"the header of {path} is {','.join(header)}; expected exactly one of filename and example, and at least "
             "one other column, none of them twice"
         )
-    uneven = [number for number, line in enumerate(lines, 2) if len(line) != len(header)]
-    if uneven:
-        raise DataError(f"line {uneven[0]} of {path} has another number of values than the header's {len(header)}")
+    uneven = next((i for i, line in enumerate(lines) if len(line) != len(header)), None)
+    if uneven is not None:
+        raise DataError(
+            f"line {uneven + 2} of {path} has {len(lines[uneven])} values, but the header has {len(header)}; correct it"
+        )
     key = header.index(keys[0])
     rows = {line[key]: line for line in lines}
     if len(rows) < len(lines):
@@ -79,8 +83,8 @@ def _read_csv(path: pathlib.Path, filenames: list[str]) -> dict[str, list[str]]:
     identities = filenames if keys[0] == "filename" else [str(i) for i in range(len(filenames))]
     if not any(identity in rows for identity in identities):
         raise DataError(
-            f"no line of {path} is about an example of the split: its column {keys[0]} holds such as "
-            f"{next(iter(rows), '')!r}, and the split such as {identities[0]!r}"
+            f"no line of {path} is about an example of the split: its column {keys[0]} has values like "
+            f"{next(iter(rows), '')!r}, the split has values like {identities[0]!r}"
         )
     empty = [""] * len(header)
     return {

@@ -41,7 +41,7 @@ def find_split_folders(
         if len(of_split) > 1:
             raise DataError(
                 f"{source} holds {_listed(of_split)}, which all name the {split} split; put their images together, or "
-                "rename what is something else"
+                "rename those that are not that split"
             )
     if odd:
         raise _half_a_layout(source, list(splits), odd)

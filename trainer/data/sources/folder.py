@@ -98,7 +98,7 @@ class FolderSource(FileSource):
             raise DataError(
                 f"the folder {self.base} holds the one folder {folders[0]}, which would be a single class; "
                 f"{len(inner)} folders ({', '.join(inner[:3])}{', ...' if len(inner) > 3 else ''}) lie in "
-                f"{os.path.join(self.base, path)}: give that in its place"
+                f"{os.path.join(self.base, path)}: give that instead"
             )
         return [(None, name, name) for name in sorted([*folders, *excluded])]
 

@@ -123,7 +123,7 @@ def _as_training_reads(encoded: bytes, picture: FilePicture) -> CheckedImage:
     if change is None:
         return ReadableImage(encoded=encoded, format=picture.format, height=height, width=width, change=None)
     image = picture.reencode(change)
-    if decode_as_training(image.encoded, image.format) is None:  # such as a side of over a million pixels
+    if decode_as_training(image.encoded, image.format) is None:  # for example with a side of over a million pixels
         return UnreadableImage(f"unsupported: TensorFlow refuses {width} x {height} pixels as {image.format}")
     return image
 
