@@ -358,7 +358,7 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(photos: pathlib.Path, out
 
 def test_out_and_source_may_not_contain_each_other(photos: pathlib.Path) -> None:
     for target in (photos, photos / "dataset", photos.parent):
-        with pytest.raises(DataError, match="one in the other"):
+        with pytest.raises(DataError, match="overlap"):
             prepare_dataset(str(photos), target, overwrite=True)
 
 

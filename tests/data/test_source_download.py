@@ -258,7 +258,7 @@ def test_without_a_network_the_catalogue_says_what_to_fetch(
         f"{name} ({published.file_name}, {published.num_bytes / 1e6:,.0f} MB) cannot be downloaded"
     )
     assert published.url in message
-    assert message.endswith(f"give: trainer prepare /path/{published.file_name} --sha256 {published.sha256}")
+    assert message.endswith(f"run: trainer prepare /path/{published.file_name} --sha256 {published.sha256}")
 
 
 def test_the_catalogue_is_whole() -> None:

@@ -365,7 +365,7 @@ def test_headers_without_end_are_refused(place: pathlib.Path, kind: bytes) -> No
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, 9
     one = info.tobuf() + b"9 a=bcde\n".ljust(512, b"\0")
-    refused(place, one * 5000, "no tar, or a damaged one|has a header of more than")
+    refused(place, one * 5000, "is not a tar, or is damaged|has a header of more than")
 
 
 def test_an_xz_that_asks_for_gigabytes_of_memory_is_refused(place: pathlib.Path) -> None:

@@ -171,7 +171,11 @@ def test_names_in_the_records_tell_where_the_numbers_start(
 @pytest.mark.parametrize(
     ("names", "records", "message"),
     [
-        ("cat\ndog\neel\n", [[1], [2]], "go from 1 to 2, and labels.txt has 3 names: whether they count from 0 or"),
+        (
+            "cat\ndog\neel\n",
+            [[1], [2]],
+            "go from 1 to 2, and labels.txt has 3 names: it is unclear",
+        ),
         ("cat\ndog\n", [[0], [2]], "has no name for the label 2"),
         ("cat\ndog\n", [[5]], "has no name for the label 5"),
         ("1:cat\n1:dog\n", [[1]], "gives a number two names"),

@@ -128,7 +128,7 @@ def test_of_several_processes_one_prepares_a_raw_folder_and_the_others_wait(
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: prepare_beside(photos, note=notes.append), range(4)))
     assert set(found) == {photos.with_name("photos.trainer-dataset")}
-    assert sum("preparing" in message for message in notes) == 1
+    assert sum(message.startswith("preparing ") for message in notes) == 1
     assert sum(message.startswith("using ") for message in notes) == 3
     waiting = [message for message in notes if message.startswith("waiting for process ")]
     assert all(f"process {os.getpid()} on " in message for message in waiting) and len(waiting) == 3
