@@ -1,4 +1,4 @@
-# Every target sets up what it needs first; `make` alone lists them. PYTHON=python3.12 chooses the interpreter.
+# Every target first sets up what it needs; `make` alone lists the targets. PYTHON=python3.12 selects the interpreter.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -26,29 +26,29 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(installed) ## from nothing to a trained, exported, verified and served model
+demo: $(installed) ## train, evaluate, export, verify and serve a model on real data
 	scripts/demo
 
-test: $(test_needs) ## every test but the longest, lint and types included
+test: $(test_needs) ## every test except the longest, with lint and types
 	@scripts/system-packages tests
 	$(bin)/pytest -n 2 --dist loadfile --only-allowed-skips --durations=10 $(test_selection)
 
-test-quick: $(installed) ## for while you work: minutes, no training process, no Horovod
+test-quick: $(installed) ## the tests that take minutes: no training process, no Horovod
 	$(bin)/pytest -n 2 --dist loadfile --durations=10 -m "not slow and not horovod"
 
 test-complete: export TRAINER_TESTS_COMPLETE := 1
-test-complete: test ## the longest tests too, such as an export of each family of backbones
+test-complete: test ## also the longest tests, such as an export of each backbone family
 
-lint: $(installed) ## ruff and mypy, quickly
+lint: $(installed) ## ruff and mypy
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 
 check: lint test ## lint first, then every test
 
-horovod: $(horovod_installed) ## build Horovod for the installed TensorFlow, or take it from the cache, and try it
+horovod: $(horovod_installed) ## build Horovod for the installed TensorFlow (or take it from the cache) and test it
 
-clean: ## remove what make made: the environment, the demo and caches; runs stay
+clean: ## remove the environment, the demo and caches; runs stay
 	rm -rf .venv demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
