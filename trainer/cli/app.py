@@ -61,7 +61,7 @@ bench.app.command("export")(bench_export)
 app.command(context_settings=STUDY_SETTINGS)(study)
 app.add_typer(bench.app, name="bench")
 for registered in (*app.registered_commands, *bench.app.registered_commands):
-    # Typer keeps the line ends of a docstring; the terminal is to wrap each paragraph.
+    # Typer keeps the line ends of a docstring; the terminal should wrap each paragraph.
     paragraphs = inspect.cleandoc(inspect.getdoc(registered.callback) or "").split("\n\n")
     registered.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 

@@ -50,7 +50,7 @@ def bench_input(
     from trainer.data.dataset.storage import parse_path
 
     dataset_dir = parse_path(dataset)
-    Manifest.load(dataset_dir)  # a wrong path is answered before TensorFlow is started
+    Manifest.load(dataset_dir)  # refuse a wrong path before TensorFlow starts
 
     from trainer.system import tf_runtime
 
@@ -65,7 +65,7 @@ def bench_input(
     from trainer.training.input import make_training_stream, open_caches
 
     if settings.data.cache == "auto":
-        note("measured without a cache of decoded images; --set data.cache=memory measures with one")
+        note("measured without the cache of decoded images; --set data.cache=memory measures with it")
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cache": "off"})})
     topology = Topology(strategy="single", device="cpu", num_local_replicas=1)
     plan = make_plan(settings, dataset_dir, topology, [])

@@ -40,7 +40,7 @@ def bench_export(
     """
     from export.files.checksums import Checksums
 
-    Checksums.load(export)  # a directory that is no export is answered before anything is started
+    Checksums.load(export)  # refuse a wrong directory before anything starts
 
     from export.gate.measure_latency import check_run, measure_latency, record_latency
 

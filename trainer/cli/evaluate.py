@@ -69,7 +69,7 @@ def evaluate(
 
     from trainer.run.run_dir import RunDir
 
-    RunDir(run).info()  # a wrong path is answered before TensorFlow is started
+    RunDir(run).info()  # refuse a wrong path before TensorFlow starts
 
     from trainer.system import tf_runtime
 
@@ -113,10 +113,10 @@ def _describe(evaluation: "Evaluation", run: pathlib.Path) -> Text:
         f"{_number(e.ranking.average_precision)}{_within(intervals.average_precision if intervals else None)}, "
         f"ROC AUC {_number(e.ranking.roc_auc)}{_within(intervals.roc_auc if intervals else None)}",
     ]
-    for name, at in zip(("one half", "the tuned threshold"), e.at_thresholds, strict=False):
-        chosen = name if e.task == "binary" or name == "one half" else "the tuned thresholds"
+    for name, at in zip(("threshold 0.5", "the tuned threshold"), e.at_thresholds, strict=False):
+        chosen = name if e.task == "binary" or name == "threshold 0.5" else "the tuned thresholds"
         lines.append(
-            f"at {chosen}: F1 {at.f1:.4f}, precision {at.precision:.4f}, recall {at.recall:.4f}, "
+            f"with {chosen}: F1 {at.f1:.4f}, precision {at.precision:.4f}, recall {at.recall:.4f}, "
             + (f"hamming loss {at.hamming_loss:.4f}" if e.task == "multi_label" else f"accuracy {at.accuracy:.4f}")
         )
     lines.append(f"calibration error {e.calibration.ece:.4f}{_cooled(e)}")
@@ -137,7 +137,7 @@ def _within(interval: "Interval | None") -> str:
     return f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
 
 
-NO_TEMPERATURE = "no temperature calibrates the model: on the validation split it is always right, or knows nothing"
+NO_TEMPERATURE = "no temperature: on the validation split the model is always right, or no better than chance"
 
 
 def _cooled(evaluation: "Evaluation") -> str:

@@ -137,7 +137,7 @@ def verify(
     """
     from export.files.checksums import Checksums
 
-    Checksums.load(export)  # a directory that is no export is answered before TensorFlow is started
+    Checksums.load(export)  # refuse a wrong directory before TensorFlow starts
 
     from trainer.system import tf_runtime
 
@@ -159,7 +159,7 @@ def verify(
             _show_parity(verification.parity, json_)
     verification.raise_on_failure()
     if not json_:
-        found = f": {verification.num_files} files, {len(verification.golden)} ways to call them"
+        found = f": {verification.num_files} files by checksum, {len(verification.golden)} inputs by golden images"
         print_answer(Text.assemble(("verified", "green"), found))
 
 

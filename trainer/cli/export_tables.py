@@ -39,7 +39,7 @@ def golden_table(results: Sequence[GoldenResult], num_images: int) -> Renderable
             f"{result.max_allowed:.0e}",
             _FAILED if result.failure else _PASSED,
         )
-    return Group(f"{num_images} golden images against what was published", table)
+    return Group(f"{num_images} golden images, compared with the answers at the time of the export", table)
 
 
 def prediction_table(predictions: Sequence[ImagePrediction]) -> RenderableType:

@@ -128,7 +128,7 @@ def launch(
 
     from trainer.distribute.launchers.external import check_alone
 
-    # Before TensorFlow starts, and before each of several processes prepares a folder of images.
+    # Refuse this before TensorFlow starts, and before each of several processes prepares a folder of images.
     check_alone(settings.distribute.strategy)
 
     from trainer.system import tf_runtime
@@ -195,7 +195,7 @@ def _print_preparation(settings: "Config", *, as_json: bool) -> bool:
         return False
     place = find_place()
     if place is not None and place.worker_index:
-        return True  # the first of several processes says it for all
+        return True  # the first of several processes prints it for all
     if as_json:
         print_json({"schema_version": 1, "would_prepare": found._asdict()})
         return True

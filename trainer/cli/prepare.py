@@ -128,7 +128,7 @@ def prepare(
         max_bad_fraction=max_bad_fraction,
         num_workers=workers,
     )
-    # A wrong path is answered before TensorFlow is started.
+    # Refuse a wrong path before TensorFlow starts.
     source = expand_source(source)
     open_source(source, options.for_source)
     settings = load_config(config)
@@ -181,7 +181,7 @@ def _prepare(
         return prepare_dataset(
             source, target, options=options, overwrite=overwrite, restart=restart, progress=task_progress, note=note
         )
-    # Where a copy was interrupted, the local dataset is made again: it may be of another source.
+    # After an interrupted copy, the local dataset is made again: it may be of another source.
     manifest = prepare_dataset(
         source, local, options=options, overwrite=True, restart=restart, progress=task_progress, note=note
     )

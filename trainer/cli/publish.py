@@ -44,7 +44,7 @@ def publish(
     change = publish_version(export, root, allow_failed=allow_failed)
     exported = ExportProvenance.load(export).version
     if change.now != exported:
-        note(f"{root} has gone further than version {exported}, so this export is version {change.now} there")
+        note(f"{root} already has version {exported} or a later one, so this export becomes version {change.now}")
     _answer(root, change, json_)
 
 

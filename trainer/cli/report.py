@@ -28,11 +28,11 @@ def report(
     """
     from trainer.run.run_dir import RunDir
 
-    RunDir(run).info()  # a wrong path is answered before TensorFlow is started
+    RunDir(run).info()  # refuse a wrong path before TensorFlow starts
 
     from trainer.system import tf_runtime
 
-    # The images are parsed out of TFRecords; no device is touched.
+    # Reading images from TFRecords needs no GPU.
     tf_runtime.configure(use_gpus=False)
 
     from trainer.data.dataset.storage import parse_path

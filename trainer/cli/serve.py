@@ -64,7 +64,7 @@ def serve(
 
     The versions are those found at the start; start the command again to serve a new one.
     """
-    # What can be wrong is told at once, not after the seconds that TensorFlow takes to start.
+    # Refuse wrong input before TensorFlow starts, which takes seconds.
     from serving.base_path import find_model
     from serving.rest import address
     from trainer.system.names import check_model_name
@@ -96,7 +96,7 @@ def serve(
             note("new versions are not picked up: start this command again to serve them")
             if json:
                 print_json({"url": url, "model": served.name, "versions": versions, "curl": curl})
-                sys.stdout.flush()  # whoever reads it through a pipe waits for it, and this process goes on
+                sys.stdout.flush()  # a reader of the pipe waits for it, and this process continues
                 return
             place = (f"{url}/v1/models/{served.name}", "bold")
             print_answer(Text.assemble("serving ", (served.name, "bold"), " at ", place, " (Ctrl-C stops it)"))
@@ -112,9 +112,9 @@ def serve(
             cors=cors,
         )
     if not is_done:
-        note("stopped; a request that was still being computed has no answer")
+        note("stopped; a request that was still running was not answered")
         sys.stdout.flush()
-        os._exit(1)  # its thread cannot be stopped, and would be waited for
+        os._exit(1)  # its thread cannot be stopped, and a normal exit would wait for it
     note("stopped")
 
 
@@ -156,8 +156,8 @@ def manifests(
         print_json(written.as_dict())
         return
     where = (str(written.directory), "bold")
-    print_answer(Text.assemble("wrote ", where, f"; to bring {written.model_name} into a cluster:\n"))
+    print_answer(Text.assemble("wrote ", where, f"; to deploy {written.model_name} to a cluster:\n"))
     for command in written.commands:
         note(f"  {command}")
     if not written.was_checked:
-        note("\nkubectl is not installed here, so the tree was neither rendered nor checked")
+        note("\nkubectl is not installed here, so the manifests were neither rendered nor checked")

@@ -85,7 +85,7 @@ def run_command(arguments: list[str], *, answers: bool) -> int:
     def pass_on(signum: int, _: Any) -> None:
         child.send_signal(signum)
 
-    # Ctrl-C reaches the child by itself, which saves and ends; this process waits for that.
+    # The child gets Ctrl-C from the terminal, saves and ends; this process waits for it.
     before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
     before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
     try:

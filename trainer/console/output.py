@@ -36,7 +36,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as on
 
 def print_answer(answer: RenderableType) -> None:
     """Print the answer of a command (text or a table) on standard output, for a person."""
-    # A path must not be broken at the width of the terminal; a table must.
+    # Paths must not be wrapped at the width of the terminal; tables must.
     _PlainConsole(**_PLAIN).print(answer, soft_wrap=isinstance(answer, str | Text))
 
 
