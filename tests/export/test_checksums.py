@@ -7,7 +7,7 @@ import unittest.mock
 import pytest
 
 from export.files.checksums import Checksums, replace_files
-from trainer.errors import ParityError
+from trainer.errors import ArtifactError, ParityError
 from trainer.system import atomic
 
 NEW = {"latency.json": b"5 ms", "MODEL_CARD.md": b"the card, 5 ms"}
@@ -73,3 +73,9 @@ def test_a_file_that_is_neither_the_old_nor_the_new_one_is_found(finished: pathl
     (finished / "MODEL_CARD.md").write_text("another card")
     with pytest.raises(ParityError, match=r"MODEL_CARD\.md was changed"):
         Checksums.load(finished).verify(finished)
+
+
+def test_a_field_that_the_schema_lacks_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "checksums.json").write_text('{"schema_version": 1, "files": {}, "other": 1}')
+    with pytest.raises(ArtifactError, match="is not of schema version 1"):
+        Checksums.load(tmp_path)
