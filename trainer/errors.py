@@ -9,6 +9,7 @@
     |   |-- RunError                  a run directory that is missing, foreign or incomplete
     |   `-- ArtifactError             an export or an artifact file that is missing or broken
     |-- TrainingError                 training could not go on (non-finite gradients, a failed worker)
+    |-- StorageError                  a full, broken or vanished disk kept something from being saved
     |-- ExportError                   a model cannot be converted to a format
     |-- ParityError                   an exported artifact does not answer like the model
     `-- StoppedOnRequest              exit status 75: saved, restart me
@@ -63,6 +64,10 @@ class NonFiniteGradientError(TrainingError):
     def __init__(self, message: str, *, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+class StorageError(TrainerError):
+    """Something could not be written, or not be read again; the message has the file system's reason and its figures."""
 
 
 class ExportError(TrainerError):

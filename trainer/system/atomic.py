@@ -5,6 +5,8 @@ never sees half a file; what a killed writer leaves behind starts with `TEMPORAR
 """
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
 import pathlib
@@ -14,6 +16,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 TEMPORARY_PREFIX = ".tmp-"
+# linux/fcntl.h and linux/fs.h.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
@@ -25,7 +29,7 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 @contextlib.contextmanager
 def new_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """Yields a file to write; on a clean exit it is flushed and takes the name `path`, replacing what was there."""
-    temporary = _temporary_name(path)
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as f:
             yield f
@@ -50,13 +54,16 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields an empty directory to fill; on a clean exit it is flushed and takes the name `path`.
+    """Yield an empty directory to fill; on a clean exit it is flushed and takes the name `path`.
 
-    An existing `path` is moved aside first and removed once the new one stands in its place. An exception
-    removes the temporary directory and leaves `path` as it was.
+    An existing `path` is exchanged for the new directory in one operation and then removed, so that at every moment
+    one of the two stands there whole. An exception removes the new directory and leaves `path` as it was.
+
+    Raises:
+        OSError: the disk is full, or `path` exists on a file system that cannot exchange two names (see `exchange`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_name(path)
+    temporary = temporary_name(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -66,17 +73,37 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
             else:
                 sync_directory(file)
         sync_directory(temporary)
+        is_replacing = path.exists()
+        if is_replacing:
+            exchange(temporary, path)
+        else:
+            os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if path.exists():
-        replaced = _temporary_name(path)
-        os.rename(path, replaced)
-        os.rename(temporary, path)
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        os.rename(temporary, path)
     sync_directory(path.parent)
+    if is_replacing:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def exchange(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Give each of two files or directories the name of the other, in one operation (renameat2(2), RENAME_EXCHANGE).
+
+    Raises:
+        OSError: one of them does not exist, or the file system has no such operation (NFS, some FUSE file systems).
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    if rename is None or rename(*names, _RENAME_EXCHANGE) != 0:
+        number = errno.ENOSYS if rename is None else ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise OSError(
+                number,
+                "this file system cannot replace a directory in one operation; remove the old one first, or write "
+                "to a new name",
+                str(other),
+            )
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def remove_temporaries(directory: pathlib.Path) -> None:
@@ -102,5 +129,5 @@ def _sync_file(file: pathlib.Path) -> None:
         os.fsync(f.fileno())
 
 
-def _temporary_name(path: pathlib.Path) -> pathlib.Path:
+def temporary_name(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
