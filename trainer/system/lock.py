@@ -17,6 +17,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
+
 _LOOK_EVERY_SECS = 0.1
 # For a process that only looks who holds a lock, or is just taking it.
 _MOMENT_SECS = 2.0
@@ -25,13 +27,32 @@ _MAX_HOLDER_BYTES = 4096
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Holder:
-    """The process that has taken a lock. `owner` is the name of its command, `purpose` what it holds the lock for."""
+    """A process that has taken a lock.
+
+    Attributes:
+        owner: the name of its command.
+        purpose: what it holds the lock for.
+        process: tells it from a process of the same number in another container, or started later; see `process_name`.
+    """
 
     host: str
     pid: int
     since: str
     owner: str = ""
     purpose: str = ""
+    process: str = ""
+
+    @classmethod
+    def of_this_process(cls, *, owner: str, purpose: str) -> "Holder":
+        since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        return cls(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            since=since,
+            owner=owner,
+            purpose=purpose,
+            process=process_name(os.getpid()),
+        )
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -39,15 +60,37 @@ class Holder:
     @property
     def has_ended(self) -> bool:
         """Whether it is known to be gone; its children may still hold the lock."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
+        return self._is_visible and not self._is_running
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is known to run; of a process on another host neither is known."""
+        return self._is_visible and self._is_running
+
+    @property
+    def _is_visible(self) -> bool:
+        if self.process:
+            return self.process.rpartition("/")[0] == process_name(os.getpid()).rpartition("/")[0]
+        return self.host == socket.gethostname()
+
+    @property
+    def _is_running(self) -> bool:
+        return process_name(self.pid) == self.process if self.process else psutil.pid_exists(self.pid)
+
+
+def process_name(pid: int) -> str:
+    """Name a process as no other: the boot of its machine, its namespace of process numbers, its start and its number.
+
+    Another process of this machine and namespace has the same name up to the last "/". "" without /proc.
+    """
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+        # Its 22nd field; the second may hold spaces and parentheses.
+        started = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{boot}/{namespace}/{pid}-{started}"
 
 
 class HeldError(Exception):
@@ -213,8 +256,7 @@ def _is_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 def _write_holder(descriptor: int, *, owner: str, purpose: str) -> None:
-    since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    holder = Holder(host=socket.gethostname(), pid=os.getpid(), since=since, owner=owner, purpose=purpose)
+    holder = Holder.of_this_process(owner=owner, purpose=purpose)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(dataclasses.asdict(holder)).encode() + b"\n", 0)
 

@@ -1,0 +1,131 @@
+"""Hosts that share a directory hold it one at a time; another host is a holder of another boot."""
+
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from trainer.system import lease
+from trainer.system.lock import HeldError, Holder
+
+# Holds the lease argv[1] as argv[2] of the host argv[3], for argv[4] seconds after its last renewal.
+HOLD = """
+import pathlib, sys, time
+from trainer.system import lease
+from trainer.system.lock import Holder
+
+process = f"{sys.argv[3]}-boot/pid:[1]/1-1"
+if sys.argv[3] == "here":
+    process = Holder.of_this_process(owner="", purpose="").process
+pid = int(process.rpartition("/")[2].partition("-")[0])
+holder = Holder(host=sys.argv[3], pid=pid, since="noon", owner=sys.argv[2], process=process)
+with lease.hold(pathlib.Path(sys.argv[1]), holder, lease_secs=float(sys.argv[4])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def far(owner: str, host: str = "far") -> Holder:
+    return Holder(host=host, pid=1, since="noon", owner=owner, process=f"{host}-boot/pid:[1]/1-1")
+
+
+def here(owner: str) -> Holder:
+    return Holder.of_this_process(owner=owner, purpose="")
+
+
+def start(path: pathlib.Path, owner: str, host: str, lease_secs: float) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), owner, host, str(lease_secs)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_holder_on_another_host_is_seen_to_live_by_its_renewals_and_refuses(tmp_path: pathlib.Path) -> None:
+    path, told = tmp_path / ".lease", []
+    with (
+        lease.hold(path, far("first"), lease_secs=12),
+        pytest.raises(HeldError, match="process 1 on far since noon"),
+        lease.hold(path, here("second"), lease_secs=12, on_wait=lambda holder: told.append(str(holder))),
+    ):
+        pass
+    assert told == ["process 1 on far since noon"]
+    assert not path.exists()
+
+
+def test_a_lost_host_keeps_the_lease_for_its_time_and_no_longer(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / ".lease"
+    process = start(path, "first", "far", 1.5)
+    process.kill()
+    process.communicate(timeout=600)
+    started_secs = time.monotonic()
+    with lease.hold(path, here("second"), lease_secs=1.5):
+        assert time.monotonic() - started_secs >= 1.5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_one_host_nobody_waits_for_a_renewal(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / ".lease"
+    process = start(path, "first", "here", 3600)
+    with pytest.raises(HeldError), lease.hold(path, here("second"), lease_secs=3600):
+        pass
+    process.kill()
+    process.communicate(timeout=600)
+    with lease.hold(path, here("second"), lease_secs=3600):
+        pass
+
+
+def test_processes_of_one_command_share_a_lease_and_the_first_removes_it(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / ".lease"
+    with lease.hold(path, here("command"), lease_secs=60):
+        with lease.hold(path, far("command"), lease_secs=60):
+            pass
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_a_holder_that_has_lost_its_lease_ends_without_writing(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / ".lease"
+    process = start(path, "first", "far", 1.5)
+    path.unlink()
+    with process, lease.hold(path, far("second", "near"), lease_secs=3600):
+        assert process.wait(timeout=600) == 1 and process.stderr is not None
+        errors = process.stderr.read()
+        assert "was taken by process 1 on near since noon" in errors and "ends without saving" in errors
+        assert path.exists()
+
+
+def test_of_many_that_find_a_lost_lease_one_takes_it(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / ".lease"
+    process = start(path, "lost", "gone", 3)
+    process.kill()
+    process.communicate(timeout=600)
+    is_over, together, holding, refused = threading.Event(), threading.Lock(), [], []
+
+    def ask(name: str) -> None:
+        try:
+            with lease.hold(path, far(name, name), lease_secs=3):
+                with together:
+                    holding.append(name)
+                is_over.wait(600)
+        except HeldError as e:
+            refused.append(e)
+
+    threads = [threading.Thread(target=ask, args=(f"host-{i}",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 600
+    while len(refused) < 7 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(holding) == 1 and len(refused) == 7
+    is_over.set()
+    for thread in threads:
+        thread.join()
