@@ -67,7 +67,7 @@ class NonFiniteGradientError(TrainingError):
 
 
 class StorageError(TrainerError):
-    """Something could not be written, or not be read again; the message has the file system's reason and its figures."""
+    """Something could not be written, or not be read again; the message has the reason and the figures."""
 
 
 class ExportError(TrainerError):

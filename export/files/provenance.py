@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import trainer
 from export.files.read_file import StrictModel, read_export_file
 from trainer.metrics.evaluation import Evaluation
-from trainer.run.checkpoint import Which
+from trainer.run.checkpoint_store import Which
 from trainer.system import atomic
 from trainer.system.names import ModelName, Version
 

@@ -136,7 +136,7 @@ def _open_contenders(export_dir: pathlib.Path, run_dir: pathlib.Path | None) -> 
     found: list[_Contender] = []
     if run_dir is not None:
         from export.files.provenance import ExportProvenance
-        from trainer.run.checkpoint import find_model_file
+        from trainer.run.checkpoint_store import find_model_file
         from trainer.run.load_classifier import load_classifier
         from trainer.run.run_dir import RunDir
 

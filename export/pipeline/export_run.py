@@ -7,7 +7,7 @@ from typing import NamedTuple
 from export.files.parity import ParityReport
 from export.files.signature import Signature
 from export.pipeline.options import ExportOptions
-from trainer.run.checkpoint import find_model_file
+from trainer.run.checkpoint_store import find_model_file
 from trainer.run.run_dir import RunDir
 from trainer.system import tf_runtime
 from trainer.system.names import check_model_name

@@ -15,7 +15,8 @@ from trainer.data.dataset.storage import DatasetPath, parse_path
 from trainer.data.decode.geometry import Geometry
 from trainer.errors import DataError
 from trainer.metrics.evaluation import Evaluation
-from trainer.run.checkpoint import AVERAGES_FILE, Weights, Which, find_checkpoint, find_model_file
+from trainer.run.checkpoint import AVERAGES_FILE
+from trainer.run.checkpoint_store import Weights, Which, find_checkpoint, find_model_file
 from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir, RunInfo
 

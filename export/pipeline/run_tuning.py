@@ -6,7 +6,7 @@ import numpy as np
 
 from trainer.errors import RunError
 from trainer.metrics.evaluation import Evaluation, Tuning
-from trainer.run.checkpoint import Weights, Which, find_model_file
+from trainer.run.checkpoint_store import Weights, Which, find_model_file
 from trainer.run.run_dir import RunDir, RunInfo
 
 

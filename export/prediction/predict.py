@@ -26,7 +26,7 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.storage import parse_path
 from trainer.data.decode.geometry import Geometry
 from trainer.errors import ArtifactError, DataError
-from trainer.run.checkpoint import Which
+from trainer.run.checkpoint_store import Which
 from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir, RunInfo
 

@@ -105,6 +105,7 @@ SETTINGS: dict[str, tuple[Any, Verdict]] = {
     "distribute.xla": ("off", "indifferent"),
     "distribute.strict_batch": (True, "indifferent"),
     "checkpoint.every_steps": (7, "indifferent"),
+    "checkpoint.every_secs": (60.0, "indifferent"),
     "checkpoint.keep": (9, "indifferent"),
     "checkpoint.best_metric": ("loss", "indifferent"),
     "log.every_steps": (1, "indifferent"),

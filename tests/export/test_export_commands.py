@@ -18,7 +18,8 @@ from trainer.config.config import load_config
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import ArtifactError, DataError, ParityError, RunError, TrainerError, UsageError
 from trainer.model.classifier import build_classifier, named_arrays, saved_variables
-from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
+from trainer.run.checkpoint import Checkpoint, CheckpointInfo
+from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir, RunInfo
 
 pytestmark = pytest.mark.slow

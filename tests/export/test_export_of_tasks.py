@@ -24,7 +24,8 @@ from trainer.data.dataset.records import Example, ShardWriter
 from trainer.errors import RunError, UsageError
 from trainer.metrics.summary import summarize, tune
 from trainer.model.classifier import build_configured, named_arrays, saved_variables
-from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
+from trainer.run.checkpoint import Checkpoint, CheckpointInfo
+from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir, RunInfo
 

@@ -11,7 +11,7 @@ from trainer.config.config import Config, load_config
 from trainer.launch.plan_run import plan_run
 from trainer.launch.start_run import start_run
 from trainer.plan.plan import Plan
-from trainer.run.checkpoint import load_model_arrays
+from trainer.run.checkpoint_store import load_model_arrays
 from trainer.run.run_dir import RunDir
 
 # Dropout in the head, and a last batch that is filled up: both depend on which example stands where.

@@ -19,7 +19,7 @@ from trainer.launch.plan_run import PlannedRun, plan_run
 from trainer.launch.start_run import start_run
 from trainer.model.classifier import named_arrays, saved_variables
 from trainer.model.match_weights import WeightsReport
-from trainer.run.checkpoint import find_model_file
+from trainer.run.checkpoint_store import find_model_file
 from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir
 from trainer.training.make_state import make_state

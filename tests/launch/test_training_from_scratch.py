@@ -18,7 +18,7 @@ from trainer.launch.start_run import start_run
 from trainer.model.backbones import registry
 from trainer.model.backbones.backbone import Backbone
 from trainer.model.backbones.scaling import PixelScaling
-from trainer.run.checkpoint import find_model_file
+from trainer.run.checkpoint_store import find_model_file
 from trainer.run.run_dir import RunDir
 
 pytestmark = pytest.mark.slow

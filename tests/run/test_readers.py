@@ -7,7 +7,8 @@ import pytest
 
 from trainer.config.config import Config, load_config
 from trainer.errors import RunError
-from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore, find_checkpoint, load_model_arrays
+from trainer.run.checkpoint import Checkpoint, CheckpointInfo
+from trainer.run.checkpoint_store import CheckpointStore, find_checkpoint, load_model_arrays
 from trainer.run.run_dir import RunDir, RunInfo
 
 

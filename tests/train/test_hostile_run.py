@@ -17,7 +17,8 @@ import safetensors.numpy
 from trainer.config.config import load_config
 from trainer.errors import UsageError
 from trainer.model.classifier import build_classifier, named_arrays, saved_variables
-from trainer.run.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
+from trainer.run.checkpoint import Checkpoint, CheckpointInfo
+from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir, RunInfo
 

@@ -36,7 +36,7 @@ INDIFFERENT: Final = {
         "xla",
         "strict_batch",
     },
-    "checkpoint": {"every_steps", "keep"},
+    "checkpoint": {"every_steps", "every_secs", "keep"},
     "log": {"every_steps"},
 }
 # In the identity of every run, whatever their value. Later ones are where they are not at their default, so that a

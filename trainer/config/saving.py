@@ -1,6 +1,6 @@
 """The sections `checkpoint` and `log`: what a run stores, and how often."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -11,6 +11,9 @@ class CheckpointConfig(Section):
     """When checkpoints are saved, and which are kept."""
 
     every_steps: Positive | None = pydantic.Field(None, description="null: once an epoch")
+    every_secs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
+        600.0, description="seconds; saved as well when so much time has passed since the last save; null: not so"
+    )
     keep: Positive = pydantic.Field(2, description="the newest so many, and always the best")
     best_metric: Literal["accuracy", "loss", "macro_f1", "average_precision", "roc_auc"] = pydantic.Field(
         "accuracy", description="of the validation split; average_precision: binary and multi_label; roc_auc: binary"

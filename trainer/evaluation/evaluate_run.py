@@ -18,7 +18,7 @@ from trainer.evaluation.evaluator import Evaluator, Labels, Logits
 from trainer.metrics.evaluation import Evaluation, Tuning, save_arrays
 from trainer.metrics.scores import needed_bytes
 from trainer.metrics.summary import summarize, tune
-from trainer.run.checkpoint import Weights, Which, find_checkpoint
+from trainer.run.checkpoint_store import Weights, Which, find_checkpoint
 from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir
 from trainer.system.memory import check_fits

@@ -23,7 +23,7 @@ from trainer.errors import DeviceError, StoppedOnRequest
 from trainer.launch.elastic_engine import _AgreeingEngine, _MembersChange
 from trainer.launch.run_session import RunSession
 from trainer.plan.plan import Plan, make_plan
-from trainer.run.checkpoint import CheckpointStore
+from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir
 from trainer.run.unwritten_metrics import UnwrittenMetrics
 from trainer.system import tf_runtime
@@ -87,6 +87,8 @@ class ElasticWorker:
                     horovod.stop()
 
     def _wait_to_join(self, why: str) -> Join:
+        if self._context is not None and self._context.saver is not None:
+            self._context.saver.wait()
         self._channel.say(to_message(self._describe(why)))
         while self._channel.is_open:
             if self._pulse is not None:
@@ -171,10 +173,10 @@ class ElasticWorker:
         Returns:
             True if the run ends with that evaluation.
         """
-        step, store = context.step, context.store
-        is_open = store is not None and step > 0 and is_saving_due(context.plan, step) and step not in store.steps()
+        step, saver = context.step, context.saver
+        is_open = saver is not None and step > 0 and is_saving_due(context.plan, step) and saver.newest_step != step
         is_open = context.engine.any(is_open)
-        if store is not None:
+        if context.is_chief:
             self._unwritten.complete(context.run, step, is_step_open=is_open)
         if not is_open:
             return False
@@ -185,6 +187,7 @@ class ElasticWorker:
         ):
             saving = EvaluateAndSave(context, evaluators=evaluators, writers=writers, progress=progress)
             saving(step)
+            save_checkpoint(context, step, is_last=True)
         return saving.is_over
 
     def _save(self) -> None:
@@ -193,8 +196,7 @@ class ElasticWorker:
             return
         run, step = self._session.directory, self._context.step
         self._unwritten.complete(run, step, is_step_open=False)
-        store = CheckpointStore.of_run(run, self._config.checkpoint)
-        save_checkpoint(dataclasses.replace(self._context, store=store), step)
+        save_checkpoint(dataclasses.replace(self._context, saver=self._session.make_saver()), step, is_last=True)
         self._session.note(f"saved step {step} of {self._plan.schedule.num_train_steps}")
 
 

@@ -23,7 +23,7 @@ from trainer.launch.replicas import find_devices, find_topology
 from trainer.model.head_choice import HeadChoice
 from trainer.plan.plan import Plan, make_plan
 from trainer.run import claim
-from trainer.run.checkpoint import CheckpointStore
+from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir
 from trainer.system import tf_runtime
 

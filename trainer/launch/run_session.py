@@ -21,7 +21,8 @@ from trainer.launch.replicas import make_engine
 from trainer.model.match_weights import WeightsReport
 from trainer.plan.plan import Plan
 from trainer.run import claim
-from trainer.run.checkpoint import CheckpointStore
+from trainer.run.checkpoint_saver import CheckpointSaver
+from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir
 from trainer.step.state import TrainState
 from trainer.system import atomic, environment
@@ -132,13 +133,16 @@ class RunSession:
                 None: start from the chief's last checkpoint, or from initial or pretrained weights.
             is_first: False in the later generations of an elastic job, which are no resumed run.
         """
-        store = CheckpointStore.of_run(self.directory, self.config.checkpoint) if engine.topology.is_chief else None
+        saver = self.make_saver() if engine.topology.is_chief else None
         if state is None:
-            state = make_state(plan, self.config, engine, store, on_weights=self._weights_reports.append)
+            store = saver.store if saver else None
+            state = make_state(
+                plan, self.config, engine, store, on_weights=self._weights_reports.append, note=self.note
+            )
         else:
             engine.broadcast(state.variables)
-        context = RunContext(plan=plan, config=self.config, run=self.directory, engine=engine, state=state, store=store)
-        if store is not None:
+        context = RunContext(plan=plan, config=self.config, run=self.directory, engine=engine, state=state, saver=saver)
+        if context.is_chief:
             if context.step and is_first:
                 self.note(
                     f"going on with {self.directory.path} from step {context.step} of {plan.schedule.num_train_steps}"
@@ -147,6 +151,10 @@ class RunSession:
                 self.note(f"warning: {warning}")
             self._write_start_up_files(plan)
         return context
+
+    def make_saver(self) -> CheckpointSaver:
+        """Return what writes the checkpoints of the run, for a worker that is the chief."""
+        return CheckpointSaver(CheckpointStore.of_run(self.directory, self.config.checkpoint), self.note)
 
     def _write_start_up_files(self, plan: Plan) -> None:
         run = self.directory
@@ -165,8 +173,7 @@ class RunSession:
 
     def open_inputs(self, context: RunContext) -> TrainInputs:
         """Open the image caches and the features of the plan; compute those that do not exist."""
-        is_chief = context.store is not None
-        progress = task_progress if is_chief else show_nothing
+        progress = task_progress if context.is_chief else show_nothing
         inputs = open_caches(context.plan, context.config, progress=progress)
         if not context.plan.features.is_on:
             return inputs
@@ -177,7 +184,7 @@ class RunSession:
             context.state.model,
             inputs,
             progress=progress,
-            note=self.note if is_chief else lambda _: None,
+            note=self.note if context.is_chief else lambda _: None,
         )
 
     def show_progress(self, context: RunContext) -> TrainingProgress:
@@ -186,5 +193,5 @@ class RunSession:
             epochs=context.plan.epochs,
             start_step=context.step,
             global_batch_size=context.plan.replicas.global_batch_size,
-            console=None if context.store is not None else Console(quiet=True),
+            console=None if context.is_chief else Console(quiet=True),
         )

@@ -13,7 +13,7 @@ from trainer.errors import DataError, ModelError, RunError
 from trainer.metrics.evaluation import Evaluation
 from trainer.metrics.scores import Labels, Logits
 from trainer.report.pictures import choose_mistakes, choose_samples, embed, read_payloads
-from trainer.run.checkpoint import Weights, Which, find_checkpoint
+from trainer.run.checkpoint_store import Weights, Which, find_checkpoint
 from trainer.run.load_classifier import load_classifier
 from trainer.run.run_dir import RunDir
 

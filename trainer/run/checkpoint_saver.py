@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import threading
+import time
 from collections.abc import Callable
 
 from trainer.errors import StorageError
@@ -30,6 +31,12 @@ class CheckpointSaver:
         self._error: Exception | None = None
         self._num_failures = 0
         self._newest: int | None = None
+        self._saved_at_secs = time.monotonic()
+
+    @property
+    def secs_since_save(self) -> float:
+        """Seconds since the last save began, or since the start."""
+        return time.monotonic() - self._saved_at_secs
 
     @property
     def newest_step(self) -> int | None:
@@ -48,6 +55,7 @@ class CheckpointSaver:
             StorageError: the last checkpoint, or several one after the other, could not be written.
         """
         self.wait()
+        self._saved_at_secs = time.monotonic()
         before, self._newest = self.newest_step, checkpoint.info.global_step
 
         def write() -> None:

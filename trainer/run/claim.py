@@ -15,7 +15,7 @@ from typing import Any, Final
 from trainer.config.config import Config
 from trainer.distribute.launchers import heartbeat
 from trainer.errors import RunError, TrainerError
-from trainer.run.checkpoint import CheckpointStore
+from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir, RunInfo
 from trainer.system import lock
 

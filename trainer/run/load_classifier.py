@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trainer.run.checkpoint import Weights, Which, load_model_arrays
+from trainer.run.checkpoint_store import Weights, Which, load_model_arrays
 from trainer.run.run_dir import RunDir
 
 

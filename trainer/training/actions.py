@@ -141,6 +141,23 @@ class EvaluateAndSave:
         return metrics
 
 
+class SaveEverySecs:
+    """Saves a checkpoint, without an evaluation, when `checkpoint.every_secs` have passed since the last save.
+
+    The chief alone looks at its clock, and saves alone: the other workers have nothing to do for it.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self._context, self._every_secs = context, context.config.checkpoint.every_secs
+
+    def is_due(self, step: int) -> bool:
+        saver = self._context.saver
+        return saver is not None and self._every_secs is not None and saver.secs_since_save >= self._every_secs
+
+    def __call__(self, step: int) -> None:
+        save_checkpoint(self._context, step)
+
+
 def is_evaluation_due(plan: Plan, step: int) -> bool:
     """Return True at the ends of epochs and after the last step."""
     return step == plan.schedule.num_train_steps or plan.epochs.ends_with(step)

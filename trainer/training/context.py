@@ -5,7 +5,7 @@ import dataclasses
 from trainer.config.config import Config
 from trainer.distribute.engine import Engine
 from trainer.plan.plan import Plan
-from trainer.run.checkpoint import CheckpointStore
+from trainer.run.checkpoint_saver import CheckpointSaver
 from trainer.run.run_dir import RunDir
 from trainer.step.state import TrainState
 
@@ -16,7 +16,7 @@ class RunContext:
 
     Attributes:
         plan: made for the replicas of `engine`.
-        store: None on every worker but the chief, which alone writes to the run directory.
+        saver: None on every worker but the chief, which alone writes to the run directory.
     """
 
     plan: Plan
@@ -24,7 +24,11 @@ class RunContext:
     run: RunDir
     engine: Engine
     state: TrainState
-    store: CheckpointStore | None
+    saver: CheckpointSaver | None
+
+    @property
+    def is_chief(self) -> bool:
+        return self.saver is not None
 
     @property
     def step(self) -> int:

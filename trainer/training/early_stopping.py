@@ -2,7 +2,7 @@
 
 import pathlib
 
-from trainer.run.checkpoint import LOWER_IS_BETTER
+from trainer.run.checkpoint_store import LOWER_IS_BETTER
 from trainer.run.metric_writers import read_metrics
 from trainer.training.context import RunContext
 
@@ -15,9 +15,8 @@ def has_ended_early(context: RunContext, step: int) -> bool:
     patience, metric = context.config.train.patience, context.config.checkpoint.best_metric
     if patience is None:
         return False
-    is_chief = context.store is not None
     return context.engine.any(
-        is_chief and has_lost_patience(context.run.metrics_file, metric, patience=patience, step=step)
+        context.is_chief and has_lost_patience(context.run.metrics_file, metric, patience=patience, step=step)
     )
 
 

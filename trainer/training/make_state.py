@@ -10,7 +10,7 @@ from trainer.model.classifier import build_configured
 from trainer.model.match_weights import WeightsReport
 from trainer.model.weights import load_pretrained
 from trainer.plan.plan import Plan
-from trainer.run.checkpoint import CheckpointStore
+from trainer.run.checkpoint_store import CheckpointStore
 from trainer.step.state import TrainState
 from trainer.training.saved_state import restore_checkpoint
 
@@ -21,17 +21,20 @@ def make_state(
     engine: Engine,
     store: CheckpointStore | None,
     on_weights: Callable[[WeightsReport], None] = lambda report: None,
+    note: Callable[[str], None] = lambda message: None,
 ) -> TrainState:
     """The state to start from, on every replica: the chief's last checkpoint, or the pretrained weights.
 
-    `on_weights` is told what of a weight file fitted, where one was loaded.
+    Args:
+        on_weights: told what of a weight file fitted, if one was loaded.
+        note: told which checkpoints are damaged, so that one before them is used.
 
     Raises:
         ModelError: the pretrained weights cannot be had, or do not fit.
-        RunError: the last checkpoint is damaged.
+        RunError: every checkpoint is damaged.
     """
     keras.utils.set_random_seed(config.train.seed)
-    steps = store.steps() if store else []
+    checkpoint = store.load_latest(note) if store else None
     with engine.scope():
         model = build_configured(
             config.model,
@@ -45,8 +48,8 @@ def make_state(
             other_sizes_px=[stage.image_size_px for stage in plan.schedule.stages[:-1]],
         )
         state = TrainState.create(model, config, precision=plan.replicas.precision)
-    if store and steps:
-        restore_checkpoint(state, store, steps[-1])
+    if checkpoint is not None:
+        restore_checkpoint(state, checkpoint)
     else:
         report = load_pretrained(
             model,

@@ -13,6 +13,7 @@ from trainer.system import atomic
 from trainer.training.actions import EvaluateAndSave
 from trainer.training.context import RunContext
 from trainer.training.input import TrainInputs
+from trainer.training.saved_state import save_checkpoint
 from trainer.training.train import make_evaluators, open_writers
 
 SCHEMA_VERSION: Final = 1
@@ -22,13 +23,14 @@ PATH_FILE = "ridge_path.json"
 def solve(context: RunContext, inputs: TrainInputs, progress: TrainingProgress) -> None:
     """Solve for the head on the features of the training split, then evaluate and save."""
     with open_writers(context, 0) as writers:
-        if context.store is not None:
+        if context.is_chief:
             _solve_head(context, inputs, progress)
         context.engine.broadcast(context.state.variables)
         context.state.global_step.assign(1)
         context.state.start_averages()
         evaluators = make_evaluators(context, inputs)
         EvaluateAndSave(context, evaluators=evaluators, writers=writers, progress=progress)(1)
+        save_checkpoint(context, 1, is_last=True)
         progress.update(1, {})
     context.engine.barrier()
 

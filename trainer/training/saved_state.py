@@ -1,47 +1,55 @@
 """Save the training state as a checkpoint, and restore it."""
 
 from trainer.model.classifier import assign_arrays, named_arrays, saved_variables
-from trainer.run.checkpoint import Arrays, Checkpoint, CheckpointInfo, CheckpointStore
+from trainer.run.checkpoint import Arrays, Checkpoint, CheckpointInfo
 from trainer.step.state import TrainState
 from trainer.training.context import RunContext
 
 
-def save_checkpoint(context: RunContext, step: int, validation: dict[str, float] | None = None) -> None:
-    """Write the checkpoint of `step` with its validation metrics; one that exists is left as it is.
+def save_checkpoint(
+    context: RunContext, step: int, validation: dict[str, float] | None = None, *, is_last: bool = False
+) -> None:
+    """Copy the state after `step` and begin to write it, with its validation metrics; one that exists is left alone.
 
-    A worker without a store, that is, any but the chief, writes nothing.
+    A worker that is not the chief writes nothing.
+
+    Args:
+        is_last: nothing will be saved after it, so return when it is on the disk.
+
+    Raises:
+        StorageError: the last checkpoint, or several one after the other, could not be written.
     """
-    if context.store is None or step in context.store.steps():
+    if context.saver is None:
+        return
+    if context.saver.newest_step == step:
+        context.saver.wait(is_last=is_last)
         return
     state = context.state
     info = CheckpointInfo(
         global_step=step,
         identity=context.plan.identity(context.config),
         num_replicas=context.plan.replicas.num_replicas,
+        seeds={"train.seed": context.config.train.seed},
         loss_scale=float(state.loss_scale.scale.numpy()),
         num_good_steps=int(state.loss_scale.num_good_steps.numpy()),
         num_skipped_steps=int(state.num_skipped_steps.numpy()),
         validation=validation or {},
     )
     model = named_arrays(saved_variables(state.model))
-    context.store.save(Checkpoint(info, model, _slot_arrays(state), _average_arrays(state, model)))
+    checkpoint = Checkpoint(info, model, _slot_arrays(state), _average_arrays(state, model))
+    context.saver.save(checkpoint, is_last=is_last)
 
 
-def restore_checkpoint(state: TrainState, store: CheckpointStore, step: int) -> None:
-    """Set every variable of `state` from the checkpoint of `step`.
-
-    Raises:
-        RunError: the checkpoint is damaged.
-    """
-    store.clear_temporaries()
-    info, model, slots, averages = store.load(step)
-    assign_arrays(saved_variables(state.model), model, origin=f"the checkpoint of step {step}")
+def restore_checkpoint(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Set every variable of `state` from `checkpoint`."""
+    info, model, slots, averages = checkpoint
+    assign_arrays(saved_variables(state.model), model, origin=f"the checkpoint of step {info.global_step}")
     _assign_slots(state, slots)
     if state.averages:
         _assign_averages(state, averages)
     state.loss_scale.scale.assign(info.loss_scale)
     state.loss_scale.num_good_steps.assign(info.num_good_steps)
-    state.global_step.assign(step)
+    state.global_step.assign(info.global_step)
     state.num_skipped_steps.assign(info.num_skipped_steps)
 
 

@@ -11,7 +11,7 @@ from trainer.errors import NonFiniteGradientError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.run.metric_writers import MetricsLog, MetricsSplit, MetricWriter, MetricWriters, TensorBoardWriter
 from trainer.step.state import TrainState
-from trainer.training.actions import EvaluateAndSave, LogMetrics
+from trainer.training.actions import EvaluateAndSave, LogMetrics, SaveEverySecs
 from trainer.training.bad_batch import save_bad_batch
 from trainer.training.batches import make_steps, stream_of_stage
 from trainer.training.context import RunContext
@@ -50,7 +50,7 @@ def train(
         step = StagedStep(plan, engine, with_feature_model(context.state, inputs), config, first_step=first_step)
 
         def save_and_wait(step: int) -> None:
-            save_checkpoint(context, step)
+            save_checkpoint(context, step, is_last=True)
             # A launcher ends the whole job when the first worker exits: not before the chief has saved.
             engine.barrier()
 
@@ -60,11 +60,12 @@ def train(
                 first_step=first_step,
                 last_step=plan.schedule.num_train_steps,
                 on_metrics=logging.collect,
-                actions=[logging, saving],
+                actions=[logging, saving, SaveEverySecs(context)],
                 save=save_and_wait,
                 should_stop=lambda: engine.any(stop_request.is_set),
                 is_over=lambda: saving.is_over,
             )
+        save_checkpoint(context, context.step, is_last=True)
     # Nobody leaves while another still needs its answers.
     engine.barrier()
 
@@ -75,7 +76,7 @@ def _keeping_bad_batch(context: RunContext, stream: TrainingStream) -> Iterator[
     try:
         yield
     except NonFiniteGradientError as e:
-        if context.store is None:
+        if not context.is_chief:
             raise
         path = context.run.bad_batch_file
         stage = next(stage for stage in context.plan.schedule.stages if e.step <= stage.stop_step)
@@ -108,7 +109,7 @@ def make_evaluators(context: RunContext, inputs: TrainInputs) -> dict[MetricsSpl
 
 def open_writers(context: RunContext, first_step: int, more_writers: Sequence[MetricWriter] = ()) -> MetricWriters:
     """Open `more_writers` and, on the chief, the log of the run and TensorBoard, without lines after `first_step`."""
-    if context.store is None:
+    if not context.is_chief:
         return MetricWriters(more_writers)
     log = MetricsLog(context.run.metrics_file)
     log.truncate_after(first_step)
