@@ -30,14 +30,14 @@ _DIRECTORY = re.compile(r"step-(\d{8,})")
 _DAMAGED_PREFIX: Final = "damaged-"
 
 Which = Literal["best", "last"]
-# Metrics of which less is better.
+# Metrics where lower is better.
 LOWER_IS_BETTER = ("loss",)
-# auto: the averages where the run has them.
+# auto: the averages, if the run has them.
 Weights = Literal["auto", "raw", "averages"]
 
 
 class CheckpointStore:
-    """The checkpoints of one run directory, written by the chief alone."""
+    """The checkpoints of one run directory. Only the chief writes them."""
 
     def __init__(self, directory: pathlib.Path, *, keep: int, best_metric: str) -> None:
         """Args:
