@@ -4,7 +4,7 @@ import dataclasses
 
 from export.files.formats import DEFAULT_ONNX_OPSET, Format, check_num_images, check_onnx_opset, parse_formats
 from export.files.signature import parse_outputs
-from trainer.run.checkpoint import Weights, Which
+from trainer.run.checkpoint_store import Weights, Which
 from trainer.system.names import check_model_name, check_version
 
 

@@ -22,9 +22,9 @@ def uninterrupted(digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
     return run_dir
 
 
-def wait_for_checkpoint(run_dir: pathlib.Path, timeout_secs: float = 600) -> None:
+def wait_for_checkpoint(run_dir: pathlib.Path, number: int = 1, timeout_secs: float = 600) -> None:
     deadline = time.monotonic() + timeout_secs
-    while not list((run_dir / "checkpoints").glob("step-*")):
+    while len(list((run_dir / "checkpoints").glob("step-*"))) < number:
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.01)
 
@@ -52,20 +52,25 @@ def test_kill_dash_nine_and_the_same_command_end_with_the_same_weights_to_the_bi
     assert validation(run_dir) == validation(uninterrupted)
 
 
-def test_sigterm_saves_and_exits_with_75_and_the_same_command_goes_on(
+def test_sigterm_saves_and_exits_with_75_and_the_same_command_goes_on_also_from_the_checkpoint_before(
     digits: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run_dir = tmp_path / "run"
     process = launch(digits, run_dir, *EVERY_SEVEN)
-    wait_for_checkpoint(run_dir)
+    wait_for_checkpoint(run_dir, 2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 75, output
     assert "the same command goes on" in output and "Traceback" not in output
 
+    newest = max((run_dir / "checkpoints").glob("step-*"))
+    content = bytearray((newest / "optimizer.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "optimizer.safetensors").write_bytes(content)
     process = launch(digits, run_dir, *EVERY_SEVEN)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
+    assert f"{newest / 'optimizer.safetensors'} is damaged" in output and "trying the one of step" in output
     assert final_weights_hash(run_dir) == final_weights_hash(uninterrupted)
 
 

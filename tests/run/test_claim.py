@@ -1,6 +1,7 @@
 """One command at a time trains in a run directory, and each new run has a name of its own: with real processes."""
 
 import concurrent.futures
+import errno
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -16,7 +18,7 @@ from trainer.config.config import Config, load_config
 from trainer.errors import RunError
 from trainer.run import claim
 from trainer.run.run_dir import RunDir, RunInfo
-from trainer.system import lock
+from trainer.system import lease, lock
 
 HOLDING_PROCESS = pathlib.Path(__file__).with_name("holding_process.py")
 IDENTITY = "0" * 64
@@ -100,6 +102,32 @@ def test_processes_of_one_command_share_a_run_and_others_wait_for_the_last_of_th
 
     with claim.hold_run(run, IDENTITY, note=note):
         assert len(notes) == 1 and "waiting for its workers to end" in notes[0]
+
+
+def test_a_second_command_waits_as_long_as_it_is_told(hold: Hold, tmp_path: pathlib.Path) -> None:
+    run, notes = RunDir(tmp_path / "run"), []
+    process = hold(run.path / claim.LOCK_NAME)
+
+    def note(message: str) -> None:
+        notes.append(message)
+        process.kill()
+
+    with claim.hold_run(run, IDENTITY, note=note, wait_secs=600):
+        assert len(notes) == 1 and f"is being trained by process {process.pid}" in notes[0] and "600 s" in notes[0]
+
+
+def test_another_host_is_kept_out_where_its_file_system_has_no_locks(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_locks(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    run = RunDir(tmp_path / "run")
+    far = lock.Holder(host="far", pid=1, since="noon", owner="another", process="another-boot/pid:[1]/1-1")
+    monkeypatch.setattr(lock.fcntl, "flock", without_locks)
+    with lease.hold(run.path / claim.LEASE_NAME, far), pytest.raises(RunError, match="by process 1 on far since noon"):
+        hold_run(run)
+    hold_run(run)
 
 
 def test_each_of_several_commands_in_one_second_gets_a_directory_of_its_own(tmp_path: pathlib.Path) -> None:

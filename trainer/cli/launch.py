@@ -92,6 +92,10 @@ def launch(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in --run-dir; --no-resume refuses to.")] = True,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECS", help="Wait so long while another command trains in --run-dir."),
+    ] = 0.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done, and by which processes; train nothing.")
     ] = False,
@@ -145,7 +149,7 @@ def launch(
     from trainer.launch.run_session import RunSession
     from trainer.launch.start_run import train_session
 
-    planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note, recipe=recipe)
+    planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note, recipe=recipe, wait_secs=wait)
     # A worker that this command has started prints nothing: the command speaks for all.
     speaks = planned.topology.is_chief and heartbeat.VARIABLE not in os.environ
     if dry_run:

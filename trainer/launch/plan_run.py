@@ -47,6 +47,7 @@ class PlannedRun:
     # Whether `run` was given or found, and not just named by the time.
     is_run_known: bool = True
     resume: bool = True
+    wait_secs: float = 0.0
 
     @property
     def identity(self) -> str:
@@ -59,6 +60,7 @@ class PlannedRun:
             self.run,
             self.identity,
             resume=self.resume,
+            may_be_held=self.wait_secs > 0,
             differences=lambda: claim.describe_differences(
                 self.run, self.config, self.plan.run_info(self.config, self.run.path.name)
             ),
@@ -82,6 +84,7 @@ def plan_run(
     resume: bool,
     note: Callable[[str], None],
     recipe: str | None = None,
+    wait_secs: float = 0.0,
 ) -> PlannedRun:
     """Decides devices, dataset, arithmetic and run directory; a raw folder of images is prepared beside itself.
 
@@ -91,6 +94,7 @@ def plan_run(
         resume: False makes an existing run in `run_dir` an error.
         note: told in a sentence what is being done that takes time.
         recipe: the name of the recipe of `config`, for the workers.
+        wait_secs: how long to wait for another command that holds the run directory.
 
     Raises:
         UsageError: what was asked for cannot be had; see the subclasses.
@@ -113,6 +117,7 @@ def plan_run(
         devices=devices,
         recipe=recipe,
         resume=resume,
+        wait_secs=wait_secs,
     )
     if run_dir is not None:
         if topology.is_chief:
@@ -121,7 +126,12 @@ def plan_run(
     found = None
     if resume and topology.is_chief:
         found = claim.find_unfinished_run(
-            RUNS_DIR, planned.identity, config, num_train_steps=plan.schedule.num_train_steps, note=note
+            RUNS_DIR,
+            planned.identity,
+            config,
+            num_train_steps=plan.schedule.num_train_steps,
+            note=note,
+            may_be_held=wait_secs > 0,
         )
     return dataclasses.replace(planned, run=found or claim.name_new_run(RUNS_DIR), is_run_known=found is not None)
 

@@ -93,7 +93,9 @@ class RunSession:
             RunError: another command holds it, or it cannot be written.
         """
         if not self._is_locked:
-            self._lock.enter_context(claim.hold_run(self.directory, self.planned.identity, note=self.note))
+            self._lock.enter_context(
+                claim.hold_run(self.directory, self.planned.identity, note=self.note, wait_secs=self.planned.wait_secs)
+            )
             self._is_locked = True
 
     def run(self) -> None:

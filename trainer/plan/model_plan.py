@@ -12,13 +12,8 @@ from trainer.model.backbones.backbone import Backbone
 from trainer.model.backbones.saved_model import is_own_model
 from trainer.model.classifier import BatchNorm, resolve_weights
 from trainer.model.freezing import is_frozen
-<<<<<<< HEAD:trainer/plan/model_plan.py
 from trainer.model.head_choice import OF_NOBODY, Head, HeadChoice, HeadQuestion, choose_head
-from trainer.run.checkpoint import find_model_file, load_model_arrays
-=======
-from trainer.model.head_choice import OF_NOBODY, HeadChoice, HeadQuestion, choose_head
 from trainer.run.checkpoint_store import find_model_file, load_model_arrays
->>>>>>> 0597676 (Training does not wait for its checkpoints; a damaged one falls back to the one before; saves by seconds):trainer/plan/resolve.py
 from trainer.run.run_dir import RunDir
 from trainer.system.names import normalize_class_name
 

@@ -12,7 +12,6 @@ step, and random numbers on seed and position, so there is no iterator or genera
 """
 
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -59,7 +58,7 @@ class CheckpointInfo(pydantic.BaseModel):
     validation: dict[str, float] = {}
     # By the name of the file.
     sha256: dict[str, str] = {}
-    # Of all the fields above, as `_digest` writes them.
+    # Of the bytes of this file while this is empty.
     info_sha256: str = ""
 
 
@@ -90,8 +89,8 @@ def write_checkpoint(checkpoint: Checkpoint, path: pathlib.Path) -> None:
             _write_arrays(arrays, directory / file_name)
             hashes[file_name] = _sha256_of(directory / file_name)
         info = checkpoint.info.model_copy(update={"sha256": hashes, "info_sha256": ""})
-        info = info.model_copy(update={"info_sha256": _digest(info)})
-        (directory / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        info = info.model_copy(update={"info_sha256": hashlib.sha256(_to_bytes(info)).hexdigest()})
+        (directory / INFO_FILE).write_bytes(_to_bytes(info))
 
 
 def read_checkpoint(path: pathlib.Path) -> Checkpoint:
@@ -117,14 +116,16 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
         RunError: the directory is gone, as after a newer checkpoint was saved.
     """
     if not path.exists():
-        raise RunError(f"{path} has been removed meanwhile, since the run is being trained; start again")
+        raise RunError(f"{path} has been removed since, because the run is still training; run the command again")
     try:
-        info = CheckpointInfo.model_validate_json(read_small(path / INFO_FILE))
+        content = read_small(path / INFO_FILE)
+        info = CheckpointInfo.model_validate_json(content)
     except (OSError, pydantic.ValidationError) as e:
         raise DamagedError(
-            f"{path} is not a whole checkpoint: {INFO_FILE} cannot be read ({type(e).__name__}); remove the directory"
+            f"{path} is not a whole checkpoint: {INFO_FILE} cannot be read ({type(e).__name__}); remove it to use the others"
         ) from None
-    if info.schema_version > 1 and info.info_sha256 != _digest(info):
+    unsigned = content.replace(info.info_sha256.encode(), b"")
+    if info.schema_version > 1 and info.info_sha256 != hashlib.sha256(unsigned).hexdigest():
         raise DamagedError(f"{path / INFO_FILE} is damaged: it fails its own checksum; remove {path}")
     return info
 
@@ -174,6 +175,5 @@ def _sha256_of(file: pathlib.Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _digest(info: CheckpointInfo) -> str:
-    content = json.dumps(info.model_dump(exclude={"info_sha256"}), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+def _to_bytes(info: CheckpointInfo) -> bytes:
+    return f"{info.model_dump_json(indent=2)}\n".encode()

@@ -155,9 +155,10 @@ class CheckpointStore:
 
 
 def find_checkpoint(run: RunDir, which: Which | int = "best") -> int:
-    """Return the step of the best checkpoint (the last one if no validation has named a best), or of the last.
+    """Return the step of the best checkpoint, or of the last one.
 
-    The answer may change while the run is trained: a caller that asks twice passes the step that it was given first.
+    "best" means the last one if no checkpoint was validated. Both may change while the run trains, so a caller that
+    asks twice passes the step that it was given first.
 
     Raises:
         RunError: `run` is no run directory, or holds no checkpoint.
@@ -169,8 +170,8 @@ def find_checkpoint(run: RunDir, which: Which | int = "best") -> int:
     if isinstance(which, int):
         if which not in steps:
             raise RunError(
-                f"{run.path} has removed its checkpoint of step {which} meanwhile, since it is being trained; start "
-                "again, or when the training has ended"
+                f"{run.path} has removed its checkpoint of step {which} since, because it is still training; run the "
+                "command again, or wait until training has ended"
             )
         return which
     best = store.best() if which == "best" else None
@@ -188,7 +189,11 @@ def load_model_arrays(run: RunDir, which: Which | int = "best", weights: Weights
 
 
 def find_model_file(run: RunDir, which: Which | int = "best", weights: Weights = "auto") -> tuple[pathlib.Path, int]:
-    """Return the file of those arrays, and the step. Raises RunError as `load_model_arrays`, but for a damaged file."""
+    """Return the file that `load_model_arrays` would read, and its step.
+
+    Raises:
+        RunError: as `load_model_arrays`, but for a damaged file.
+    """
     step = find_checkpoint(run, which)
     directory = CheckpointStore.of_run(run, run.config().checkpoint).path(step)
     has_averages = AVERAGES_FILE in read_info(directory).sha256

@@ -1,13 +1,15 @@
-"""Lock a run directory (`RUN/.lock`): one command at a time trains in it, and new run names are claimed atomically.
+"""Hold a run directory: one command at a time trains in it, and new run names are claimed atomically.
 
-The launcher and the chief worker of one command share the lock, even if the chief runs on another host or outlives
-its launcher for the seconds it needs to save.
+`RUN/.lock` is locked for processes of one host, and for hosts where the file system passes locks on; `RUN/.lease` is
+renewed for hosts that share a file system without. The launcher and the chief worker of one command share both, even
+if the chief runs on another host or outlives its launcher for the seconds it needs to save.
 """
 
 import contextlib
 import datetime
 import os
 import pathlib
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -17,16 +19,18 @@ from trainer.distribute.launchers import heartbeat
 from trainer.errors import RunError, TrainerError
 from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir, RunInfo
-from trainer.system import lock
+from trainer.system import lease, lock
 
 # Environment variable that tells workers the id of the command that started them.
 COMMAND_VARIABLE: Final = "TRAINER_COMMAND"
 LOCK_NAME: Final = ".lock"
+LEASE_NAME: Final = ".lease"
 # The workers' output, which is written before the run starts.
 LOG_DIR_NAME: Final = "logs"
 # How long to wait for the workers of a killed launcher; their guards give them less than this to save.
 _ORPHAN_SECS = 30.0
 _MAX_LISTED = 8
+_LOOK_EVERY_SECS = 1.0
 _this_command = uuid.uuid4().hex
 
 
@@ -49,12 +53,42 @@ def naming_this_command() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold_run(run: RunDir, identity: str, *, note: Callable[[str], None]) -> Iterator[None]:
-    """Lock the directory of `run` within the block; create it before if needed, remove it after if it is still empty.
+def hold_run(run: RunDir, identity: str, *, note: Callable[[str], None], wait_secs: float = 0.0) -> Iterator[None]:
+    """Hold the directory of `run` within the block; create it before if needed, remove it after if it is still empty.
+
+    Args:
+        run: the run directory.
+        identity: the identity of the run to train.
+        note: told who is being waited for.
+        wait_secs: how long to wait for another command that holds it.
 
     Raises:
-        RunError: another command holds the lock, or the directory cannot be written.
+        RunError: another command holds it, or the directory cannot be written.
     """
+    deadline_secs = time.monotonic() + wait_secs
+    is_told = False
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(_hold_once(run, identity, note))
+                break
+            except lock.HeldError as e:
+                if time.monotonic() >= deadline_secs:
+                    raise _refusal(run, e.holder) from None
+                if not is_told:
+                    is_told = True
+                    note(f"{run.path} is being trained by {e.holder or 'another command'}; waiting {wait_secs:g} s")
+                time.sleep(_LOOK_EVERY_SECS)
+            except OSError as e:
+                raise RunError(
+                    f"the run directory {run.path} cannot be written ({e.strerror}); give --run-dir another directory"
+                ) from e
+        yield
+
+
+@contextlib.contextmanager
+def _hold_once(run: RunDir, identity: str, note: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock and the lease within the block; raise HeldError if another command has one of them."""
     held = lock.hold_or_refuse(
         run.path / LOCK_NAME,
         owner=own_command(),
@@ -65,38 +99,46 @@ def hold_run(run: RunDir, identity: str, *, note: Callable[[str], None]) -> Iter
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held)
-        except lock.HeldError as e:
-            raise _refusal(run, e.holder) from None
         except OSError as e:
+            # The lease alone keeps others out, on a file system without locks.
             if not lock.has_no_locks(e):
-                raise RunError(
-                    f"the run directory {run.path} cannot be written ({e.strerror}); give --run-dir another directory"
-                ) from e
-            note(
-                f"warning: {run.path} is on a file system without locks ({e.strerror}), so nothing keeps a second "
-                "command from training in it"
-            )
+                raise
+        holder = lock.Holder.of_this_process(owner=own_command(), purpose=identity)
+        leased = lease.hold(
+            run.path / LEASE_NAME,
+            holder,
+            on_wait=lambda other: note(
+                f"{run.path} was held by {other}; watching for up to {lease.LEASE_SECS:.0f} s whether it still is"
+            ),
+        )
         try:
-            yield
+            with leased:
+                yield
         finally:
             _remove_empty(run)
 
 
-def check_run_dir(run: RunDir, identity: str, *, resume: bool, differences: Callable[[], str]) -> None:
+def check_run_dir(
+    run: RunDir, identity: str, *, resume: bool, differences: Callable[[], str], may_be_held: bool = False
+) -> None:
     """Check that a run of `identity` can start or resume in the directory of `run`, which this command may hold.
 
-    `differences` describes how an existing run differs.
+    `differences` describes how an existing run differs. With `may_be_held`, a run that another command holds now is
+    no error: it is waited for later.
 
     Raises:
         RunError: another command holds it, it holds another run or other files, or this run and `resume` is False.
     """
     holder = lock.find_holder(run.path / LOCK_NAME)
-    if holder is not None and holder.owner != own_command() and not holder.has_ended:
+    is_held = holder is not None and holder.owner != own_command() and not holder.has_ended
+    if is_held and not may_be_held:
         raise _refusal(run, holder)
     if run.path.exists() and not run.path.is_dir():
         raise RunError(f"{run.path} is a file; give --run-dir a new or an empty directory")
     if not run.exists():
-        if run.path.is_dir() and any(path.name not in (LOG_DIR_NAME, LOCK_NAME) for path in run.path.iterdir()):
+        if run.path.is_dir() and any(
+            path.name not in (LOG_DIR_NAME, LOCK_NAME, LEASE_NAME) for path in run.path.iterdir()
+        ):
             raise RunError(f"{run.path} holds files, but no run; give --run-dir a new or an empty directory")
         return
     if run.identity() != identity:
@@ -133,9 +175,17 @@ def describe_differences(run: RunDir, config: Config, info: RunInfo) -> str:
 
 
 def find_unfinished_run(
-    runs_dir: pathlib.Path, identity: str, config: Config, *, num_train_steps: int, note: Callable[[str], None]
+    runs_dir: pathlib.Path,
+    identity: str,
+    config: Config,
+    *,
+    num_train_steps: int,
+    note: Callable[[str], None],
+    may_be_held: bool = False,
 ) -> RunDir | None:
     """Return the newest run of `identity` in `runs_dir` if it is unfinished; report unreadable runs to `note`.
+
+    With `may_be_held`, a run that another command is training now is returned as well, to be waited for.
 
     Raises:
         RunError: another command is training it.
@@ -143,6 +193,8 @@ def find_unfinished_run(
     for path in runs_dir.glob(f"*/{LOCK_NAME}"):
         holder = lock.find_holder(path)
         if holder is not None and holder.purpose == identity and not holder.has_ended:
+            if may_be_held:
+                return RunDir(path.parent)
             raise _refusal(RunDir(path.parent), holder)
     for path in sorted(runs_dir.glob("*/run.json"), key=_modified_at, reverse=True):
         run = RunDir(path.parent)
@@ -196,7 +248,8 @@ def _refusal(run: RunDir, holder: lock.Holder | None) -> RunError:
     if holder is not None and holder.has_ended:
         who = f"the workers of a command that has ended ({holder})"
     return RunError(
-        f"{run.path} is being trained by {who}; wait until that has ended, or give --run-dir a new directory"
+        f"{run.path} is being trained by {who}; wait until that has ended (--wait 3600 does), or give --run-dir a new "
+        "directory"
     )
 
 
