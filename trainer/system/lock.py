@@ -84,10 +84,10 @@ def process_name(pid: int) -> str:
     Another process of this machine and namespace has the same name up to the last "/". "" without /proc.
     """
     try:
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
         namespace = os.readlink("/proc/self/ns/pid")
         # Its 22nd field; the second may hold spaces and parentheses.
-        started = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        started = pathlib.Path(f"/proc/{pid}/stat").read_text("utf-8", "surrogateescape").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
     return f"{boot}/{namespace}/{pid}-{started}"
