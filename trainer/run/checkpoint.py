@@ -122,7 +122,7 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
         info = CheckpointInfo.model_validate_json(content)
     except (OSError, pydantic.ValidationError) as e:
         raise DamagedError(
-            f"{path} is not a whole checkpoint: {INFO_FILE} cannot be read ({type(e).__name__}); remove it to use the others"
+            f"{path} is not a complete checkpoint ({INFO_FILE}: {type(e).__name__}); remove it to use the others"
         ) from None
     unsigned = content.replace(info.info_sha256.encode(), b"")
     if info.schema_version > 1 and info.info_sha256 != hashlib.sha256(unsigned).hexdigest():
