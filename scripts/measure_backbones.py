@@ -9,13 +9,11 @@ import os
 import pathlib
 import sys
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import keras
-from keras.src.utils import file_utils
 
 from trainer.model.backbones import efficientnet_lite
 from trainer.model.backbones.blocks import blocks_of
@@ -23,6 +21,7 @@ from trainer.model.backbones.catalogue import FILE, BackboneFacts, Catalogue
 from trainer.model.backbones.flops import count_multiply_adds
 from trainer.model.backbones.registry import find_backbone, list_backbones
 from trainer.system import atomic
+from trainer.system.private_api.keras_scopes import get_file_replaced
 
 
 def main() -> None:
@@ -61,7 +60,7 @@ def weights_file_of(spec: Any) -> str:
         raise _FileAskedFor(fname)
 
     try:
-        with mock.patch.object(file_utils, "get_file", stop), keras.StatelessScope():
+        with get_file_replaced(stop), keras.StatelessScope():
             spec.build_imagenet((spec.image_size_px, spec.image_size_px, 3))
     except _FileAskedFor as asked:
         return str(asked)

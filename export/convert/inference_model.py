@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import keras
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from export.convert.image_batch import load_batch
 from export.files.signature import (
@@ -31,7 +30,8 @@ from export.files.signature import (
 )
 from export.files.statuses import STATUS_BAD_PIXELS, STATUS_OK
 from trainer.errors import ExportError
-from trainer.model.classifier import is_seed
+from trainer.system.private_api.keras_graph import is_seed
+from trainer.system.private_api.tensorflow_graph import convert_variables_to_constants_v2
 
 Tensor = Any
 # The last layer of every classifier, see `trainer.model.head`.

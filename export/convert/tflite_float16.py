@@ -9,10 +9,18 @@ import math
 from typing import Any
 
 import numpy as np
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
 
 from export.convert.quantization import SHARE_IN_FULL, smallest
+from trainer.system.private_api.tensorflow_lite import (
+    BufferT,
+    BuiltinOperator,
+    MetadataT,
+    OperatorCodeT,
+    OperatorT,
+    TensorType,
+    convert_bytearray_to_object,
+    convert_object_to_bytearray,
+)
 
 # The first version of the operator that takes float16, and the first runtime with it.
 _DEQUANTIZE_VERSION, _MIN_RUNTIME_VERSION = 3, (1, 15, 0)
@@ -23,11 +31,11 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 def to_float16(content: bytes) -> bytes:
     """Return the float16 version of a float32 file; deterministic."""
-    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model = convert_bytearray_to_object(bytearray(content))
     (graph,) = model.subgraphs
     tensors_of: dict[int, list[int]] = collections.defaultdict(list)
     for i, tensor in enumerate(graph.tensors):
-        if tensor.type == schema.TensorType.FLOAT32 and model.buffers[tensor.buffer].data is not None:
+        if tensor.type == TensorType.FLOAT32 and model.buffers[tensor.buffer].data is not None:
             tensors_of[tensor.buffer].append(i)
     num_weights = {buffer: math.prod(graph.tensors[tensors[0]].shape) for buffer, tensors in tensors_of.items()}
     in_full = smallest(num_weights, SHARE_IN_FULL)
@@ -40,25 +48,25 @@ def to_float16(content: bytes) -> bytes:
         clipped = np.clip(weights, -_LARGEST, _LARGEST)
         model.buffers[buffer].data = clipped.astype(np.float16).view(np.uint8)
         for i in tensors_of[buffer]:
-            widening.append(schema.OperatorT())
+            widening.append(OperatorT())
             widening[-1].opcodeIndex, widening[-1].inputs, widening[-1].outputs = opcode, [len(graph.tensors)], [i]
             graph.tensors.append(_narrow(graph.tensors[i]))
             graph.tensors[i].buffer = 0  # by convention the empty one
     graph.operators = [*widening, *graph.operators]
     _state_what_it_needs(model)
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    return bytes(convert_object_to_bytearray(model))
 
 
 def _dequantize() -> Any:
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+    code = OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = BuiltinOperator.DEQUANTIZE
     code.version = _DEQUANTIZE_VERSION
     return code
 
 
 def _narrow(tensor: Any) -> Any:
     narrow = copy.copy(tensor)
-    narrow.name, narrow.type = tensor.name + b"/float16", schema.TensorType.FLOAT16
+    narrow.name, narrow.type = tensor.name + b"/float16", TensorType.FLOAT16
     return narrow
 
 
@@ -70,7 +78,7 @@ def _state_what_it_needs(model: Any) -> None:
             least = ".".join(str(n) for n in max(stated, _MIN_RUNTIME_VERSION)).encode()
             data.data = list(least.ljust(len(data.data), b"\0"))
     name, value = _REDUCED_PRECISION
-    entry, buffer = schema.MetadataT(), schema.BufferT()
+    entry, buffer = MetadataT(), BufferT()
     entry.name, entry.buffer, buffer.data = name, len(model.buffers), list(value)
     model.buffers.append(buffer)
     model.metadata.append(entry)

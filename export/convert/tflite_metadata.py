@@ -10,10 +10,14 @@ import zipfile
 from typing import Any, TypeAlias
 
 import flatbuffers
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
 
 from export.files.signature import IMAGES, LABELS_FILE, PROBABILITIES, Signature
+from trainer.system.private_api.tensorflow_lite import (
+    BufferT,
+    MetadataT,
+    convert_bytearray_to_object,
+    convert_object_to_bytearray,
+)
 
 # A flatbuffer table: field values by field number. An int is a byte; a list holds floats or tables.
 _Value: TypeAlias = "str | int | list[Any] | _Table"
@@ -26,17 +30,17 @@ _MIN_PARSER_VERSION = "1.0.0"
 
 def with_metadata(content: bytes, signature: Signature, version: int) -> bytes:
     """Return the TFLite file with metadata, replacing any that it had; deterministic."""
-    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model = convert_bytearray_to_object(bytearray(content))
     known = [entry for entry in model.metadata or [] if _text_of(entry.name) == _BUFFER_NAME]
     if known:
         buffer = model.buffers[known[0].buffer]
     else:
-        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer, entry = BufferT(), MetadataT()
         entry.name, entry.buffer = _BUFFER_NAME, len(model.buffers)
         model.buffers.append(buffer)
         model.metadata = [*(model.metadata or []), entry]
     buffer.data = list(_describe(signature, version))
-    packed = io.BytesIO(bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
+    packed = io.BytesIO(bytes(convert_object_to_bytearray(model)))
     with zipfile.ZipFile(packed, "a") as archive:
         # ZipInfo has a constant time, which keeps the file reproducible.
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), signature.labels_text(), zipfile.ZIP_STORED)

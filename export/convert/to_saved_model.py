@@ -14,7 +14,6 @@ import pathlib
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import fingerprint_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from export.convert.inference_model import WITHOUT_GRADIENTS, InferenceModel
@@ -22,6 +21,7 @@ from export.files.signature import IMAGE_BYTES, IMAGES, SIGNATURE_IMAGE_BYTES, S
 from export.runtime.runtimes import SavedModelRuntime
 from export.runtime.samples import Batch
 from trainer.errors import ExportError
+from trainer.system.private_api.tensorflow_graph import FingerprintDef
 
 WARMUP_FILE = pathlib.PurePosixPath("assets.extra", "tf_serving_warmup_requests")
 _FINGERPRINT_FILE = "fingerprint.pb"
@@ -97,7 +97,7 @@ def _make_fingerprint_reproducible(path: pathlib.Path) -> None:
 
     The new one is derived from the hashes beside it (graph, signatures, weights), so that different models differ.
     """
-    fingerprint = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
+    fingerprint = FingerprintDef.FromString(path.read_bytes())
     fingerprint.uuid = ""
     digest = hashlib.sha256(fingerprint.SerializeToString(deterministic=True)).digest()
     fingerprint.uuid = str(int.from_bytes(digest[:16], "big"))

@@ -17,9 +17,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.lite.python.convert_phase import ConverterError
-from tensorflow.lite.python.util import modify_model_io_type
-from tensorflow.lite.tools import flatbuffer_utils
 
 from export.convert.quantization import NUM_RANKING_IMAGES, most_sensitive, signal_to_noise
 from export.convert.tflite_float16 import to_float16
@@ -27,6 +24,7 @@ from export.files.formats import TFLITE_DYNAMIC, TFLITE_FLOAT16, TFLITE_INT8, TF
 from export.files.signature import IMAGES, TFLITE_SIGNATURE
 from export.runtime.samples import Pixels
 from trainer.errors import ExportError
+from trainer.system.private_api.tensorflow_lite import ConverterError, convert_bytearray_to_object, modify_model_io_type
 from trainer.system.tf_runtime import stderr_held_back
 
 
@@ -106,7 +104,7 @@ def _convert_in_part(saved_model: pathlib.Path, calibration: Pixels, share: floa
 
 def _graph_of(content: bytes) -> tuple[dict[str, set[str]], dict[str, int]]:
     """Return, by the name of an operator's output, the outputs of its readers, and its number of weights."""
-    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model = convert_bytearray_to_object(bytearray(content))
     (graph,) = model.subgraphs
     names = [tensor.name.decode() for tensor in graph.tensors]
     readers: dict[str, set[str]] = collections.defaultdict(set)

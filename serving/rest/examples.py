@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-from tensorflow.core.example import example_pb2, feature_pb2
+import tensorflow as tf
 
 from serving.rest import codec, encoding
 from serving.rest.servable import OnRun, Servable
@@ -64,14 +64,14 @@ def _parse_examples(document: dict[str, Any], method: Method) -> list[bytes]:
 def _serialize(example: Any) -> bytes:
     if not isinstance(example, dict):
         raise invalid(f"Example must be JSON object but got {codec.show(example)}")
-    message = example_pb2.Example()
+    message = tf.train.Example()
     for name, content in example.items():
         _fill(name, content if isinstance(content, list) else [content], message.features.feature[name])
     serialized: bytes = message.SerializeToString(deterministic=True)
     return serialized
 
 
-def _fill(name: str, values: list[Any], feature: feature_pb2.Feature) -> None:
+def _fill(name: str, values: list[Any], feature: tf.train.Feature) -> None:
     for kind, matches, convert in _KINDS:
         if values and all(map(matches, values)):
             getattr(feature, kind).value.extend([convert(name, value) for value in values])

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from tensorflow.core.framework import types_pb2
-from tensorflow.core.protobuf import saved_model_pb2
 
 from serving.base_path import GRAPH_FILE
+from trainer.system.private_api.tensorflow_graph import SavedModel
 
 Array = np.ndarray[Any, Any]
 
@@ -49,7 +48,7 @@ class SignatureSpec:
 
 def read_signature_defs(path: pathlib.Path) -> dict[str, Any]:
     """Read the SignatureDef protocol buffers of the SavedModel in `path`, by name. Raises ValueError."""
-    proto = saved_model_pb2.SavedModel()
+    proto = SavedModel()
     try:
         proto.ParseFromString((path / GRAPH_FILE).read_bytes())
     except DecodeError as e:
@@ -72,8 +71,9 @@ def signature_spec(name: str, proto: Any) -> SignatureSpec:
 
 
 def _tensor_spec(info: Any) -> TensorSpec:
+    dtypes = info.DESCRIPTOR.fields_by_name["dtype"].enum_type
     shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
-    return TensorSpec(dtype=types_pb2.DataType.Name(info.dtype), shape=shape)
+    return TensorSpec(dtype=dtypes.values_by_number[info.dtype].name, shape=shape)
 
 
 def describe_misfits(signature: SignatureSpec, inputs: Mapping[str, Array]) -> str:

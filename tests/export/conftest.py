@@ -88,9 +88,9 @@ def verify_with_checksums_renewed() -> Callable[[pathlib.Path], Any]:
 
 def functions_that_ask_for_xla(version: pathlib.Path) -> list[str]:
     """By name, of a SavedModel: a server without XLA cannot run them."""
-    from tensorflow.core.protobuf import saved_model_pb2
+    from trainer.system.private_api.tensorflow_graph import SavedModel
 
     content = (version / "saved_model.pb").read_bytes()
-    functions = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0].graph_def.library.function
+    functions = SavedModel.FromString(content).meta_graphs[0].graph_def.library.function
     assert functions
     return [f.signature.name for f in functions if f.attr["_XlaMustCompile"].b]

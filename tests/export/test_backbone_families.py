@@ -24,6 +24,7 @@ from trainer.model.backbones.registry import find_backbone
 from trainer.model.classifier import build_classifier
 from trainer.model.layers.depthwise import with_depthwise_operations
 from trainer.model.layers.dropout import ExampleDropout
+from trainer.system.private_api.keras_graph import all_layers
 
 NAMES = ["saved_model", "tflite-float32", "tflite-float16", "onnx", "onnx-float16"]
 FAMILIES = [
@@ -69,7 +70,7 @@ def _spread(model: Any, images: np.ndarray) -> None:
 
 def _settle(model: Any, images: np.ndarray) -> None:
     """Batch statistics of real images: with those of a new layer, the activations of a deep network vanish."""
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0
         if isinstance(layer, ExampleDropout):

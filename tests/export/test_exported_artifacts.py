@@ -12,8 +12,6 @@ import pytest
 import tensorflow as tf
 from conftest import Exported, functions_that_ask_for_xla
 from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedImages, read_digits
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
 
 from export.convert.conversion import Conversion
 from export.convert.inference_model import InferenceModel, frozen_saved_model
@@ -25,6 +23,7 @@ from export.gate.golden import Golden
 from export.pipeline.make_export import ExportRequest
 from export.runtime.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
 from export.runtime.samples import load_images, read_batch
+from trainer.system.private_api.tensorflow_lite import TensorType, convert_bytearray_to_object
 
 pytestmark = pytest.mark.slow
 
@@ -233,8 +232,8 @@ def sizes_by_bits(path: pathlib.Path) -> dict[int, int]:
         bits = {onnx.TensorProto.FLOAT16: 16, onnx.TensorProto.FLOAT: 32}
         stored = [(bits.get(i.data_type), i.dims) for i in onnx.load(str(path)).graph.initializer]
     else:
-        model = flatbuffer_utils.read_model(str(path))
-        bits = {schema.TensorType.FLOAT16: 16, schema.TensorType.FLOAT32: 32}
+        model = convert_bytearray_to_object(bytearray(path.read_bytes()))
+        bits = {TensorType.FLOAT16: 16, TensorType.FLOAT32: 32}
         constants = [t for t in model.subgraphs[0].tensors if model.buffers[t.buffer].data is not None]
         stored = [(bits.get(t.type), t.shape) for t in constants]
     for num_bits, shape in stored:

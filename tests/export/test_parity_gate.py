@@ -109,12 +109,12 @@ WRONG_SCALES = np.geomspace(0.2, 5, len(CLASS_NAMES)).astype(np.float32)
 
 
 def damage_a_tflite_scale(path: pathlib.Path) -> None:
-    from tensorflow.lite.tools import flatbuffer_utils
+    from trainer.system.private_api.tensorflow_lite import convert_bytearray_to_object, convert_object_to_bytearray
 
-    file = flatbuffer_utils.convert_bytearray_to_object(bytearray(path.read_bytes()))
+    file = convert_bytearray_to_object(bytearray(path.read_bytes()))
     (weights,) = (t for t in file.subgraphs[0].tensors if t.name == b"head_1/MatMul")
     weights.quantization.scale = (WRONG_SCALES * weights.quantization.scale).tolist()
-    path.write_bytes(bytes(flatbuffer_utils.convert_object_to_bytearray(file)))
+    path.write_bytes(bytes(convert_object_to_bytearray(file)))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("labels.txt", SIGNATURE.labels_text())
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from conftest import Exported
 from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedImages
-from tensorflow.lite.tools import flatbuffer_utils
 
 from export.convert.inference_model import InferenceModel, frozen_saved_model
 from export.convert.tflite_metadata import with_metadata
@@ -18,6 +17,7 @@ from export.convert.to_tflite import convert_to_tflite
 from export.files.formats import TFLITE_FLOAT32
 from export.runtime.runtimes import TfliteRuntime
 from export.runtime.samples import load_images
+from trainer.system.private_api.tensorflow_lite import convert_bytearray_to_object
 
 PRECISIONS = ["float32", "float16", "dynamic", "int8"]
 # That its package does not bring.
@@ -59,7 +59,7 @@ def test_the_metadata_says_labels_normalisation_and_version(exported: Exported, 
     from mediapipe.tasks.metadata import metadata_schema_py_generated as schema
 
     content = bytearray((exported.directory / f"tflite/digits-{precision}.tflite").read_bytes())
-    file = flatbuffer_utils.convert_bytearray_to_object(content)
+    file = convert_bytearray_to_object(content)
     (entry,) = (m for m in file.metadata if m.name == b"TFLITE_METADATA")
     data = bytes(file.buffers[entry.buffer].data)
     assert schema.ModelMetadata.ModelMetadataBufferHasIdentifier(data, 0)

@@ -17,7 +17,7 @@ from trainer.cli.app import main
 from trainer.config.config import RECIPES_DIR, load_config
 from trainer.data.dataset.manifest import Manifest
 from trainer.model.classifier import build_configured
-from trainer.model.files.abstract_variables import variables_without_memory
+from trainer.system.private_api.keras_scopes import variables_without_memory
 
 pytestmark = pytest.mark.slow
 

@@ -7,6 +7,7 @@ import pytest
 
 from trainer.model.backbones.blocks import blocks_of
 from trainer.model.backbones.registry import find_backbone
+from trainer.system.private_api.keras_graph import call_that_made, calls_of
 
 
 def _network(name: str) -> Any:
@@ -54,10 +55,10 @@ def test_a_backbone_has_the_blocks_of_its_paper(
 def test_no_block_reads_a_later_one() -> None:
     network = _network("nasnet_mobile")  # its cells read the last two
     place = {layer.name: i for i, block in enumerate(blocks_of(network)) for layer in block}
-    for layer in network.layers:
-        for node in layer._inbound_nodes:
-            for parent in node.parent_nodes:
-                assert place[parent.operation.name] <= place[layer.name]
+    calls = calls_of(network)
+    for call in calls:
+        for tensor in call.inputs:
+            assert place[call_that_made(tensor, calls).operation.name] <= place[call.operation.name]
 
 
 def test_a_network_without_telling_names_is_cut_where_a_single_tensor_passes() -> None:

@@ -11,18 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.model.backbones.registry import find_backbone
-from trainer.model.classifier import backbone_of, build_classifier, is_seed
+from trainer.model.classifier import backbone_of, build_classifier
 from trainer.model.head import Head
 from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, changing_statistics
 from trainer.model.layers.depthwise import DepthwiseConv, with_depthwise_operations
 from trainer.model.layers.dropout import ExampleDropout
 from trainer.model.weights import load_pretrained
+from trainer.system.private_api.keras_graph import all_layers, is_seed
 
 SIZE_PX = 32
 
 
 def count(network: keras.Model, kind: type[keras.layers.Layer]) -> int:
-    return sum(type(layer) is kind for layer in network._flatten_layers())
+    return sum(type(layer) is kind for layer in all_layers(network))
 
 
 def test_random_layers_of_a_backbone_are_keyed_by_example_and_weights_go_in_as_before() -> None:

@@ -75,10 +75,10 @@ def test_class_weights_multiply_the_loss_of_their_class() -> None:
 
 def test_what_is_right_is_the_first_class_or_the_share_of_classes() -> None:
     one = Objective(task="single_label", num_classes=4)
-    right = one.rightness(one.targets(tf.constant(LABELS)), tf.constant(LOGITS))
+    right = one.correct(one.targets(tf.constant(LABELS)), tf.constant(LOGITS))
     np.testing.assert_array_equal(right, LOGITS.argmax(axis=1) == LABELS)
     several = Objective(task="multi_label", num_classes=4)
-    share = several.rightness(several.targets(tf.constant(SEVERAL)), tf.constant(LOGITS))
+    share = several.correct(several.targets(tf.constant(SEVERAL)), tf.constant(LOGITS))
     np.testing.assert_allclose(share, ((LOGITS > 0) == (SEVERAL > 0)).mean(axis=1))
 
 

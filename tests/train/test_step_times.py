@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from replicas import Training
 
-from benchmarks.step_times import time_steps
+from benchmarks.step_times import StepParts, time_steps
 
 
 def test_the_parts_and_the_rest_add_up_to_the_step_on_several_replicas() -> None:
@@ -21,8 +21,8 @@ def test_computing_and_reducing_alone_change_nothing_and_give_what_a_step_reduce
     training = Training(2)
     before = training.weights()
     batches = list(itertools.islice(training.batches(1), 1))
-    local = training.step.compute(batches[0])
-    reduced = training.step.reduce(local)
+    parts = StepParts(training.engine, training.step)
+    reduced = parts.reduce(parts.compute(batches[0]))
     for old, new in zip(before, training.weights(), strict=True):
         np.testing.assert_array_equal(new, old)
     weighted_loss, _, weight = (float(x) for x in training.engine.local_values(reduced.sums)[0])

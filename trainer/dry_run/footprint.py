@@ -17,6 +17,7 @@ from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, chan
 from trainer.plan.plan import Plan
 from trainer.plan.replicas_plan import ReplicasPlan
 from trainer.step.optimizer import Optimizer
+from trainer.system.private_api.keras_graph import all_layers
 
 _FLOAT32_BYTES, _FLOAT16_BYTES = 4, 2
 # Weighted loss, number right, weight; see `steps`.
@@ -126,7 +127,7 @@ def _measure_traffic(replicas: ReplicasPlan, config: Config, model: Any, paramet
     # Synchronised: sum, sum of squares and count forward, their gradients backward, for each chunk.
     channels = [
         math.prod(layer.moving_mean.shape)
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if isinstance(layer, SynchronizedBatchNormalization) and layer.trainable
     ]
     num_synchronized = 2 * sum(2 * c + 1 for c in channels) * config.train.accumulate_steps
@@ -148,9 +149,7 @@ def _measure_traffic(replicas: ReplicasPlan, config: Config, model: Any, paramet
 
 def _activation_bytes(model: Any) -> int:
     """Return the size, for one example, of the outputs of all layers from the first trained one on."""
-    layers = [
-        layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model | keras.layers.InputLayer)
-    ]
+    layers = [layer for layer in all_layers(model) if not isinstance(layer, keras.Model | keras.layers.InputLayer)]
     first = next((i for i, layer in enumerate(layers) if layer.trainable_weights), len(layers))
     kept = sum(_output_bytes(layer) for layer in layers[first:])
     # The frozen layers before it keep nothing, but compute one output from another.

@@ -27,11 +27,11 @@ class Evaluator:
         stream: EvaluationStream,
         *,
         jit_compile: bool,
-        instead: Mapping[int, Any] | None = None,
+        variable_overrides: Mapping[int, Any] | None = None,
     ) -> None:
-        """`instead`: see `EvaluationStep`."""
+        """`variable_overrides`: see `EvaluationStep`."""
         self._engine, self._num_classes = engine, int(model.output_shape[-1])
-        self._step = EvaluationStep(engine, model, jit_compile=jit_compile, instead=instead)
+        self._step = EvaluationStep(engine, model, jit_compile=jit_compile, variable_overrides=variable_overrides)
         self._set_stream(stream)
 
     def _set_stream(self, stream: EvaluationStream) -> None:
@@ -77,7 +77,7 @@ class Evaluator:
         while step < self.num_steps:
             started_secs = time.monotonic()
             num_steps = min(num_at_once, self.num_steps - step)
-            yield self._step.several(batches, num_steps).numpy()
+            yield self._step.run_steps(batches, num_steps).numpy()
             if step:
                 num_at_once = steps_at_once(time.monotonic() - started_secs, num_steps)
             step += num_steps

@@ -1,7 +1,7 @@
-"""A frozen Keras network written straight to ONNX: no tracing and no converter, a fraction of a second for a backbone.
+"""Write a frozen Keras network straight to ONNX, without tracing and converter, in a fraction of a second.
 
-Only what the usual convolutional networks are made of; anything else is refused, and goes through tf2onnx. Images and
-4-D tensors are [b, channels, height, width] inside, as ONNX has them.
+It knows the layers of the usual convolutional networks; networks with others go through tf2onnx. Images and 4-D tensors
+are [b, channels, height, width] inside, as ONNX has them.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ import onnx.helper
 import onnx.numpy_helper
 from keras import layers
 
-from trainer.features.trunk import calls_of
 from trainer.model.backbones.scaling import ScalePixels
 from trainer.model.layers.dropout import ExampleDropout
+from trainer.system.private_api.keras_graph import Call, calls_of
 
 OPSET = 18
 # Of the ONNX file format; the newest that every runtime of this operator set reads.
@@ -26,11 +26,11 @@ _FLOAT = onnx.TensorProto.FLOAT
 
 
 class NotWrittenError(Exception):
-    """A layer that this module has no words for."""
+    """The network has a layer that this module cannot write."""
 
 
 class _Graph:
-    """Nodes and constants in the order in which they are needed."""
+    """The nodes and constants of an ONNX graph, in the order in which they are needed."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -52,7 +52,7 @@ class _Graph:
 
 
 def write_onnx(trunk: Any) -> bytes:
-    """The content of an ONNX file: float32 `images` [b, size, size, 3] to `features` [b, ...] as `trunk` gives them.
+    """Write `trunk` as the content of an ONNX file: float32 `images` [b, size, size, 3] to `features` [b, ...].
 
     Raises:
         NotWrittenError: a layer is not known here.
@@ -79,14 +79,14 @@ def write_onnx(trunk: Any) -> bytes:
 def _write_model(graph: _Graph, model: Any, x: str) -> str:
     names: dict[int, str] = {id(model.inputs[0]): x}
     for node in calls_of(model):
-        if node.is_input:
+        if not node.inputs:
             continue
-        inputs = [names[id(tensor)] for tensor in node.input_tensors]
+        inputs = [names[id(tensor)] for tensor in node.inputs]
         names[id(node.outputs[0])] = _write_call(graph, node, inputs)
     return names[id(model.outputs[0])]
 
 
-def _write_call(graph: _Graph, node: Any, inputs: list[str]) -> str:
+def _write_call(graph: _Graph, node: Call, inputs: list[str]) -> str:
     layer = node.operation
     if len(node.outputs) != 1:
         raise NotWrittenError(layer.name)
@@ -95,7 +95,7 @@ def _write_call(graph: _Graph, node: Any, inputs: list[str]) -> str:
     write = _WRITERS.get(type(layer))
     if write is None or getattr(layer, "data_format", "channels_last") == "channels_first":
         raise NotWrittenError(f"{layer.name} ({type(layer).__name__})")
-    return write(graph, layer, inputs, len(node.input_tensors[0].shape))
+    return write(graph, layer, inputs, len(node.inputs[0].shape))
 
 
 def _scale(graph: _Graph, layer: Any, x: list[str], rank: int) -> str:

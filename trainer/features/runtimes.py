@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from trainer.errors import ModelError
 from trainer.features.onnx_graph import INPUT, OPSET, NotWrittenError, write_onnx
+from trainer.system.private_api.tensorflow_graph import convert_variables_to_constants_v2
 from trainer.system.tf_runtime import stderr_held_back
 
 Runtime = Literal["tensorflow", "onnxruntime", "litert"]
@@ -132,8 +133,7 @@ def _details(interpreter: Any) -> tuple[Any, Any]:
 
 
 def _convert_to_tflite(trunk: Any) -> bytes:
-    from tensorflow.lite.python.convert_phase import ConverterError
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    from trainer.system.private_api.tensorflow_lite import ConverterError
 
     function = tf.function(
         lambda images: trunk(images, training=False),

@@ -15,6 +15,7 @@ import numpy as np
 from trainer.model.classifier import saved_variables
 from trainer.model.layers.batch_norm import changing_statistics
 from trainer.model.layers.dropout import ExampleDropout
+from trainer.system.private_api.keras_graph import Call, all_layers, calls_of
 
 
 class Cut(NamedTuple):
@@ -39,7 +40,7 @@ class Cut(NamedTuple):
 class GraphCut(NamedTuple):
     """A possible cut of a graph: a call of a layer, and its only output."""
 
-    node: Any
+    node: Call
     tensor: Any
 
 
@@ -50,7 +51,7 @@ def cut_classifier(classifier: Any) -> Cut | None:
     network = after.operation if after is not None and isinstance(after.operation, keras.Model) else None
     inner = _last_cut(network) if network is not None and not _is_for_inference(after) else None
     if inner is not None and network is not None and after is not None:
-        trunk = _model(classifier.input, keras.Model(network.input, inner.tensor)(after.input_tensors[0]))
+        trunk = _model(classifier.input, keras.Model(network.input, inner.tensor)(after.inputs[0]))
         rest = keras.Input(inner.tensor.shape[1:], dtype=inner.tensor.dtype)
         tail = _model(rest, _replay(classifier, after, keras.Model(inner.tensor, network.output)(rest)))
         cut: GraphCut = inner
@@ -74,12 +75,6 @@ def digest_of(trunk: Any) -> str:
     return digest.hexdigest()
 
 
-def calls_of(model: Any) -> list[Any]:
-    """The calls of layers (Keras's nodes) that a functional model is made of, inputs first."""
-    by_depth = model._nodes_by_depth
-    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
-
-
 def _model(inputs: Any, outputs: Any) -> Any:
     return keras.Model(inputs, outputs)
 
@@ -87,19 +82,19 @@ def _model(inputs: Any, outputs: Any) -> Any:
 def _last_cut(model: Any) -> GraphCut | None:
     """Find the last call whose output alone all later calls use, with only fixed calls up to it."""
     nodes = calls_of(model)
-    last_use = {id(tensor): i for i, node in enumerate(nodes) for tensor in node.input_tensors}
+    last_use = {id(tensor): i for i, node in enumerate(nodes) for tensor in node.inputs}
     found, open_until = None, -1
     for i, node in enumerate(nodes):
         if not _is_fixed(node):
             break
         is_alone = len(node.outputs) == 1 and open_until <= i
         open_until = max([open_until, *(last_use.get(id(tensor), i) for tensor in node.outputs)])
-        if is_alone and not node.is_input and node.outputs[0] is not model.output:
+        if is_alone and node.inputs and node.outputs[0] is not model.output:
             found = GraphCut(node, node.outputs[0])
     return found
 
 
-def _is_fixed(node: Any) -> bool:
+def _is_fixed(node: Call) -> bool:
     """Return whether a call always has the same output for an image, whatever else is in the batch."""
     operation = node.operation
     if not isinstance(operation, keras.Layer):
@@ -108,7 +103,7 @@ def _is_fixed(node: Any) -> bool:
         return False
     if isinstance(operation, keras.Model) and _is_for_inference(node):
         return True
-    layers = list(operation._flatten_layers())
+    layers = all_layers(operation)
     if any(isinstance(layer, keras.layers.BatchNormalization) and layer.trainable for layer in layers):
         return False
     return not any(_is_random(layer) for layer in layers) and not changing_statistics(operation)
@@ -120,17 +115,17 @@ def _is_random(layer: Any) -> bool:
     return any(isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values())
 
 
-def _is_for_inference(node: Any) -> bool:
-    return node is not None and node.arguments.kwargs.get("training") is False
+def _is_for_inference(node: Call | None) -> bool:
+    return node is not None and node.training is False
 
 
-def _following(classifier: Any, cut: GraphCut | None) -> Any | None:
+def _following(classifier: Any, cut: GraphCut | None) -> Call | None:
     """Return the first call after `cut`."""
     tensor = classifier.input if cut is None else cut.tensor
-    return next((node for node in calls_of(classifier) if any(x is tensor for x in node.input_tensors)), None)
+    return next((node for node in calls_of(classifier) if any(x is tensor for x in node.inputs)), None)
 
 
-def _replay(classifier: Any, node: Any, replacement: Any) -> Any:
+def _replay(classifier: Any, node: Call, replacement: Any) -> Any:
     """Return the classifier's output with `replacement` in place of the output of `node`."""
     if node.outputs[0] is classifier.output:
         return replacement
@@ -152,7 +147,7 @@ def _describe(model: Any) -> Iterator[Any]:
         else:
             config = operation.get_config() if isinstance(operation, keras.Layer) else vars(operation)
             what = {key: _plain(value) for key, value in config.items() if key not in ("name", "trainable")}
-        yield [type(operation).__name__, [number[id(tensor)] for tensor in node.input_tensors], what]
+        yield [type(operation).__name__, [number[id(tensor)] for tensor in node.inputs], what]
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from trainer.model.head import Head
 from trainer.model.layers.batch_norm import with_frozen_statistics, with_synchronized_statistics
 from trainer.model.layers.depthwise import with_depthwise_operations
 from trainer.model.layers.dropout import with_example_dropout
+from trainer.system.private_api.keras_graph import is_seed
 
 BatchNorm = Literal["frozen", "frozen_statistics", "per_replica", "synchronized"]
 _LINEAR_HEAD = Head()
@@ -38,17 +39,23 @@ def build_classifier(
     dtype_policy: str = "float32",
     other_sizes_px: Sequence[int] = (),
 ) -> Any:
-    """A classifier with random weights.
+    """Build a classifier with random weights.
 
     Its input `images` is [batch, image_size_px, image_size_px, 3], pixels 0 to 255, RGB, of any number type; its
     output [batch, num_classes] logits, float32 under every policy. Layer names and the order of the variables depend
-    on the arguments alone.
+    on the arguments alone. The settings `model` explain those that have their names.
 
     Args:
-        trainable: see `settings.model`; the head always is.
-        features_at: the layer of the backbone that the head gets the output of; None for the last.
-        pixels: what a model of the user's own was trained on; see `settings.model`.
+        backbone: see `registry.find_backbone`.
+        num_classes: how many logits there are.
+        image_size_px: height and width of the images.
+        head: what turns features into logits.
+        trainable: which layers of the backbone are trained; the head always is.
+        batch_norm: where the backbone's batch normalisations take their statistics from.
+        features_at: the layer of the backbone whose output the head gets; None for the last.
+        pixels: what a model of the user's own was trained on.
         to_last_layer: whether a model of the user's own stays as it is up to its last layer.
+        dtype_policy: of Keras, such as mixed_bfloat16.
         other_sizes_px: sides of images that it takes as well; at `image_size_px` it computes the same as without.
 
     Raises:
@@ -84,8 +91,9 @@ def build_classifier(
 def build_configured(
     config: ModelConfig, *, task: ModelTask, num_classes: int, image_size_px: int, **for_training: Any
 ) -> Any:
-    """The classifier of a run: `build_classifier` with what `config` says of backbone and head; `for_training` are
-    others of its arguments, and change nothing of what it answers.
+    """Build the classifier of a run: `build_classifier` with the backbone and head that `config` names.
+
+    `for_training` are other arguments of it, which do not change what the classifier answers.
     """
     is_synchronized = for_training.get("batch_norm") == "synchronized"
     head = Head.of(config, has_one_logit=task == "binary", is_synchronized=is_synchronized)
@@ -101,43 +109,38 @@ def build_configured(
 
 
 def backbone_of(classifier: Any) -> Any:
-    """The backbone inside a model that `build_classifier` made."""
+    """Return the backbone inside a model that `build_classifier` made."""
     network = find_backbone_in(classifier)
     assert network is not None, "a classifier has one"
     return network
 
 
 def find_backbone_in(model: Any) -> Any | None:
-    """The backbone inside a classifier, or what a part of a classifier has of it."""
+    """Return the backbone inside a classifier, or the part of it in a part of a classifier; None without one."""
     return next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
 
 
 def head_layers_of(classifier: Any) -> list[Any]:
-    """The layers with weights behind the backbone, in order."""
+    """Return the layers with weights behind the backbone, in order."""
     network = backbone_of(classifier)
     behind = classifier.layers[classifier.layers.index(network) + 1 :]
     return [layer for layer in behind if saved_variables(layer)]
 
 
 def resolve_weights(weights: str, backbone: Backbone) -> str:
-    """What `auto` comes to: the bundled weights where the backbone has some, ImageNet's otherwise."""
+    """Replace `auto` by the bundled weights where the backbone has some, and by ImageNet's otherwise."""
     if weights != "auto":
         return weights
     return "bundled" if backbone.load_bundled else "imagenet"
 
 
 def saved_variables(model: Any) -> list[Any]:
-    """The variables that a checkpoint holds: all but the seeds of dropout, which follow from the step."""
+    """Return the variables that a checkpoint holds: all but the seeds of dropout, which follow from the step."""
     return [v for v in model.variables if not is_seed(v)]
 
 
-def is_seed(variable: Any) -> bool:
-    """Whether a Keras variable is the state of a seed generator (of a dropout layer), not something learnt."""
-    return str(variable.path).endswith("seed_generator_state")
-
-
 def named_arrays(variables: list[Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """The variables' values by a name that is the same in every process: position, then path.
+    """Return the variables' values by names that are the same in every process: position, then path.
 
     Keras numbers unnamed layers over the life of a process, so a path alone may differ between two builds.
     """
@@ -145,7 +148,7 @@ def named_arrays(variables: list[Any]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def assign_arrays(variables: list[Any], arrays: dict[str, np.ndarray[Any, Any]], *, origin: str) -> None:
-    """Sets `variables` from what `named_arrays` returned for the same architecture; extra arrays are left alone.
+    """Set `variables` from what `named_arrays` returned for the same architecture; extra arrays are left alone.
 
     Raises:
         ModelError: as `match_arrays`.
@@ -157,7 +160,7 @@ def assign_arrays(variables: list[Any], arrays: dict[str, np.ndarray[Any, Any]],
 def match_arrays(
     variables: list[Any], arrays: dict[str, np.ndarray[Any, Any]], *, origin: str
 ) -> list[tuple[Any, np.ndarray[Any, Any]]]:
-    """Each of `variables` with its array.
+    """Pair each of `variables` with its array.
 
     Raises:
         ModelError: an array is missing or of another shape.
@@ -190,7 +193,7 @@ def _dtype_policy(name: str) -> Iterator[None]:
 
 
 def up_to(network: Any, layer_name: str | None) -> Any:
-    """`network` up to the output of one of its layers."""
+    """Cut `network` off after the output of one of its layers; None keeps it whole."""
     if layer_name is None:
         return network
     by_name = {layer.name: layer for layer in network.layers}
@@ -205,7 +208,7 @@ def up_to(network: Any, layer_name: str | None) -> Any:
 
 
 def _for_any_size(network: Any, name: str, sizes_px: Sequence[int]) -> Any:
-    """`network` with new weights and without a fixed input size. Paddings chosen for that size stay as they are."""
+    """Copy `network` with new weights and without a fixed input size. Paddings chosen for that size stay."""
 
     def clone(layer: Any) -> Any:
         if not isinstance(layer, keras.Sequential):

@@ -1,4 +1,4 @@
-"""Which layers of a backbone are trained, and how fast: the grammar of `model.trainable`, and layer-wise decay."""
+"""Choose the layers of a backbone that are trained (`model.trainable`), and their learning rates (layer-wise decay)."""
 
 import difflib
 import math
@@ -10,10 +10,11 @@ import keras
 
 from trainer.errors import ModelError
 from trainer.model.backbones.blocks import blocks_of
+from trainer.system.private_api.keras_graph import all_layers
 
 
 def set_trainable(network: Any, trainable: str, *, keeps_statistics: bool) -> None:
-    """Sets `trainable` of every layer of a backbone.
+    """Set `trainable` of every layer of a backbone.
 
     A batch normalisation that is not trained runs in inference mode (so does Keras's), and a dropout does nothing: the
     frozen part is a fixed function. With `keeps_statistics`, no batch normalisation of the backbone is trained.
@@ -22,21 +23,22 @@ def set_trainable(network: Any, trainable: str, *, keeps_statistics: bool) -> No
         ModelError: the backbone has fewer blocks, or no layer so called.
     """
     trained = {id(layer) for layer in _choose(network, trainable)}
-    for layer in network._flatten_layers(include_self=False):
+    for layer in all_layers(network, include_self=False):
         is_statistical = isinstance(layer, keras.layers.BatchNormalization)
         if not isinstance(layer, keras.Model):
             layer.trainable = id(layer) in trained and not (keeps_statistics and is_statistical)
 
 
 def is_frozen(trainable: str) -> bool:
-    """Whether nothing of the backbone is trained."""
+    """Return whether nothing of the backbone is trained."""
     return trainable == "head"
 
 
 def learning_rate_factors(classifier: Any, network: Any, decay: float) -> dict[int, float]:
-    """By the id of a variable: 1 for the head, `decay` for the last block of the backbone, its square for the next.
+    """Return factors of the learning rate by the id of a variable, layer-wise learning-rate decay.
 
-    Clark et al. 2020 (arXiv:2003.10555, appendix A) name it layer-wise learning-rate decay.
+    The head has 1, the last block of the backbone `decay`, the next its square (Clark et al. 2020, arXiv:2003.10555,
+    appendix A).
     """
     factors = {id(variable): 1.0 for variable in classifier.variables}
     for distance, block in enumerate(reversed(blocks_of(network)), start=1):
@@ -46,7 +48,7 @@ def learning_rate_factors(classifier: Any, network: Any, decay: float) -> dict[i
 
 
 def _choose(network: Any, trainable: str) -> Iterable[Any]:
-    layers = list(network._flatten_layers(include_self=False))
+    layers = list(all_layers(network, include_self=False))
     if trainable == "all":
         return layers
     if trainable == "head":
@@ -70,8 +72,8 @@ def _choose(network: Any, trainable: str) -> Iterable[Any]:
 
 
 def _from(network: Any, name: str) -> list[Any]:
-    """The layer so called and all after it, in the order of the computation."""
-    layers = [layer for block in blocks_of(network) for outer in block for layer in outer._flatten_layers()]
+    """Return the layer so called and all after it, in the order of the computation."""
+    layers = [layer for block in blocks_of(network) for outer in block for layer in all_layers(outer)]
     names = [layer.name for layer in layers]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or [layer.name for layer in layers[-3:]]

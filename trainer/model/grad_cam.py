@@ -1,4 +1,4 @@
-"""Which parts of an image speak for a class: Grad-CAM, Selvaraju et al., ICCV 2017 (arXiv 1610.02391)."""
+"""Show the parts of an image that speak for a class with Grad-CAM, Selvaraju et al., ICCV 2017 (arXiv 1610.02391)."""
 
 from typing import Any
 
@@ -9,15 +9,16 @@ import tensorflow as tf
 
 from trainer.errors import ModelError
 from trainer.model.classifier import backbone_of
+from trainer.system.private_api.keras_graph import calls_of
 
 Floats = npt.NDArray[np.float32]
 
 
 def grad_cam(classifier: Any, images: Floats, class_ids: npt.NDArray[np.int64]) -> Floats:
-    """Heat maps [n, height, width] of the backbone's last feature map that has an extent, each in [0, 1].
+    """Compute heat maps [n, height, width] of the backbone's last feature map that has an extent, each in [0, 1].
 
-    The channels of the map, each weighted by the mean gradient of the class's logit, added up, and what speaks
-    against the class left out; divided by the largest value of the image. All 0 where nothing speaks for the class.
+    The channels of the map are weighted by the mean gradient of the class's logit and added up; what speaks against the
+    class is left out, and the rest divided by the largest value of the image. All 0 where nothing speaks for the class.
 
     Args:
         classifier: of `build_classifier`.
@@ -47,12 +48,12 @@ def _weigh(features: Any, gradients: Any) -> Floats:
 
 
 def _split(classifier: Any) -> tuple[Any, Any, Any]:
-    """The part before the backbone, the backbone with its last feature map as well, and the part after it."""
+    """Split a classifier before and after its backbone, which gives its last feature map as well."""
     backbone = backbone_of(classifier)
-    (node,) = [n for n in backbone._inbound_nodes if n.output_tensors[0] is not backbone.outputs[0]][-1:]
-    before = keras.Model(classifier.inputs, node.input_tensors[0])
+    call = next(call for call in calls_of(classifier) if call.operation is backbone)
+    before = keras.Model(classifier.inputs, call.inputs[0])
     within = keras.Model(backbone.inputs, [_last_feature_map(backbone), backbone.outputs[0]])
-    after = keras.Model(node.output_tensors[0], classifier.outputs[0])
+    after = keras.Model(call.outputs[0], classifier.outputs[0])
     return before, within, after
 
 
@@ -60,7 +61,7 @@ def _last_feature_map(backbone: Any) -> Any:
     # Neither the image itself nor one that is only padded with zeros is a feature map.
     no_maps = (keras.layers.InputLayer, keras.layers.ZeroPadding2D)
     # A network within the backbone has an output of its own beside what its call gives here.
-    outputs = {id(node.operation): node.outputs[0] for nodes in backbone._nodes_by_depth.values() for node in nodes}
+    outputs = {id(call.operation): call.outputs[0] for call in calls_of(backbone)}
     for layer in reversed([layer for layer in backbone.layers if not isinstance(layer, no_maps)]):
         output = outputs[id(layer)]
         shape = getattr(output, "shape", ())

@@ -1,4 +1,4 @@
-"""What stands on the backbone: pooling, hidden layers, dropout and the layer that gives the logits."""
+"""Build what follows the backbone: pooling, hidden layers, dropout and the layer of the logits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,10 +15,7 @@ Pooling = Literal["average", "max", "flatten"]
 
 @keras.saving.register_keras_serializable("trainer")
 class ReferenceLogit(keras.layers.Layer):  # type: ignore[misc]
-    """Logits [batch, 1] to [batch, 2] with 0 for the first class: their softmax is the sigmoid of the one logit.
-
-    So a binary model is like any other for all that looks at its answers.
-    """
+    """A layer from a logit [batch, 1] to two, 0 for the first class: their softmax is the sigmoid of the one."""
 
     def call(self, logits: Any) -> Any:
         return keras.ops.concatenate([keras.ops.zeros_like(logits), logits], axis=-1)
@@ -26,12 +23,7 @@ class ReferenceLogit(keras.layers.Layer):  # type: ignore[misc]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Head:
-    """Callable on the backbone's output [batch, height, width, channels] or [batch, channels]; gives logits.
-
-    Attributes:
-        has_one_logit: for two classes.
-        is_synchronized: whether batch statistics are those of the whole global batch.
-    """
+    """The layers from a backbone's output, [batch, height, width, channels] or [batch, channels], to logits."""
 
     has_one_logit: bool = False
     pooling: Pooling = "average"

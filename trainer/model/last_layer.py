@@ -1,17 +1,17 @@
-"""The last layer of a whole classifier: the one that makes a logit a class of the features before it."""
+"""Find the last layer of a whole classifier, which turns features into one logit for each class."""
 
 from typing import Any, Literal, NamedTuple
 
 import keras
 
-from trainer.model.backbones.headless import input_of
+from trainer.system.private_api.keras_graph import Call, as_functional, call_that_made, calls_of
 
 Activation = Literal["linear", "softmax", "sigmoid"]
 _ACTIVATIONS: tuple[Activation, ...] = ("linear", "softmax", "sigmoid")
 
 
 class LastLayer(NamedTuple):
-    """A dense layer on features [batch, channels], and what is done to its logits."""
+    """A dense layer on features [batch, channels], with the activation behind it."""
 
     dense: Any
     features: Any
@@ -23,51 +23,50 @@ class LastLayer(NamedTuple):
 
 
 def find_last_layer(model: Any) -> LastLayer | None:
-    """The last layer of `model`, a functional or sequential one; None where it does not end with a dense layer.
+    """Return the last layer of a functional or sequential `model`; None where it does not end with a dense layer.
 
     An activation behind it, and networks around it, are looked through.
     """
-    model = getattr(model, "_functional", model)
     if len(getattr(model, "outputs", None) or []) != 1:
         return None
-    return _find(model.outputs[0])
+    return _find(model.outputs[0], calls_of(model))
 
 
 def up_to_last_layer(model: Any, last: LastLayer) -> Any:
-    """`model` without its last layer, with the same layers and weights."""
-    model = getattr(model, "_functional", model)
+    """Return `model` without its last layer, with the same layers and weights."""
     return keras.Model(model.inputs[0], last.features, name=model.name)
 
 
-def _find(tensor: Any) -> LastLayer | None:
+def _find(tensor: Any, calls: list[Call]) -> LastLayer | None:
     activation: Activation = "linear"
     while True:
-        operation = tensor._keras_history.operation
+        call = call_that_made(tensor, calls)
+        operation = call.operation
         if isinstance(operation, keras.Model):
-            return _find_within(operation, tensor, activation)
+            return _find_within(call, activation)
         own = _activation_of(operation)
         if own is None or "linear" not in (own, activation):
             return None
         activation = own if activation == "linear" else activation
-        features = input_of(operation, tensor)
+        features = call.inputs[0]
         if isinstance(operation, keras.layers.Dense):
             return LastLayer(operation, features, activation) if len(features.shape) == 2 else None
         tensor = features
 
 
-def _find_within(operation: Any, output: Any, activation: Activation) -> LastLayer | None:
-    """The last layer of a network that is itself called in another."""
-    network = getattr(operation, "_functional", operation)
+def _find_within(call: Call, activation: Activation) -> LastLayer | None:
+    """Return the last layer of a network that is itself called in another."""
+    network = as_functional(call.operation)
     found = find_last_layer(network)
     if found is None or "linear" not in (found.activation, activation):
         return None
-    within = keras.Model(network.inputs[0], found.features, name=operation.name)
-    features = within(input_of(operation, output))
+    within = keras.Model(network.inputs[0], found.features, name=network.name)
+    features = within(call.inputs[0])
     return LastLayer(found.dense, features, found.activation if activation == "linear" else activation)
 
 
 def _activation_of(operation: Any) -> Activation | None:
-    """Of a dense layer or of one that is nothing but an activation; None for others, and for others of them."""
+    """Return the activation of a dense layer, or of one that is only an activation; None for all others."""
     if isinstance(operation, keras.layers.Softmax):
         return "softmax" if operation.axis in (-1, 1) else None
     if type(operation) is keras.layers.Dense or isinstance(operation, keras.layers.Activation):

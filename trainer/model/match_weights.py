@@ -1,4 +1,4 @@
-"""Which array of a weight file belongs to which variable of a network: by the names of the layers, and by shape."""
+"""Match the arrays of a weight file with the variables of a network, by the names of layers and by shape."""
 
 import collections
 import dataclasses
@@ -12,6 +12,7 @@ import pydantic
 
 from trainer.errors import ModelError
 from trainer.model.files.weight_files import StoredArray
+from trainer.system.private_api.keras_graph import all_layers, own_variables
 
 SCHEMA_VERSION: Final = 1
 MIN_FIT = 0.9
@@ -19,7 +20,7 @@ Path = tuple[str, ...]
 
 
 class WeightsReport(pydantic.BaseModel):
-    """`RUN/weights.json`: what of a weight file fitted the backbone. Names are those of the arrays."""
+    """`RUN/weights.json`: which arrays of a weight file fitted the backbone, by their names."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +37,7 @@ class WeightsReport(pydantic.BaseModel):
     other_shape: list[str]
 
     def with_head(self, pairs: list[tuple[Any, StoredArray]]) -> "WeightsReport":
-        """The report of a head whose arrays were taken as well."""
+        """Return the report with a head whose arrays were taken as well."""
         size, taken = sum(_size(variable) for variable, _ in pairs), [array.name for _, array in pairs]
         return self.model_copy(
             update={
@@ -52,7 +53,7 @@ class WeightsReport(pydantic.BaseModel):
         return self.num_parameters_loaded / max(1, self.num_parameters)
 
     def summary(self) -> str:
-        """One line."""
+        """Return the report on one line."""
         parts = [f"{len(self.loaded)} arrays of {self.file} fit {self.backbone} ({self.share:.1%} of its parameters)"]
         for words, names in (
             ("missing", self.missing),
@@ -73,7 +74,7 @@ class _Owner:
 
 
 class Match(NamedTuple):
-    """What of a file belongs to a network: each variable with its array, and the arrays that it has no place for."""
+    """The variables of a network with their arrays in a file, and the arrays that it has no place for."""
 
     pairs: list[tuple[Any, StoredArray]]
     left_over: list[StoredArray]
@@ -140,7 +141,7 @@ def match_head(left_over: list[StoredArray], layers: list[Any]) -> list[tuple[An
 
 
 def _fit_layer(layer: Any, group: list[StoredArray]) -> list[tuple[Any, StoredArray]] | None:
-    owner = _Owner((), [*layer._trainable_variables, *layer._non_trainable_variables])
+    owner = _Owner((), own_variables(layer))
     pairs = [(variable, array) for array, variable in _pair(owner, group) if variable is not None]
     fits = all(array.shape == tuple(variable.shape) for variable, array in pairs)
     return pairs if fits and len(pairs) == len(group) == len(owner.variables) else None
@@ -171,7 +172,7 @@ def _check(report: WeightsReport) -> None:
 
 
 class _PlaceOfOwner:
-    """Finds the layer of the network that a path of names in a file means."""
+    """An index from a path of names in a file to the layer of the network that it means."""
 
     def __init__(self, network: Any, owners: list[_Owner], *, by_class: bool) -> None:
         self._made_up = set() if by_class else _made_up_names(network)
@@ -194,7 +195,7 @@ class _PlaceOfOwner:
             yield next((self._owners[tail] for tail in tails if tail in self._owners), None), group
 
     def _canonical(self, paths: Iterable[Path]) -> dict[Path, Path]:
-        """Each path with conv2d_17 replaced by conv2d#4, where it is the fifth conv2d in its network."""
+        """Return each path with conv2d_17 replaced by conv2d#4, where it is the fifth conv2d in its network."""
         paths = list(paths)
         numbers: dict[tuple[Path, str], set[int]] = collections.defaultdict(set)
         for path in paths:
@@ -218,17 +219,15 @@ class _PlaceOfOwner:
 
 def _owners(network: Any) -> list[_Owner]:
     owners = []
-    for layer in network._flatten_layers():
-        # In the order in which Keras writes them.
-        variables = [*layer._trainable_variables, *layer._non_trainable_variables]
-        if variables:
+    for layer in all_layers(network):
+        if variables := own_variables(layer):
             owners.append(_Owner(tuple(variables[0].path.split("/")[:-1]), variables))
     return owners
 
 
 def _made_up_names(network: Any) -> set[str]:
-    """What Keras calls layers that nobody named: their class, in small letters."""
-    named = [(_class_name(layer), layer.name) for layer in network._flatten_layers()]
+    """Return the names that Keras gave to layers that nobody named: their class, in small letters."""
+    named = [(_class_name(layer), layer.name) for layer in all_layers(network)]
     return {class_name for class_name, name in named if re.fullmatch(rf"{re.escape(class_name)}(_\d+)?", name)}
 
 
@@ -240,7 +239,7 @@ def _class_name(layer: Any) -> str:
 
 
 def _paths_by_class(network: Any, above: Path = ()) -> dict[int, Path]:
-    """The place of each layer by class and order, as older files of Keras 3 have it, under its first variable's id."""
+    """Return the path of each layer by class and order, as in older files of Keras 3, by its first variable's id."""
     counts: collections.Counter[str] = collections.Counter()
     paths: dict[int, Path] = {}
     for layer in network.layers:
@@ -250,13 +249,13 @@ def _paths_by_class(network: Any, above: Path = ()) -> dict[int, Path]:
         if hasattr(layer, "layers"):
             paths |= _paths_by_class(layer, path)
         elif layer.weights:
-            own = [*layer._trainable_variables, *layer._non_trainable_variables]
+            own = own_variables(layer)
             paths |= {id(own[0]): path} if own else {}
     return paths
 
 
 def _pair(owner: _Owner | None, group: list[StoredArray]) -> Iterator[tuple[StoredArray, Any | None]]:
-    """Each array with its variable: by name, by position where the file has no names, by order where they differ."""
+    """Pair each array with its variable: by name, by position in files without names, by order where they differ."""
     if owner is None:
         yield from ((array, None) for array in group)
         return

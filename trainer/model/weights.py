@@ -23,7 +23,7 @@ def load_pretrained(
     keeps_head: bool = False,
     to_last_layer: bool = False,
 ) -> WeightsReport | None:
-    """Sets the backbone's weights to `weights`: bundled, imagenet, none, or the path of a weight file.
+    """Set the backbone's weights to `weights`: bundled, imagenet, none, or the path of a weight file.
 
     `pixels` and `features_at` are the settings of the model; with `keeps_head`, the head starts from the weights as
     well; for both others see `head_choice`. Returns what of a file fitted; None for the backbone's own weights.
@@ -46,8 +46,10 @@ def load_pretrained(
 def load_backbone_weights(
     spec: Backbone, network: Any, weights: str, *, head: Sequence[Any] = ()
 ) -> WeightsReport | None:
-    """`load_pretrained` for a whole backbone by itself, of `spec.build`, and the layers of a `head` that the weights
-    hold; `weights` is not none."""
+    """Load weights, which are not none, into a whole backbone of `spec.build` as `load_pretrained` does.
+
+    The layers of a `head` get those that the weights hold of them.
+    """
     if weights == "bundled":
         if spec.load_bundled is None:
             raise ModelError(f"{spec.name} has no bundled weights; use --set model.weights=imagenet, none or a file")

@@ -12,7 +12,7 @@ from trainer.model.backbones.backbone import Backbone
 from trainer.model.backbones.saved_model import is_own_model
 from trainer.model.classifier import BatchNorm, resolve_weights
 from trainer.model.freezing import is_frozen
-from trainer.model.head_choice import OF_NOBODY, Head, HeadChoice, HeadQuestion, choose_head
+from trainer.model.head_choice import OF_NOBODY, Head, HeadChoice, HeadInputs, choose_head
 from trainer.run.checkpoint_store import find_model_file, load_model_arrays
 from trainer.run.run_dir import RunDir
 from trainer.system.names import normalize_class_name
@@ -115,7 +115,7 @@ def _resolve_head(
     elif config.augment.progressive_sizes_px is not None and is_own_model(config.model.backbone):
         obstacle = "augment.progressive_sizes_px changes the size of the images"
     return choose_head(
-        HeadQuestion(
+        HeadInputs(
             config=config.model,
             weights=weights,
             task=task,

@@ -19,7 +19,7 @@ def load_classifier(
     # Imported here: listing and reading checkpoints does not need Keras.
     from trainer.model.backbones.registry import find_backbone
     from trainer.model.classifier import assign_arrays, build_configured, match_arrays, saved_variables
-    from trainer.model.files.abstract_variables import variables_without_memory
+    from trainer.system.private_api.keras_scopes import variables_without_memory
 
     info, config = run.info(), run.config()
     step, arrays = load_model_arrays(run, which, weights)

@@ -11,7 +11,7 @@ Tensor = Any
 
 
 def update_averages(averages: list[Tensor], values: list[Tensor], *, decay: float, num_updates: Tensor) -> list[Tensor]:
-    """The averages after `values`; `num_updates` counts those before (from 0).
+    """Return the averages after `values`; `num_updates` counts those before (from 0).
 
     The decay starts low, at (1 + n) / (10 + n), so that the random start is soon forgotten; this is what
     tf.train.ExponentialMovingAverage does with `num_updates`.

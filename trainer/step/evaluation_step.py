@@ -13,27 +13,28 @@ _SECS_OF_A_CALL = 1.0
 
 
 class EvaluationStep:
-    """Callable on a per-replica `Batch`; returns the logits as a per-replica value, [b, num_classes] each.
+    """The forward pass of all replicas in inference.
 
-    `several` makes many steps in one compiled loop.
+    Call it on a per-replica `Batch`; it returns the logits as a per-replica value, [b, num_classes] each. `run_steps`
+    makes many steps in one compiled loop.
     """
 
     def __init__(
-        self, engine: Engine, model: Any, *, jit_compile: bool, instead: Mapping[int, Any] | None = None
+        self, engine: Engine, model: Any, *, jit_compile: bool, variable_overrides: Mapping[int, Any] | None = None
     ) -> None:
-        """`instead`: variables that are read in place of the model's, by the id of those (see `TrainState`)."""
+        """Read `variable_overrides`, by the id of the model's variable (see `TrainState`), in place of the model's."""
         self._engine, self._model = engine, model
-        self._instead = instead or {}
+        self._overrides = variable_overrides or {}
         self._forward = tf.function(self._forward_on_tensors, jit_compile=jit_compile, autograph=False)
         self._step = tf.function(lambda batch: engine.run(self._on_replica, batch), autograph=False)
-        self._several = tf.function(self._loop_on_all_replicas, autograph=False)
+        self._loop = tf.function(self._loop_on_all_replicas, autograph=False)
 
     def __call__(self, batch: Batch) -> Any:
         return self._step(batch)
 
-    def several(self, batches: Any, num_steps: int) -> Tensor:
-        """The logits [num_steps, num_local_replicas, b, num_classes] of the next of `batches`, an iterator of them."""
-        return self._several(batches, tf.constant(num_steps))
+    def run_steps(self, batches: Any, num_steps: int) -> Tensor:
+        """Return the logits [num_steps, num_local_replicas, b, num_classes] of the next batches of an iterator."""
+        return self._loop(batches, tf.constant(num_steps))
 
     def _loop_on_all_replicas(self, batches: Any, num_steps: Tensor) -> Tensor:
         def make_step(i: Tensor, logits: Any) -> tuple[Tensor, Any]:
@@ -50,7 +51,7 @@ class EvaluationStep:
         return self._forward(trainable, fixed, batch.images)
 
     def _value_of(self, variable: Any) -> Tensor:
-        return tf.convert_to_tensor(self._instead.get(id(variable), variable.value))
+        return tf.convert_to_tensor(self._overrides.get(id(variable), variable.value))
 
     def _forward_on_tensors(self, trainable: list[Tensor], fixed: list[Tensor], images: Tensor) -> Tensor:
         logits, _ = self._model.stateless_call(trainable, fixed, tf.cast(images, tf.float32), training=False)
@@ -58,5 +59,5 @@ class EvaluationStep:
 
 
 def steps_at_once(secs: float, num_steps: int) -> int:
-    """After a call of `num_steps` took `secs`: as many as keep a request to stop, or progress, waiting for a second."""
+    """Return how many steps make up a second, the longest that a request to stop or progress should wait."""
     return max(1, int(_SECS_OF_A_CALL * num_steps / max(secs, 1e-6)))

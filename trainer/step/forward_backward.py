@@ -23,8 +23,8 @@ Tensor = Any
 AllReduceSum = Callable[[list[Tensor]], list[Tensor]]
 
 
-class Local(NamedTuple):
-    """What one replica adds to the sums over all replicas."""
+class ReplicaGradients(NamedTuple):
+    """The summands of one replica to the sums over all replicas."""
 
     gradients: list[Tensor]
     statistics: list[Tensor]
@@ -32,7 +32,7 @@ class Local(NamedTuple):
 
 
 class ForwardBackward:
-    """Callable on the values of all variables and a batch; a batch in several parts is computed one after the other."""
+    """The forward and backward pass of one replica; the parts of a batch are computed one after the other."""
 
     def __init__(
         self,
@@ -43,22 +43,25 @@ class ForwardBackward:
         statistics: list[Any],
         synchronize: AllReduceSum | None,
     ) -> None:
-        """The variables that `model` trains now, it trains as long as this lives.
+        """Train, as long as this lives, the variables that `model` trains now.
 
-        Args:
-            statistics: the variables that its call changes.
-            synchronize: adds up batch statistics over the replicas; None where they are frozen or each replica's.
+        `statistics` are the variables that its call changes; `synchronize` adds up batch statistics over the replicas,
+        and is None where they are frozen or each replica's own.
         """
         self._model, self._config, self._objective, self._synchronize = model, config, objective, synchronize
         self._augmentation = resolve_augmentation(config.augment)
         index_of = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
         self._statistics = [index_of[id(v)] for v in statistics]
 
-    def __call__(self, trainable: list[Tensor], fixed: list[Tensor], batch: Batch, loss_scale: Tensor) -> Local:
-        """Gradients of the scaled loss over the global batch, new statistics and sums.
+    def __call__(
+        self, trainable: list[Tensor], fixed: list[Tensor], batch: Batch, loss_scale: Tensor
+    ) -> ReplicaGradients:
+        """Return gradients of the scaled loss over the global batch, new statistics and sums.
 
         Args:
-            trainable: values of the model's trainable variables; `fixed`: of the others.
+            trainable: values of the model's trainable variables.
+            fixed: values of the others.
+            batch: of this replica.
             loss_scale: scalar float32 that the loss is multiplied with, for float16.
         """
         num_parts = self._config.train.accumulate_steps
@@ -83,9 +86,11 @@ class ForwardBackward:
         _, *local = tf.while_loop(
             lambda i, *_: i < num_parts, add_part, start, parallel_iterations=1, maximum_iterations=num_parts
         )
-        return Local(*local)
+        return ReplicaGradients(*local)
 
-    def _of_part(self, trainable: list[Tensor], fixed: list[Tensor], batch: Batch, loss_scale: Tensor) -> Local:
+    def _of_part(
+        self, trainable: list[Tensor], fixed: list[Tensor], batch: Batch, loss_scale: Tensor
+    ) -> ReplicaGradients:
         train = self._config.train
         images, targets = augment_batch(
             self._augmentation,
@@ -105,10 +110,10 @@ class ForwardBackward:
         gradients = tape.gradient(scaled_loss, trainable, unconnected_gradients="zero")
         sums = [
             tf.reduce_sum(batch.weights * losses),
-            tf.reduce_sum(batch.weights * self._objective.rightness(targets, logits)),
+            tf.reduce_sum(batch.weights * self._objective.correct(targets, logits)),
             tf.reduce_sum(batch.weights),
         ]
-        return Local(gradients, [new_fixed[i] for i in self._statistics], tf.stack(sums))
+        return ReplicaGradients(gradients, [new_fixed[i] for i in self._statistics], tf.stack(sums))
 
     def _call_model(
         self, trainable: list[Tensor], fixed: list[Tensor], images: Tensor, batch: Batch
@@ -130,8 +135,9 @@ class ForwardBackward:
 
 
 def split_batch(batch: Batch, num_parts: int) -> Batch:
-    """Tensors [num_parts, size, ...] of those [b, ...] of `batch`, the last parts filled up with copies of the last
-    example, of weight zero.
+    """Split the tensors [b, ...] of `batch` into [num_parts, size, ...].
+
+    The last parts are filled up with copies of the last example, of weight zero.
     """
     num_examples = batch.images.shape[0]
     size = part_size(num_examples, num_parts)

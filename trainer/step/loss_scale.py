@@ -16,7 +16,7 @@ _GROWTH_STEPS = 2000
 
 @dataclasses.dataclass
 class LossScale:
-    """The scale and how many steps in a row were finite; not dynamic, the scale stays 1."""
+    """A loss scale and the number of finite steps in a row; where it is not dynamic, the scale stays 1."""
 
     is_dynamic: bool
     scale: Any
@@ -36,7 +36,7 @@ class LossScale:
         return [self.scale, self.num_good_steps]
 
     def next(self, scale: Tensor, num_good_steps: Tensor, is_finite: Tensor) -> tuple[Tensor, Tensor]:
-        """Halved after a non-finite gradient, doubled after 2,000 finite ones in a row, between 1 and 2^24."""
+        """Return scale and count: halved after a non-finite gradient, doubled after 2,000 finite steps, 1 to 2^24."""
         if not self.is_dynamic:
             return scale, num_good_steps
         num_good_steps = tf.where(is_finite, num_good_steps + 1, 0)

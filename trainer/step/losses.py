@@ -1,4 +1,4 @@
-"""What training minimises, and what counts as right, for each kind of task."""
+"""Compute the loss that training minimises, and the predictions that count as correct, for each kind of task."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,10 +14,12 @@ Tensor = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """The loss of an example.
+    """The loss that training minimises.
 
     Attributes:
+        task: what the labels of an image are.
         num_classes: number of logits; a binary model has two, of which the first is 0 (see `model.head`).
+        label_smoothing: share of the uniform distribution in the target.
         focal_gamma: 0 for cross-entropy.
         class_weights: [num_classes]; factors of the loss by class.
     """
@@ -42,18 +44,18 @@ class Objective:
         )
 
     def targets(self, labels: Tensor) -> Tensor:
-        """[b, num_classes] float32 of 0 and 1, from the labels of a `Batch`."""
+        """Return [b, num_classes] float32 of 0 and 1, from the labels of a `Batch`."""
         return tf.one_hot(labels, self.num_classes) if labels.shape.rank == 1 else tf.cast(labels, tf.float32)
 
     def losses(self, targets: Tensor, logits: Tensor) -> Tensor:
-        """Loss [b] of targets and logits, both [b, num_classes], in float32."""
+        """Return the loss [b] of targets and logits, both [b, num_classes], in float32."""
         logits = tf.cast(logits, tf.float32)
         if self.task == "multi_label":
             return sigmoid_losses(targets, logits, self.label_smoothing, self.focal_gamma, self.class_weights)
         return softmax_losses(targets, logits, self.label_smoothing, self.focal_gamma, self.class_weights)
 
-    def rightness(self, targets: Tensor, logits: Tensor) -> Tensor:
-        """[b] float32: 1 where the first class is right; of several labels, the share of classes that are."""
+    def correct(self, targets: Tensor, logits: Tensor) -> Tensor:
+        """Return [b] float32: 1 where the first class is right; of several labels, the share of classes that are."""
         if self.task == "multi_label":
             return tf.reduce_mean(tf.cast(tf.equal(logits > 0, targets >= 0.5), tf.float32), axis=-1)
         # Of a mixed image, the class of its larger part counts.
@@ -67,7 +69,7 @@ def softmax_losses(
     focal_gamma: float = 0.0,
     class_weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Of classes that exclude each other; targets add up to 1.
+    """Return the loss [b] for classes that exclude each other; targets add up to 1.
 
     Smoothing mixes the target with the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, section 7); gamma
     takes (1 - p)^gamma of each term (Lin et al. 2017, arXiv:1708.02002).
@@ -90,7 +92,7 @@ def sigmoid_losses(
     focal_gamma: float = 0.0,
     class_weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Of classes side by side, each there or not; the mean over the classes."""
+    """Return the loss [b] for labels that are each present or not; the mean over the classes."""
     smoothed = targets * (1.0 - label_smoothing) + label_smoothing / 2.0
     losses = tf.nn.sigmoid_cross_entropy_with_logits(smoothed, logits)
     if focal_gamma:

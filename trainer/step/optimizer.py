@@ -21,10 +21,11 @@ _DEFAULT_ADAMW_DECAY = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An update rule, and what is said of each parameter.
+    """An update rule with its settings for each parameter.
 
     Attributes:
-        decays: whether weight decay applies to it.
+        config: the settings `optimizer`.
+        decays: whether weight decay applies to the parameter.
         factors: of its learning rate.
         starts: the step from which on it is trained; its updates are counted from there.
     """
@@ -43,7 +44,7 @@ class Optimizer:
         factors: Mapping[int, float] | None = None,
         starts: Mapping[int, int] | None = None,
     ) -> "Optimizer":
-        """Decays kernels only: biases and the scale of normalisations have rank 1.
+        """Decay kernels only: biases and the scale of normalisations have rank 1.
 
         `factors` and `starts` are by the id of a variable; what they leave out is 1, and 0.
         """
@@ -56,7 +57,7 @@ class Optimizer:
 
     @property
     def num_slots(self) -> int:
-        """How many float32 slots, shaped like the parameter and zero at the start, each parameter has."""
+        """The number of float32 slots of each parameter, which are shaped like it and start at zero."""
         return 1 if self.config.name in ("sgd", "lars") else 2
 
     @property
@@ -75,7 +76,7 @@ class Optimizer:
         num_updates: Tensor,
         gradient_factor: Tensor = 1.0,
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """One update; `num_updates` (int64, from 0) counts those before it. Returns new parameters and slots.
+        """Return new parameters and slots after one update; `num_updates` (int64, from 0) counts those before it.
 
         The scalar `gradient_factor` multiplies the gradients; given here, it joins the other scalars of the rule and
         saves a pass over all of them.
@@ -99,7 +100,7 @@ class Optimizer:
         learning_rate: Tensor,
         num_updates: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
-        """What is taken from parameter `i`, and its new slots."""
+        """Return what is subtracted from parameter `i`, and its new slots."""
         decay = self.weight_decay if self.decays[i] else 0.0
         name = self.config.name
         if name == "adamw":
@@ -115,12 +116,12 @@ class Optimizer:
 
 
 def clipping_factor(norm: Tensor, clip_norm: float | None) -> Tensor:
-    """What gradients of the global norm `norm` are multiplied with, so that it is at most `clip_norm`."""
+    """Return the factor of gradients with the global norm `norm` that makes it at most `clip_norm`."""
     return 1.0 if clip_norm is None else tf.minimum(1.0, clip_norm / tf.maximum(norm, 1e-12))
 
 
 def _trust(parameter: Tensor, decayed_gradient: Tensor, coefficient: float) -> Tensor:
-    """LARS (You et al. 2017, arXiv:1708.03888): the step of a layer in proportion to the norm of its weights.
+    """Return the trust ratio of LARS (You et al. 2017, arXiv:1708.03888): steps in proportion to a layer's weights.
 
     Biases and normalisations, which are not decayed either, are left out, as in the paper's code.
     """
@@ -132,7 +133,7 @@ def _trust(parameter: Tensor, decayed_gradient: Tensor, coefficient: float) -> T
 def _sgd(
     gradient: Tensor, factor: Tensor, slot: list[Tensor], learning_rate: Tensor, momentum: float
 ) -> tuple[Tensor, list[Tensor]]:
-    """The learning rate is inside the velocity, as in Keras, so a schedule acts on new gradients only."""
+    """Update with momentum; as in Keras, the learning rate is inside the velocity: schedules act on new gradients."""
     velocity = momentum * slot[0] + (learning_rate * factor) * gradient
     return velocity, [velocity]
 
@@ -140,7 +141,7 @@ def _sgd(
 def _adam(
     gradient: Tensor, factor: Tensor, slot: list[Tensor], learning_rate: Tensor, num_updates: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Kingma & Ba 2015 (arXiv:1412.6980), section 2, in the efficient form of its last paragraph."""
+    """Update as in Kingma & Ba 2015 (arXiv:1412.6980), section 2, in the efficient form of its last paragraph."""
     t = tf.cast(num_updates, tf.float32) + 1.0
     mean = _BETA_1 * slot[0] + ((1.0 - _BETA_1) * factor) * gradient
     square = _BETA_2 * slot[1] + ((1.0 - _BETA_2) * factor * factor) * tf.square(gradient)

@@ -19,12 +19,7 @@ _RISING_SHARE, _FIRST_SHARE, _LAST_SHARE = 0.3, 1 / 25, 1e-6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up over `warmup_steps` to `peak`, then what `kind` says, to the end at `num_train_steps`.
-
-    constant; cosine: half a cosine to 0; linear: to 0; step: times `step_factor` at each of `falls_at`; one_cycle: from
-    a 25th of the peak up to it over 30% of the run, then down to a millionth, along cosines, without another warm-up
-    (Smith & Topin 2019, arXiv:1708.07120; the momentum stays).
-    """
+    """A learning rate that rises linearly over `warmup_steps` to `peak` and then follows `kind` to the last step."""
 
     kind: Literal["constant", "cosine", "linear", "step", "one_cycle"]
     peak: float
@@ -35,7 +30,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: Config, *, num_train_steps: int, epochs: Epochs | None = None) -> "Schedule":
-        """The schedule of a run; what it has in epochs is counted in `epochs`, without which there may be none of it.
+        """Make the schedule of a run; what it has in epochs is counted in `epochs`, and needs them.
 
         The peak is scaled with the batch where the configuration asks for it: linearly (Goyal et al. 2017,
         arXiv:1706.02677), or with the square root (Krizhevsky 2014, arXiv:1404.5997, and Hoffer et al. 2017).
@@ -63,7 +58,7 @@ class Schedule:
         )
 
     def at(self, step: Tensor) -> Tensor:
-        """The learning rate, a float32 scalar, of update `step` (from 0)."""
+        """Return the learning rate, a float32 scalar, of update `step` (from 0)."""
         step = tf.cast(step, tf.float32)
         warmup = float(self.warmup_steps)
         peak = tf.constant(self.peak, tf.float32)
@@ -85,7 +80,7 @@ class Schedule:
 
 
 def _half_cosine(progress: Tensor) -> Tensor:
-    """From 1 at 0 to 0 at 1."""
+    """Fall from 1 at 0 to 0 at 1."""
     return 0.5 * (1.0 + tf.cos(tf.constant(_PI) * progress))
 
 

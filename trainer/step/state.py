@@ -1,4 +1,4 @@
-"""Every variable that a step changes."""
+"""Hold every variable that a step changes."""
 
 import dataclasses
 from typing import Any
@@ -7,26 +7,26 @@ import tensorflow as tf
 
 from trainer.config.config import Config
 from trainer.errors import ModelError
-from trainer.model.classifier import is_seed
 from trainer.model.layers.batch_norm import changing_statistics
 from trainer.step.loss_scale import LossScale
 from trainer.step.optimizer import Optimizer
+from trainer.system.private_api.keras_graph import all_layers, is_seed
 
 
 @dataclasses.dataclass
 class TrainState:
-    """The model, what the optimizer keeps, averages and counters; made inside the engine's scope.
+    """The model, the optimizer's slots, averages and counters; made inside the engine's scope.
 
     Attributes:
-        learnt: the model's variables that the run trains in any of its stages.
-        slots: those of the optimizer, for each of `learnt`.
+        trainable_variables: the model's variables that the run trains in any of its stages.
+        slots: those of the optimizer, for each of `trainable_variables`.
         statistics: the model's variables that its call changes: moving means and variances that are not frozen.
-        averages: moving averages of `learnt`, then of the statistics; empty without `train.ema_decay`.
+        averages: moving averages of `trainable_variables`, then of the statistics; empty without `train.ema_decay`.
     """
 
     model: Any
     optimizer: Optimizer
-    learnt: list[Any]
+    trainable_variables: list[Any]
     slots: list[list[Any]]
     statistics: list[Any]
     averages: list[Any]
@@ -36,12 +36,12 @@ class TrainState:
 
     @classmethod
     def create(cls, model: Any, config: Config, *, precision: str) -> "TrainState":
-        """What is trainable in `model` now is what the run learns.
+        """Create the state of a run that trains what is trainable in `model` now.
 
         Raises:
             ModelError: the model has random layers of its own, which would do the same on every replica.
         """
-        layers = model._flatten_layers(include_self=False)
+        layers = all_layers(model, include_self=False)
         if names := [layer.name for layer in layers if any(is_seed(v) for v in layer.variables)]:
             raise ModelError(
                 f"the model has random layers of its own ({', '.join(names[:3])}), which cannot be keyed by example; "
@@ -53,7 +53,7 @@ class TrainState:
         return cls(
             model=model,
             optimizer=optimizer,
-            learnt=list(model.trainable_variables),
+            trainable_variables=list(model.trainable_variables),
             slots=[
                 [_new_variable(tf.zeros(v.shape)) for _ in range(optimizer.num_slots)]
                 for v in model.trainable_variables
@@ -67,27 +67,27 @@ class TrainState:
 
     @property
     def variables(self) -> list[Any]:
-        """The variables, as TensorFlow's, of the whole state."""
+        """All variables of the state, as TensorFlow's."""
         scalars = [*self.loss_scale.variables, self.global_step, self.num_skipped_steps]
         return [*(v.value for v in self.model.variables), *tf.nest.flatten(self.slots), *self.averages, *scalars]
 
     @property
     def averaged_variables(self) -> list[Any]:
-        """The model's variables that `averages` are of, in their order."""
-        return [*self.learnt, *self.statistics] if self.averages else []
+        """The model's variables that have averages, in their order."""
+        return [*self.trainable_variables, *self.statistics] if self.averages else []
 
     def slots_of(self, variables: list[Any]) -> list[list[Any]]:
-        """The slots of some of `learnt`."""
-        by_id = {id(v): slots for v, slots in zip(self.learnt, self.slots, strict=True)}
+        """Return the slots of some of `trainable_variables`."""
+        by_id = {id(v): slots for v, slots in zip(self.trainable_variables, self.slots, strict=True)}
         return [by_id[id(v)] for v in variables]
 
     def start_averages(self) -> None:
-        """Sets the averages to the values of the model, whose training now begins."""
+        """Set the averages to the values of the model, whose training now begins."""
         for average, variable in zip(self.averages, self.averaged_variables, strict=True):
             average.assign(variable.value)
 
     def averaged_values(self) -> dict[int, Any]:
-        """The averages by the id of the model's variable."""
+        """Return the averages by the id of the model's variable."""
         return {id(v): average for v, average in zip(self.averaged_variables, self.averages, strict=True)}
 
 

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step of all replicas.
+"""Make a training step on all replicas.
 
     forward_backward   one replica, no collectives inside, compiled by XLA where asked for
     all_reduce_sum     the engine: gradients, batch-norm statistics and sums in packs
@@ -20,19 +20,20 @@ from trainer.data.sampling.epochs import Epochs
 from trainer.distribute.engine import Engine
 from trainer.model.classifier import find_backbone_in
 from trainer.model.freezing import learning_rate_factors
-from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, changing_statistics, settled
+from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, changing_statistics, debias_moving_average
 from trainer.step.averages import update_averages
-from trainer.step.forward_backward import ForwardBackward, Local
+from trainer.step.forward_backward import ForwardBackward, ReplicaGradients
 from trainer.step.losses import Objective
 from trainer.step.optimizer import Optimizer, clipping_factor
 from trainer.step.schedule import Schedule
 from trainer.step.state import TrainState
+from trainer.system.private_api.keras_graph import all_layers
 
 Tensor = Any
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one global step, the same on every replica; or, of several steps, vectors [num_steps]."""
+    """Scalars of one global step, the same on every replica; or vectors [num_steps] of several steps."""
 
     loss: Tensor
     accuracy: Tensor
@@ -57,7 +58,7 @@ _METRIC_DTYPES = StepMetrics(
 
 
 class _Updated(NamedTuple):
-    """What a step assigns, in the order of its variables."""
+    """The values that a step assigns, in the order of its variables."""
 
     trainable: list[Tensor]
     slots: list[list[Tensor]]
@@ -67,9 +68,10 @@ class _Updated(NamedTuple):
 
 
 class TrainStep:
-    """Callable on a per-replica `Batch`; updates the state and returns `StepMetrics`.
+    """The training step of all replicas.
 
-    `several` makes many steps in one compiled loop: no Python runs between them, nor for a batch.
+    Call it on a per-replica `Batch`; it updates the state and returns `StepMetrics`. `run_steps` makes many steps in
+    one compiled loop, between which no Python runs.
     """
 
     def __init__(
@@ -85,14 +87,12 @@ class TrainStep:
         unfrozen_at: Mapping[int, int] | None = None,
         new_statistics: Mapping[int, float] | None = None,
     ) -> None:
-        """Trains the variables that are trainable in the model now, some or all of those that the run learns.
+        """Train the variables that are trainable in the model now, some or all of those of the state.
 
-        Args:
-            epochs: of the run, for a schedule that counts in them.
-            objective: None for one label an image.
-            unfrozen_at: by the id of a variable, from which step on it is trained; 0 where left out.
-            new_statistics: by the id of a batch statistic that the training starts from nothing, its momentum; see
-                `settled`. The others go on from what they are.
+        `epochs` are those of the run, for a schedule that counts in them; `objective` is None for one label an image.
+        `unfrozen_at` gives, by the id of a variable, the step from which on it is trained, 0 where left out.
+        `new_statistics` gives the momentum, by their ids, of batch statistics that training starts from nothing (see
+        `debias_moving_average`); the others go on from their values.
 
         Raises:
             ValueError: synchronised batch statistics under XLA, which has no collectives.
@@ -103,7 +103,7 @@ class TrainStep:
         self._new_statistics = new_statistics or {}
         self._optimizer = _make_optimizer(config, state.model, self._trained, unfrozen_at)
         objective = objective or Objective.of(config, task="single_label", num_classes=state.model.output_shape[-1])
-        is_synchronized = any(isinstance(x, SynchronizedBatchNormalization) for x in state.model._flatten_layers())
+        is_synchronized = any(isinstance(x, SynchronizedBatchNormalization) for x in all_layers(state.model))
         if is_synchronized and jit_compile:
             raise ValueError("synchronised batch statistics are reduced inside the forward pass, which XLA cannot do")
         forward_backward = ForwardBackward(
@@ -122,16 +122,14 @@ class TrainStep:
         )
         self._apply = tf.function(self._apply_to_tensors, jit_compile=jit_compile, autograph=False)
         self._step = tf.function(self._on_all_replicas, autograph=False)
-        self._several = tf.function(self._loop_on_all_replicas, autograph=False)
-        self._compute = tf.function(lambda batch: engine.run(self._compute_on_replica, batch), autograph=False)
-        self._reduce_alone = tf.function(lambda local: engine.run(self._reduce, local), autograph=False)
+        self._loop = tf.function(self._loop_on_all_replicas, autograph=False)
 
     def __call__(self, batch: Batch) -> StepMetrics:
         return StepMetrics(*self._step(batch))
 
-    def several(self, batches: Any, num_steps: int) -> StepMetrics:
-        """Makes `num_steps` steps on the next of `batches`, the iterator of a dataset that the engine distributes."""
-        return StepMetrics(*self._several(batches, tf.constant(num_steps)))
+    def run_steps(self, batches: Any, num_steps: int) -> StepMetrics:
+        """Make `num_steps` steps on the next of `batches`, the iterator of a dataset that the engine distributes."""
+        return StepMetrics(*self._loop(batches, tf.constant(num_steps)))
 
     def _on_all_replicas(self, batch: Batch) -> StepMetrics:
         metrics = self._engine.run(self._on_replica, batch)
@@ -147,18 +145,10 @@ class TrainStep:
         _, columns = tf.while_loop(lambda i, _: i < num_steps, make_step, start, parallel_iterations=1)
         return [column.stack() for column in columns]
 
-    def compute(self, batch: Batch) -> Any:
-        """Forward and backward alone: a `Local` of per-replica values. Nothing is changed; for taking its time."""
-        return self._compute(batch)
-
-    def reduce(self, local: Any) -> Any:
-        """The reduction alone, of what `compute` returned."""
-        return self._reduce_alone(local)
-
     def _on_replica(self, batch: Batch) -> StepMetrics:
         variables = self._variables()
         before = tf.nest.map_structure(tf.convert_to_tensor, variables)
-        local = self._reduce(self._compute_on_replica(batch))
+        local = self.reduce_gradients(self.compute_gradients(batch))
         after, metrics = self._apply(before, local)
         # The call above is inlined, and what of it needs no reduced tensor, such as the number of the step, does not
         # wait for any: the assignments themselves have to.
@@ -169,29 +159,30 @@ class TrainStep:
             tf.cond(metrics.is_skipped > 0, lambda: None, lambda: _assign(old, new))
         return StepMetrics(*metrics)
 
-    def _compute_on_replica(self, batch: Batch) -> Local:
+    def compute_gradients(self, batch: Batch) -> ReplicaGradients:
+        """Return what this replica adds to the sums; to be called on each replica, inside a tf.function."""
         model = self._state.model
         trainable = [tf.convert_to_tensor(v.value) for v in model.trainable_variables]
         fixed = [tf.convert_to_tensor(v.value) for v in model.non_trainable_variables]
         scale = tf.convert_to_tensor(self._state.loss_scale.scale)
-        local: Local = self._forward_backward(trainable, fixed, batch, scale)
+        local: ReplicaGradients = self._forward_backward(trainable, fixed, batch, scale)
         return local
 
-    def _reduce(self, local: Local) -> Local:
-        """The sums over all replicas; of the statistics, the average."""
+    def reduce_gradients(self, local: ReplicaGradients) -> ReplicaGradients:
+        """Return the sums over all replicas, and the average of the statistics; to be called like the other."""
         gradients = local.gradients
         if self._config.distribute.compression == "float16":
             gradients = [tf.cast(gradient, tf.float16) for gradient in gradients]
         reduced = self._engine.all_reduce_sum([*gradients, *local.statistics, local.sums])
         num_gradients = len(gradients)
         num_replicas = self._engine.topology.num_replicas
-        return Local(
+        return ReplicaGradients(
             [tf.cast(gradient, tf.float32) for gradient in reduced[:num_gradients]],
             [statistic / num_replicas for statistic in reduced[num_gradients:-1]],
             reduced[-1],
         )
 
-    def _apply_to_tensors(self, before: _Updated, local: Local) -> tuple[_Updated, StepMetrics]:
+    def _apply_to_tensors(self, before: _Updated, local: ReplicaGradients) -> tuple[_Updated, StepMetrics]:
         config, state = self._config, self._state
         scale, num_good_steps, step, num_skipped = before.scalars
         weight = tf.maximum(local.sums[2], 1.0)
@@ -209,7 +200,7 @@ class TrainStep:
             learning_rate=rate,
             num_updates=num_updates,
         )
-        statistics = self._settle(before.statistics, local.statistics, num_updates)
+        statistics = self._debias(before.statistics, local.statistics, num_updates)
         averages: list[Tensor] = []
         if config.train.ema_decay is not None:
             values = [*trainable, *statistics]
@@ -220,17 +211,17 @@ class TrainStep:
         metrics = StepMetrics(local.sums[0] / weight, local.sums[1] / weight, is_skipped, new_scale, norm, rate)
         return _Updated(trainable, slots, statistics, averages, scalars), metrics
 
-    def _settle(self, old: list[Tensor], new: list[Tensor], num_updates: Tensor) -> list[Tensor]:
+    def _debias(self, old: list[Tensor], new: list[Tensor], num_updates: Tensor) -> list[Tensor]:
         momenta, num_parts = self._new_statistics, self._config.train.accumulate_steps
         return [
-            settled(before, after, momentum=momenta[id(v)], num_parts=num_parts, num_updates=num_updates)
+            debias_moving_average(before, after, momentum=momenta[id(v)], num_parts=num_parts, num_updates=num_updates)
             if id(v) in momenta
             else after
             for v, before, after in zip(self._statistics, old, new, strict=True)
         ]
 
     def _variables(self) -> _Updated:
-        """The variables, as TensorFlow's, that a step reads and assigns."""
+        """Return the variables, as TensorFlow's, that a step reads and assigns."""
         state = self._state
         averages = state.averaged_values()
         return _Updated(

@@ -21,14 +21,14 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes `content` to `path` atomically, replacing what was there."""
+    """Write `content` to `path` atomically, replacing what was there."""
     with new_file(path) as f:
         f.write(content)
 
 
 @contextlib.contextmanager
 def new_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """Yields a file to write; on a clean exit it is flushed and takes the name `path`, replacing what was there."""
+    """Yield a file to write; on a clean exit it is flushed and takes the name `path`, replacing what was there."""
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as f:
@@ -43,12 +43,12 @@ def new_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: pathlib.Path, content: str) -> None:
-    """Writes `content` as UTF-8 to `path` atomically."""
+    """Write `content` as UTF-8 to `path` atomically."""
     write_bytes(path, content.encode())
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes `value` as indented JSON to `path` atomically; NaN and infinity are refused."""
+    """Write `value` as indented JSON to `path` atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -107,7 +107,7 @@ def exchange(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def remove_temporaries(directory: pathlib.Path) -> None:
-    """Removes what killed writers left in `directory`; call it only where no other writer can be at work."""
+    """Remove what killed writers left in `directory`; call it only where no other writer can be at work."""
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The one way in which this project starts Python processes: without the working directory on their path."""
+"""Start Python processes without the working directory on their path; this project starts none in another way."""
 
 import pathlib
 import sys
@@ -7,7 +7,7 @@ from trainer.system import run_module
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """What runs `module` of this installation with `arguments`, here, or on a host with the same one.
+    """Return the command that runs `module` of this installation, here or on a host with the same one.
 
     A user's trainer.py, random.py or numpy.py in the working directory is not imported; PYTHONPATH still counts.
     """

@@ -1,4 +1,4 @@
-"""`RUN/environment.json`: on what and with what a run was made. This module owns its format."""
+"""Record the machine and the versions that a run was made with: `RUN/environment.json`, a format of this module."""
 
 import datetime
 import importlib.metadata
@@ -48,13 +48,11 @@ _VARIABLE_PREFIXES = (
 
 
 def collect(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Everything about this machine and this installation that may explain a figure; holds JSON values only.
+    """Collect everything about this machine and installation that may explain a figure; holds JSON values only.
 
     What is not known here (no git checkout, no GPU, no driver) is null or an empty list. TensorFlow is imported
-    but not initialised: devices may be configured before or after.
-
-    Args:
-        argv: the command line to record; that of this process by default.
+    but not initialised: devices may be configured before or after. `argv` is the command line to record, that of this
+    process by default.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -79,7 +77,7 @@ def collect(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def recorded_variables(variables: Any) -> dict[str, str]:
-    """Of (name, value) pairs those that change how TensorFlow computes; nothing else leaves the process."""
+    """Return those of (name, value) pairs that change how TensorFlow computes; nothing else leaves the process."""
     return {k: v for k, v in sorted(variables) if k in _VARIABLES or k.startswith(_VARIABLE_PREFIXES)}
 
 
@@ -91,7 +89,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any]:
-    """The commit of the checkout that this module lies in, and whether files were changed since."""
+    """Return the commit of the checkout that this module lies in, and whether files were changed since."""
     root = pathlib.Path(__file__).resolve().parents[2]
     commit = output_of("git", "-C", str(root), "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None
     if commit is None:
@@ -101,7 +99,7 @@ def _git_state() -> dict[str, Any]:
 
 
 def cpu_model() -> str | None:
-    """Of this machine, as its kernel names it."""
+    """Return this machine's processor as its kernel names it."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
     if found := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
@@ -110,7 +108,7 @@ def cpu_model() -> str | None:
 
 
 def _num_usable_cores() -> int | None:
-    """Those that this process may run on; a container or `taskset` may leave fewer than there are."""
+    """Count the cores that this process may use; a container or `taskset` may leave fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -122,7 +120,7 @@ def _tensorflow_build() -> dict[str, Any]:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    """The GPUs that TensorFlow sees; driver and memory as nvidia-smi tells them, null where it is not there."""
+    """List the GPUs that TensorFlow sees, with driver and memory from nvidia-smi, null where it is not there."""
     import tensorflow as tf
 
     of_driver = list_driver_gpus() or []

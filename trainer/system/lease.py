@@ -50,9 +50,8 @@ def hold(
 ) -> Iterator[None]:
     """Hold the lease `path` in the block, renewed by a thread; processes of one owner (`holder.owner`) share it.
 
-    Args:
-        lease_secs: how long a lease outlives a holder that cannot renew it any more; the same for all who ask.
-        on_wait: called once where it has to be seen first whether the holder, on another host, still lives.
+    A lease outlives a holder that cannot renew it by `lease_secs`, which must be the same for all who ask. `on_wait` is
+    called once where it has to be seen first whether the holder, on another host, still lives.
 
     Raises:
         HeldError: another owner holds it.

@@ -94,7 +94,7 @@ def process_name(pid: int) -> str:
 
 
 class HeldError(Exception):
-    """Another command holds the lock; None where it is not known which."""
+    """Another command holds the lock, `holder`; None where it is not known which."""
 
     def __init__(self, holder: Holder | None) -> None:
         super().__init__(str(holder or "another process"))
@@ -109,12 +109,10 @@ def hold(
     on_wait: Callable[[Holder | None], None] = lambda holder: None,
     remove: bool = False,
 ) -> Iterator[None]:
-    """Waits until no other process holds the lock `path`, and holds it in the block.
+    """Wait until no other process holds the lock `path`, and hold it in the block.
 
-    Args:
-        shared: together with others that hold it shared.
-        on_wait: called once where there is somebody to wait for.
-        remove: leave no file behind, which whoever waits for it notices.
+    With `shared`, others may hold it shared as well. `on_wait` is called once where there is somebody to wait for.
+    `remove` leaves no file behind, which those who wait for it notice.
     """
     descriptor = _wait(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, on_wait)
     try:
@@ -127,8 +125,10 @@ def hold(
 
 @contextlib.contextmanager
 def hold_folder(folder: pathlib.Path) -> Iterator[None]:
-    """Waits until no other process holds the folder itself, in which a file for the lock would be one too many, and
-    holds it in the block; where the file system has no locks for folders, nobody is kept out.
+    """Wait until no other process holds the folder itself, and hold it in the block.
+
+    It is for folders where a file for the lock would be one too many. A file system without locks for folders keeps
+    nobody out.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -140,7 +140,7 @@ def hold_folder(folder: pathlib.Path) -> Iterator[None]:
 
 
 def has_no_locks(error: OSError) -> bool:
-    """Whether the file system of a lock is one without locks."""
+    """Return whether the file system of a lock is one without locks."""
     return error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -153,11 +153,10 @@ def hold_or_refuse(
     patience_secs: float = 0.0,
     on_wait: Callable[[Holder], None] = lambda holder: None,
 ) -> Iterator[None]:
-    """Holds the lock `path` in the block for the command `owner`, whose processes share it.
+    """Hold the lock `path` in the block for the command `owner`, whose processes share it.
 
-    Args:
-        patience_secs: how long to wait where the process that took the lock has ended, and its children have not.
-        on_wait: called once where there are such children.
+    Where the process that took the lock has ended and its children have not, `on_wait` is called once and they get
+    `patience_secs` to end.
 
     Raises:
         HeldError: another command holds it.
@@ -170,7 +169,7 @@ def hold_or_refuse(
 
 
 def find_holder(path: pathlib.Path) -> Holder | None:
-    """The process that holds the lock `path`; None where nobody does, or that cannot be known."""
+    """Return the process that holds the lock `path`; None where nobody does, or that cannot be known."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -203,7 +202,7 @@ def _wait(path: pathlib.Path, mode: int, on_wait: Callable[[Holder | None], None
 
 
 def _take(path: pathlib.Path, owner: str, purpose: str, patience_secs: float, on_wait: Callable[[Holder], None]) -> int:
-    """The first process of a command takes the lock alone, says who it is, and then shares it with the command's."""
+    """Let the first process of a command take the lock alone and say who it is, then share it with the others."""
     started_at, is_told = time.monotonic(), False
     while True:
         descriptor, holder = _open(path), None
@@ -248,7 +247,7 @@ def _try(descriptor: int, mode: int) -> bool:
 
 
 def _is_at(descriptor: int, path: pathlib.Path) -> bool:
-    """Whether the file is still the one of that name; the holder before may have removed its folder."""
+    """Return whether the file is still the one of that name; the holder before may have removed its folder."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except OSError:

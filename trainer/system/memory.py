@@ -1,4 +1,4 @@
-"""How much memory there is for this process, and a refusal before the start of what would not fit."""
+"""Measure the memory that this process may use, and refuse what would not fit before it starts."""
 
 import pathlib
 
@@ -15,7 +15,7 @@ _CGROUP_FILES = (
 
 
 def find_ram_budget_bytes(ram_budget_gib: float | None) -> int:
-    """What was asked for, or half of what is free now, within the limit of the container where there is one."""
+    """Return what was asked for, or half of the free memory within the limit of the container, if any."""
     if ram_budget_gib is not None:
         return int(ram_budget_gib * _BYTES_PER_GIB)
     return free_bytes() // 2
@@ -35,7 +35,7 @@ def check_fits(num_bytes: int, what: str, fix: str) -> None:
 
 
 def free_bytes() -> int:
-    """What is free now, within the limit of the container where there is one."""
+    """Return the free memory, within the limit of the container where there is one."""
     free: int = psutil.virtual_memory().available
     for limit_file, usage_file in _CGROUP_FILES:
         try:

@@ -33,7 +33,7 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def normalize_class_name(name: str) -> str:
-    """The composed form (NFC) of `name`: "é" is one class, however a file system or an editor spells it.
+    """Return `name` in the composed form (NFC): "é" is one class, however a file system or an editor spells it.
 
     https://www.unicode.org/reports/tr15/
     """
@@ -41,7 +41,7 @@ def normalize_class_name(name: str) -> str:
 
 
 def find_class_name_fault(name: str) -> str | None:
-    """The rule that `name` breaks, as the end of a sentence about it; None where it is a class name.
+    """Return the rule that `name` breaks, as the end of a sentence about it; None where it is a class name.
 
     A class name is one line of `labels.txt`, a cell of tables, a part of JSON, and often a folder: text of 1 to
     `MAX_CLASS_NAME_BYTES` bytes in the form NFC, on one line, without white space around it.
@@ -62,7 +62,7 @@ def find_class_name_fault(name: str) -> str | None:
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
-    """Raises DataError where one of `class_names` is none (`find_class_name_fault`), or two are the same."""
+    """Raise DataError if one of `class_names` is none (`find_class_name_fault`), or two are the same."""
     seen: set[str] = set()
     for name in class_names:
         fault = find_class_name_fault(name)
@@ -74,7 +74,7 @@ def check_class_names(class_names: Sequence[str]) -> None:
 
 
 def find_spelling_twins(class_names: Iterable[str]) -> tuple[str, str] | None:
-    """Two different names that Unicode holds for the same text (`normalize_class_name`), if there are two."""
+    """Return two different names that Unicode holds for the same text (`normalize_class_name`), if there are any."""
     spelled: dict[str, str] = {}
     for name in class_names:
         first = spelled.setdefault(normalize_class_name(name), name)
@@ -84,13 +84,13 @@ def find_spelling_twins(class_names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def show_name(name: str) -> str:
-    """`name` in quotes for a message: what cannot be seen is written out, and the middle of a long one left away."""
+    """Quote `name` for a message: invisible characters are written out, and the middle of a long one is left out."""
     shown = name if len(name) <= 60 else f"{name[:40]}...{name[-10:]}"
     return "'" + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown) + "'"
 
 
 def check_model_name(name: str) -> None:
-    """Raises UsageError where `name` cannot be a directory, part of a URL and the name of a served model at once."""
+    """Raise UsageError if `name` cannot be a directory, part of a URL and the name of a served model at once."""
     if not re.fullmatch(MODEL_NAME_PATTERN, name):
         raise UsageError(
             f"the model name {show_name(name)} is not 1 to 128 letters, digits, dots, dashes and underscores that "
@@ -99,7 +99,7 @@ def check_model_name(name: str) -> None:
 
 
 def check_version(version: int) -> None:
-    """Raises UsageError where `version` is no version of a model that TensorFlow Serving can serve."""
+    """Raise UsageError if `version` is no version of a model that TensorFlow Serving can serve."""
     if not MIN_VERSION <= version <= MAX_VERSION:
         raise UsageError(
             f"the version {show_number(version)} is out of range; give a whole number from {MIN_VERSION} to "
@@ -108,12 +108,12 @@ def check_version(version: int) -> None:
 
 
 def show_number(number: int) -> str:
-    """`number` for a message, and of one with too many digits to read (or for Python to write) how long it is."""
+    """Write `number` for a message; of one with too many digits for Python or a reader, say how long it is."""
     return str(number) if abs(number) < 10**40 else f"of {number.bit_length():,} bits"
 
 
 def parse_version(name: str) -> int | None:
-    """The version that the name of a directory under a base path, or a part of a URL, stands for; None: it is none.
+    """Return the version that a directory under a base path, or a part of a URL, names; None where it is none.
 
     Zeros in front count for nothing, as in TensorFlow Serving, whose test model has the version 00000123.
     """
@@ -124,7 +124,7 @@ def parse_version(name: str) -> int | None:
 
 
 def object_prefix(model_name: str) -> str:
-    """The beginning of the names of a model's Kubernetes objects, different for any two models: "digits-".
+    """Return the beginning of the names of a model's Kubernetes objects, different for any two models: "digits-".
 
     A name that is already one of Kubernetes (RFC 1035, so that a Service may begin with it) is taken as it is. Where
     anything had to be changed or cut, a hash of the name stands behind it: "cats_v1" is "cats-v1-2ba83eab-". A name
@@ -141,7 +141,7 @@ def object_prefix(model_name: str) -> str:
 
 
 def check_namespace(namespace: str) -> None:
-    """Raises UsageError where `namespace` is no label of RFC 1123, which Kubernetes wants."""
+    """Raise UsageError if `namespace` is no label of RFC 1123, which Kubernetes wants."""
     if not _NAMESPACE.fullmatch(namespace):
         raise UsageError(
             f"{show_name(namespace)} is no name of a namespace; give --namespace 1 to 63 lower-case letters, digits "

@@ -18,7 +18,7 @@ _MEBIBYTES = re.compile(r"(\d+)( MiB)?", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class DriverGpu:
-    """One GPU; None for what the driver does not tell."""
+    """A GPU; None for what the driver does not tell."""
 
     name: str | None
     memory_bytes: int | None
@@ -26,7 +26,7 @@ class DriverGpu:
 
 
 def list_driver_gpus() -> list[DriverGpu] | None:
-    """The GPUs in the driver's order; None where nvidia-smi is not there or fails."""
+    """List the GPUs in the driver's order; None where nvidia-smi is not there or fails."""
     table = output_of("nvidia-smi", *_QUERY, timeout_secs=20.0)
     return None if table is None else [gpu for line in table.splitlines() if (gpu := _read_line(line)) is not None]
 

@@ -10,7 +10,7 @@ _OPTION = re.compile(r"(--[a-z0-9-]+=)(~.*)", re.DOTALL)
 
 
 def expand_path(text: str) -> str:
-    """`text` with the home directory in place of a `~` or `~user` at its beginning.
+    """Return `text` with the home directory in place of a `~` or `~user` at its beginning.
 
     Raises:
         UsageError: there is no such user, or the name cannot be written down in UTF-8, as all files here are.
@@ -28,7 +28,7 @@ def expand_path(text: str) -> str:
 
 
 def expand_argument(argument: str) -> str:
-    """An argument of the command line, in which `~/` at the beginning, or behind `--option=`, is the home directory."""
+    """Expand `~/` at the beginning of an argument of the command line, or behind `--option=`."""
     option = _OPTION.fullmatch(argument)
     before, value = option.groups() if option else ("", argument)
     # What is of no user may be the name of something else.
@@ -36,5 +36,5 @@ def expand_argument(argument: str) -> str:
 
 
 def as_path(path: pathlib.Path | str) -> pathlib.Path:
-    """A local path. Raises UsageError as `expand_path`."""
+    """Return a local path. Raises UsageError as `expand_path`."""
     return pathlib.Path(expand_path(os.fspath(path)))

@@ -1,4 +1,4 @@
-"""Other programs of this machine, asked for facts: whatever becomes of them, the answer is text or None."""
+"""Ask other programs of this machine for facts; whatever becomes of them, the answer is text or None."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 
 
 def output_of(program: str, *arguments: str, timeout_secs: float = 10.0) -> str | None:
-    """What `program` prints, in English where it can; None where it is not there, fails, or does not end in time."""
+    """Return what `program` prints, in English where it can; None where it is not there, fails or does not end."""
     path = shutil.which(program)
     if path is None:
         return None

@@ -1,4 +1,4 @@
-"""Runs a module of the installation that this file lies in: python -P .../run_module.py MODULE [ARGUMENT ...].
+"""Run a module of the installation that this file lies in: python -P .../run_module.py MODULE [ARGUMENT ...].
 
 `python -m` looks for the module, and for everything that it imports, in the working directory first: a user's own
 trainer.py or random.py there would run in its place. `-P` leaves that directory out, and with it a checkout that

@@ -1,4 +1,4 @@
-"""Reading a small file of a directory that may come from elsewhere: a regular file of a bounded size, or an error."""
+"""Read small files of directories that may come from elsewhere: regular files of a bounded size, or an error."""
 
 import pathlib
 import stat
@@ -9,7 +9,7 @@ MAX_SMALL_BYTES = 64 << 20
 
 
 def check_regular(path: pathlib.Path, *, max_bytes: int | None = None) -> None:
-    """What is no file (a device, a pipe) may never end, or never begin.
+    """Refuse to read what is no regular file: a device or a pipe may never end, or never begin.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is nothing.
@@ -25,6 +25,6 @@ def check_regular(path: pathlib.Path, *, max_bytes: int | None = None) -> None:
 
 
 def read_small(path: pathlib.Path) -> bytes:
-    """The content of a file of settings or figures. Raises as `check_regular`."""
+    """Read a file of settings or figures. Raises as `check_regular`."""
     check_regular(path, max_bytes=MAX_SMALL_BYTES)
     return path.read_bytes()

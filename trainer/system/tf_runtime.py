@@ -1,4 +1,4 @@
-"""Starts TensorFlow in this process: the settings that must stand before its import, and a quiet import.
+"""Start TensorFlow in this process: set what must stand before its import, and import it quietly.
 
 Call `configure` before the first `import tensorflow` of a command; library modules then import it as usual.
 """
@@ -34,7 +34,7 @@ _KEPT_HEAP_BYTES = 64 * 2**20
 
 
 def configure(*, use_gpus: bool = True) -> None:
-    """Sets the environment of TensorFlow (what the user has set stays) and imports it.
+    """Set the environment of TensorFlow (what the user has set stays) and import it.
 
     With `use_gpus=False` the GPUs are hidden from this process.
     """
@@ -48,16 +48,16 @@ def configure(*, use_gpus: bool = True) -> None:
             tf.config.set_visible_devices([], "GPU")
         # Lists the devices once: this prints the driver's complaints, which `trainer doctor` is there to explain.
         tf.config.list_physical_devices()
-    logging.getLogger("absl").addFilter(_is_news)
+    logging.getLogger("absl").addFilter(_drop_warning_of_gradients)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not TensorFlow's word on every swish in a SavedModel of ours, which are all without gradients on purpose."""
+def _drop_warning_of_gradients(record: logging.LogRecord) -> bool:
+    """Drop the warning that a SavedModel lacks the custom gradients of swish, which exports leave out on purpose."""
     return "unsaved custom gradients" not in record.getMessage()
 
 
 def _keep_freed_memory() -> None:
-    """Lets glibc keep the blocks of records, images and activations that come and go by the thousand.
+    """Let glibc keep the blocks of records, images and activations that come and go by the thousand.
 
     Given back to the system each time, they cost a page fault for every 4 KiB, which is half the time of reading and
     a sixth of that of a training step.
@@ -70,14 +70,14 @@ def _keep_freed_memory() -> None:
 
 
 def list_gpus() -> list[Any]:
-    """The GPUs that this process may use, in order."""
+    """List the GPUs that this process may use, in order."""
     import tensorflow as tf
 
     return list(tf.config.get_visible_devices("GPU"))
 
 
 def list_compute_capabilities(gpus: Sequence[Any]) -> list[tuple[int, int]]:
-    """Of each of `gpus`, as (8, 0); (0, 0) where TensorFlow does not know it."""
+    """Return the compute capability of each GPU, as (8, 0); (0, 0) where TensorFlow does not know it."""
     import tensorflow as tf
 
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
@@ -85,7 +85,7 @@ def list_compute_capabilities(gpus: Sequence[Any]) -> list[tuple[int, int]]:
 
 
 def split_cpu(num_devices: int) -> list[str]:
-    """Divides the CPU into `num_devices` logical devices and returns their names.
+    """Divide the CPU into `num_devices` logical devices and return their names.
 
     Raises:
         DeviceError: TensorFlow has run already in this process with fewer of them.
@@ -114,7 +114,7 @@ def split_cpu(num_devices: int) -> list[str]:
 
 @contextlib.contextmanager
 def stderr_held_back() -> Iterator[None]:
-    """Holds back what C++ code writes to file descriptor 2 (before logging is set up, no setting silences it).
+    """Hold back what C++ code writes to file descriptor 2 (before logging is set up, no setting silences it).
 
     Where the body fails, all that was held back is printed: it is then the explanation.
     """

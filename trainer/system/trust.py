@@ -1,4 +1,4 @@
-"""Whether code inside model files may run in this process: only where the user has said so for this very command.
+"""Allow code inside model files to run only where the user has said so for this very command.
 
 A run directory or a model file cannot say it: it is `--trust`, and neither a setting nor a variable.
 """
@@ -7,7 +7,7 @@ _is_given = False
 
 
 def set_trust(is_given: bool) -> bool:
-    """What the option of the command that is starting says; returned, as typer's callbacks do."""
+    """Remember what --trust of the starting command says; return it, as typer's callbacks do."""
     global _is_given
     _is_given = is_given
     return is_given

@@ -1,11 +1,11 @@
-"""Text is UTF-8, whatever the locale says: recipes, tables, names of files."""
+"""Read and write text as UTF-8, whatever the locale says: recipes, tables, names of files."""
 
 import os
 import sys
 
 
 def ensure_utf8() -> None:
-    """Starts this program again in Python's UTF-8 mode (PEP 540) where the locale makes file names something else.
+    """Start this program again in Python's UTF-8 mode (PEP 540) where the locale makes file names something else.
 
     Python does so by itself for the locales C and POSIX, unless the environment forbids it; never for others.
     """

@@ -31,7 +31,7 @@ def make_steps(
         if stage not in iterators:
             iterators.clear()
             iterators[stage] = iter(_distribute_stage(stage, engine, stream, first_step))
-        return step.several(iterators[stage], num_steps)
+        return step.run_steps(iterators[stage], num_steps)
 
     return of_stage
 

@@ -57,7 +57,7 @@ def _slot_arrays(state: TrainState) -> Arrays:
     """Return the optimizer's slots by name: position of the parameter, slot, path."""
     return {
         f"{i:05d}.{j}:{variable.path}": slot.numpy()
-        for i, (variable, slots) in enumerate(zip(state.learnt, state.slots, strict=True))
+        for i, (variable, slots) in enumerate(zip(state.trainable_variables, state.slots, strict=True))
         for j, slot in enumerate(slots)
     }
 

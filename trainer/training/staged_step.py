@@ -37,10 +37,10 @@ class StagedStep:
         self._next_step += 1
         return metrics
 
-    def several(self, batches: Any, num_steps: int) -> StepMetrics:
+    def run_steps(self, batches: Any, num_steps: int) -> StepMetrics:
         """At most `num_steps` steps on the next of `batches`, which are of this stage; fewer where it ends."""
         num_steps = min(num_steps, self.stage.stop_step - self._next_step)
-        metrics = self._step_of_stage().several(batches, num_steps)
+        metrics = self._step_of_stage().run_steps(batches, num_steps)
         self._next_step += num_steps
         return metrics
 
@@ -78,12 +78,12 @@ def make_objective(plan: Plan, config: Config) -> Objective:
 
 def _find_unfreezing(plan: Plan, state: TrainState) -> dict[int, int]:
     """From which step on each variable is trained, by its id."""
-    learnt = {id(v) for v in state.learnt}
+    learned = {id(v) for v in state.trainable_variables}
     found: dict[int, int] = {}
     for stage in plan.schedule.stages:
         _train(state.model, stage, plan)
         trained = {id(v): v.path for v in state.model.trainable_variables}
-        if missing := [path for key, path in trained.items() if key not in learnt]:
+        if missing := [path for key, path in trained.items() if key not in learned]:
             raise ModelError(
                 f"train.unfreeze trains {missing[0]} up to step {stage.stop_step} and not at the end; each part must "
                 "train all that the one before it does"

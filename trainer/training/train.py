@@ -102,7 +102,7 @@ def make_evaluators(context: RunContext, inputs: TrainInputs) -> dict[MetricsSpl
     if not state.averages:
         return {"validation": raw}
     averages = Evaluator(
-        engine, state.model, stream, jit_compile=plan.replicas.jit_compile, instead=state.averaged_values()
+        engine, state.model, stream, jit_compile=plan.replicas.jit_compile, variable_overrides=state.averaged_values()
     )
     return {"validation": averages, "validation_raw": raw}
 

@@ -10,17 +10,16 @@ from typing import Any
 
 import psutil
 import tensorflow as tf
-from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import (
-    expand_hostlist,
-    expand_tasks_per_node,
-)
-from tensorflow.python.eager import context
 
 from trainer.distribute.launchers.external import ExternalPlace
 from trainer.distribute.launchers.proxies import describe_proxies, go_directly
 from trainer.distribute.launchers.waiting import told
 from trainer.errors import DeviceError
+from trainer.system.private_api.tensorflow_cluster import (
+    configure_coordination,
+    expand_hostlist,
+    expand_tasks_per_node,
+)
 
 # For the other workers to come: they may still be pulling an image.
 JOIN_TIMEOUT_SECS = 600.0
@@ -49,13 +48,11 @@ def join_cluster(
     with _presence(own, place):
         _wait_for_others(addresses, place, timeout_secs, note)
     # TensorFlow's own settings wait an hour for a worker that does not come. What is set here it does not set.
-    context.context().configure_coordination_service(
-        service_type="standalone",
-        service_leader="/job:worker/replica:0/task:0",
-        cluster_register_timeout_in_ms=int(timeout_secs * 1000),
-        heartbeat_timeout_in_ms=_HEARTBEAT_TIMEOUT_SECS * 1000,
-        shutdown_barrier_timeout_in_ms=_LEAVE_TIMEOUT_SECS * 1000,
-        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(addresses))],
+    configure_coordination(
+        num_workers=len(addresses),
+        join_timeout_secs=timeout_secs,
+        heartbeat_timeout_secs=_HEARTBEAT_TIMEOUT_SECS,
+        leave_timeout_secs=_LEAVE_TIMEOUT_SECS,
     )
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from trainer.distribute.launchers.external import PLACE_VARIABLES
 from trainer.distribute.launchers.hosts import Place
 from trainer.errors import DeviceError
+from trainer.system.private_api.horovod_server import make_slot, rendezvous_server
 
 # Settings of TensorFlow, XLA, NCCL and this project that a user gave to the launcher are meant for the workers.
 _FORWARDED_PREFIXES = ("TF_", "XLA_", "KERAS_", "NCCL_", "HOROVOD_", "OMP_", "TRAINER_", "CUDA_")
@@ -66,18 +67,12 @@ def horovod_rendezvous() -> Iterator["Rendezvous"]:
     Raises:
         DeviceError: Horovod is not installed.
     """
-    try:
-        from horovod.runner.http.http_server import RendezvousServer
-    except ImportError as e:
-        raise DeviceError(f"Horovod is not installed ({e}); build it with: make horovod") from None
-    server = RendezvousServer()
-    port = server.start()
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            server, port = stack.enter_context(rendezvous_server())
+        except ImportError as e:
+            raise DeviceError(f"Horovod is not installed ({e}); build it with: make horovod") from None
         yield Rendezvous(server, port)
-    finally:
-        server.stop()
-        # It stops listening, and leaves the socket open.
-        server._httpd.server_close()
 
 
 class Rendezvous:
@@ -121,15 +116,13 @@ def horovod_environments(
 
 def _slots_of(places: Sequence[Place]) -> list[Any]:
     """The workers in Horovod's words."""
-    from horovod.runner.common.util.hosts import SlotInfo
-
     # The k-th workers of all hosts make up a "cross" communicator.
     cross_sizes = collections.Counter(place.local_index for place in places)
     cross_ranks: collections.Counter[int] = collections.Counter()
     slots = []
     for place in places:
         slots.append(
-            SlotInfo(
+            make_slot(
                 hostname=str(place.host.name or "localhost"),
                 rank=place.worker_index,
                 size=len(places),

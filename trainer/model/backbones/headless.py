@@ -1,4 +1,4 @@
-"""A classifier without its head: up to the last features of which a head of ours can make logits."""
+"""Cut a classifier off behind the last features of which a head of ours can make logits."""
 
 from typing import Any
 
@@ -6,13 +6,15 @@ import keras
 
 from trainer.errors import ModelError
 from trainer.model.backbones.blocks import cuts_of
+from trainer.system.private_api.keras_graph import as_functional, call_that_made, calls_of
 
 
 def without_head(model: Any, *, origin: str) -> Any:
-    """`model`, a functional or sequential one, up to its last features, with the same layers and weights.
+    """Return `model`, a functional or sequential one, up to its last features, with the same layers and weights.
 
-    Those are [batch, height, width, channels], the last before they are pooled or flattened; where the network works on
-    a sequence instead, as transformers do, what it makes of that before its last layers, as [batch, 1, 1, channels].
+    Those are [batch, height, width, channels], the last before they are pooled or flattened. Where the network works on
+    a sequence, as transformers do, they are what it makes of the sequence before its last layers, as
+    [batch, 1, 1, channels].
 
     Raises:
         ModelError: `model` has several inputs or outputs, takes no RGB images, or has no such features.
@@ -29,8 +31,7 @@ def without_head(model: Any, *, origin: str) -> Any:
 
 def check_takes_images(model: Any, *, origin: str) -> Any:
     """Return `model` as a functional one; raises ModelError where it does not make one output of RGB images."""
-    if isinstance(model, keras.Sequential):
-        model = model._functional
+    model = as_functional(model)
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
     if len(inputs) != 1 or len(outputs) != 1:
         raise ModelError(
@@ -43,7 +44,7 @@ def check_takes_images(model: Any, *, origin: str) -> Any:
 
 
 def _last_features(model: Any) -> Any | None:
-    """A tensor; from the output back, over those that alone carry all that the network knows."""
+    """Return the last feature tensor, searched from the output back over the cuts of the graph; None without one."""
     after: Any = None
     for operation, tensor in reversed(cuts_of(model)):
         shape = tensor.shape
@@ -52,7 +53,8 @@ def _last_features(model: Any) -> Any | None:
         if isinstance(operation, keras.Model) and not isinstance(operation, keras.Sequential):
             inner = _last_features(operation)
             if inner is not None:
-                return keras.Model(operation.inputs[0], inner, name=operation.name)(input_of(operation, tensor))
+                before = call_that_made(tensor, calls_of(model))
+                return keras.Model(operation.inputs[0], inner, name=operation.name)(before.inputs[0])
         if len(shape) == 3:  # a sequence: its pooled form is what follows
             pooled = after if after is not None else keras.layers.GlobalAveragePooling1D(name="pool_sequence")(tensor)
             return keras.layers.Reshape((1, 1, pooled.shape[-1]), name="as_image")(pooled)
@@ -61,7 +63,7 @@ def _last_features(model: Any) -> Any | None:
 
 
 def _is_image(shape: Any) -> bool:
-    """Whether there is still something to pool."""
+    """Return whether there is still something to pool."""
     return len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
 
 
@@ -69,14 +71,8 @@ def _makes_something(model: Any, tensor: Any) -> bool:
     return bool(keras.Model(model.inputs, tensor).weights)
 
 
-def input_of(operation: Any, output: Any) -> Any:
-    """The tensor that `operation` was called on when it made `output`."""
-    node = next(n for n in operation._inbound_nodes if any(t is output for t in n.outputs))
-    return node.input_tensors[0]
-
-
 def _flattened(model: Any) -> Any:
-    """The network within `model`, where that is all there is, so that its layers have names of their own."""
+    """Unwrap the network within `model` where there is nothing else, so that its layers have names of their own."""
     networks = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     others = [layer for layer in model.layers if not isinstance(layer, keras.Model | keras.layers.InputLayer)]
     if len(networks) == 1 and not others and len(model.operations) == 2:

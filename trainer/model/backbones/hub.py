@@ -19,7 +19,7 @@ _DEFAULT_IMAGE_SIZE_PX = 224
 
 
 def open_backbone(name: str) -> Backbone:
-    """The backbone of the preset after "hub:", a name or a folder. Its weights are fetched only when they are loaded.
+    """Open the preset after "hub:", a name or a folder. Its weights are fetched only when they are loaded.
 
     Raises:
         ModelError: keras-hub is not installed, or has no such preset of an image classifier.
@@ -54,7 +54,7 @@ def _import_keras_hub(name: str) -> Any:
 
 
 def _build(name: str, shape: tuple[int, int, int], *, load_weights: bool) -> Any:
-    """The network of the preset without its head, with random weights or its own."""
+    """Build the network of the preset without its head, with random weights or its own."""
     hub = _import_keras_hub(name)
     from_preset = functools.partial(
         hub.models.ImageClassifier.from_preset,

@@ -61,15 +61,15 @@ _MIN_IMAGE_SIZE_PX = {"inception_resnet_v2": 75, "inception_v3": 75, "xception":
 
 
 def list_backbones() -> list[str]:
-    """Every name that `find_backbone` knows, sorted."""
+    """Return every name that `find_backbone` knows, sorted."""
     return sorted(_REGISTRY)
 
 
 def find_backbone(name: str, pixels: str | None = None, *, to_last_layer: bool = False) -> Backbone:
-    """The backbone called `name`; case, '-' and '_' do not matter (`ResNet50` is `resnet50`).
+    """Return the backbone called `name`; case, '-' and '_' do not matter (`ResNet50` is `resnet50`).
 
-    `hub:PRESET` is one of keras-hub, and what ends with .keras is the file of a saved model, of which `pixels`, the
-    setting `model.pixels`, says what it was trained on; with `to_last_layer` it goes up to the last one of its layers.
+    `hub:PRESET` is one of keras-hub. A name that ends with .keras is the file of a saved model: `pixels`, the setting
+    `model.pixels`, says what it was trained on, and with `to_last_layer` it is kept up to its last layer.
 
     Raises:
         ModelError: there is none, and the message names the nearest; or `pixels` is missing or not needed.

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-from keras.src.saving import serialization_lib
 
 from trainer.errors import ModelError
 from trainer.model.backbones.backbone import Backbone
@@ -23,18 +22,20 @@ from trainer.model.files.saved_config import check_config, check_sizes
 from trainer.model.files.weight_files import UNREADABLE, open_hdf5
 from trainer.model.last_layer import LastLayer, find_last_layer, up_to_last_layer
 from trainer.system import trust
+from trainer.system.private_api.keras_graph import all_layers
+from trainer.system.private_api.keras_scopes import safe_mode
 
 _SUFFIX = ".keras"
 _DEFAULT_IMAGE_SIZE_PX = 224
 
 
 def is_own_model(name: str) -> bool:
-    """Whether `name`, a value of `model.backbone`, is the path of a saved model."""
+    """Return whether `name`, a value of `model.backbone`, is the path of a saved model."""
     return name.endswith(_SUFFIX)
 
 
 def last_layer_of(name: str) -> LastLayer | None:
-    """The last layer of the model in the file `name`; None where it does not end with a dense layer.
+    """Return the last layer of the model in the file `name`; None where it does not end with a dense layer.
 
     Raises ModelError as `open_backbone`.
     """
@@ -42,14 +43,15 @@ def last_layer_of(name: str) -> LastLayer | None:
 
 
 def check_features(name: str) -> None:
-    """Raises ModelError where the model in the file `name` has no features that a head of ours could stand on."""
+    """Raise ModelError if the model in the file `name` has no features for a head of ours."""
     without_head(_open(pathlib.Path(name)), origin=name)
 
 
 def open_backbone(name: str, pixels: str | None, *, to_last_layer: bool = False) -> Backbone:
-    """The model in the file `name` without its head, or with `to_last_layer` up to its last layer, whose weights
-    `load_last_layer` then sets. Its preprocessing layers stay; layers that change images at random are left out, since
-    that is the work of the settings `augment`.
+    """Open the model in the file `name` without its head, or with `to_last_layer` up to its last layer.
+
+    `load_last_layer` then sets the weights of that layer. Preprocessing layers stay; layers that change images at
+    random are left out, since the settings `augment` do that.
 
     Raises:
         ModelError: the file is missing, damaged, asks for code that is not Keras's, or is no model of images; or
@@ -97,14 +99,14 @@ def _open(path: pathlib.Path) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _load(path: pathlib.Path, _mtime_ns: int, _num_bytes: int, _is_trusted: bool) -> Any:
-    """Kept, because planning and building ask for the same file."""
+    """Load a file once, because planning and building ask for the same one."""
     try:
         with open_archive(path) as archive, open_weights(archive) as weights, contextlib.ExitStack() as stack:
             config = read_config(archive)
             if not trust.is_given():
                 check_config(config, path)
             arrays = open_hdf5(weights, path, stack)
-        with _float32(), _safe_mode():
+        with _float32(), safe_mode(not trust.is_given()):
             config = {**config, "compile_config": None}
             check_sizes(config, path, num_stored=sum(math.prod(array.shape) for array in arrays))
             return keras.models.load_model(path, compile=False, safe_mode=not trust.is_given())
@@ -113,7 +115,7 @@ def _load(path: pathlib.Path, _mtime_ns: int, _num_bytes: int, _is_trusted: bool
 
 
 def _rebuild(network: Any, shape: tuple[int, int, int], name: str) -> Any:
-    """`network` with new random weights, for images of `shape`, under the current precision."""
+    """Copy `network` with new random weights, for images of `shape`, under the current precision."""
     policy = keras.config.dtype_policy().name
 
     def clone(layer: Any) -> Any:
@@ -126,7 +128,7 @@ def _rebuild(network: Any, shape: tuple[int, int, int], name: str) -> Any:
 
     try:
         inputs = keras.Input(shape)
-        with _safe_mode():
+        with safe_mode(not trust.is_given()):  # which comes after `check_config`; without it a Lambda can be built
             model = keras.models.clone_model(network, input_tensors=inputs, clone_function=clone, recursive=True)
         changed = model.count_params() != network.count_params()
     except ValueError:
@@ -147,19 +149,12 @@ def _is_augmentation(layer: Any) -> bool:
 
 
 def _check_randomness(model: Any, name: str) -> None:
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if hasattr(layer, "seed_generator") and type(layer) is not keras.layers.Dropout and layer.seed_generator:
             raise ModelError(
                 f"{name} holds {layer.name}, a {type(layer).__name__}, whose random numbers would differ from replica "
                 "to replica; save the model without it, or with Dropout"
             )
-
-
-@contextlib.contextmanager
-def _safe_mode() -> Iterator[None]:
-    """Keras's own, which comes after the check of the configuration, and without which a Lambda can be built."""
-    with serialization_lib.SafeModeScope(not trust.is_given()):
-        yield
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What pixels a network was trained on, and the layer that makes them of 0-255 RGB: in one place for every backbone.
+"""Scale 0-255 RGB to the pixels that a network was trained on, in one place for every backbone.
 
 Checked in the tests against each source's own preprocessing function.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelScaling:
-    """`x * scale + offset` per channel, in RGB order, then to BGR where `to_bgr`."""
+    """A scaling of pixels: `x * scale + offset` per channel in RGB order, then to BGR where `to_bgr`."""
 
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -22,7 +22,7 @@ class PixelScaling:
 
 @keras.saving.register_keras_serializable("trainer")
 class ScalePixels(keras.layers.Layer):  # type: ignore[misc]
-    """Pixels 0-255 RGB to what the backbone was trained on; computed in float32 under every precision."""
+    """A layer that turns pixels 0-255 RGB into a backbone's, in float32 under every precision."""
 
     def __init__(self, scale: Any, offset: Any, to_bgr: bool, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)

@@ -22,7 +22,7 @@ _MAX_EXPANSION, _ALWAYS_FINE_BYTES = 10, 64 << 20
 
 @contextlib.contextmanager
 def open_archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
-    """Raises ModelError for a zip file that is no model of numbers alone, or claims to be far larger than it is."""
+    """Open a saved model. Raises ModelError if it holds more than numbers, or claims to be far larger than it is."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         for name in (WEIGHTS_MEMBER, CONFIG_MEMBER):
@@ -39,13 +39,13 @@ def open_archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_config(archive: zipfile.ZipFile) -> Any:
-    """Raises ValueError where it is no JSON."""
+    """Read the configuration of a saved model. Raises ValueError if it is no JSON."""
     return parse_config(archive.read(CONFIG_MEMBER))
 
 
 @contextlib.contextmanager
 def open_weights(archive: zipfile.ZipFile) -> Iterator[IO[bytes]]:
-    """The weights as a file without a name: a reader that goes back and forth would unpack a member each time."""
+    """Unpack the weights to a file without a name: seeking within a member would unpack it again each time."""
     with tempfile.TemporaryFile() as unpacked:
         with archive.open(WEIGHTS_MEMBER) as member:
             shutil.copyfileobj(member, unpacked, 1 << 20)

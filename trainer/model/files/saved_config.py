@@ -1,4 +1,4 @@
-"""What the configuration of a saved Keras model may ask for: classes of Keras that compute, and nothing else.
+"""Check that the configuration of a saved Keras model asks for classes of Keras that compute, and for nothing else.
 
 Keras's own safe mode refuses what was known when it was written, and was got round again and again: by any callable
 (CVE-2025-1550), by functions of Keras itself (CVE-2025-8747, CVE-2025-9906), by layers that load other files
@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from trainer.errors import ModelError
-from trainer.model.files.abstract_variables import variables_without_memory
+from trainer.system.private_api.keras_scopes import variables_without_memory
 
 MAX_CONFIG_BYTES = 16 << 20
 # They run code, or read other files.
@@ -46,15 +46,17 @@ SAVE_WEIGHTS_ALONE = "save the weights alone, with model.save_weights('model.wei
 
 
 def parse_config(content: bytes | str) -> Any:
-    """Raises ValueError for what is no JSON, or is larger than any model's."""
+    """Parse a configuration. Raises ValueError if it is no JSON, or larger than any model's."""
     if len(content) > MAX_CONFIG_BYTES:
         raise ValueError(f"its configuration has {len(content):,} bytes, where {MAX_CONFIG_BYTES:,} are enough for any")
     return json.loads(content)
 
 
 def check_config(config: Any, path: pathlib.Path, *, fix: str = REPLACE_LAYERS) -> None:
-    """Raises ModelError where `config` asks for anything but Keras's own classes; what it was compiled with is ignored,
-    since it is never built."""
+    """Raise ModelError if `config` asks for anything but Keras's own classes.
+
+    The settings that it was compiled with are ignored, since they are never built.
+    """
     parts = {k: v for k, v in config.items() if k != "compile_config"} if isinstance(config, dict) else config
     for entry in _objects(parts):
         class_name, module = entry.get("class_name"), entry.get("module")
@@ -68,8 +70,10 @@ def check_config(config: Any, path: pathlib.Path, *, fix: str = REPLACE_LAYERS) 
 
 
 def check_no_code(config: Any, path: pathlib.Path) -> None:
-    """The same for the configuration in a file of older Keras, of which only arrays are ever read: its classes have no
-    modules, so that only what is code in itself can be told."""
+    """Raise ModelError if the configuration in a file of older Keras holds code.
+
+    Its classes have no modules, so that only code itself can be told; nothing but arrays is ever read from such a file.
+    """
     for entry in _objects(config):
         class_name, module = entry.get("class_name"), entry.get("module")
         package = str(module or "keras").split(".")[0]
@@ -78,8 +82,11 @@ def check_no_code(config: Any, path: pathlib.Path) -> None:
 
 
 def check_sizes(config: Any, path: pathlib.Path, *, num_stored: int) -> None:
-    """Builds the model of a checked (or trusted) `config` without memory for its weights, and raises ModelError where
-    it has far more numbers than the `num_stored` of the file, or makes more than any memory holds of one image."""
+    """Build the model of a checked or trusted `config` without memory, and raise ModelError if it is too large.
+
+    That is where it has far more numbers than the `num_stored` of the file, or makes more of one image than any memory
+    holds.
+    """
     with variables_without_memory():
         # Deserialising changes what it is given.
         model = keras.saving.deserialize_keras_object(json.loads(json.dumps(config)), safe_mode=True)
@@ -99,7 +106,7 @@ def check_sizes(config: Any, path: pathlib.Path, *, num_stored: int) -> None:
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:
-    """All serialised objects in a configuration, however deep."""
+    """Yield all serialised objects in a configuration, however deep."""
     waiting = [config]
     while waiting:
         value = waiting.pop()
@@ -112,7 +119,7 @@ def _objects(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def _find(module: Any, class_name: Any) -> type | None:
-    """The class of Keras that is meant, if it is one of those that compute; nothing is imported for it."""
+    """Return the class of Keras that is meant, if it is one of those that compute; import nothing for it."""
     if not isinstance(class_name, str) or not isinstance(module, str | None):
         return None
     if module is None:

@@ -1,4 +1,4 @@
-"""Reads the tensors of a legacy PyTorch checkpoint (`.pth`, before the zip format) without PyTorch and without trust.
+"""Read the tensors of a legacy PyTorch checkpoint (`.pth`, before the zip format) without PyTorch and without trust.
 
 Format: `torch.serialization._legacy_save` of PyTorch 1.x: four pickles (magic number, protocol, system info, the
 object), a pickled list of storage keys, then for each key an int64 count and the raw little-endian elements.
@@ -29,7 +29,7 @@ class _StoredTensor:
 
 
 def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Returns every tensor of the state dict at `path` by its name, C-contiguous.
+    """Return every tensor of the state dict at `path` by its name, C-contiguous.
 
     Raises:
         ModelError: the file is of another format, is truncated, or asks for anything but tensors.

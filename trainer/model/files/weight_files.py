@@ -68,7 +68,7 @@ class StoredArray:
 
 @contextlib.contextmanager
 def open_weight_file(path: pathlib.Path) -> Iterator[list[StoredArray]]:
-    """The arrays of `path`, which can be read within the block.
+    """Open `path` and return its arrays, which can be read within the block.
 
     Raises:
         ModelError: the file is missing, damaged, of no known kind, or holds links to other files or claims of arrays
@@ -107,7 +107,7 @@ def _open(path: pathlib.Path, stack: contextlib.ExitStack) -> list[StoredArray]:
 
 
 def open_hdf5(source: pathlib.Path | IO[bytes], path: pathlib.Path, stack: contextlib.ExitStack) -> list[StoredArray]:
-    """The arrays of an HDF5 file of any Keras, without those of an optimizer; `path` is for its errors and its size."""
+    """Return the arrays of an HDF5 file of any Keras, without an optimizer's; `path` is for errors and its size."""
     root: Any = stack.enter_context(h5py.File(source, "r"))
     if "model_config" in root.attrs:
         check_no_code(parse_config(_attribute(root, "model_config", path)), path)
@@ -135,8 +135,10 @@ def _read_old_keras(root: Any, above: str, datasets: dict[str, Any], path: pathl
 
 
 def _in_written_order(group: Any, datasets: dict[str, Any], path: pathlib.Path) -> list[tuple[str, Any]]:
-    """The datasets under `group` by name. Keras splits the list of their names where it is too long for one attribute,
-    into weight_names0, weight_names1 and so on."""
+    """Return the datasets under `group` by name, in the order in which Keras wrote them.
+
+    Keras splits a list of names that is too long for one attribute into weight_names0, weight_names1 and so on.
+    """
     attributes = [key for key in group.attrs if re.fullmatch(r"weight_names\d*", key)]
     attributes.sort(key=lambda key: int(key.removeprefix("weight_names") or 0))
     listed = [
@@ -146,7 +148,7 @@ def _in_written_order(group: Any, datasets: dict[str, Any], path: pathlib.Path) 
 
 
 def _read_keras_3(root: Any, datasets: dict[str, Any], path: pathlib.Path) -> list[StoredArray]:
-    """The groups called vars hold the arrays of one layer each."""
+    """Read the groups called vars, each of which holds the arrays of one layer."""
     found = []
     for place, dataset in datasets.items():
         *groups, last, position = ["", *place.split("/")]
@@ -189,8 +191,11 @@ def _attribute(owner: Any, key: str, path: pathlib.Path) -> Any:
 
 
 class _Walk:
-    """All datasets of numbers under a group, each seen once. Raises ModelError for links, whatever they lead to, for
-    arrays that lie elsewhere or are far larger than the file, and for groups that are entered by two ways."""
+    """A walk over all datasets of numbers under a group, each seen once.
+
+    Raises ModelError for links, whatever they lead to, for arrays that lie elsewhere or are far larger than the file,
+    and for groups that are entered by two ways.
+    """
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from trainer.model.layers.replace_layers import replace_layers
+from trainer.system.private_api.keras_graph import BatchNormalizationWithMoments, all_layers
 
 Tensor = Any
 
@@ -32,7 +33,7 @@ _REDUCTION: contextvars.ContextVar[_Reduction | None] = contextvars.ContextVar("
 
 @contextlib.contextmanager
 def statistics_over(all_reduce_sum: Callable[[list[Tensor]], list[Tensor]], weights: Tensor) -> Iterator[None]:
-    """Within the block, `SynchronizedBatchNormalization` takes its statistics over all replicas.
+    """Let `SynchronizedBatchNormalization` take its statistics over all replicas within the block.
 
     Args:
         all_reduce_sum: adds up tensors over the replicas, and can be differentiated.
@@ -46,18 +47,18 @@ def statistics_over(all_reduce_sum: Callable[[list[Tensor]], list[Tensor]], weig
 
 
 @keras.saving.register_keras_serializable("trainer")
-class SynchronizedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
-    """`keras.layers.BatchNormalization` whose batch is the global one; the same in inference."""
+class SynchronizedBatchNormalization(BatchNormalizationWithMoments):
+    """A batch normalisation over the global batch; in inference the same as `keras.layers.BatchNormalization`."""
 
-    def _moments(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance [channels] over all replicas, from one reduction of their sums.
+    def moments(self, inputs: Tensor, mask: Tensor | None, axes: list[int]) -> tuple[Tensor, Tensor]:
+        """Return mean and variance [channels] over all replicas, from one reduction of their sums.
 
         Raises RuntimeError for training outside of `statistics_over`, and with a mask.
         """
         reduction = _REDUCTION.get()
         if reduction is None or mask is not None:
             raise RuntimeError("SynchronizedBatchNormalization trains within statistics_over, and without masks")
-        num_positions = math.prod(inputs.shape[axis] for axis in self._reduction_axes if axis > 0)
+        num_positions = math.prod(inputs.shape[axis] for axis in axes if axis > 0)
         is_counted = tf.cast(reduction.weights > 0, inputs.dtype)
         weights = tf.reshape(is_counted, [-1] + [1] * (len(inputs.shape) - 1))
         # Sums of squares lose their last digits where the mean is large; the moving mean, which is the same on every
@@ -66,8 +67,8 @@ class SynchronizedBatchNormalization(keras.layers.BatchNormalization):  # type: 
         shape = [1] * len(inputs.shape)
         shape[self.axis] = -1
         centred = (inputs - tf.reshape(shift, shape)) * weights
-        sums = tf.reduce_sum(centred, self._reduction_axes)
-        squares = tf.reduce_sum(tf.square(centred), self._reduction_axes)
+        sums = tf.reduce_sum(centred, axes)
+        squares = tf.reduce_sum(tf.square(centred), axes)
         count = tf.reduce_sum(is_counted)[tf.newaxis] * float(num_positions)
         (total,) = reduction.all_reduce_sum([tf.concat([sums, squares, count], axis=0)])
         num_channels = inputs.shape[self.axis]
@@ -78,19 +79,19 @@ class SynchronizedBatchNormalization(keras.layers.BatchNormalization):  # type: 
 
 @keras.saving.register_keras_serializable("trainer")
 class FrozenStatisticsBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
-    """`keras.layers.BatchNormalization` in inference mode at all times; where it is trained, scale and offset are."""
+    """A batch normalisation in inference mode at all times; training changes its scale and offset alone."""
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         return super().call(inputs, training=False, mask=mask)
 
 
 def with_synchronized_statistics(model: Any) -> Any:
-    """`model`, a functional one, with new weights and each of its batch normalisations synchronised."""
+    """Copy a functional `model` with new weights and with each of its batch normalisations synchronised."""
     return _with_batch_norm(model, SynchronizedBatchNormalization)
 
 
 def with_frozen_statistics(model: Any) -> Any:
-    """The same with the statistics of the weights."""
+    """Copy a functional `model` with new weights and with batch statistics that stay those of the weights."""
     return _with_batch_norm(model, FrozenStatisticsBatchNormalization)
 
 
@@ -104,25 +105,28 @@ def _with_batch_norm(model: Any, kind: Any) -> Any:
 
 
 def momenta_of_statistics(model: Any) -> dict[int, float]:
-    """The momentum of each of `changing_statistics`, by the id of the variable."""
+    """Return the momentum of each of `changing_statistics`, by the id of the variable."""
     momenta = {
         id(variable): float(layer.momentum)
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization)
         for variable in (layer.moving_mean, layer.moving_variance)
     }
     return {id(variable): momenta[id(variable)] for variable in changing_statistics(model)}
 
 
-def settled(old: Tensor, new: Tensor, *, momentum: float, num_parts: int, num_updates: Tensor) -> Tensor:
-    """A moving average that forgets faster at first what it started from, mean 0 and variance 1.
+def debias_moving_average(old: Tensor, new: Tensor, *, momentum: float, num_parts: int, num_updates: Tensor) -> Tensor:
+    """Let a moving average forget faster at first what it started from, mean 0 and variance 1.
 
     With a momentum of 0.999, as in MobileNet, a fiftieth of the 1 is left after 4,000 steps: ten times the variance of
     some channels, and the network classifies at random in inference while its training accuracy is good. The momentum
     starts low, at (1 + n) / (10 + n), like that of `averages.update_averages`.
 
     Args:
-        old: before the step; `new`: what the layer made of it, with `momentum`, in `num_parts` batches.
+        old: the average before the step.
+        new: what the layer made of it, with `momentum`, in `num_parts` batches.
+        momentum: of the layer.
+        num_parts: batches of the step.
         num_updates: scalar integer, how many steps there were before (from 0).
     """
     n = tf.cast(num_updates, tf.float32)
@@ -131,10 +135,10 @@ def settled(old: Tensor, new: Tensor, *, momentum: float, num_parts: int, num_up
 
 
 def changing_statistics(model: Any) -> list[Any]:
-    """The variables of `model` that its call changes in training: moving means and variances that are not frozen."""
+    """Return the moving means and variances of `model` that training changes: those that are not frozen."""
     return [
         variable
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization)
         and not isinstance(layer, FrozenStatisticsBatchNormalization)
         and layer.trainable

@@ -1,4 +1,4 @@
-"""Convolutions of one channel each that a network writes as grouped ones, as the ConvNeXt of Keras does."""
+"""Replace grouped convolutions of one channel each, as the ConvNeXt of Keras has them, by depthwise ones."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class DepthwiseConv(keras.layers.Conv2D):
     """
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        """inputs: [b, h, w, c]; kernel: [kh, kw, 1, c * m], its last axis by channel."""
+        """Convolve [b, h, w, c] with [kh, kw, 1, c * m], whose last axis is ordered by channel."""
         kernel = ops.reshape(kernel, (*kernel.shape[:2], self.groups, self.filters // self.groups))
         return ops.depthwise_conv(
             inputs, kernel, self.strides, self.padding, data_format=self.data_format, dilation_rate=self.dilation_rate
@@ -26,7 +26,7 @@ class DepthwiseConv(keras.layers.Conv2D):
 
 
 def with_depthwise_operations(model: Any) -> Any:
-    """`model`, a functional one, with new weights and each such layer replaced; the same object where it has none."""
+    """Copy a functional `model` with new weights and each such layer replaced; return one without any as it is."""
 
     def replacement(layer: Any) -> Any | None:
         is_depthwise = type(layer) is keras.layers.Conv2D and layer.groups > 1 and layer.kernel.shape[2] == 1

@@ -27,7 +27,7 @@ _GOLDEN_RATIO = 0x9E3779B9
 
 @contextlib.contextmanager
 def dropout_keys(seed: int, positions: Tensor) -> Iterator[None]:
-    """Within the block, every `ExampleDropout` keys its masks by `seed` and the stream positions [b] int64."""
+    """Let every `ExampleDropout` in the block key its masks by `seed` and the stream positions [b] int64."""
     low = tf.cast(positions % 2**32, tf.uint32)
     high = tf.cast(positions // 2**32, tf.uint32)
     keys = _mix(_mix(_mix(low) ^ high) ^ tf.constant(seed % 2**32, tf.uint32))
@@ -40,7 +40,7 @@ def dropout_keys(seed: int, positions: Tensor) -> Iterator[None]:
 
 @keras.saving.register_keras_serializable("trainer")
 class ExampleDropout(keras.layers.Layer):  # type: ignore[misc]
-    """`keras.layers.Dropout` with masks keyed by example.
+    """A dropout whose masks are keyed by example.
 
     Args:
         rate: the share that is dropped, in [0, 1); the rest is scaled by 1 / (1 - rate).
@@ -55,7 +55,7 @@ class ExampleDropout(keras.layers.Layer):  # type: ignore[misc]
         self.rate, self.noise_shape, self.salt = rate, noise_shape, salt
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
-        """Raises RuntimeError for training outside of `dropout_keys`: masks without keys would differ by replica."""
+        """Drop units in training. Raises RuntimeError outside of `dropout_keys`: masks would differ by replica."""
         if not training or self.rate == 0 or not self.trainable:
             return inputs
         keys = _KEYS.get()
@@ -67,7 +67,7 @@ class ExampleDropout(keras.layers.Layer):  # type: ignore[misc]
         return inputs * mask * tf.cast(1 / (1 - self.rate), inputs.dtype)
 
     def _mask_shape(self, inputs: Tensor) -> list[int]:
-        """Without the batch."""
+        """Return the shape of a mask without the batch."""
         wanted = self.noise_shape or (None,) * len(inputs.shape)
         return [int(size if asked is None else asked) for asked, size in zip(wanted[1:], inputs.shape[1:], strict=True)]
 
@@ -76,9 +76,7 @@ class ExampleDropout(keras.layers.Layer):  # type: ignore[misc]
 
 
 def with_example_dropout(model: Any, first_salt: int = 1) -> Any:
-    """`model`, a functional one, with new weights and each Keras Dropout in it replaced; the same object where it has
-    none.
-    """
+    """Copy a functional `model` with new weights and each Keras Dropout replaced; return one without any as it is."""
     salts = itertools.count(first_salt)
 
     def replacement(layer: Any) -> Any | None:
@@ -92,8 +90,10 @@ def with_example_dropout(model: Any, first_salt: int = 1) -> Any:
 
 
 def _uniform(keys: Tensor, salt: int, num_values: int) -> Tensor:
-    """Float32 [b, num_values] in [0, 1), from keys [b] uint32: a counter through a mixing function, so that XLA
-    compiles it on any device."""
+    """Draw float32 [b, num_values] in [0, 1) from keys [b] uint32.
+
+    A counter goes through a mixing function, so that XLA compiles it on any device.
+    """
     counters = tf.range(num_values, dtype=tf.int64) + 1
     counters = tf.cast(counters * _GOLDEN_RATIO % 2**32, tf.uint32)
     salted = _mix(keys ^ tf.constant(salt * _GOLDEN_RATIO % 2**32, tf.uint32))
@@ -103,7 +103,7 @@ def _uniform(keys: Tensor, salt: int, num_values: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A bijection of uint32 that flips every output bit with every input bit in about half of the cases.
+    """Map uint32 one to one so that each input bit flips every output bit in about half of the cases.
 
     The multipliers and shifts are "lowbias32" of C. Wellons, https://nullprogram.com/blog/2018/07/31/ (public domain).
     """

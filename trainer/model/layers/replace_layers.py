@@ -1,16 +1,19 @@
-"""Swapping single layers of a network for others that take the same input and hold the same weights."""
+"""Replace single layers of a network by others that take the same input and hold the same weights."""
 
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from trainer.system.private_api.keras_graph import all_layers
+
 
 def replace_layers(model: Any, replacement: Callable[[Any], Any | None]) -> Any:
-    """`model`, a functional one, with new weights and with each layer for which `replacement` gives another one; the
-    same object where it gives none. Names, the order of the weights and networks within the network stay.
+    """Copy a functional `model` with new weights, and with each layer for which `replacement` returns another one.
+
+    A model in which it replaces nothing is returned as it is. Names, the order of the weights and nested networks stay.
     """
-    replacements = {layer.name: new for layer in model._flatten_layers() if (new := replacement(layer)) is not None}
+    replacements = {layer.name: new for layer in all_layers(model) if (new := replacement(layer)) is not None}
     if not replacements:
         return model
 
