@@ -31,10 +31,10 @@ demo: $(installed) ## train, evaluate, export, verify and serve a model on real 
 
 test: $(test_needs) ## every test except the longest, with lint and types
 	@scripts/system-packages tests
-	$(bin)/pytest -n 2 --dist loadfile --only-allowed-skips --durations=10 $(test_selection)
+	$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder --only-allowed-skips --durations=10 $(test_selection)
 
 test-quick: $(installed) ## the tests that take minutes: no training process, no Horovod
-	$(bin)/pytest -n 2 --dist loadfile --durations=10 -m "not slow and not horovod"
+	$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "not slow and not horovod"
 
 test-python-3.12: ## test-quick under Python 3.12, if it is installed
 	@scripts/test-python-3.12

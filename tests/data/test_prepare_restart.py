@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.complete import IS_COMPLETE
 from trainer.cli.app import app
 from trainer.data.dataset import records
 from trainer.data.dataset.manifest import Manifest, is_prepared
@@ -132,7 +133,7 @@ print(json.dumps({"killed_after": killed_after, "num_reads": num_reads(), "statu
 """
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(4 if IS_COMPLETE else 1))
 def test_killed_again_and_again_it_ends_with_the_same_bytes_and_does_little_twice(
     tmp_path: pathlib.Path, out: pathlib.Path, seed: int
 ) -> None:

@@ -4,7 +4,6 @@ One small network has the layers that converters trip over, together. TRAINER_TE
 backbone of each family of the catalogue as well, with random weights, which is a quarter of an hour.
 """
 
-import os
 import pathlib
 from typing import Any
 
@@ -19,6 +18,7 @@ from export.files.provenance import Provenance
 from export.files.signature import Signature
 from export.pipeline.make_export import ExportRequest, make_export
 from export.runtime.samples import read_batch
+from tests.complete import IS_COMPLETE
 from trainer.data.decode.geometry import Geometry
 from trainer.model.backbones.registry import find_backbone
 from trainer.model.classifier import build_classifier
@@ -129,7 +129,7 @@ def test_layers_that_converters_trip_over_are_within_budget_in_every_format(
     assert "gradient" not in caplog.text, "what does not concern the user is not told"
 
 
-@pytest.mark.skipif(os.environ.get("TRAINER_TESTS_COMPLETE") != "1", reason="a quarter of an hour")
+@pytest.mark.skipif(not IS_COMPLETE, reason="a quarter of an hour")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_of_backbones_survives_every_converter(
     name: str, validation: ListedImages, tmp_path: pathlib.Path

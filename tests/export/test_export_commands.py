@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 import serving.client
 from export.files.parity import ParityReport
+from tests import small_backbone
 from trainer.cli.export import export, verify
 from trainer.cli.predict import predict
 from trainer.config.config import load_config
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import ArtifactError, DataError, ParityError, RunError, TrainerError, UsageError
-from trainer.model.classifier import build_classifier, named_arrays, saved_variables
+from trainer.model.classifier import build_configured, named_arrays, saved_variables
 from trainer.run.checkpoint import Checkpoint, CheckpointInfo
 from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir, RunInfo
@@ -25,7 +26,6 @@ from trainer.run.run_dir import RunDir, RunInfo
 pytestmark = pytest.mark.slow
 
 SIZE_PX = 32
-BACKBONE = "mobilenet"
 FORMATS = "tflite-float32,onnx,saved_model"
 
 app = typer.Typer()
@@ -41,7 +41,7 @@ def invoke(*arguments: object) -> str:
 
 
 def write_run(run: RunDir, dataset_dir: pathlib.Path, manifest: Manifest, *, head_scale: float = 1.0) -> None:
-    config = load_config(overrides=[f"model.backbone={BACKBONE}", "model.weights=none"])
+    config = load_config(overrides=[*small_backbone.SETTINGS, "model.weights=none"])
     info = RunInfo(
         name="digits",
         identity="cd" * 32,
@@ -55,7 +55,7 @@ def write_run(run: RunDir, dataset_dir: pathlib.Path, manifest: Manifest, *, hea
         batch_norm="per_replica",
     )
     run.create(config, info)
-    model = build_classifier(backbone=BACKBONE, num_classes=len(CLASS_NAMES), image_size_px=SIZE_PX)
+    model = build_configured(config.model, task="single_label", num_classes=len(CLASS_NAMES), image_size_px=SIZE_PX)
     kernel, bias = model.get_layer("head").get_weights()
     model.get_layer("head").set_weights([kernel * head_scale, bias])
     checkpoint = CheckpointInfo(
@@ -109,7 +109,7 @@ def test_a_run_is_exported_under_its_name_with_the_asked_formats(export_dir: pat
         "onnx/digits.onnx",
     ]
     assert report.reference == "run digits, step 40 (best checkpoint), float32"
-    assert "backbone: mobilenet" in (export_dir / "MODEL_CARD.md").read_text()
+    assert f"backbone: {small_backbone.PATH}" in (export_dir / "MODEL_CARD.md").read_text()
 
 
 def test_verify_prints_one_answer_for_programs_and_one_for_people(

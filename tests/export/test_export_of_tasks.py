@@ -17,6 +17,7 @@ from export.files.signature import Signature
 from export.files.statuses import STATUSES
 from export.gate.golden import Golden
 from export.runtime.runtimes import SavedModelRuntime
+from tests import small_backbone
 from trainer.config.config import load_config
 from trainer.config.training import ModelTask
 from trainer.data.dataset.manifest import Manifest, Split, SplitName
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.slow
 SIZE_PX = 32
 STEP = 40
 NUM_IMAGES = 24
-SETTINGS = ["model.backbone=mobilenet", "model.weights=none"]
+SETTINGS = [*small_backbone.SETTINGS, "model.weights=none"]
 CLASS_NAMES: dict[str, list[str]] = {"binary": ["even", "odd"], "multi_label": ["odd", "large", "prime"]}
 
 

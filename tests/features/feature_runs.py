@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests import small_backbone
 from trainer.config.config import Config, load_config
 from trainer.launch.plan_run import plan_run
 from trainer.launch.start_run import start_run
@@ -17,6 +18,7 @@ from trainer.run.run_dir import RunDir
 # Dropout in the head, and a last batch that is filled up: both depend on which example stands where.
 SETTINGS = (
     "distribute.device=cpu",
+    *small_backbone.SETTINGS,
     "model.image_size_px=32",
     "model.trainable=head",
     "model.dropout=0.3",

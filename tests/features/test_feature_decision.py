@@ -44,8 +44,8 @@ def test_what_makes_features_wrong_turns_them_off_with_the_reason_and_asking_for
 
 def test_a_frozen_backbone_and_unchanged_images_turn_features_on(few_digits: pathlib.Path) -> None:
     plan = plan_of(few_digits)
-    assert plan.is_on and plan.layer == "pool" and plan.shape == [1280]
-    assert plan.num_bytes == (120 + 20) * 1280 * 4
+    assert plan.is_on and plan.layer == "pool" and plan.shape == [32]
+    assert plan.num_bytes == (120 + 20) * 32 * 4
     assert plan.dir == f"{few_digits}.features"
 
 
@@ -105,4 +105,4 @@ def test_views_that_cannot_be_kept_are_an_error(few_digits: pathlib.Path, settin
 def test_views_are_counted_in_the_bytes(few_digits: pathlib.Path) -> None:
     plan = plan_of(few_digits, "features.views=2", "augment.preset=medium")
     assert plan.num_views == 2
-    assert plan.num_bytes == (2 * 120 + 20) * 1280 * 4
+    assert plan.num_bytes == (2 * 120 + 20) * 32 * 4

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests import small_backbone
 from trainer.cli.app import main
 from trainer.config.config import load_config
 from trainer.data.dataset.manifest import Manifest
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = [
     "distribute.device=cpu",
+    *small_backbone.SETTINGS,
     "model.image_size_px=32",
     "model.trainable=head",
     "train.epochs=1",

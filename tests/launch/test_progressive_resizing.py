@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launching import final_weights_hash
 
+from tests import small_backbone
 from trainer.config.config import load_config
 from trainer.data.dataset.manifest import Manifest
 from trainer.distribute.mirrored import make_engine
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 SIZES_PX = [32, 36, 44]
 NUM_STEPS = 12
+EFFICIENTNET = ("model.backbone=efficientnet_lite0", "model.pixels=null")
 
 
 @given(num_steps=st.integers(1, 10_000), num_sizes=st.integers(1, 8))
@@ -40,6 +42,7 @@ def plan(digits: pathlib.Path, run_dir: pathlib.Path, *overrides: str, sizes: li
     settings = [
         f"data.path={digits}",
         "distribute.device=cpu",
+        *small_backbone.SETTINGS,
         "model.image_size_px=44",
         "model.trainable=head",
         "train.global_batch_size=64",
@@ -58,7 +61,7 @@ def plan(digits: pathlib.Path, run_dir: pathlib.Path, *overrides: str, sizes: li
         ([44, 32, 44], (), "does not rise"),
         ([32, 32, 44], (), "does not rise"),
         ([32, 36], (), "whose last size is not the model's 44 px.*model.image_size_px=36"),
-        ([16, 44], (), "efficientnet_lite0 takes images of at least 32 px"),
+        ([16, 44], EFFICIENTNET, "efficientnet_lite0 takes images of at least 32 px"),
         (list(range(32, 45)), (), "the run has 12 steps, fewer than sizes"),
     ],
 )
