@@ -94,7 +94,7 @@ def launch(
     resume: Annotated[bool, typer.Option(help="Continue the run in --run-dir; --no-resume refuses to.")] = True,
     wait: Annotated[
         float,
-        typer.Option(min=0, metavar="SECS", help="Wait so long while another command trains in --run-dir."),
+        typer.Option(min=0, metavar="SECS", help="How long to wait if another command trains in --run-dir."),
     ] = 0.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done, and by which processes; train nothing.")

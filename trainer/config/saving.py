@@ -12,9 +12,11 @@ class CheckpointConfig(Section):
 
     every_steps: Positive | None = pydantic.Field(None, description="null: once an epoch")
     every_secs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
-        600.0, description="seconds; saved as well when so much time has passed since the last save; null: not so"
+        600.0, description="also save when this many seconds have passed since the last save; null: never"
     )
-    keep: Positive = pydantic.Field(2, description="the newest so many, and always the best")
+    keep: Positive = pydantic.Field(
+        2, description="how many of the newest checkpoints are kept; the best one always is"
+    )
     best_metric: Literal["accuracy", "loss", "macro_f1", "average_precision", "roc_auc"] = pydantic.Field(
         "accuracy", description="of the validation split; average_precision: binary and multi_label; roc_auc: binary"
     )
