@@ -18,7 +18,8 @@ import pytest
 
 from trainer.console.task_progress import show_nothing
 from trainer.data.sources import CATALOGUE, Candidate, Source, SourceOptions, open_source
-from trainer.errors import DataError
+from trainer.data.sources.archives.staging import staging_into
+from trainer.errors import DataError, TrainerError
 
 pytestmark = pytest.mark.slow
 
@@ -314,3 +315,10 @@ def test_memory_does_not_grow_with_the_members(tmp_path: pathlib.Path, kind: str
         path.write_bytes(PACKED[kind]({f"{'ab'[i % 2]}/{i:040}.jpg": b"x" for i in range(count)}))
         peaks.append(peak_kilobytes(path, count))
     assert peaks[1] < peaks[0] + 8_000  # kB; Python's zipfile and tarfile hold over 20,000
+
+
+def test_a_workspace_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None:
+    workspace = tmp_path / "work"
+    workspace.touch()
+    with pytest.raises(TrainerError, match=r"photos cannot be staged in .*work: "), staging_into(workspace, "photos"):
+        pass

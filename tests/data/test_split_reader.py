@@ -68,6 +68,8 @@ def test_an_index_out_of_range_is_refused(dataset: tuple[pathlib.Path, Manifest]
 
 def test_examples_come_with_their_file_names(dataset: tuple[pathlib.Path, Manifest]) -> None:
     assert list(iterate_examples(*dataset, "train")) == [example(i) for i in range(8)]
+    with SplitReader(*dataset, "train") as reader:
+        assert list(reader.examples(chunk=3)) == [example(i) for i in range(8)]
 
 
 def test_a_shard_that_shrinks_under_the_reader_is_named(dataset: tuple[pathlib.Path, Manifest]) -> None:

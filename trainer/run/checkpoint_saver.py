@@ -22,9 +22,7 @@ class CheckpointSaver:
     """
 
     def __init__(self, store: CheckpointStore, note: Callable[[str], None]) -> None:
-        """Args:
-        note: told what a save could not do, with the figures.
-        """
+        """Save to `store`; `note` is called with a sentence, with the figures, if a save fails."""
         self.store = store
         self._note = note
         self._thread: threading.Thread | None = None
@@ -46,10 +44,9 @@ class CheckpointSaver:
         return self._newest
 
     def save(self, checkpoint: Checkpoint, *, is_last: bool = False) -> None:
-        """Begin to write `checkpoint`, whose arrays nobody changes any more.
+        """Begin to write `checkpoint`, whose arrays must not change any more.
 
-        Args:
-            is_last: nothing will be saved after it, so return when it is on the disk.
+        If `is_last`, return only once it is on the disk.
 
         Raises:
             StorageError: the last checkpoint, or several one after the other, could not be written.

@@ -40,10 +40,7 @@ class CheckpointStore:
     """The checkpoints of one run directory. Only the chief writes them."""
 
     def __init__(self, directory: pathlib.Path, *, keep: int, best_metric: str) -> None:
-        """Args:
-        keep: how many of the newest checkpoints stay, beside the best.
-        best_metric: the metric of the validation split that names the best.
-        """
+        """Open a store that keeps the `keep` newest checkpoints and the one with the best validation metric."""
         self.directory = directory
         self._keep = keep
         self._best_metric = best_metric
