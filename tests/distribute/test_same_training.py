@@ -2,12 +2,12 @@
 
 Each job makes all its trainings in the same few processes, started as a user's are; its tests look at what these wrote.
 By default, one replica makes every combination of precision, XLA and accumulation, two make those in which any two
-choices meet, three make two, and XLA leaves out LLVM's optimisations: TRAINER_TESTS_COMPLETE=1 leaves out nothing.
+choices meet, workers of MPI two, and three replicas the one with XLA and in parts; XLA leaves out LLVM's optimisations.
+TRAINER_TESTS_COMPLETE=1 leaves out nothing.
 """
 
 import dataclasses
 import itertools
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +28,7 @@ from training_runs import (
 )
 
 from scripts import build_horovod
-from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
+from tests.complete import IS_COMPLETE
 from trainer.distribute import mirrored
 from trainer.distribute.topology import Topology
 from trainer.evaluation.evaluator import Evaluator
@@ -36,7 +36,6 @@ from trainer.step import forward_backward, losses, train_step
 
 pytestmark = pytest.mark.slow
 
-IS_COMPLETE = os.environ.get("TRAINER_TESTS_COMPLETE") == "1"
 HOROVOD = [Job("horovod", 2, "gloo"), Job("horovod", 3, "gloo")]
 if build_horovod.find_mpi():
     HOROVOD.append(Job("horovod", 2, "mpi"))
@@ -61,7 +60,7 @@ def frozen_runs(job: Job) -> list[TrainingRun]:
     choices = itertools.product(("float32", "mixed_bfloat16"), (False, True), (1, 2))
     runs = [TrainingRun(precision=p, jit_compile=xla, accumulate_steps=n) for p, xla, n in choices]
     if not IS_COMPLETE:
-        chosen = {1: range(8), 2: (0, 3, 5, 6), 3: (3, 4)}[job.num_replicas]
+        chosen = {1: range(8), 2: (0, 3, 5, 6), 3: (3,)}[job.num_replicas] if job.transport != "mpi" else (3, 4)
         runs = [runs[i] for i in chosen]
     if job.num_replicas == 3:
         return [dataclasses.replace(run, global_batch_size=10) for run in runs]
@@ -72,14 +71,8 @@ def runs_of(job: Job) -> list[TrainingRun]:
     b = frozen_runs(job)[0].global_batch_size
     synchronized = TrainingRun(batch_norm="synchronized", global_batch_size=b)
     per_replica = TrainingRun(batch_norm="per_replica", global_batch_size=b)
-    return [*frozen_runs(job), synchronized, *([per_replica] if job.num_replicas == 2 else [])]
-
-
-@pytest.fixture(scope="module")
-def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    out = tmp_path_factory.mktemp("datasets") / "digits"
-    prepare_dataset("digits", out, options=PrepareOptions())
-    return out
+    averages_statistics = job.num_replicas == 2 and (IS_COMPLETE or job.transport != "mpi")
+    return [*frozen_runs(job), synchronized, *([per_replica] if averages_statistics else [])]
 
 
 @dataclasses.dataclass
@@ -99,13 +92,11 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def workers(
-    request: pytest.FixtureRequest, dataset_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> Finished:
+def workers(request: pytest.FixtureRequest, digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     job: Job = request.param
     out_dir = tmp_path_factory.mktemp("job")
     flags = "" if IS_COMPLETE else "--xla_backend_optimization_level=0"
-    found = run_job(job, runs_of(job), out_dir=out_dir, dataset_dir=dataset_dir, xla_flags=flags)
+    found = run_job(job, runs_of(job), out_dir=out_dir, dataset_dir=digits, xla_flags=flags)
     assert len(found) == (job.num_replicas if job.strategy in ("multiworker", "horovod") else 1)
     assert {(worker.num_replicas, worker.transport) for worker in found} == {(job.num_replicas, job.transport)}
     return Finished(job, found)
@@ -159,9 +150,9 @@ def test_xla_compiled_forward_and_backward_in_the_asked_precision_and_ran_nothin
 
 
 @pytest.fixture(scope="module")
-def evaluators(dataset_dir: pathlib.Path) -> Iterator[dict[int, tuple[Any, Evaluator]]]:
+def evaluators(digits: pathlib.Path) -> Iterator[dict[int, tuple[Any, Evaluator]]]:
     """For 1, 2 and 4 replicas, a model and its evaluation."""
-    with open_test_split(dataset_dir) as reader:
+    with open_test_split(digits) as reader:
         found = {}
         for num_replicas in (1, 2, 4):
             engine = make_local_engine(num_replicas)
