@@ -196,7 +196,7 @@ def make_contestant(name: str, dataset_dir: pathlib.Path) -> tuple[Ours | Keras,
         return Keras(dataset_dir, tf.distribute.MirroredStrategy(tf_runtime.split_cpu(2))), True
     if name == "horovod":
         topology = horovod.start("cpu")
-        return Ours(dataset_dir, topology, horovod.make_engine(topology)), topology.is_chief
+        return Ours(dataset_dir, topology, horovod.HorovodEngine(topology)), topology.is_chief
     is_mirrored = name == "mirrored"
     topology = Topology(
         strategy="mirrored" if is_mirrored else "single", device="cpu", num_local_replicas=2 if is_mirrored else 1

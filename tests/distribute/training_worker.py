@@ -26,7 +26,7 @@ def make_engine(strategy: str, num_local_replicas: int) -> tuple[Any, str]:
         import horovod.tensorflow as horovod
 
         topology = hvd.start("cpu")
-        return hvd.make_engine(topology), "mpi" if horovod.mpi_enabled() else "gloo"
+        return hvd.HorovodEngine(topology), "mpi" if horovod.mpi_enabled() else "gloo"
     if strategy == "multiworker":
         return multiworker.make_engine(multiworker.find_topology("cpu")), "grpc"
     topology = Topology(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.distribute.engine import Tensor, reduce_by_dtype
+from trainer.distribute.engine import Engine, Tensor
 from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS
 from trainer.distribute.launchers.environments import GLOO_TIMEOUT_VARIABLE
 from trainer.distribute.launchers.external import check_size, find_place
@@ -29,12 +29,12 @@ _GLOO_TIMEOUT_SECS = 30
 _GIVE_UP_FIRST_SECS = 2
 
 
-class HorovodEngine:
-    """Implements `engine.Engine`; a per-replica value is the tensor itself."""
+class HorovodEngine(Engine):
+    """The engine of a process that `start` has placed; a per-replica value is the tensor itself."""
 
-    def __init__(self, topology: Topology, horovod: Any) -> None:
-        self.topology = topology
-        self._hvd = horovod
+    def __init__(self, topology: Topology) -> None:
+        super().__init__(topology)
+        self._hvd = _import_horovod()
 
     def scope(self) -> Any:
         return contextlib.nullcontext()
@@ -48,9 +48,6 @@ class HorovodEngine:
     def run(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
         return replica_fn(*args)
 
-    def all_reduce_sum(self, tensors: list[Tensor]) -> list[Tensor]:
-        return reduce_by_dtype(lambda same: list(self._hvd.grouped_allreduce(same, op=self._hvd.Sum)), tensors)
-
     def local_values(self, value: Any) -> list[Tensor]:
         return [value]
 
@@ -58,17 +55,11 @@ class HorovodEngine:
         gathered: np.ndarray[Any, Any] = self._hvd.allgather(tf.expand_dims(value, 0)).numpy()
         return gathered
 
-    def gather_from_workers(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-        return list(self.gather(tf.constant(array)))
+    def _sum_of_one_dtype(self, tensors: list[Tensor]) -> list[Tensor]:
+        return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum))
 
-    def broadcast(self, variables: list[Any]) -> None:
-        self._hvd.broadcast_variables(variables, root_rank=0)
-
-    def barrier(self) -> None:
-        self.any(False)
-
-    def any(self, flag: bool) -> bool:
-        return bool(self._hvd.allreduce(tf.constant(float(flag)), op=self._hvd.Sum) > 0)
+    def _sum_over_workers(self, vector: Tensor) -> Tensor:
+        return self._hvd.allreduce(vector, op=self._hvd.Sum)
 
 
 def start(
@@ -212,9 +203,9 @@ def stop() -> None:
     _import_horovod().shutdown()
 
 
-def make_engine(topology: Topology) -> HorovodEngine:
-    """The engine of a process that `start` has placed."""
-    return HorovodEngine(topology, _import_horovod())
+def is_lost_peer(error: Exception) -> bool:
+    """Return True if a collective failed or was given up because another worker is gone."""
+    return isinstance(error, tf.errors.OpError) and "Horovod" in str(error)
 
 
 def _import_horovod() -> Any:

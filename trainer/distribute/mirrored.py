@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.distribute.engine import Tensor, reduce_by_dtype
+from trainer.distribute.engine import Engine, Tensor
 from trainer.distribute.topology import Topology
 from trainer.system import tf_runtime
 
 
-class TfStrategyEngine:
-    """Implements `engine.Engine` with a `tf.distribute.Strategy`."""
+class TfStrategyEngine(Engine):
+    """An engine over a `tf.distribute.Strategy` of one worker."""
 
     def __init__(self, topology: Topology, strategy: Any, *, fusion_bytes: int | None = None) -> None:
-        """`fusion_bytes`: about how much travels in one pack; None leaves it to TensorFlow."""
-        self.topology = topology
+        """Use `strategy`, in packs of about `fusion_bytes`; None leaves their size to TensorFlow."""
+        super().__init__(topology)
         self._strategy = strategy
         self._options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=fusion_bytes or 0)
 
@@ -31,33 +31,18 @@ class TfStrategyEngine:
     def run(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
         return self._strategy.run(replica_fn, args=args)
 
-    def all_reduce_sum(self, tensors: list[Tensor]) -> list[Tensor]:
-        if self.topology.num_replicas == 1:
-            return tensors
-        context = tf.distribute.get_replica_context()
-
-        def reduce(tensors: list[Tensor]) -> list[Tensor]:
-            return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors, options=self._options))
-
-        return reduce_by_dtype(reduce, tensors)
-
     def local_values(self, value: Any) -> list[Tensor]:
         return list(self._strategy.experimental_local_results(value))
 
-    def broadcast(self, variables: list[Any]) -> None:
-        """One worker: nothing to do."""
-
-    def barrier(self) -> None:
-        """One worker: nobody to wait for."""
-
-    def any(self, flag: bool) -> bool:
-        return flag
-
-    def gather_from_workers(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-        return [array]
-
     def gather(self, value: Any) -> np.ndarray[Any, Any]:
         return np.stack([part.numpy() for part in self.local_values(value)])
+
+    def _sum_of_one_dtype(self, tensors: list[Tensor]) -> list[Tensor]:
+        context = tf.distribute.get_replica_context()
+        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors, options=self._options))
+
+    def _sum_over_workers(self, vector: Tensor) -> Tensor:
+        return vector
 
 
 _strategies = itertools.count(1)
@@ -76,7 +61,7 @@ class _OwnCollectiveKeys(tf.distribute.MirroredStrategy):  # type: ignore[misc]
 
 
 def make_engine(topology: Topology, *, fusion_bytes: int | None = None) -> TfStrategyEngine:
-    """Claims the devices of `topology`; before anything else in the process has run a TensorFlow operation."""
+    """Claim the devices of `topology`; call this before anything in the process has run a TensorFlow operation."""
     if topology.device == "gpu":
         devices = [f"/gpu:{i}" for i in range(topology.num_local_replicas)]
     else:

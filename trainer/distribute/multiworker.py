@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer.distribute.engine import Tensor
 from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS, join_cluster
 from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
 from trainer.distribute.launchers.external import can_meet, find_place
@@ -16,53 +17,34 @@ from trainer.errors import DeviceError
 
 
 class MultiWorkerEngine(TfStrategyEngine):
-    """Implements `engine.Engine`; what one worker must not do alone goes through the strategy's collectives."""
+    """An engine over `MultiWorkerMirroredStrategy`, whose collectives connect the workers."""
 
     def __init__(self, topology: Topology, strategy: Any, *, fusion_bytes: int | None = None) -> None:
         super().__init__(topology, strategy, fusion_bytes=fusion_bytes)
         # Traced once for each shape: a collective of Python values would be traced anew for every value.
-        self._sum = tf.function(self._sum_over_replicas)
+        self._sum = tf.function(self._sum_of_first_replicas)
         self._gather = tf.function(self._gather_from_replicas)
-
-    def all_reduce_sum(self, tensors: list[Any]) -> list[Any]:
-        if self.topology.num_local_replicas > 1:
-            return super().all_reduce_sum(tensors)
-        # With one replica a worker, nothing says on which device a tensor is, and the collective wants to know.
-        with tf.device(self._strategy.extended.worker_devices[0]):
-            return super().all_reduce_sum([tf.identity(tensor) for tensor in tensors])
 
     def gather(self, value: Any) -> np.ndarray[Any, Any]:
         gathered: np.ndarray[Any, Any] = self._gather(value).numpy()
         return gathered
 
-    def gather_from_workers(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-        # Every replica gathers; those of one worker give the same.
-        return list(self.gather(tf.constant(array))[:: self.topology.num_local_replicas])
+    def _sum_of_one_dtype(self, tensors: list[Tensor]) -> list[Tensor]:
+        if self.topology.num_local_replicas > 1:
+            return super()._sum_of_one_dtype(tensors)
+        # With one replica a worker, nothing says on which device a tensor is, and the collective wants to know.
+        with tf.device(self._strategy.extended.worker_devices[0]):
+            return super()._sum_of_one_dtype([tf.identity(tensor) for tensor in tensors])
 
-    def broadcast(self, variables: list[Any]) -> None:
-        # One vector for each kind of number: a collective for each variable would be traced for each shape.
-        for dtype in sorted({variable.dtype for variable in variables}, key=str):
-            of_dtype = [variable for variable in variables if variable.dtype == dtype]
-            values = [tf.convert_to_tensor(self.local_values(variable)[0]) for variable in of_dtype]
-            flat = tf.concat([tf.reshape(value, [-1]) for value in values], axis=0)
-            # Only the chief puts something into the sum, and adding zeros changes no value.
-            total = self._sum(flat if self.topology.is_chief else tf.zeros_like(flat))
-            parts = tf.split(total, [tf.size(value) for value in values])
-            for variable, value, part in zip(of_dtype, values, parts, strict=True):
-                variable.assign(tf.reshape(part, value.shape))
+    def _sum_over_workers(self, vector: Tensor) -> Tensor:
+        return self._sum(vector)
 
-    def barrier(self) -> None:
-        self.any(False)
-
-    def any(self, flag: bool) -> bool:
-        return bool(self._sum(tf.constant(float(flag))) > 0)
-
-    def _gather_from_replicas(self, value: Any) -> Any:
+    def _gather_from_replicas(self, value: Any) -> Tensor:
         stacked = self._strategy.run(lambda x: tf.expand_dims(x, 0), args=(value,))
         return self._strategy.gather(stacked, axis=0)
 
-    def _sum_over_replicas(self, value: Any) -> Any:
-        """The sum over all workers of the value that each gives, counted for its first replica alone."""
+    def _sum_of_first_replicas(self, value: Tensor) -> Tensor:
+        """Return the sum over all workers of the value that each gives, counted for its first replica alone."""
 
         def contribution(x: Any) -> Any:
             context = tf.distribute.get_replica_context()

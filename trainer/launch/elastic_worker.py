@@ -7,20 +7,17 @@ step, with the examples that the exact order has there, whatever the number of r
 
 import dataclasses
 import os
-from typing import cast
 
 import keras
-import tensorflow as tf
 
 from trainer.data.dataset.storage import parse_path
 from trainer.distribute import horovod
 from trainer.distribute.elastic.messages import End, Join, Leave, Running, Save, Waiting, of_message, to_message
-from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import channel, heartbeat
 from trainer.distribute.launchers.versions import installed_versions
 from trainer.distribute.topology import Topology
 from trainer.errors import DeviceError, StoppedOnRequest
-from trainer.launch.elastic_engine import _AgreeingEngine, _MembersChange
+from trainer.launch.elastic_engine import ElasticEngine, MembersChange
 from trainer.launch.run_session import RunSession
 from trainer.plan.plan import Plan, make_plan
 from trainer.run.checkpoint_store import CheckpointStore
@@ -75,10 +72,10 @@ class ElasticWorker:
                 join = self._wait_to_join(why)
                 try:
                     self._train_in(join)
-                except _MembersChange:
+                except MembersChange:
                     why = ""
                 except Exception as e:
-                    if not _is_lost_peer(e):
+                    if not horovod.is_lost_peer(e):
                         raise
                     why = " ".join(str(e).split())[:500]
                 else:
@@ -133,12 +130,7 @@ class ElasticWorker:
         found = horovod.start("cpu", fusion_bytes=settings.fusion_bytes, cycle_time_ms=settings.cycle_time_ms)
         topology = dataclasses.replace(found, device=self._plan.replicas.device)
         plan = self._plan_for(topology)
-        engine = cast(
-            Engine,
-            _AgreeingEngine(
-                horovod.make_engine(topology), is_asked_to_leave=self._hear_of_leaving, stop_request=self._stop_request
-            ),
-        )
+        engine = ElasticEngine(topology, is_asked_to_leave=self._hear_of_leaving, stop_request=self._stop_request)
         if topology.is_chief:
             self._session.lock()
         if join.from_checkpoint:
@@ -206,8 +198,3 @@ def _mark_of(run: RunDir) -> int:
         return int(run.plan_file.stat().st_mtime_ns)
     except OSError:
         return 0
-
-
-def _is_lost_peer(error: Exception) -> bool:
-    """Whether a collective failed, or was given up because another worker is gone."""
-    return isinstance(error, tf.errors.OpError) and "Horovod" in str(error)

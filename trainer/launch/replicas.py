@@ -51,7 +51,7 @@ def find_topology(
 
 def make_engine(topology: Topology, config: DistributeConfig, note: Callable[[str], None]) -> Engine:
     if topology.strategy == "horovod":
-        return horovod.make_engine(topology)
+        return horovod.HorovodEngine(topology)
     if topology.strategy == "multiworker":
         return multiworker.make_engine(
             topology,
