@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from trainer.distribute.elastic.discovery import HostDiscoveryScript
-from trainer.distribute.elastic.generation import Slot
+from trainer.distribute.elastic.generation import HostSlot
 from trainer.distribute.elastic.messages import End, Join, Leave, Running, Save, Waiting, of_message, to_message
 from trainer.distribute.elastic.supervisor import ElasticOptions, ElasticSupervisor
 from trainer.distribute.launchers import channel, heartbeat
@@ -53,9 +53,9 @@ class CountingWorker:
 
     def say_waiting(self, why: str) -> None:
         facts = {"dataset": "another" if self.mode == "differ" else "the same"}
-        mark = 7 if (self.directory / "run").exists() and self.mode != "blind" else 0
+        token = 7 if (self.directory / "run").exists() and self.mode != "blind" else 0
         waiting = Waiting(
-            generation=self.generation, step=self.count, checkpoint_step=0, mark=mark, facts=facts, why=why
+            generation=self.generation, step=self.count, checkpoint_step=0, run_dir_token=token, facts=facts, why=why
         )
         self.line.say(to_message(waiting))
 
@@ -84,7 +84,9 @@ class CountingWorker:
             self.file("count", 0).write_text(str(self.count))
             (self.directory / "run").touch()
         self.count = self.read(f"count-{self.generation}-0")
-        self.line.say(to_message(Running(generation=self.generation, step=self.count, mark=7 if rank == 0 else 0)))
+        self.line.say(
+            to_message(Running(generation=self.generation, step=self.count, run_dir_token=7 if rank == 0 else 0))
+        )
         self.pulse.move_to(2 * self.count + 2)
         print(f"generation {self.generation}: rank {rank} of {size} from {self.count}", flush=True)
         while all(is_there(pid) for pid in peers):
@@ -135,7 +137,7 @@ def launch(directory: pathlib.Path, mode: str, options: ElasticOptions) -> int:
         options=options,
     )
 
-    def environment(slot: Slot) -> dict[str, str]:
+    def environment(slot: HostSlot) -> dict[str, str]:
         return {"SLOT": str(slot.local_index), "HOST": str(slot.host_name)}
 
     try:

@@ -8,7 +8,7 @@ from trainer.cli.app import main
 from trainer.config.config import load_config
 from trainer.distribute.elastic import options
 from trainer.distribute.elastic.discovery import HostDiscoveryScript
-from trainer.distribute.elastic.generation import Candidate, Slot, form_generation, missing_slots
+from trainer.distribute.elastic.generation import Candidate, HostSlot, form_generation, missing_slots
 from trainer.distribute.elastic.messages import Waiting
 from trainer.distribute.launchers.hosts import Host
 from trainer.errors import ConfigError, UsageError
@@ -23,9 +23,9 @@ def script(directory: pathlib.Path, *lines: str) -> str:
     return str(path)
 
 
-def find_places(**settings: object) -> list[str]:
+def find_worker_slots(**settings: object) -> list[str]:
     config = load_config(flags={"distribute": {"device": "cpu", "strategy": "horovod", **settings}}).distribute
-    return [str(place.host) for place in options.find_places(config, num_gpus_found=0)]
+    return [str(slot.host) for slot in options.find_worker_slots(config, num_gpus_found=0)]
 
 
 def test_hosts_of_a_script_have_one_slot_or_as_many_as_it_says(tmp_path: pathlib.Path) -> None:
@@ -70,7 +70,7 @@ def test_a_script_that_is_not_there_or_not_executable_is_named(tmp_path: pathlib
 )
 def test_what_does_not_go_together_is_an_error_with_the_fix(settings: dict[str, object], answer: str) -> None:
     with pytest.raises(UsageError, match=answer):
-        find_places(**settings)
+        find_worker_slots(**settings)
 
 
 def test_a_process_that_mpirun_has_started_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,13 +79,13 @@ def test_a_process_that_mpirun_has_started_is_no_launcher(monkeypatch: pytest.Mo
     with pytest.raises(
         ConfigError, match=r"as one of 4 \(OMPI_COMM_WORLD_RANK is set\); run the command once, without"
     ):
-        find_places(min_replicas=1, replicas=2)
+        find_worker_slots(min_replicas=1, replicas=2)
 
 
 def test_a_job_is_planned_with_the_hosts_there_are_and_those_it_has_to_wait_for(tmp_path: pathlib.Path) -> None:
     path = script(tmp_path, "echo a:2; echo b:2")
-    assert find_places(host_discovery_script=path, max_replicas=3) == ["a", "a", "b"]
-    assert find_places(host_discovery_script=path, min_replicas=5, max_replicas=8)[4:] == ["a host to come"]
+    assert find_worker_slots(host_discovery_script=path, max_replicas=3) == ["a", "a", "b"]
+    assert find_worker_slots(host_discovery_script=path, min_replicas=5, max_replicas=8)[4:] == ["a host to come"]
 
 
 @pytest.mark.parametrize(
@@ -116,37 +116,42 @@ def test_a_wrong_request_ends_the_command_with_status_2(
     assert answer in " ".join(capfd.readouterr().err.split())
 
 
-def candidate(number: int, host: str, *, step: int | None, mark: int = 5, checkpoint_step: int = 0) -> Candidate:
-    waiting = Waiting(generation=0, step=step, checkpoint_step=checkpoint_step, mark=mark, facts={})
-    return Candidate(number, Slot(host, 0), waiting)
+def candidate(
+    number: int, host: str, *, step: int | None, run_dir_token: int = 5, checkpoint_step: int = 0
+) -> Candidate:
+    waiting = Waiting(generation=0, step=step, checkpoint_step=checkpoint_step, run_dir_token=run_dir_token, facts={})
+    return Candidate(number, HostSlot(host, 0), waiting)
 
 
 def test_the_chief_has_the_furthest_state_and_sees_the_run_directory() -> None:
     behind, chief, blind = (
         candidate(0, "a", step=6),
         candidate(1, "b", step=7),
-        candidate(2, "c", step=7, mark=4),
+        candidate(2, "c", step=7, run_dir_token=4),
     )
     new = candidate(3, "b", step=None, checkpoint_step=9)
-    formed = form_generation([behind, chief, blind, new], mark=5, max_replicas=4)
+    formed = form_generation([behind, chief, blind, new], run_dir_token=5, max_replicas=4)
     assert formed is not None and not formed.from_checkpoint
     assert formed.members == [chief, new, behind, blind], "the workers of a host are neighbours"
-    assert [place.local_index for place in formed.places] == [0, 1, 0, 0]
-    assert [place.num_local for place in formed.places] == [2, 2, 1, 1]
+    assert [slot.local_index for slot in formed.worker_slots] == [0, 1, 0, 0]
+    assert [slot.num_local for slot in formed.worker_slots] == [2, 2, 1, 1]
 
 
 def test_where_nobody_has_the_state_in_memory_the_chief_has_the_last_checkpoint() -> None:
-    members = [candidate(0, "a", step=None, mark=0), candidate(1, "b", step=None, mark=0, checkpoint_step=9)]
-    formed = form_generation(members, mark=0, max_replicas=2)
+    members = [
+        candidate(0, "a", step=None, run_dir_token=0),
+        candidate(1, "b", step=None, run_dir_token=0, checkpoint_step=9),
+    ]
+    formed = form_generation(members, run_dir_token=0, max_replicas=2)
     assert formed is not None and formed.from_checkpoint
     assert formed.members[0].number == 1
 
 
 def test_without_a_member_that_sees_the_run_directory_there_is_no_generation() -> None:
-    assert form_generation([candidate(0, "a", step=3, mark=4)], mark=5, max_replicas=2) is None
+    assert form_generation([candidate(0, "a", step=3, run_dir_token=4)], run_dir_token=5, max_replicas=2) is None
 
 
 def test_free_slots_are_filled_in_the_order_of_the_hosts_but_for_blocked_ones() -> None:
     hosts = [Host("a", 2), Host("b", 2), Host("c", 2)]
-    found = missing_slots(hosts, taken=[Slot("a", 0)], blocked=["b"], max_replicas=3)
-    assert found == [Slot("a", 1), Slot("c", 0)]
+    found = missing_slots(hosts, taken=[HostSlot("a", 0)], blocked=["b"], max_replicas=3)
+    assert found == [HostSlot("a", 1), HostSlot("c", 0)]

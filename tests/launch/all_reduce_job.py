@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from trainer.distribute.launchers.environments import horovod_rendezvous, multiworker_environments
-from trainer.distribute.launchers.external import find_place
-from trainer.distribute.launchers.hosts import Host, Place, place_workers
+from trainer.distribute.launchers.external import find_external_worker
+from trainer.distribute.launchers.hosts import Host, WorkerSlot, assign_slots
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
 from trainer.distribute.launchers.worker import Ready
 from trainer.errors import TrainerError
@@ -20,15 +20,15 @@ Environments = Callable[[Sequence[Ready]], list[dict[str, str]]]
 
 
 def work(strategy: str, num_steps: int) -> None:
-    place = find_place()
-    assert place is not None
-    print(f"worker {place.worker_index} starts", flush=True)
+    worker = find_external_worker()
+    assert worker is not None
+    print(f"worker {worker.worker_index} starts", flush=True)
     add_up = horovod_sum() if strategy == "horovod" else multiworker_sum()
     for step in range(num_steps):
-        assert add_up(1.0) == place.num_workers
+        assert add_up(1.0) == worker.num_workers
         if step == 0:
-            print(f"worker {place.worker_index} adds up", flush=True)
-    print(f"worker {place.worker_index} ends", flush=True)
+            print(f"worker {worker.worker_index} adds up", flush=True)
+    print(f"worker {worker.worker_index} ends", flush=True)
 
 
 def horovod_sum() -> Callable[[float], float]:
@@ -50,24 +50,24 @@ def multiworker_sum() -> Callable[[float], float]:
 
 
 @contextlib.contextmanager
-def meeting_place(strategy: str, places: list[Place]) -> Iterator[Environments]:
+def rendezvous_of(strategy: str, slots: list[WorkerSlot]) -> Iterator[Environments]:
     if strategy == "multiworker":
-        yield lambda ready: multiworker_environments(places, ready)
+        yield lambda ready: multiworker_environments(slots, ready)
         return
     with horovod_rendezvous() as rendezvous:
-        yield lambda ready: rendezvous.environments(places, ready)
+        yield lambda ready: rendezvous.environments(slots, ready)
 
 
 def launch(log_dir: str, strategy: str, num_workers: int, num_steps: int) -> int:
-    places = place_workers([Host(None, num_workers)])
+    slots = assign_slots([Host(None, num_workers)])
     supervisor = Supervisor(
-        places,
+        slots,
         log_dir=pathlib.Path(log_dir),
         show=lambda line: print(line, flush=True),
         options=SupervisorOptions(start_timeout_secs=600),
     )
     try:
-        with meeting_place(strategy, places) as environments:
+        with rendezvous_of(strategy, slots) as environments:
             supervisor.run([sys.executable, __file__, "worker", strategy, str(num_steps)], environments)
     except TrainerError as e:
         print(f"error: {e}", flush=True)

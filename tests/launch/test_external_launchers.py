@@ -15,7 +15,7 @@ from launching import QUICK, command, launch, metrics
 from trainer.distribute.launchers.cluster import slurm_addresses
 from trainer.distribute.launchers.environments import horovod_rendezvous
 from trainer.distribute.launchers.external import check_size
-from trainer.distribute.launchers.hosts import Host, place_workers
+from trainer.distribute.launchers.hosts import Host, assign_slots
 from trainer.distribute.launchers.worker import Ready
 from trainer.errors import DeviceError
 
@@ -143,10 +143,10 @@ from trainer.errors import DeviceError
 tf_runtime.configure(use_gpus=False)
 from trainer.distribute.launchers import waiting
 from trainer.distribute.launchers.cluster import join_cluster
-from trainer.distribute.launchers.external import find_place
+from trainer.distribute.launchers.external import find_external_worker
 waiting.TELL_AFTER_SECS = 1.0
 try:
-    join_cluster(find_place(), timeout_secs=3, note=lambda line: print("note:", line, flush=True))
+    join_cluster(find_external_worker(), timeout_secs=3, note=lambda line: print("note:", line, flush=True))
 except DeviceError as e:
     sys.exit(f"error: {e}")
 print("joined")
@@ -203,12 +203,12 @@ except DeviceError as e:
 
 @pytest.mark.horovod
 def test_a_worker_of_horovod_that_never_comes_is_told_of_and_ends_the_wait_without_a_crash() -> None:
-    places = place_workers([Host(None, 2)])
+    slots = assign_slots([Host(None, 2)])
     ready = Ready(
         host="here", address="127.0.0.1", interface="lo", port=1, launcher_address="127.0.0.1", time=0.0, versions={}
     )
     with horovod_rendezvous() as rendezvous:
-        environment = {**os.environ, **rendezvous.environments(places, [ready, ready])[1], **PROXY}
+        environment = {**os.environ, **rendezvous.environments(slots, [ready, ready])[1], **PROXY}
         waits = subprocess.run(
             [sys.executable, "-c", JOIN_HOROVOD], env=environment, capture_output=True, text=True, timeout=600
         )

@@ -12,7 +12,7 @@ import sys
 import time
 
 from trainer.distribute.launchers import heartbeat
-from trainer.distribute.launchers.hosts import Host, parse_hosts, place_workers
+from trainer.distribute.launchers.hosts import Host, assign_slots, parse_hosts
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
 from trainer.errors import TrainerError
 
@@ -46,7 +46,7 @@ def wait_in_vain() -> None:
 
 def launch(log_dir: str, hosts: str, mode: str, stall_timeout_secs: float | None, ssh_options: list[str]) -> int:
     supervisor = Supervisor(
-        place_workers([Host(None, int(hosts))] if hosts.isdecimal() else parse_hosts(hosts)),
+        assign_slots([Host(None, int(hosts))] if hosts.isdecimal() else parse_hosts(hosts)),
         log_dir=pathlib.Path(log_dir),
         show=lambda line: print(line, flush=True),
         options=SupervisorOptions(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from trainer.distribute.launchers import waiting
-from trainer.distribute.launchers.hosts import parse_hosts, place_workers
+from trainer.distribute.launchers.hosts import assign_slots, parse_hosts
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
 from trainer.errors import DeviceError
 
@@ -202,8 +202,8 @@ def test_a_host_that_does_not_answer_is_named_while_the_launcher_waits_and_given
     monkeypatch.setattr(waiting, "TELL_AFTER_SECS", 0.2)
     lines: list[str] = []
     options = SupervisorOptions(start_timeout_secs=1.0)  # this limit is tested
-    places = place_workers(parse_hosts("gone.invalid:2"))
-    supervisor = Supervisor(places, log_dir=tmp_path / "logs", show=lines.append, options=options)
+    slots = assign_slots(parse_hosts("gone.invalid:2"))
+    supervisor = Supervisor(slots, log_dir=tmp_path / "logs", show=lines.append, options=options)
     start = time.monotonic()
     with pytest.raises(DeviceError, match=r"gone\.invalid did not answer within 1 s"):
         supervisor.run(["never"], lambda ready: [])

@@ -191,14 +191,14 @@ def _choose_recipe(settings: "Config") -> str:
 
 def _print_preparation(settings: "Config", *, as_json: bool) -> bool:
     """Print what would be prepared before training; return False if the dataset is prepared already."""
-    from trainer.distribute.launchers.external import find_place
+    from trainer.distribute.launchers.external import find_external_worker
     from trainer.launch.plan_run import find_preparation
 
     found = find_preparation(settings)
     if found is None:
         return False
-    place = find_place()
-    if place is not None and place.worker_index:
+    worker = find_external_worker()
+    if worker is not None and worker.worker_index:
         return True  # the first of several processes prints it for all
     if as_json:
         print_json({"schema_version": 1, "would_prepare": found._asdict()})

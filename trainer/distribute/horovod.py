@@ -18,7 +18,7 @@ import tensorflow as tf
 from trainer.distribute.engine import Engine, Tensor
 from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS
 from trainer.distribute.launchers.environments import GLOO_TIMEOUT_VARIABLE
-from trainer.distribute.launchers.external import check_size, find_place
+from trainer.distribute.launchers.external import check_size, find_external_worker
 from trainer.distribute.launchers.proxies import describe_proxies
 from trainer.distribute.launchers.waiting import told
 from trainer.distribute.topology import Topology
@@ -162,8 +162,8 @@ def _initialize(horovod: Any, timeout_secs: float, note: Callable[[str], None]) 
     if failures:
         raise failures[0]
     if waiting.is_alive():
-        place = find_place()
-        by = f", or, where nobody starts them, put {place.without} before the command" if place is not None else ""
+        worker = find_external_worker()
+        by = f", or, where nobody starts them, put {worker.without} before the command" if worker is not None else ""
         raise DeviceError(
             f"{_describe_wait(f'has waited {timeout_secs:g} s')}, without an answer; see that every worker was "
             "started, give those that start later more time with --set distribute.start_timeout_secs=1800"
@@ -176,8 +176,8 @@ def _find_timeout_secs(asked: float | None) -> float:
 
     What Gloo waits for at the start it also waits for a silent peer later, so that it is changed only where it must.
     """
-    place = find_place()
-    if place is None or place.by != "HOROVOD_RANK":
+    worker = find_external_worker()
+    if worker is None or worker.by != "HOROVOD_RANK":
         return asked or JOIN_TIMEOUT_SECS
     text = os.environ.get(GLOO_TIMEOUT_VARIABLE, "")
     gloo_secs = int(text) if text.isdecimal() else _GLOO_TIMEOUT_SECS
@@ -188,13 +188,13 @@ def _find_timeout_secs(asked: float | None) -> float:
 
 
 def _describe_wait(does: str) -> str:
-    place = find_place()
-    if place is None:
+    worker = find_external_worker()
+    if worker is None:
         return f"this process {does} for Horovod to start"
     proxies = describe_proxies()
     return (
-        f"worker {place.worker_index} {does} for the other {place.num_workers - 1} of {place.num_workers} workers "
-        f"({place.evidence}{f', and {proxies}' if proxies else ''})"
+        f"worker {worker.worker_index} {does} for the other {worker.num_workers - 1} of {worker.num_workers} workers "
+        f"({worker.evidence}{f', and {proxies}' if proxies else ''})"
     )
 
 

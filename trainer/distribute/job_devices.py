@@ -8,7 +8,7 @@ from trainer.distribute import horovod
 from trainer.distribute.elastic import options as request
 from trainer.distribute.elastic.options import HOST_TO_COME
 from trainer.distribute.launchers.host_devices import HostDevices, ask_hosts, find_own_devices
-from trainer.distribute.launchers.hosts import Host, Place, find_own_address
+from trainer.distribute.launchers.hosts import Host, WorkerSlot, find_own_address
 from trainer.distribute.launchers.supervisor import SupervisorOptions
 from trainer.distribute.topology import Device
 from trainer.errors import ConfigError, DeviceError
@@ -24,15 +24,15 @@ class JobDevices:
 
 
 def find_job_devices(
-    places: Sequence[Place], config: DistributeConfig, options: SupervisorOptions, *, note: Callable[[str], None]
+    slots: Sequence[WorkerSlot], config: DistributeConfig, options: SupervisorOptions, *, note: Callable[[str], None]
 ) -> JobDevices:
-    """What the workers at `places` will find.
+    """What the workers at `slots` will find.
 
     Raises:
         DeviceError: a host has fewer GPUs than workers, does not answer, or has a Horovod that cannot add up for GPUs.
         ConfigError: no host is there yet that could be asked.
     """
-    hosts = list(dict.fromkeys(place.host for place in places))
+    hosts = list(dict.fromkeys(slot.host for slot in slots))
     others = [host for host in hosts if not _is_here(host)]
     if config.device == "cpu":
         return JobDevices(device="cpu")
@@ -52,8 +52,8 @@ def find_job_devices(
         )
     if config.device == "auto" and not config.gpus and not any(has.compute_capabilities for has in found.values()):
         return JobDevices(device="cpu", are_asked=bool(others))
-    _check_gpus(found, places, config)
-    num_used = {host: sum(place.host == host for place in places) for host in found}
+    _check_gpus(found, slots, config)
+    num_used = {host: sum(slot.host == host for slot in slots) for host in found}
     used = [capability for host, has in found.items() for capability in has.compute_capabilities[: num_used[host]]]
     return JobDevices(device="gpu", compute_capabilities=used, are_asked=bool(others))
 
@@ -62,9 +62,9 @@ def _is_here(host: Host) -> bool:
     return host.name is None or (host.name != HOST_TO_COME and find_own_address(host.name) is not None)
 
 
-def _check_gpus(found: dict[Host, HostDevices], places: Sequence[Place], config: DistributeConfig) -> None:
+def _check_gpus(found: dict[Host, HostDevices], slots: Sequence[WorkerSlot], config: DistributeConfig) -> None:
     for host, has in found.items():
-        num_workers, num_gpus = sum(place.host == host for place in places), len(has.compute_capabilities)
+        num_workers, num_gpus = sum(slot.host == host for slot in slots), len(has.compute_capabilities)
         if num_gpus < num_workers:
             there = f"{num_gpus or 'no'} GPU{'s' if num_gpus != 1 else ''}"
             fix = f"give it {num_gpus}" if num_gpus else "leave it out"

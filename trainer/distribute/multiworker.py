@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainer.distribute.engine import Tensor
 from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS, join_cluster
 from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
-from trainer.distribute.launchers.external import can_meet, find_place
+from trainer.distribute.launchers.external import can_meet, find_external_worker
 from trainer.distribute.mirrored import TfStrategyEngine
 from trainer.distribute.topology import Device, Topology
 from trainer.errors import DeviceError
@@ -61,9 +61,9 @@ def find_topology(device: Device) -> Topology:
     Raises:
         DeviceError: nobody started this process as one of several, or not in a way that says where the others are.
     """
-    place = find_place()
-    if place is None or not can_meet("multiworker", place):
-        by = f", only {place.by}" if place else ""
+    worker = find_external_worker()
+    if worker is None or not can_meet("multiworker", worker):
+        by = f", only {worker.by}" if worker else ""
         raise DeviceError(
             f"--strategy multiworker found no TF_CONFIG with the addresses of all workers{by}; use --strategy horovod "
             "under this launcher, or run the command once, without it, and with --hosts or --replicas"
@@ -75,14 +75,14 @@ def find_topology(device: Device) -> Topology:
             gpus = gpus[int(os.environ[LOCAL_INDEX_VARIABLE]) :][:1]
             tf.config.set_visible_devices(gpus, "GPU")
         if not gpus:
-            raise DeviceError(f"worker {place.worker_index} has no GPU; start no more workers on a host than GPUs")
+            raise DeviceError(f"worker {worker.worker_index} has no GPU; start no more workers on a host than GPUs")
         num_local_replicas = len(gpus)
     return Topology(
         strategy="multiworker",
         device=device,
         num_local_replicas=num_local_replicas,
-        num_workers=place.num_workers,
-        worker_index=place.worker_index,
+        num_workers=worker.num_workers,
+        worker_index=worker.worker_index,
     )
 
 
@@ -97,7 +97,7 @@ def make_engine(
 
     `note` is told where they are long in coming.
     """
-    place = find_place()
-    assert place is not None, "find_topology has found it"
-    strategy = join_cluster(place, timeout_secs=start_timeout_secs, note=note)
+    worker = find_external_worker()
+    assert worker is not None, "find_topology has found it"
+    strategy = join_cluster(worker, timeout_secs=start_timeout_secs, note=note)
     return MultiWorkerEngine(topology, strategy, fusion_bytes=fusion_bytes)

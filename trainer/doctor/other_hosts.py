@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 
-from trainer.distribute.launchers.hosts import Host, Place
+from trainer.distribute.launchers.hosts import Host, WorkerSlot
 from trainer.distribute.launchers.versions import differences, installed_versions
 from trainer.distribute.launchers.worker import Ready, Worker
 from trainer.doctor.finding import Finding, ok, problem, warning
@@ -37,8 +37,8 @@ def check_hosts(hosts: Sequence[Host], ssh_options: Sequence[str]) -> Iterator[F
 
 
 async def _ask(host: Host, ssh_options: Sequence[str]) -> Ready:
-    place = Place(host=host, worker_index=0, local_index=0, num_local=1)
-    worker = Worker(place, ssh_options=ssh_options, log_file=None, show=lambda line: None)
+    slot = WorkerSlot(host=host, worker_index=0, local_index=0, num_local=1)
+    worker = Worker(slot, ssh_options=ssh_options, log_file=None, show=lambda line: None)
     await worker.open()
     try:
         return await worker.wait_until_ready(_TIMEOUT_SECS)

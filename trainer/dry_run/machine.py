@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from trainer.config.config import Config
 from trainer.distribute.elastic.options import HOST_TO_COME
-from trainer.distribute.launchers.external import find_place
+from trainer.distribute.launchers.external import find_external_worker
 from trainer.doctor.finding import Finding
 from trainer.doctor.frameworks import check_frameworks
 from trainer.doctor.gpus import check_gpus
@@ -73,7 +73,7 @@ def find_problems(planned: PlannedRun) -> list[FindingOfDoctor]:
 
 def _examine(planned: PlannedRun) -> Iterator[Finding]:
     config = planned.config.distribute
-    known = [place.host for place in planned.places if place.host.name not in (None, HOST_TO_COME)]
+    known = [slot.host for slot in planned.worker_slots if slot.host.name not in (None, HOST_TO_COME)]
     hosts = list(dict.fromkeys(known))
     run_dir = planned.run.path.absolute()
     replicas = planned.plan.replicas
@@ -95,5 +95,5 @@ def _name_collectives(replicas: ReplicasPlan) -> str:
         return "NCCL" if replicas.device == "gpu" else "a ring over gRPC"
     if replicas.device == "gpu":
         return "NCCL; Gloo or MPI to meet"
-    place = find_place()
-    return "MPI" if place is not None and place.by != "HOROVOD_RANK" else "Gloo"
+    worker = find_external_worker()
+    return "MPI" if worker is not None and worker.by != "HOROVOD_RANK" else "Gloo"

@@ -9,16 +9,16 @@ import sys
 from collections.abc import Iterable
 
 from trainer.distribute.elastic import options as request
-from trainer.distribute.elastic.generation import Slot
+from trainer.distribute.elastic.generation import HostSlot
 from trainer.distribute.launchers import channel
 from trainer.distribute.launchers.environments import (
     forwarded_variables,
     horovod_environments,
     multiworker_environments,
 )
-from trainer.distribute.launchers.external import find_place
+from trainer.distribute.launchers.external import find_external_worker
 from trainer.distribute.launchers.guard import own_variables
-from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.hosts import WorkerSlot
 from trainer.distribute.launchers.supervisor import SupervisorOptions
 from trainer.distribute.launchers.worker import guard_command
 from trainer.dry_run.section import Section
@@ -64,9 +64,11 @@ def list_workers(planned: PlannedRun, *, run_dir: str) -> Workers:
     Raises:
         DeviceError: Horovod is asked for and not installed.
     """
-    starts = _starts_of_job(planned, run_dir) if planned.places else [_start_of_this_process(planned)]
-    place = find_place()
-    started_by = "this command" if planned.places else "itself" if place is None or place.num_workers == 1 else place.by
+    starts = _starts_of_job(planned, run_dir) if planned.worker_slots else [_start_of_this_process(planned)]
+    worker = find_external_worker()
+    started_by = (
+        "this command" if planned.worker_slots else "itself" if worker is None or worker.num_workers == 1 else worker.by
+    )
     texts = [text for start in starts for text in [*start.command, *start.environment.values()]]
     return Workers(started_by=started_by, filled_in=_find_filled_in(texts), starts=starts)
 
@@ -95,7 +97,7 @@ class _NotAskedYet:
 
 
 def _starts_of_job(planned: PlannedRun, run_dir: str) -> list[WorkerStart]:
-    places, config = planned.places, planned.config.distribute
+    slots, config = planned.worker_slots, planned.config.distribute
     arguments = job.worker_arguments(
         sys.argv[1:],
         run_dir=run_dir,
@@ -103,37 +105,37 @@ def _starts_of_job(planned: PlannedRun, run_dir: str) -> list[WorkerStart]:
         recipe=planned.recipe,
         devices=planned.device_arguments,
     )
-    endpoints = [_NotAskedYet(place.worker_index) for place in places]
+    endpoints = [_NotAskedYet(slot.worker_index) for slot in slots]
     if request.is_elastic(config):
         # Horovod's variables come to a worker that is already there, anew for every generation.
         environments = [
             {
-                **request.worker_environment(Slot(place.host.name, place.local_index)),
+                **request.worker_environment(HostSlot(slot.host.name, slot.local_index)),
                 channel.VARIABLE: _FILE_DESCRIPTOR,
             }
-            for place in places
+            for slot in slots
         ]
     elif config.strategy == "horovod":
-        environments = horovod_environments(places, endpoints, rendezvous_port="<port of the launcher>")
+        environments = horovod_environments(slots, endpoints, rendezvous_port="<port of the launcher>")
     else:
-        environments = multiworker_environments(places, endpoints)
+        environments = multiworker_environments(slots, endpoints)
     options = job.supervisor_options(config)
     return [
         WorkerStart(
-            worker=place.worker_index,
-            host=str(place.host),
-            guard=_guard_of(place, options),
+            worker=slot.worker_index,
+            host=str(slot.host),
+            guard=_guard_of(slot, options),
             command=job.worker_command(arguments),
             environment={**environment, COMMAND_VARIABLE: _NAME_OF_LAUNCH, **own_variables(_FILE_DESCRIPTOR)},
         )
-        for place, environment in zip(places, environments, strict=True)
+        for slot, environment in zip(slots, environments, strict=True)
     ]
 
 
-def _guard_of(place: Place, options: SupervisorOptions) -> list[str] | None:
-    if place.host.name == request.HOST_TO_COME:
+def _guard_of(slot: WorkerSlot, options: SupervisorOptions) -> list[str] | None:
+    if slot.host.name == request.HOST_TO_COME:
         return None
-    return guard_command(place.host, ssh_options=options.ssh_options, lease_secs=options.host_timeout_secs)
+    return guard_command(slot.host, ssh_options=options.ssh_options, lease_secs=options.host_timeout_secs)
 
 
 def _start_of_this_process(planned: PlannedRun) -> WorkerStart:

@@ -107,7 +107,7 @@ class ElasticWorker:
             generation=self._generation,
             step=None if self._context is None else self._context.step,
             checkpoint_step=max(CheckpointStore.of_run(run, self._config.checkpoint).steps(), default=0),
-            mark=_mark_of(run),
+            run_dir_token=_run_dir_token(run),
             facts={**self._session.facts, **installed_versions()},
             why=why,
         )
@@ -140,8 +140,8 @@ class ElasticWorker:
         kept = None if self._context is None else self._context.state
         self._context = self._session.begin(plan, engine, kept, is_first=self._generation == 1)
         step = self._context.step
-        mark = _mark_of(self._session.directory) if topology.is_chief else 0
-        self._channel.say(to_message(Running(generation=join.generation, step=step, mark=mark)))
+        run_dir_token = _run_dir_token(self._session.directory) if topology.is_chief else 0
+        self._channel.say(to_message(Running(generation=join.generation, step=step, run_dir_token=run_dir_token)))
         if self._pulse is not None:
             self._pulse.move_to(2 * step + 2)
         return self._context
@@ -192,7 +192,7 @@ class ElasticWorker:
         self._session.note(f"saved step {step} of {self._plan.schedule.num_train_steps}")
 
 
-def _mark_of(run: RunDir) -> int:
+def _run_dir_token(run: RunDir) -> int:
     """Tells one run directory from another of the same path on another disk: when its plan was written."""
     try:
         return int(run.plan_file.stat().st_mtime_ns)

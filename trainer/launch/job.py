@@ -15,8 +15,8 @@ from trainer.distribute.elastic.supervisor import ElasticSupervisor
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.environments import horovod_rendezvous, multiworker_environments
-from trainer.distribute.launchers.external import OF_SEVERAL_PROCESSES, can_meet, check_alone, find_place
-from trainer.distribute.launchers.hosts import Host, Place, parse_hosts, place_workers
+from trainer.distribute.launchers.external import OF_SEVERAL_PROCESSES, can_meet, check_alone, find_external_worker
+from trainer.distribute.launchers.hosts import Host, WorkerSlot, assign_slots, parse_hosts
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
 from trainer.distribute.launchers.versions import installed_versions
 from trainer.distribute.launchers.worker import Ready
@@ -30,7 +30,7 @@ LOG_DIR_NAME = "logs"
 _Environments = Callable[[Sequence[Ready]], list[dict[str, str]]]
 
 
-def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]:
+def find_worker_slots(config: DistributeConfig, *, num_gpus_found: int) -> list[WorkerSlot]:
     """The workers that this process has to start; none where it trains itself, or is such a worker.
 
     Raises:
@@ -39,7 +39,7 @@ def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]
         DeviceError: this machine has fewer GPUs than asked for.
     """
     if options.is_elastic(config):
-        return [] if options.is_worker() else options.find_places(config, num_gpus_found=num_gpus_found)
+        return [] if options.is_worker() else options.find_worker_slots(config, num_gpus_found=num_gpus_found)
     check_alone(config.strategy)
     if config.hosts is not None and config.strategy not in OF_SEVERAL_PROCESSES:
         raise ConfigError(
@@ -49,15 +49,15 @@ def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]
     if config.strategy not in OF_SEVERAL_PROCESSES or _is_started_elsewhere(config):
         return []
     if config.hosts is not None:
-        places = place_workers(parse_hosts(config.hosts))
-        if (asked := config.gpus or config.replicas) not in (None, len(places)):
+        slots = assign_slots(parse_hosts(config.hosts))
+        if (asked := config.gpus or config.replicas) not in (None, len(slots)):
             raise DeviceError(
-                f"{asked} replicas asked for, but --hosts {config.hosts} has places for {len(places)}; leave the "
+                f"{asked} replicas asked for, but --hosts {config.hosts} has places for {len(slots)}; leave the "
                 "number out, or make the two agree"
             )
-        return places
+        return slots
     _, num_replicas = resolve_devices(config, num_gpus_found)
-    return place_workers([Host(None, num_replicas)])
+    return assign_slots([Host(None, num_replicas)])
 
 
 def _is_started_elsewhere(config: DistributeConfig) -> bool:
@@ -66,21 +66,21 @@ def _is_started_elsewhere(config: DistributeConfig) -> bool:
     A starter of one process has started no others. Where more are asked for, or the workers of this strategy cannot
     meet through that starter, this process starts them.
     """
-    place = find_place()
-    if place is None or place.num_workers > 1 or heartbeat.VARIABLE in os.environ:
-        return place is not None
+    worker = find_external_worker()
+    if worker is None or worker.num_workers > 1 or heartbeat.VARIABLE in os.environ:
+        return worker is not None
     wants_more = config.hosts is not None or (config.gpus or config.replicas or 1) > 1
-    return not wants_more and can_meet(config.strategy, place)
+    return not wants_more and can_meet(config.strategy, worker)
 
 
-def topology_of_job(config: DistributeConfig, places: Sequence[Place], device: Device) -> Topology:
+def topology_of_job(config: DistributeConfig, slots: Sequence[WorkerSlot], device: Device) -> Topology:
     """The job as its chief will see it: one replica for each place."""
     strategy: Strategy = "horovod" if config.strategy == "horovod" else "multiworker"
-    return Topology(strategy=strategy, device=device, num_local_replicas=1, num_workers=len(places))
+    return Topology(strategy=strategy, device=device, num_local_replicas=1, num_workers=len(slots))
 
 
 def run_workers(
-    places: Sequence[Place], config: DistributeConfig, *, arguments: list[str], run_dir: pathlib.Path
+    slots: Sequence[WorkerSlot], config: DistributeConfig, *, arguments: list[str], run_dir: pathlib.Path
 ) -> None:
     """Runs `trainer launch` with `arguments` at every place until all have ended; their output is kept in
     `run_dir`/logs and passed on to standard error.
@@ -91,12 +91,12 @@ def run_workers(
         _run_elastic_workers(config, arguments=arguments, run_dir=run_dir)
         return
     supervisor = Supervisor(
-        places,
+        slots,
         log_dir=run_dir / LOG_DIR_NAME,
         show=lambda line: print(line, file=sys.stderr, flush=True),
         options=supervisor_options(config),
     )
-    with _meeting_place(config, places) as environments:
+    with _rendezvous(config, slots) as environments:
         supervisor.run(worker_command(arguments), environments)
 
 
@@ -171,9 +171,9 @@ def check_workers_agree(engine: Engine, facts: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _meeting_place(config: DistributeConfig, places: Sequence[Place]) -> Iterator[_Environments]:
+def _rendezvous(config: DistributeConfig, slots: Sequence[WorkerSlot]) -> Iterator[_Environments]:
     if config.strategy == "multiworker":
-        yield lambda ready: multiworker_environments(places, ready)
+        yield lambda ready: multiworker_environments(slots, ready)
         return
     with horovod_rendezvous() as rendezvous:
-        yield lambda ready: rendezvous.environments(places, ready)
+        yield lambda ready: rendezvous.environments(slots, ready)

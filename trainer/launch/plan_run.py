@@ -15,7 +15,7 @@ from trainer.data.preparation.auto_prepare import prepare_beside
 from trainer.data.sources import check_unambiguous, is_source_name
 from trainer.distribute.elastic import options
 from trainer.distribute.job_devices import JobDevices
-from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.hosts import WorkerSlot
 from trainer.distribute.topology import Topology
 from trainer.errors import DataError
 from trainer.launch import job
@@ -39,7 +39,7 @@ class PlannedRun:
     plan: Plan
     run: RunDir
     # The workers that this process has to start; where there are none, it trains itself.
-    places: Sequence[Place] = ()
+    worker_slots: Sequence[WorkerSlot] = ()
     # What these places compute on; None where there are none.
     devices: JobDevices | None = None
     # The recipe by name, where one was given or chosen, for the workers.
@@ -99,11 +99,11 @@ def plan_run(
     Raises:
         UsageError: what was asked for cannot be had; see the subclasses.
     """
-    places = job.find_places(config.distribute, num_gpus_found=len(tf_runtime.list_gpus()))
+    slots = job.find_worker_slots(config.distribute, num_gpus_found=len(tf_runtime.list_gpus()))
     if options.is_elastic(config.distribute):
-        options.check_batch(config.distribute, config.train.global_batch_size, num_places=len(places))
-    devices = find_devices(config.distribute, places, note)
-    topology = find_topology(config.distribute, places, devices, note)
+        options.check_batch(config.distribute, config.train.global_batch_size, num_slots=len(slots))
+    devices = find_devices(config.distribute, slots, note)
+    topology = find_topology(config.distribute, slots, devices, note)
     dataset_dir = find_dataset(config, note)
     own = tf_runtime.list_gpus()[: topology.num_local_replicas]
     capabilities = devices.compute_capabilities if devices else tf_runtime.list_compute_capabilities(own)
@@ -113,7 +113,7 @@ def plan_run(
         topology=topology,
         plan=plan,
         run=RunDir(run_dir or ""),
-        places=places,
+        worker_slots=slots,
         devices=devices,
         recipe=recipe,
         resume=resume,

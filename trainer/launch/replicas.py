@@ -12,7 +12,7 @@ from trainer.distribute.engine import Engine
 from trainer.distribute.job_devices import JobDevices, find_job_devices
 from trainer.distribute.launchers.cluster import JOIN_TIMEOUT_SECS
 from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
-from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.hosts import WorkerSlot
 from trainer.distribute.topology import Device, Topology, resolve_topology
 from trainer.errors import DeviceError
 from trainer.launch import job, replicas
@@ -20,11 +20,11 @@ from trainer.system import tf_runtime
 
 
 def find_topology(
-    config: DistributeConfig, places: Sequence[Place], devices: JobDevices | None, note: Callable[[str], None]
+    config: DistributeConfig, slots: Sequence[WorkerSlot], devices: JobDevices | None, note: Callable[[str], None]
 ) -> Topology:
     gpus = tf_runtime.list_gpus()
     if devices is not None:
-        return job.topology_of_job(config, places, devices.device)
+        return job.topology_of_job(config, slots, devices.device)
     if config.strategy not in ("multiworker", "horovod"):
         return resolve_topology(config, num_gpus_found=len(gpus))
     if options.is_worker():
@@ -62,8 +62,10 @@ def make_engine(topology: Topology, config: DistributeConfig, note: Callable[[st
     return mirrored.make_engine(topology, fusion_bytes=config.fusion_bytes)
 
 
-def find_devices(config: DistributeConfig, places: Sequence[Place], note: Callable[[str], None]) -> JobDevices | None:
-    return find_job_devices(places, config, job.supervisor_options(config), note=note) if places else None
+def find_devices(
+    config: DistributeConfig, slots: Sequence[WorkerSlot], note: Callable[[str], None]
+) -> JobDevices | None:
+    return find_job_devices(slots, config, job.supervisor_options(config), note=note) if slots else None
 
 
 def topology_before_joining(config: DistributeConfig) -> Topology:

@@ -32,7 +32,7 @@ def train_session(session: RunSession, arguments: Sequence[str]) -> None:
         StoppedOnRequest, TrainingError, DataError: see `RunSession.run` and `Supervisor.run`.
     """
     planned = session.planned
-    if not planned.places:
+    if not planned.worker_slots:
         _train_here(session)
         return
     passed_on = job.worker_arguments(
@@ -43,7 +43,7 @@ def train_session(session: RunSession, arguments: Sequence[str]) -> None:
         devices=planned.device_arguments,
     )
     with naming_this_command():
-        job.run_workers(planned.places, planned.config.distribute, arguments=passed_on, run_dir=planned.run.path)
+        job.run_workers(planned.worker_slots, planned.config.distribute, arguments=passed_on, run_dir=planned.run.path)
 
 
 def _train_here(session: RunSession) -> None:

@@ -5,11 +5,11 @@ import dataclasses
 from collections.abc import Collection, Sequence
 
 from trainer.distribute.elastic.messages import Waiting
-from trainer.distribute.launchers.hosts import Host, Place
+from trainer.distribute.launchers.hosts import Host, WorkerSlot
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
+class HostSlot:
     """Room for one worker on a host; a worker keeps its slot, and with it its GPU, for life."""
 
     host_name: str | None
@@ -21,7 +21,7 @@ class Candidate:
     """A worker that waits. Of two, the one with the lower `number` is the older."""
 
     number: int
-    slot: Slot
+    slot: HostSlot
     waiting: Waiting
 
 
@@ -30,16 +30,16 @@ class Generation:
     """The members by rank, with their places; the first is the chief."""
 
     members: list[Candidate]
-    places: list[Place]
+    worker_slots: list[WorkerSlot]
     from_checkpoint: bool
 
 
-def choose_chief(candidates: Sequence[Candidate], *, mark: int) -> tuple[Candidate, bool] | None:
+def choose_chief(candidates: Sequence[Candidate], *, run_dir_token: int) -> tuple[Candidate, bool] | None:
     """The one whose state all others take over and that writes, and whether that state is its last checkpoint.
 
-    It must see the run directory of `mark`, if there has been one; None where nobody does.
+    It must see the run directory of `run_dir_token`, if there has been one; None where nobody does.
     """
-    seeing = [c for c in candidates if c.waiting.mark == mark] if mark else list(candidates)
+    seeing = [c for c in candidates if c.waiting.run_dir_token == run_dir_token] if run_dir_token else list(candidates)
     # Of those with the state in memory, the furthest: a step that one of them has made need not be made again.
     if with_state := [c for c in seeing if c.waiting.step is not None]:
         return max(with_state, key=lambda c: (c.waiting.step or 0, -c.number)), False
@@ -48,43 +48,43 @@ def choose_chief(candidates: Sequence[Candidate], *, mark: int) -> tuple[Candida
     return max(seeing, key=lambda c: (c.waiting.checkpoint_step, -c.number)), True
 
 
-def form_generation(candidates: Sequence[Candidate], *, mark: int, max_replicas: int) -> Generation | None:
+def form_generation(candidates: Sequence[Candidate], *, run_dir_token: int, max_replicas: int) -> Generation | None:
     """None where no candidate can be the chief. The oldest take part; the workers of a host are neighbours."""
-    chosen = choose_chief(candidates, mark=mark)
+    chosen = choose_chief(candidates, run_dir_token=run_dir_token)
     if chosen is None:
         return None
     chief, from_checkpoint = chosen
     others = sorted((c for c in candidates if c is not chief), key=lambda c: c.number)[: max_replicas - 1]
     hosts = list(dict.fromkeys(c.slot.host_name for c in [chief, *others]))
     members = sorted([chief, *others], key=lambda c: (hosts.index(c.slot.host_name), c is not chief, c.number))
-    return Generation(members=members, places=_places_of(members), from_checkpoint=from_checkpoint)
+    return Generation(members=members, worker_slots=_worker_slots_of(members), from_checkpoint=from_checkpoint)
 
 
-def _places_of(members: Sequence[Candidate]) -> list[Place]:
+def _worker_slots_of(members: Sequence[Candidate]) -> list[WorkerSlot]:
     num_local = collections.Counter(c.slot.host_name for c in members)
     seen: collections.Counter[str | None] = collections.Counter()
-    places = []
+    worker_slots = []
     for rank, member in enumerate(members):
         name = member.slot.host_name
         host = Host(name, num_local[name])
         # Horovod counts the workers of a host without gaps, whichever slots they have.
-        places.append(Place(host=host, worker_index=rank, local_index=seen[name], num_local=num_local[name]))
+        worker_slots.append(WorkerSlot(host=host, worker_index=rank, local_index=seen[name], num_local=num_local[name]))
         seen[name] += 1
-    return places
+    return worker_slots
 
 
 def missing_slots(
-    hosts: Sequence[Host], *, taken: Collection[Slot], blocked: Collection[str | None], max_replicas: int
-) -> list[Slot]:
+    hosts: Sequence[Host], *, taken: Collection[HostSlot], blocked: Collection[str | None], max_replicas: int
+) -> list[HostSlot]:
     """The slots in which workers are to be started: free ones of `hosts`, in their order, but for `blocked` hosts."""
     free = [slot for slot in _slots_of(hosts) if slot not in taken and slot.host_name not in blocked]
     return free[: max(0, max_replicas - len(taken))]
 
 
-def is_listed(slot: Slot, hosts: Sequence[Host]) -> bool:
+def is_listed(slot: HostSlot, hosts: Sequence[Host]) -> bool:
     """Whether `hosts` still have the slot."""
     return slot in _slots_of(hosts)
 
 
-def _slots_of(hosts: Sequence[Host]) -> list[Slot]:
-    return [Slot(host.name, i) for host in hosts for i in range(host.num_slots)]
+def _slots_of(hosts: Sequence[Host]) -> list[HostSlot]:
+    return [HostSlot(host.name, i) for host in hosts for i in range(host.num_slots)]

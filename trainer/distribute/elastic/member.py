@@ -5,7 +5,7 @@ import dataclasses
 import signal
 from typing import Any
 
-from trainer.distribute.elastic.generation import Candidate, Slot
+from trainer.distribute.elastic.generation import Candidate, HostSlot
 from trainer.distribute.elastic.messages import End, Running, Waiting, to_message
 from trainer.distribute.launchers.worker import Ended, Ready, Worker
 from trainer.errors import StoppedOnRequest
@@ -23,7 +23,7 @@ class Member:
     """
 
     number: int
-    slot: Slot
+    slot: HostSlot
     worker: Worker
     ready: Ready | None = None
     generation: int = 0
@@ -35,7 +35,7 @@ class Member:
     ended: Ended | None = None
     # Why its guard or its worker was never started.
     obstacle: str | None = None
-    is_mourned: bool = False
+    loss_reported: bool = False
 
     @property
     def is_alive(self) -> bool:

@@ -5,10 +5,10 @@ import collections
 from collections.abc import Callable, Sequence
 
 from trainer.distribute.elastic import generation
-from trainer.distribute.elastic.generation import Candidate, Slot, choose_chief, form_generation, is_listed
+from trainer.distribute.elastic.generation import Candidate, HostSlot, choose_chief, form_generation, is_listed
 from trainer.distribute.elastic.member import Member
 from trainer.distribute.elastic.messages import Join, Leave, Save
-from trainer.distribute.elastic.rendezvous import Meeting
+from trainer.distribute.elastic.rendezvous import GenerationRendezvous
 from trainer.distribute.launchers.hosts import Host
 from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.worker import Ready
@@ -38,13 +38,13 @@ class Roster:
         self.members: list[Member] = []
         self.hosts: list[Host] = []
         # Of the run directory that the chief writes to; 0 before there is one.
-        self.mark = 0
+        self.run_dir_token = 0
         # The present one, or the last; 0 before the first.
         self.generation = 0
         self.verdict: TrainerError | None = None
         # What was in memory when the job came to stand still is in a checkpoint.
         self.has_saved = False
-        self._meeting: Meeting | None = None
+        self._meeting: GenerationRendezvous | None = None
         self._facts: dict[str, str] | None = None
         self._is_asked_to_leave = False
         self._short_since: float | None = None
@@ -60,7 +60,7 @@ class Roster:
     def versions_beside(self, member: Member) -> dict[str, dict[str, str]]:
         """What is installed for `member`, and for the first other that lives."""
         others = [m for m in self.members if m.is_alive and m.ready is not None and m is not member][:1]
-        return {str(m.worker.place.host): m.ready.versions for m in [*others, member] if m.ready is not None}
+        return {str(m.worker.slot.host): m.ready.versions for m in [*others, member] if m.ready is not None}
 
     def admit(self, member: Member, now: float) -> None:
         """Turns away a worker that waits and would not do the same as the others."""
@@ -75,11 +75,11 @@ class Roster:
         elif self.generation and not member.generation:
             self._note(f"{member.worker.name} is ready to join")
 
-    def mourn(self, now: float) -> None:
+    def report_losses(self, now: float) -> None:
         """Takes note of the members that were lost since the last time."""
         for member in sorted(self.members, key=lambda m: m.ended.at if m.ended is not None else 0.0):
-            if member.is_lost and not member.is_mourned:
-                member.is_mourned = True
+            if member.is_lost and not member.loss_reported:
+                member.loss_reported = True
                 self._note(f"{member.worker.name} {member.how_it_ended()}")
                 if not member.fell_with_another:
                     self._block(member.slot.host_name, now)
@@ -87,7 +87,7 @@ class Roster:
                     error = TrainingError if self.generation else DeviceError
                     self.verdict = error(f"no worker is left: {member.last_words()}")
 
-    def missing_slots(self, now: float) -> list[Slot]:
+    def missing_slots(self, now: float) -> list[HostSlot]:
         """Where workers are to be started now."""
         listed = {host.name for host in self.hosts}
         for name in [name for name in self._blocked_until if name not in listed]:
@@ -130,7 +130,7 @@ class Roster:
         else:
             self._short_since = None
 
-    def wind_up(self) -> None:
+    def shut_down(self) -> None:
         """Lets those end that wait; saves before, where a step would be lost."""
         current = self.current()
         if any(m.waiting is None for m in current):
@@ -171,7 +171,7 @@ class Roster:
         return bool(new) and (not booting or now - min(m.waiting_since for m in new) >= _TOGETHER_SECS)
 
     def _form(self, candidates: Sequence[Candidate]) -> None:
-        formed = form_generation(candidates, mark=self.mark, max_replicas=self._max_replicas)
+        formed = form_generation(candidates, run_dir_token=self.run_dir_token, max_replicas=self._max_replicas)
         if formed is None:
             self.verdict = TrainingError(
                 "no worker is left that sees the run directory, and so nobody could write to it; the same command goes "
@@ -200,7 +200,7 @@ class Roster:
         by_number = {m.number: m for m in self.members}
         members = [by_number[candidate.number] for candidate in formed.members]
         ready: list[Ready] = [m.ready for m in members if m.ready is not None]
-        old, self._meeting = self._meeting, Meeting(formed.places, ready)
+        old, self._meeting = self._meeting, GenerationRendezvous(formed.worker_slots, ready)
         if old is not None:
             asyncio.get_running_loop().run_in_executor(None, old.close)
         for member, environment in zip(members, self._meeting.environments, strict=True):
@@ -232,7 +232,7 @@ class Roster:
 
     def _save(self, candidates: Sequence[Candidate]) -> None:
         """Has one save of those that have the last step in memory."""
-        chosen = choose_chief(candidates, mark=self.mark) if self.generation and candidates else None
+        chosen = choose_chief(candidates, run_dir_token=self.run_dir_token) if self.generation and candidates else None
         if chosen is not None and not self.has_saved:
             chief, is_saved = chosen
             self.has_saved = True

@@ -33,18 +33,18 @@ class Waiting:
     generation: int
     step: int | None
     checkpoint_step: int
-    mark: int
+    run_dir_token: int
     facts: dict[str, str]
     why: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Running:
-    """A worker has begun to train at `step`. The chief gives the `mark` of its run directory, the others 0."""
+    """A worker has begun to train at `step`. The chief gives the `run_dir_token` of its run directory, the others 0."""
 
     generation: int
     step: int
-    mark: int
+    run_dir_token: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

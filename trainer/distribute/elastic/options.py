@@ -4,11 +4,11 @@ import os
 
 from trainer.config.distribute import DistributeConfig
 from trainer.distribute.elastic.discovery import FixedHosts, HostDiscoveryScript, HostSource
-from trainer.distribute.elastic.generation import Slot
+from trainer.distribute.elastic.generation import HostSlot
 from trainer.distribute.elastic.supervisor import ElasticOptions
 from trainer.distribute.launchers.environments import GLOO_TIMEOUT_VARIABLE, LOCAL_INDEX_VARIABLE, forwarded_variables
-from trainer.distribute.launchers.external import find_place
-from trainer.distribute.launchers.hosts import Host, Place, parse_hosts, place_workers
+from trainer.distribute.launchers.external import find_external_worker
+from trainer.distribute.launchers.hosts import Host, WorkerSlot, assign_slots, parse_hosts
 from trainer.distribute.launchers.supervisor import SupervisorOptions
 from trainer.distribute.topology import divide_batch, resolve_devices
 from trainer.errors import ConfigError, DeviceError
@@ -63,10 +63,10 @@ def _check(config: DistributeConfig) -> None:
             "--min-replicas, --max-replicas and --host-discovery-script make a job elastic, and horovod alone can be; "
             f"--strategy is {config.strategy}; add --strategy horovod, or leave them out"
         )
-    if (place := find_place()) is not None and place.num_workers > 1:
+    if (worker := find_external_worker()) is not None and worker.num_workers > 1:
         raise ConfigError(
-            f"an elastic job starts its own workers, and this process was started as one of {place.num_workers} "
-            f"({place.by} is set); run the command once, without mpirun, srun or horovodrun"
+            f"an elastic job starts its own workers, and this process was started as one of {worker.num_workers} "
+            f"({worker.by} is set); run the command once, without mpirun, srun or horovodrun"
         )
     if config.hosts is not None and config.host_discovery_script is not None:
         raise ConfigError(
@@ -84,7 +84,7 @@ def _check(config: DistributeConfig) -> None:
         )
 
 
-def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]:
+def find_worker_slots(config: DistributeConfig, *, num_gpus_found: int) -> list[WorkerSlot]:
     """The workers that the job would start with now; hosts that have yet to come up count as `HOST_TO_COME`.
 
     Raises: see `find_source`, and ConfigError where the discovery script fails.
@@ -93,15 +93,15 @@ def find_places(config: DistributeConfig, *, num_gpus_found: int) -> list[Place]
     source = find_source(config, num_gpus_found=num_gpus_found)
     hosts = source.find()
     options = elastic_options(config, source, supervisor=SupervisorOptions())
-    places = place_workers(hosts)[: options.max_replicas]
-    if len(places) >= options.min_replicas:
-        return places
+    worker_slots = assign_slots(hosts)[: options.max_replicas]
+    if len(worker_slots) >= options.min_replicas:
+        return worker_slots
     if isinstance(source, FixedHosts):
         raise DeviceError(
-            f"--min-replicas {options.min_replicas} asked for, and there is room for {len(places)}; use more "
-            f"{'--hosts' if config.hosts else '--replicas or --gpus'}, or --min-replicas {max(1, len(places))}"
+            f"--min-replicas {options.min_replicas} asked for, and there is room for {len(worker_slots)}; use more "
+            f"{'--hosts' if config.hosts else '--replicas or --gpus'}, or --min-replicas {max(1, len(worker_slots))}"
         )
-    return place_workers([*hosts, Host(HOST_TO_COME, options.min_replicas - len(places))])
+    return assign_slots([*hosts, Host(HOST_TO_COME, options.min_replicas - len(worker_slots))])
 
 
 def elastic_options(config: DistributeConfig, source: HostSource, *, supervisor: SupervisorOptions) -> ElasticOptions:
@@ -118,18 +118,18 @@ def elastic_options(config: DistributeConfig, source: HostSource, *, supervisor:
     )
 
 
-def check_batch(config: DistributeConfig, global_batch_size: int, *, num_places: int) -> None:
+def check_batch(config: DistributeConfig, global_batch_size: int, *, num_slots: int) -> None:
     """Raises ConfigError where some number of replicas that the job may come to cannot share the batch.
 
-    `num_places` is the most where nobody has named it.
+    `num_slots` is the most where nobody has named it.
     """
-    max_replicas = config.max_replicas or num_places
+    max_replicas = config.max_replicas or num_slots
     fewest = (config.min_replicas or 1) if config.strict_batch else max_replicas
     for num_replicas in range(fewest, max_replicas + 1):
         divide_batch(config, global_batch_size, num_replicas)
 
 
-def worker_environment(slot: Slot) -> dict[str, str]:
+def worker_environment(slot: HostSlot) -> dict[str, str]:
     """What a worker finds in its environment before it has joined any generation."""
     return {
         GLOO_TIMEOUT_VARIABLE: str(_SILENCE_SECS),

@@ -6,7 +6,7 @@ import http.client
 from collections.abc import Sequence
 
 from trainer.distribute.launchers.environments import GLOO_TIMEOUT_VARIABLE, horovod_rendezvous
-from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.hosts import WorkerSlot
 from trainer.distribute.launchers.worker import Ready
 
 # Where a Horovod that is initialised again asks for its rank (horovod/common/gloo/gloo_context.cc).
@@ -14,14 +14,14 @@ _SCOPE = "rank_and_size"
 _FIELDS = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
 
 
-class Meeting:
-    """A rendezvous that runs until `close`. `environments` are those of the members at `places`."""
+class GenerationRendezvous:
+    """A rendezvous that runs until `close`. `environments` are those of the members at `worker_slots`."""
 
-    def __init__(self, places: Sequence[Place], ready: Sequence[Ready]) -> None:
+    def __init__(self, worker_slots: Sequence[WorkerSlot], ready: Sequence[Ready]) -> None:
         """Raises DeviceError where Horovod is not installed."""
         self._stack = contextlib.ExitStack()
         rendezvous = self._stack.enter_context(horovod_rendezvous())
-        found = rendezvous.environments(places, ready)
+        found = rendezvous.environments(worker_slots, ready)
         # How long a silent peer is waited for a worker knows from its start, and it is much shorter here.
         for environment in found:
             environment.pop(GLOO_TIMEOUT_VARIABLE)

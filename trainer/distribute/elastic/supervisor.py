@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer.distribute.elastic.discovery import HostSource
-from trainer.distribute.elastic.generation import Slot
+from trainer.distribute.elastic.generation import HostSlot
 from trainer.distribute.elastic.member import Member
 from trainer.distribute.elastic.membership import Roster
 from trainer.distribute.elastic.messages import Running, Waiting, of_message
 from trainer.distribute.launchers.channel import Message
-from trainer.distribute.launchers.hosts import Host, Place
+from trainer.distribute.launchers.hosts import Host, WorkerSlot
 from trainer.distribute.launchers.line_printer import LinePrinter
 from trainer.distribute.launchers.supervisor import SupervisorOptions, describe_wait
 from trainer.distribute.launchers.versions import differences
@@ -68,7 +68,7 @@ class ElasticSupervisor:
         self._hung_since: float | None = None
         self._print: Callable[[str], None] = show
 
-    def run(self, command: list[str], environment: Callable[[Slot], dict[str, str]]) -> None:
+    def run(self, command: list[str], environment: Callable[[HostSlot], dict[str, str]]) -> None:
         """Runs `command` in every slot there is, with `environment` of the slot, until the training is complete.
 
         SIGINT or SIGTERM asks the workers to save; a second one does not wait for them.
@@ -82,7 +82,7 @@ class ElasticSupervisor:
         self._log_dir.mkdir(parents=True, exist_ok=True)
         asyncio.run(self._run(command, environment))
 
-    async def _run(self, command: list[str], environment: Callable[[Slot], dict[str, str]]) -> None:
+    async def _run(self, command: list[str], environment: Callable[[HostSlot], dict[str, str]]) -> None:
         self._changed = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,23 +112,25 @@ class ElasticSupervisor:
         has_ended = any(member.has_finished or member.has_saved for member in roster.members)
         return has_ended or self._num_stop_requests > 0 or roster.verdict is not None
 
-    def _decide(self) -> list[Slot]:
+    def _decide(self) -> list[HostSlot]:
         """Does what is due now; returns the slots to start workers in."""
         roster, now = self._roster, asyncio.get_running_loop().time()
         if self._is_ending():
-            roster.wind_up()
+            roster.shut_down()
             return []
-        roster.mourn(now)
+        roster.report_losses(now)
         self._end_the_hung(now)
         roster.regroup(now)
         return roster.missing_slots(now) if roster.verdict is None else []
 
-    def _start(self, slot: Slot, command: list[str], environment: dict[str, str]) -> None:
+    def _start(self, slot: HostSlot, command: list[str], environment: dict[str, str]) -> None:
         number = len(self._roster.members)
         options = self._options.supervisor
-        place = Place(host=Host(slot.host_name, 1), worker_index=number, local_index=slot.local_index, num_local=1)
+        worker_slot = WorkerSlot(
+            host=Host(slot.host_name, 1), worker_index=number, local_index=slot.local_index, num_local=1
+        )
         worker = Worker(
-            place,
+            worker_slot,
             ssh_options=options.ssh_options,
             log_file=self._log_dir / f"worker-{number:05}.log",
             show=self._print,
@@ -161,7 +163,7 @@ class ElasticSupervisor:
         if isinstance(said, Waiting):
             self._roster.admit(member, asyncio.get_running_loop().time())
         elif isinstance(said, Running):
-            self._roster.mark = said.mark or self._roster.mark
+            self._roster.run_dir_token = said.run_dir_token or self._roster.run_dir_token
         self._changed.set()
 
     async def _watch_hosts(self) -> None:

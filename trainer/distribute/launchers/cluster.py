@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import tensorflow as tf
 
-from trainer.distribute.launchers.external import ExternalPlace
+from trainer.distribute.launchers.external import ExternalWorker
 from trainer.distribute.launchers.proxies import describe_proxies, go_directly
 from trainer.distribute.launchers.waiting import told
 from trainer.errors import DeviceError
@@ -34,19 +34,19 @@ _SLURM_PORTS = range(20_000, 32_000)
 
 
 def join_cluster(
-    place: ExternalPlace, *, timeout_secs: float = JOIN_TIMEOUT_SECS, note: Callable[[str], None] = lambda _: None
+    worker: ExternalWorker, *, timeout_secs: float = JOIN_TIMEOUT_SECS, note: Callable[[str], None] = lambda _: None
 ) -> Any:
     """The strategy over all workers, once all of them are there; `note` is told whom that takes long for.
 
     Raises:
         DeviceError: this worker's port is in use, or some of the others have not come within `timeout_secs`.
     """
-    resolver = find_resolver(place)
+    resolver = find_resolver(worker)
     addresses = list(resolver.cluster_spec().as_dict()["worker"])
-    own = addresses[place.worker_index]
+    own = addresses[worker.worker_index]
     go_directly(addresses)
-    with _presence(own, place):
-        _wait_for_others(addresses, place, timeout_secs, note)
+    with _presence(own, worker):
+        _wait_for_others(addresses, worker, timeout_secs, note)
     # TensorFlow's own settings wait an hour for a worker that does not come. What is set here it does not set.
     configure_coordination(
         num_workers=len(addresses),
@@ -59,22 +59,22 @@ def join_cluster(
     except tf.errors.UnknownError as e:
         if "Could not start gRPC server" not in e.message:
             raise
-        raise _port_in_use(own, place) from None
+        raise _port_in_use(own, worker) from None
     except (tf.errors.DeadlineExceededError, tf.errors.UnavailableError):
-        raise _no_answer([0], addresses, place, timeout_secs) from None
+        raise _no_answer([0], addresses, worker, timeout_secs) from None
 
 
-def find_resolver(place: ExternalPlace) -> Any:
+def find_resolver(worker: ExternalWorker) -> Any:
     """Reads TF_CONFIG, or Slurm's variables of this step.
 
     Raises:
         DeviceError: the variables that Slurm sets for a step are not all there, or say what this cannot follow.
     """
     resolvers = tf.distribute.cluster_resolver
-    if place.by == "TF_CONFIG":
+    if worker.by == "TF_CONFIG":
         return resolvers.TFConfigClusterResolver()
     cluster = tf.train.ClusterSpec({"worker": slurm_addresses(os.environ)})
-    return resolvers.SimpleClusterResolver(cluster, task_type="worker", task_id=place.worker_index, rpc_layer="grpc")
+    return resolvers.SimpleClusterResolver(cluster, task_type="worker", task_id=worker.worker_index, rpc_layer="grpc")
 
 
 def slurm_addresses(environment: Mapping[str, str]) -> list[str]:
@@ -104,7 +104,7 @@ def slurm_addresses(environment: Mapping[str, str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _presence(address: str, place: ExternalPlace) -> Iterator[None]:
+def _presence(address: str, worker: ExternalWorker) -> Iterator[None]:
     """Listens at this worker's `address` during the block, so that the others see that it is there.
 
     TensorFlow listens only once it waits for the others itself, in C++ code that lets nothing else in the process run,
@@ -112,16 +112,16 @@ def _presence(address: str, place: ExternalPlace) -> Iterator[None]:
     """
     port = address.rpartition(":")[2]
     if not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise DeviceError(f"{place.by} gives worker {place.worker_index} the address {address}; expected HOST:PORT")
+        raise DeviceError(f"{worker.by} gives worker {worker.worker_index} the address {address}; expected HOST:PORT")
     is_dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if is_dual else socket.AF_INET
     try:
         listener = socket.create_server(("", int(port)), family=family, dualstack_ipv6=is_dual, backlog=_MAX_CALLERS)
     except OSError as e:
         if e.errno == errno.EADDRINUSE:
-            raise _port_in_use(address, place) from None
+            raise _port_in_use(address, worker) from None
         raise DeviceError(
-            f"this host does not let worker {place.worker_index} listen on port {port}, which {place.by} gives it "
+            f"this host does not let worker {worker.worker_index} listen on port {port}, which {worker.by} gives it "
             f"({e.strerror}); give the workers ports above 1023"
         ) from None
     with listener:
@@ -129,15 +129,15 @@ def _presence(address: str, place: ExternalPlace) -> Iterator[None]:
 
 
 def _wait_for_others(
-    addresses: list[str], place: ExternalPlace, timeout_secs: float, note: Callable[[str], None]
+    addresses: list[str], worker: ExternalWorker, timeout_secs: float, note: Callable[[str], None]
 ) -> None:
     """Returns once they all listen."""
-    missing = [i for i in range(len(addresses)) if i != place.worker_index]
+    missing = [i for i in range(len(addresses)) if i != worker.worker_index]
     give_up_at = time.monotonic() + timeout_secs
-    with told(note, lambda: _describe_wait(missing, addresses, place, timeout_secs)):
+    with told(note, lambda: _describe_wait(missing, addresses, worker, timeout_secs)):
         while missing := [i for i in missing if not _listens(addresses[i], give_up_at)]:
             if time.monotonic() >= give_up_at:
-                raise _no_answer(missing, addresses, place, timeout_secs)
+                raise _no_answer(missing, addresses, worker, timeout_secs)
             time.sleep(0.2)
 
 
@@ -151,22 +151,22 @@ def _listens(address: str, give_up_at: float) -> bool:
     return True
 
 
-def _no_answer(missing: list[int], addresses: list[str], place: ExternalPlace, timeout_secs: float) -> DeviceError:
+def _no_answer(missing: list[int], addresses: list[str], worker: ExternalWorker, timeout_secs: float) -> DeviceError:
     proxies = describe_proxies()
     around = f", and around the proxy ({proxies}; the addresses were added to no_proxy)" if proxies else ""
     return DeviceError(
-        f"worker {place.worker_index} has waited {timeout_secs:g} s for {_name(missing, addresses)}, without an "
-        f"answer; see that every worker was started, and that they reach each other by the addresses that {place.by} "
+        f"worker {worker.worker_index} has waited {timeout_secs:g} s for {_name(missing, addresses)}, without an "
+        f"answer; see that every worker was started, and that they reach each other by the addresses that {worker.by} "
         f"gives{around}; give those that start later more time with --set distribute.start_timeout_secs=1800, or, "
-        f"where nobody starts them, put {place.without} before the command"
+        f"where nobody starts them, put {worker.without} before the command"
     )
 
 
-def _describe_wait(missing: list[int], addresses: list[str], place: ExternalPlace, timeout_secs: float) -> str:
+def _describe_wait(missing: list[int], addresses: list[str], worker: ExternalWorker, timeout_secs: float) -> str:
     proxies = describe_proxies()
     return (
-        f"worker {place.worker_index} waits for {_name(missing, addresses)}, up to {timeout_secs:g} s: "
-        f"{place.evidence}{f' ({proxies}, which the workers go around)' if proxies else ''}"
+        f"worker {worker.worker_index} waits for {_name(missing, addresses)}, up to {timeout_secs:g} s: "
+        f"{worker.evidence}{f' ({proxies}, which the workers go around)' if proxies else ''}"
     )
 
 
@@ -175,12 +175,12 @@ def _name(workers: list[int], addresses: list[str]) -> str:
     return ", ".join([*names[:8], *([f"and {len(names) - 8} more"] if len(names) > 8 else [])])
 
 
-def _port_in_use(address: str, place: ExternalPlace) -> DeviceError:
+def _port_in_use(address: str, worker: ExternalWorker) -> DeviceError:
     port = int(address.rpartition(":")[2])
     listeners = [found for found in psutil.net_connections("tcp") if found.laddr and found.laddr.port == port]
     pids = sorted({found.pid for found in listeners if found.pid and found.status == psutil.CONN_LISTEN})
     by = f" by process {pids[0]} ({psutil.Process(pids[0]).name()})" if pids else ""
     return DeviceError(
-        f"port {port} of this host, where {place.by} wants worker {place.worker_index}, is in use{by}; end that "
+        f"port {port} of this host, where {worker.by} wants worker {worker.worker_index}, is in use{by}; end that "
         "process, or give the workers other ports"
     )

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from trainer.distribute.launchers.external import PLACE_VARIABLES
-from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.external import RANK_VARIABLES
+from trainer.distribute.launchers.hosts import WorkerSlot
 from trainer.errors import DeviceError
 from trainer.system.private_api.horovod_server import make_slot, rendezvous_server
 
@@ -43,20 +43,20 @@ def forwarded_variables() -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith(_FORWARDED_PREFIXES)
         and not name.startswith(_NOT_FORWARDED_PREFIXES)
-        and name not in PLACE_VARIABLES
+        and name not in RANK_VARIABLES
     }
 
 
-def multiworker_environments(places: Sequence[Place], ready: Sequence[Endpoint]) -> list[dict[str, str]]:
+def multiworker_environments(slots: Sequence[WorkerSlot], ready: Sequence[Endpoint]) -> list[dict[str, str]]:
     """TF_CONFIG for each worker (tf.distribute.cluster_resolver.TFConfigClusterResolver)."""
     cluster = {"worker": [_join_address(found.address, found.port) for found in ready]}
     return [
         {
             **forwarded_variables(),
-            LOCAL_INDEX_VARIABLE: str(place.local_index),
-            "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": place.worker_index}}),
+            LOCAL_INDEX_VARIABLE: str(slot.local_index),
+            "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": slot.worker_index}}),
         }
-        for place in places
+        for slot in slots
     ]
 
 
@@ -82,14 +82,14 @@ class Rendezvous:
         self._server = server
         self._port = port
 
-    def environments(self, places: Sequence[Place], ready: Sequence[Endpoint]) -> list[dict[str, str]]:
-        """The variables of each worker; `places` are told to the server."""
-        self._server.init(_slots_of(places))
-        return horovod_environments(places, ready, rendezvous_port=self._port)
+    def environments(self, slots: Sequence[WorkerSlot], ready: Sequence[Endpoint]) -> list[dict[str, str]]:
+        """The variables of each worker; `slots` are told to the server."""
+        self._server.init(_horovod_slots(slots))
+        return horovod_environments(slots, ready, rendezvous_port=self._port)
 
 
 def horovod_environments(
-    places: Sequence[Place], ready: Sequence[Endpoint], *, rendezvous_port: int | str
+    slots: Sequence[WorkerSlot], ready: Sequence[Endpoint], *, rendezvous_port: int | str
 ) -> list[dict[str, str]]:
     """The variables of each worker (horovod/common/gloo/gloo_context.cc reads them)."""
     return [
@@ -110,30 +110,30 @@ def horovod_environments(
             "HOROVOD_GLOO_IFACE": found.interface,
             "NCCL_SOCKET_IFNAME": found.interface,
         }
-        for slot, found in zip(_slots_of(places), ready, strict=True)
+        for slot, found in zip(_horovod_slots(slots), ready, strict=True)
     ]
 
 
-def _slots_of(places: Sequence[Place]) -> list[Any]:
+def _horovod_slots(slots: Sequence[WorkerSlot]) -> list[Any]:
     """The workers in Horovod's words."""
     # The k-th workers of all hosts make up a "cross" communicator.
-    cross_sizes = collections.Counter(place.local_index for place in places)
+    cross_sizes = collections.Counter(slot.local_index for slot in slots)
     cross_ranks: collections.Counter[int] = collections.Counter()
-    slots = []
-    for place in places:
-        slots.append(
+    infos = []
+    for slot in slots:
+        infos.append(
             make_slot(
-                hostname=str(place.host.name or "localhost"),
-                rank=place.worker_index,
-                size=len(places),
-                local_rank=place.local_index,
-                local_size=place.num_local,
-                cross_rank=cross_ranks[place.local_index],
-                cross_size=cross_sizes[place.local_index],
+                hostname=str(slot.host.name or "localhost"),
+                rank=slot.worker_index,
+                size=len(slots),
+                local_rank=slot.local_index,
+                local_size=slot.num_local,
+                cross_rank=cross_ranks[slot.local_index],
+                cross_size=cross_sizes[slot.local_index],
             )
         )
-        cross_ranks[place.local_index] += 1
-    return slots
+        cross_ranks[slot.local_index] += 1
+    return infos
 
 
 def _join_address(address: str, port: int | str) -> str:

@@ -24,7 +24,7 @@ from trainer.errors import ConfigError, DeviceError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExternalPlace:
+class ExternalWorker:
     """This process as its starter sees it.
 
     by: the variable that says so. evidence: what is set, in words: "OMPI_COMM_WORLD_SIZE is 2". without: what a command
@@ -64,10 +64,10 @@ _HALVES = {
     **{size: 1 for rank, size, _ in _KINDS if rank not in (*_OF_NO_STRATEGY, "SLURM_PROCID")},
 }
 # What a starter says of a process's place holds for that process, and not for the workers that it starts in turn.
-PLACE_VARIABLES = frozenset({_TF_CONFIG, "PMIX_RANK", *(name for kind in _KINDS for name in kind)})
+RANK_VARIABLES = frozenset({_TF_CONFIG, "PMIX_RANK", *(name for kind in _KINDS for name in kind)})
 
 
-def find_place(environment: Mapping[str, str] = os.environ) -> ExternalPlace | None:
+def find_external_worker(environment: Mapping[str, str] = os.environ) -> ExternalWorker | None:
     """The place of this process; None where nobody says that it started it.
 
     Of several starters the one of more than one process is meant, and of those the innermost.
@@ -75,8 +75,8 @@ def find_place(environment: Mapping[str, str] = os.environ) -> ExternalPlace | N
     Raises:
         ConfigError: a variable is set and is not what it must be.
     """
-    places = list(_list_places(environment))
-    return next((place for place in places if place.num_workers > 1), places[0] if places else None)
+    workers = list(_list_external_workers(environment))
+    return next((worker for worker in workers if worker.num_workers > 1), workers[0] if workers else None)
 
 
 def check_alone(strategy: str, environment: Mapping[str, str] = os.environ) -> None:
@@ -88,26 +88,26 @@ def check_alone(strategy: str, environment: Mapping[str, str] = os.environ) -> N
     """
     if strategy in OF_SEVERAL_PROCESSES:
         return
-    place = find_place(environment) or _find_half_a_place(environment)
-    if place is None or place.num_workers == 1:
+    worker = find_external_worker(environment) or _find_partial_worker(environment)
+    if worker is None or worker.num_workers == 1:
         return
-    if place.by in _OF_NO_STRATEGY:
+    if worker.by in _OF_NO_STRATEGY:
         fix = "run the command once, with --strategy multiworker or horovod and --hosts or --replicas"
     else:
-        fix = f"add --strategy {'multiworker' if place.by in _OF_MULTIWORKER else 'horovod'}"
+        fix = f"add --strategy {'multiworker' if worker.by in _OF_MULTIWORKER else 'horovod'}"
     raise ConfigError(
-        f"{place.evidence}, so this process was started as one of several, but --strategy is {strategy}, with which "
+        f"{worker.evidence}, so this process was started as one of several, but --strategy is {strategy}, with which "
         f"each of them would make a training of its own; {fix}, or, where nobody started the others, put "
-        f"{place.without} before the command"
+        f"{worker.without} before the command"
     )
 
 
-def can_meet(strategy: str, place: ExternalPlace) -> bool:
-    """Whether the workers of `strategy` find each other by what the starter of `place` has set."""
-    return place.by in _OF_MULTIWORKER if strategy == "multiworker" else place.by not in _OF_NO_STRATEGY
+def can_meet(strategy: str, worker: ExternalWorker) -> bool:
+    """Whether the workers of `strategy` find each other by what the starter of `worker` has set."""
+    return worker.by in _OF_MULTIWORKER if strategy == "multiworker" else worker.by not in _OF_NO_STRATEGY
 
 
-def _list_places(environment: Mapping[str, str]) -> Iterator[ExternalPlace]:
+def _list_external_workers(environment: Mapping[str, str]) -> Iterator[ExternalWorker]:
     """What each starter says, the innermost first."""
     if (of_tensorflow := _of_tf_config(environment.get(_TF_CONFIG, ""))) is not None:
         yield of_tensorflow
@@ -116,7 +116,7 @@ def _list_places(environment: Mapping[str, str]) -> Iterator[ExternalPlace]:
         if rank in environment and size in environment:
             if rank in _OF_NO_STRATEGY and not (environment[rank] + environment[size]).isdecimal():
                 continue  # a name that may mean anything
-            yield ExternalPlace(
+            yield ExternalWorker(
                 by=rank,
                 worker_index=_whole_number(environment, rank),
                 num_workers=_whole_number(environment, size),
@@ -138,12 +138,12 @@ def _find_slurm_size(environment: Mapping[str, str]) -> str:
     return "" if environment.get(size) == "1" else size
 
 
-def _find_half_a_place(environment: Mapping[str, str]) -> ExternalPlace | None:
+def _find_partial_worker(environment: Mapping[str, str]) -> ExternalWorker | None:
     """Where there is only a rank above 0, or only a number of processes above 1, there are others all the same."""
     for name, least in _HALVES.items():
         number = int(environment[name]) if environment.get(name, "").isdecimal() else 0
         if number > least:
-            return ExternalPlace(
+            return ExternalWorker(
                 by=name,
                 worker_index=0,
                 num_workers=2,
@@ -160,20 +160,20 @@ def check_size(num_workers: int, environment: Mapping[str, str] = os.environ) ->
     Raises:
         DeviceError: they differ; each process would train alone, and all would write to one run directory.
     """
-    place = find_place(environment)
+    worker = find_external_worker(environment)
     # An elastic job changes its size without a change of HOROVOD_SIZE.
-    if "HOROVOD_ELASTIC" in environment or place is None:
+    if "HOROVOD_ELASTIC" in environment or worker is None:
         return
-    if place.num_workers != num_workers:
+    if worker.num_workers != num_workers:
         raise DeviceError(
-            f"{place.by} makes this process worker {place.worker_index} of {place.num_workers}, but Horovod has found "
-            f"{num_workers}; it was built for another MPI, or for none (see trainer doctor): use mpirun of that MPI, "
-            f"horovodrun, or trainer launch --hosts; where nobody started the others, put {place.without} before "
+            f"{worker.by} makes this process worker {worker.worker_index} of {worker.num_workers}, but Horovod has "
+            f"found {num_workers}; it was built for another MPI, or for none (see trainer doctor): use mpirun of that "
+            f"MPI, horovodrun, or trainer launch --hosts; where nobody started the others, put {worker.without} before "
             "the command"
         )
 
 
-def _of_tf_config(text: str) -> ExternalPlace | None:
+def _of_tf_config(text: str) -> ExternalWorker | None:
     expected = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
     try:
         content = json.loads(text or "{}")
@@ -194,7 +194,7 @@ def _of_tf_config(text: str) -> ExternalPlace | None:
     # Where others of the cluster run on this host, they come before this one in the list.
     host = workers[index].rpartition(":")[0]
     local_index = sum(worker.rpartition(":")[0] == host for worker in workers[:index])
-    return ExternalPlace(
+    return ExternalWorker(
         by=_TF_CONFIG,
         worker_index=index,
         num_workers=len(workers),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.distribute.launchers.environments import forwarded_variables
-from trainer.distribute.launchers.hosts import Host, Place
+from trainer.distribute.launchers.hosts import Host, WorkerSlot
 from trainer.distribute.launchers.supervisor import SupervisorOptions
 from trainer.distribute.launchers.waiting import told
 from trainer.distribute.launchers.worker import Worker
@@ -68,9 +68,9 @@ async def _ask_all(
 
 
 async def _ask(host: Host, options: SupervisorOptions, arguments: Sequence[str]) -> HostDevices:
-    place = Place(host=host, worker_index=0, local_index=0, num_local=1)
+    slot = WorkerSlot(host=host, worker_index=0, local_index=0, num_local=1)
     worker = Worker(
-        place,
+        slot,
         ssh_options=options.ssh_options,
         log_file=None,
         show=lambda _: None,

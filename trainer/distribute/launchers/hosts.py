@@ -24,7 +24,7 @@ class Host:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
+class WorkerSlot:
     """Where one worker runs: worker `worker_index` of the job, the `local_index`-th of its host."""
 
     host: Host
@@ -63,11 +63,11 @@ def find_own_address(name: str) -> str | None:
     return next((str(info[4][0]) for info in found if info[4][0] in own), None)
 
 
-def place_workers(hosts: list[Host]) -> list[Place]:
+def assign_slots(hosts: list[Host]) -> list[WorkerSlot]:
     """One place for each slot; the workers of a host are neighbours, so that most of a ring is inside the hosts."""
-    places: list[Place] = []
+    slots: list[WorkerSlot] = []
     for host in hosts:
         for local_index in range(host.num_slots):
-            place = Place(host=host, worker_index=len(places), local_index=local_index, num_local=host.num_slots)
-            places.append(place)
-    return places
+            slot = WorkerSlot(host=host, worker_index=len(slots), local_index=local_index, num_local=host.num_slots)
+            slots.append(slot)
+    return slots

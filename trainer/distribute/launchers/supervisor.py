@@ -6,7 +6,7 @@ import pathlib
 import signal
 from collections.abc import Callable, Sequence
 
-from trainer.distribute.launchers.hosts import Place
+from trainer.distribute.launchers.hosts import WorkerSlot
 from trainer.distribute.launchers.line_printer import LinePrinter
 from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.waiting import told
@@ -37,22 +37,22 @@ class SupervisorOptions:
 
 def describe_wait(workers: Sequence[Worker], timeout_secs: float) -> str:
     """Whom a launcher waits for before it starts a worker."""
-    missing = dict.fromkeys(str(worker.place.host) for worker in workers if not worker.is_ready)
+    missing = dict.fromkeys(str(worker.slot.host) for worker in workers if not worker.is_ready)
     return f"waiting for {', '.join(missing)} to answer, up to {timeout_secs:g} s"
 
 
 class Supervisor:
-    """The workers at `places`; the output of worker i is kept in `log_dir`/worker-0000i.log and shown a line each."""
+    """The workers at `slots`; the output of worker i is kept in `log_dir`/worker-0000i.log and shown a line each."""
 
     def __init__(
         self,
-        places: Sequence[Place],
+        slots: Sequence[WorkerSlot],
         *,
         log_dir: pathlib.Path,
         show: Callable[[str], None],
         options: SupervisorOptions | None = None,
     ) -> None:
-        self._places = places
+        self._slots = slots
         self._log_dir = log_dir
         self._show = show
         self._options = options or SupervisorOptions()
@@ -77,7 +77,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._request_stop)
         with LinePrinter(self._show) as show:
-            self._workers = [self._make_worker(place, show) for place in self._places]
+            self._workers = [self._make_worker(slot, show) for slot in self._slots]
             try:
                 ready = await self._open_all(show)
                 await self._watch(command, environments(ready))
@@ -86,11 +86,11 @@ class Supervisor:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.remove_signal_handler(number)
 
-    def _make_worker(self, place: Place, show: Callable[[str], None]) -> Worker:
+    def _make_worker(self, slot: WorkerSlot, show: Callable[[str], None]) -> Worker:
         return Worker(
-            place,
+            slot,
             ssh_options=self._options.ssh_options,
-            log_file=self._log_dir / f"worker-{place.worker_index:05}.log",
+            log_file=self._log_dir / f"worker-{slot.worker_index:05}.log",
             show=show,
             lease_secs=self._options.host_timeout_secs,
         )
@@ -107,7 +107,7 @@ class Supervisor:
             if isinstance(answer, BaseException):
                 raise answer
         ready = [answer for answer in answers if isinstance(answer, Ready)]
-        by_worker = {str(worker.place.host): found.versions for worker, found in zip(self._workers, ready, strict=True)}
+        by_worker = {str(worker.slot.host): found.versions for worker, found in zip(self._workers, ready, strict=True)}
         if found := differences(by_worker):
             raise DeviceError(f"the workers would not compute the same: {'; '.join(found)}; install the same on all")
         return ready
@@ -206,7 +206,7 @@ def _explain_failure(failed: dict[Worker, Ended]) -> str:
     names = worker.name
     if failed[worker].lost is not None:
         lost = [other for other, end in failed.items() if end.lost == failed[worker].lost]
-        names = ", ".join(other.name for other in sorted(lost, key=lambda other: other.place.worker_index))
+        names = ", ".join(other.name for other in sorted(lost, key=lambda other: other.slot.worker_index))
     last = "\n".join(f"    {line}" for line in worker.last_lines) or "    (it printed nothing)"
     return (
         f"{names} {failed[worker]}, and the other workers were ended; its last lines, from {worker.log_file}:\n{last}"

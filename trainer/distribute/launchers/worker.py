@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.distribute.launchers.channel import Message
-from trainer.distribute.launchers.hosts import Host, Place, find_own_address
+from trainer.distribute.launchers.hosts import Host, WorkerSlot, find_own_address
 from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
 from trainer.errors import DeviceError
 from trainer.system import run_module
@@ -90,7 +90,7 @@ class Worker:
 
     def __init__(
         self,
-        place: Place,
+        slot: WorkerSlot,
         *,
         ssh_options: Sequence[str],
         log_file: pathlib.Path | None,
@@ -98,7 +98,7 @@ class Worker:
         lease_secs: float | None = None,
         on_said: Callable[[Message], None] | None = None,
     ):
-        self.place = place
+        self.slot = slot
         self.answered_at = -math.inf
         self.last_lines: collections.deque[str] = collections.deque(maxlen=_NUM_LAST_LINES)
         self.hung: dict[str, Any] | None = None
@@ -117,7 +117,7 @@ class Worker:
 
     @property
     def name(self) -> str:
-        return f"worker {self.place.worker_index} on {self.place.host}"
+        return f"worker {self.slot.worker_index} on {self.slot.host}"
 
     @property
     def is_ready(self) -> bool:
@@ -143,12 +143,12 @@ class Worker:
             )
         except FileNotFoundError:
             raise DeviceError(
-                f"{command[0]} is not installed here, and {self.place.host} is reached by it; install openssh-client"
+                f"{command[0]} is not installed here, and {self.slot.host} is reached by it; install openssh-client"
             ) from None
         self._tasks = [asyncio.create_task(self._read_reports()), asyncio.create_task(self._keep_lease())]
 
     def _guard_command(self) -> list[str]:
-        command = guard_command(self.place.host, ssh_options=self._ssh_options, lease_secs=self._lease.secs)
+        command = guard_command(self.slot.host, ssh_options=self._ssh_options, lease_secs=self._lease.secs)
         self._is_far = command[0] == _SSH
         return command
 
@@ -159,18 +159,18 @@ class Worker:
                 waits: list[asyncio.Future[Any]] = [self._ready, self._tasks[0]]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            raise DeviceError(f"{self.place.host} did not answer within {timeout_secs:g} s; {self._advice()}") from None
+            raise DeviceError(f"{self.slot.host} did not answer within {timeout_secs:g} s; {self._advice()}") from None
         if not self._ready.done():
             self._ready.cancel()
             words = " ".join(" ".join(self._other_words).split()) or "it said nothing"
-            raise DeviceError(f"no worker can be started on {self.place.host} ({words}); {self._advice()}")
+            raise DeviceError(f"no worker can be started on {self.slot.host} ({words}); {self._advice()}")
         return self._ready.result()
 
     def _advice(self) -> str:
         if not self._is_far:
             return f"see what this prints: {shlex.join(self._guard_command())} </dev/null"
         return (
-            f"see that ssh -o BatchMode=yes {self.place.host} true returns at once, and that {sys.executable}, "
+            f"see that ssh -o BatchMode=yes {self.slot.host} true returns at once, and that {sys.executable}, "
             f"{run_module.__file__} and {pathlib.Path.cwd()} are there"
         )
 
@@ -298,4 +298,4 @@ class Worker:
                     log.flush()
                 text = line.decode(errors="replace").rstrip("\r\n")
                 self.last_lines.append(text)
-                self._show(f"[{self.place.worker_index}] {text}")
+                self._show(f"[{self.slot.worker_index}] {text}")

@@ -12,13 +12,13 @@ from trainer.cli.app import app
 from trainer.config.distribute import DistributeConfig
 from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.environments import multiworker_environments
-from trainer.distribute.launchers.external import ExternalPlace, find_place
-from trainer.distribute.launchers.hosts import Host, parse_hosts, place_workers
+from trainer.distribute.launchers.external import ExternalWorker, find_external_worker
+from trainer.distribute.launchers.hosts import Host, assign_slots, parse_hosts
 from trainer.distribute.launchers.proxies import go_directly
 from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.worker import Ready
 from trainer.errors import ConfigError, DeviceError, UsageError
-from trainer.launch.job import find_places
+from trainer.launch.job import find_worker_slots
 
 TF_CONFIG = json.dumps({"cluster": {"worker": ["a:1", "b:1", "b:2", "c:1"]}, "task": {"type": "worker", "index": 2}})
 ONE_WORKER = json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}})
@@ -73,8 +73,8 @@ ONE_WORKER = json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"type": "worke
     ],
 )
 def test_the_place_is_what_the_starter_says(environment: dict[str, str], expected: tuple | None) -> None:
-    found = find_place(environment)
-    wanted = expected and ExternalPlace(
+    found = find_external_worker(environment)
+    wanted = expected and ExternalWorker(
         by=expected[0], worker_index=expected[1], num_workers=expected[2], local_index=expected[3]
     )
     assert found == wanted
@@ -92,7 +92,7 @@ def test_the_place_is_what_the_starter_says(environment: dict[str, str], expecte
 def test_a_wrong_environment_is_an_error_that_shows_it(environment: dict[str, str]) -> None:
     (value,) = (v for k, v in environment.items() if k != "HOROVOD_SIZE")
     with pytest.raises(ConfigError, match="expected" if "cluster" in value else re.escape(value)):
-        find_place(environment)
+        find_external_worker(environment)
 
 
 NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True)
@@ -102,12 +102,12 @@ NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True)
 def test_hosts_are_read_back_and_every_slot_is_one_worker(hosts: dict[str, int]) -> None:
     parsed = parse_hosts(",".join(f"{name}:{slots}" for name, slots in hosts.items()))
     assert parsed == [Host(name, slots) for name, slots in hosts.items()]
-    places = place_workers(parsed)
-    assert [place.worker_index for place in places] == list(range(sum(hosts.values())))
+    slots = assign_slots(parsed)
+    assert [slot.worker_index for slot in slots] == list(range(sum(hosts.values())))
     for host in parsed:
-        here = [place for place in places if place.host == host]
-        assert [place.local_index for place in here] == list(range(host.num_slots))
-        assert {place.num_local for place in here} == {host.num_slots}
+        here = [slot for slot in slots if slot.host == host]
+        assert [slot.local_index for slot in here] == list(range(host.num_slots))
+        assert {slot.num_local for slot in here} == {host.num_slots}
 
 
 @pytest.mark.parametrize(
@@ -127,16 +127,16 @@ def test_users_and_addresses_are_hosts_too() -> None:
 
 
 def test_tf_config_names_every_worker_to_every_worker() -> None:
-    places = place_workers(parse_hosts("a:1,b:2"))
+    slots = assign_slots(parse_hosts("a:1,b:2"))
     ready = [
         Ready(host="h", address=a, interface="e", port=p, launcher_address="l", time=0.0, versions={})
         for a, p in (("10.0.0.1", 5), ("10.0.0.2", 6), ("fd00::1", 7))
     ]
-    for i, environment in enumerate(multiworker_environments(places, ready)):
+    for i, environment in enumerate(multiworker_environments(slots, ready)):
         content = json.loads(environment["TF_CONFIG"])
         assert content["cluster"]["worker"] == ["10.0.0.1:5", "10.0.0.2:6", "[fd00::1]:7"]
         assert content["task"] == {"type": "worker", "index": i}
-        found = find_place(environment)
+        found = find_external_worker(environment)
         assert found is not None
         assert found.worker_index == i
 
@@ -158,7 +158,7 @@ def test_what_differs_between_hosts_is_named_with_its_values() -> None:
 )
 def test_a_job_that_does_not_add_up_is_refused_before_the_start(settings: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        find_places(DistributeConfig(**settings), num_gpus_found=2)
+        find_worker_slots(DistributeConfig(**settings), num_gpus_found=2)
     assert isinstance(raised.value, ConfigError | DeviceError)
 
 
@@ -187,7 +187,7 @@ def test_one_of_several_processes_does_not_train_alone(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as raised:
-        find_places(DistributeConfig(strategy=strategy), num_gpus_found=0)
+        find_worker_slots(DistributeConfig(strategy=strategy), num_gpus_found=0)
     message = str(raised.value)
     assert evidence in message and fix in message and f"--strategy is {strategy}" in message
     ended = CliRunner().invoke(app, ["launch", "--recipe=auto", f"--strategy={strategy}", "--data=nowhere"])
@@ -195,14 +195,14 @@ def test_one_of_several_processes_does_not_train_alone(
     # What it advises for variables that nobody stands behind.
     for name in re.findall(r"-u (\w+)", message):
         monkeypatch.delenv(name)
-    assert find_places(DistributeConfig(strategy=strategy), num_gpus_found=0) == []
+    assert find_worker_slots(DistributeConfig(strategy=strategy), num_gpus_found=0) == []
 
 
 def test_a_strategy_of_several_processes_has_a_place_for_each_replica() -> None:
     on_cpu = DistributeConfig(strategy="horovod", device="cpu", replicas=3)
-    assert len(find_places(on_cpu, num_gpus_found=0)) == 3
-    assert len(find_places(DistributeConfig(strategy="multiworker"), num_gpus_found=4)) == 4
-    assert find_places(DistributeConfig(strategy="mirrored"), num_gpus_found=4) == []
+    assert len(find_worker_slots(on_cpu, num_gpus_found=0)) == 3
+    assert len(find_worker_slots(DistributeConfig(strategy="multiworker"), num_gpus_found=4)) == 4
+    assert find_worker_slots(DistributeConfig(strategy="mirrored"), num_gpus_found=4) == []
 
 
 SIZE_ONE = [
@@ -221,18 +221,18 @@ def test_a_starter_of_one_process_leaves_it_to_the_command_to_start_what_is_aske
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     on_cpu = DistributeConfig(device="cpu", replicas=2)
-    assert find_places(on_cpu, num_gpus_found=0) == [], "mirrored: in this process"
+    assert find_worker_slots(on_cpu, num_gpus_found=0) == [], "mirrored: in this process"
     for strategy in ("multiworker", "horovod"):
-        assert len(find_places(on_cpu.model_copy(update={"strategy": strategy}), num_gpus_found=0)) == 2
-        assert len(find_places(DistributeConfig(strategy=strategy, hosts="a:2,b:2"), num_gpus_found=0)) == 4
+        assert len(find_worker_slots(on_cpu.model_copy(update={"strategy": strategy}), num_gpus_found=0)) == 2
+        assert len(find_worker_slots(DistributeConfig(strategy=strategy, hosts="a:2,b:2"), num_gpus_found=0)) == 4
     elastic = DistributeConfig(strategy="horovod", device="cpu", replicas=2, min_replicas=1)
-    assert len(find_places(elastic, num_gpus_found=0)) == 2
+    assert len(find_worker_slots(elastic, num_gpus_found=0)) == 2
 
 
 def test_a_worker_of_one_that_this_project_has_started_starts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CONFIG", ONE_WORKER)
     monkeypatch.setenv(heartbeat.VARIABLE, "3")
-    assert find_places(DistributeConfig(strategy="multiworker", hosts="a:1"), num_gpus_found=0) == []
+    assert find_worker_slots(DistributeConfig(strategy="multiworker", hosts="a:1"), num_gpus_found=0) == []
 
 
 def test_the_hosts_of_the_workers_are_exceptions_beside_those_that_the_user_has_named() -> None:
