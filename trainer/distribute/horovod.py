@@ -24,7 +24,7 @@ from trainer.distribute.launchers.waiting import told
 from trainer.distribute.topology import Topology
 from trainer.errors import DeviceError
 
-# Gloo's own patience (horovod/common/gloo/gloo_context.cc), and how much before its end `start` gives up.
+# Gloo's own timeout (horovod/common/gloo/gloo_context.cc), and how much earlier `start` gives up.
 _GLOO_TIMEOUT_SECS = 30
 _GIVE_UP_FIRST_SECS = 2
 
@@ -70,14 +70,15 @@ def start(
     start_timeout_secs: float | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Topology:
-    """Initialises Horovod and returns this process's place; on GPUs, the process takes the one of its local rank.
+    """Initialize Horovod and return the topology of the job; on GPUs, the process takes the one of its local rank.
 
     Args:
-        fusion_bytes: how much of the gradients travels together; None leaves it to Horovod, as does `cycle_time_ms`,
-            how long it waits for more.
+        device: "cpu" or "gpu".
+        fusion_bytes: the size of a fused all-reduce; None leaves it to Horovod.
+        cycle_time_ms: how long Horovod waits for more tensors to fuse; None leaves it to Horovod.
         start_timeout_secs: how long to wait for the other workers; None: as long as Horovod does.
-        note: told where the others are long in coming. None: somebody else watches over the meeting, and where the
-            others do not come, Horovod may abort the process.
+        note: called with a sentence if the others take long to come. None: the caller watches over the start, and if
+            the others do not come, Horovod may abort the process.
 
     Raises:
         DeviceError: Horovod is not installed, cannot add up what GPUs compute or finds other workers than there are,
@@ -114,7 +115,7 @@ def start(
 
 
 def has_nccl() -> bool | None:
-    """Whether Horovod adds up what GPUs compute on the GPUs; None where it is not installed."""
+    """Return True if Horovod reduces on GPUs with NCCL; None if it is not installed."""
     try:
         return bool(_import_horovod().nccl_built())
     except DeviceError:
@@ -122,13 +123,13 @@ def has_nccl() -> bool | None:
 
 
 def check_gpu_reductions() -> None:
-    """Raises DeviceError where Horovod is not installed, or would add up on the CPU what GPUs have computed."""
+    """Raise DeviceError if Horovod is not installed, or would reduce the gradients of GPUs on the CPU."""
     if not _import_horovod().nccl_built():
         raise without_nccl("this machine")
 
 
 def without_nccl(host: str, *, is_installed: bool = True) -> DeviceError:
-    """The error where the Horovod on `host` cannot add up what its GPUs compute."""
+    """Return the error for a Horovod on `host` that cannot reduce on its GPUs."""
     found = "is built without it, so that every gradient would pass through the CPU" if is_installed else "is not there"
     return DeviceError(
         f"--strategy horovod on GPUs needs a Horovod with NCCL, and the one on {host} {found}; install nvcc and NCCL's "
@@ -138,9 +139,9 @@ def without_nccl(host: str, *, is_installed: bool = True) -> DeviceError:
 
 
 def _initialize(horovod: Any, timeout_secs: float, note: Callable[[str], None]) -> None:
-    """Raises DeviceError where the other workers do not come within `timeout_secs`.
+    """Initialize Horovod in a thread; raise DeviceError if the other workers do not come within `timeout_secs`.
 
-    Horovod waits in C++ code that cannot be interrupted; where it gives up by itself, it aborts the process.
+    Horovod waits in C++ code that cannot be interrupted, and aborts the process when it gives up by itself.
     """
     failures: list[Exception] = []
 
@@ -172,9 +173,9 @@ def _initialize(horovod: Any, timeout_secs: float, note: Callable[[str], None]) 
 
 
 def _find_timeout_secs(asked: float | None) -> float:
-    """How long to wait for the others: as long as asked, or as Gloo does, which must not give up first.
+    """Return how long to wait for the others: `asked`, or a little less than Gloo, which must not give up first.
 
-    What Gloo waits for at the start it also waits for a silent peer later, so that it is changed only where it must.
+    Gloo's timeout at the start is also that for a silent peer later, so it is changed only if `asked` is longer.
     """
     worker = find_external_worker()
     if worker is None or worker.by != "HOROVOD_RANK":
@@ -199,7 +200,7 @@ def _describe_wait(does: str) -> str:
 
 
 def stop() -> None:
-    """Comes out of the job that `start` has joined, so that the process may join another."""
+    """Leave the job that `start` has joined, so that the process may join another."""
     _import_horovod().shutdown()
 
 

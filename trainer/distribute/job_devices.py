@@ -1,4 +1,4 @@
-"""What the replicas of a job compute on, which decides precision and XLA: asked of the hosts where they will be."""
+"""The devices of a job, which decide precision and XLA: every host is asked for its own."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,7 +16,12 @@ from trainer.errors import ConfigError, DeviceError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobDevices:
-    """compute_capabilities: of the GPUs that will be used; none on CPUs. are_asked: other hosts have said so."""
+    """The devices that the replicas of a job compute on.
+
+    Attributes:
+        compute_capabilities: of the GPUs that will be used; empty on CPUs.
+        are_asked: other hosts were asked, so that the workers have to be told the answer.
+    """
 
     device: Device
     compute_capabilities: Sequence[tuple[int, int]] = ()
@@ -26,11 +31,11 @@ class JobDevices:
 def find_job_devices(
     slots: Sequence[WorkerSlot], config: DistributeConfig, options: SupervisorOptions, *, note: Callable[[str], None]
 ) -> JobDevices:
-    """What the workers at `slots` will find.
+    """Return the devices of the workers in `slots`, after asking their hosts.
 
     Raises:
         DeviceError: a host has fewer GPUs than workers, does not answer, or has a Horovod that cannot add up for GPUs.
-        ConfigError: no host is there yet that could be asked.
+        ConfigError: no host is known yet that could be asked.
     """
     hosts = list(dict.fromkeys(slot.host for slot in slots))
     others = [host for host in hosts if not _is_here(host)]
@@ -42,7 +47,7 @@ def find_job_devices(
     found = {host: answer for host, answer in answers.items() if isinstance(answer, HostDevices)}
     found |= {host: find_own_devices(wants_horovod=wants_horovod) for host in hosts if host not in others}
     obstacles = [answer for answer in answers.values() if isinstance(answer, DeviceError)]
-    # An elastic job can do with those that are there.
+    # An elastic job can start on the hosts that answer.
     if obstacles and not (found and request.is_elastic(config)):
         raise obstacles[0]
     if not found:

@@ -56,10 +56,10 @@ class MultiWorkerEngine(TfStrategyEngine):
 
 
 def find_topology(device: Device) -> Topology:
-    """This process's place among the workers; on GPUs it takes all there are, or the one that the launcher gave it.
+    """Return the topology of the job; on GPUs, this process takes all of them, or the one that the launcher gave it.
 
     Raises:
-        DeviceError: nobody started this process as one of several, or not in a way that says where the others are.
+        DeviceError: this process was not started as one of several, or in a way that gives no addresses of the others.
     """
     worker = find_external_worker()
     if worker is None or not can_meet("multiworker", worker):
@@ -93,9 +93,9 @@ def make_engine(
     start_timeout_secs: float = JOIN_TIMEOUT_SECS,
     note: Callable[[str], None] = lambda _: None,
 ) -> MultiWorkerEngine:
-    """Connects to the other workers; before anything else in the process has run a TensorFlow operation.
+    """Connect to the other workers; call this before anything in the process has run a TensorFlow operation.
 
-    `note` is told where they are long in coming.
+    `note` is called with a sentence if they take long to come.
     """
     worker = find_external_worker()
     assert worker is not None, "find_topology has found it"

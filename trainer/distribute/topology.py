@@ -1,4 +1,4 @@
-"""Who there is: workers, replicas, devices; and who takes which part of a batch. Batches are divided here alone."""
+"""The workers, replicas and devices of a job, and their parts of a batch. Batches are divided here alone."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ Device = Literal["cpu", "gpu"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """The replicas of a job: `num_workers` processes with `num_local_replicas` each. The chief alone writes."""
+    """The replicas of a job: `num_workers` processes with `num_local_replicas` each. Worker 0 is the chief."""
 
     strategy: Strategy
     device: Device
@@ -31,14 +31,14 @@ class Topology:
 
     @property
     def local_replicas(self) -> range:
-        """The indices, among all replicas, of this worker's."""
+        """The indices of this worker's replicas among all replicas."""
         first = self.worker_index * self.num_local_replicas
         return range(first, first + self.num_local_replicas)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchDivision:
-    """How `num_replicas` replicas share `global_batch_size` consecutive positions.
+    """A division of `global_batch_size` consecutive positions among `num_replicas` replicas.
 
     Positions are dealt in pairs (2i, 2i + 1), so that the partners of mixup stay on one replica; slices differ by at
     most one pair. Every replica computes `per_replica_batch_size` examples, the shorter slices filled up with
@@ -61,14 +61,14 @@ class BatchDivision:
         return self.per_replica_batch_size * self.num_replicas == self.global_batch_size
 
     def slice_of(self, replica: int) -> tuple[int, int]:
-        """[start, stop) of `replica` within the global batch."""
+        """Return the part [start, stop) of `replica` within the global batch."""
         start = self.num_pairs * replica // self.num_replicas * 2
         stop = self.num_pairs * (replica + 1) // self.num_replicas * 2
         return min(start, self.global_batch_size), min(stop, self.global_batch_size)
 
 
 def part_size(per_replica_batch_size: int, num_parts: int) -> int:
-    """Examples in each of the parts that a replica computes its slice in, one after the other.
+    """Return the number of examples in each of the parts that a replica computes its slice in, one after the other.
 
     Even where there are several, so that the partners of mixup stay together; the last parts may have less.
     """
@@ -76,7 +76,11 @@ def part_size(per_replica_batch_size: int, num_parts: int) -> int:
 
 
 def divide_batch(config: DistributeConfig, global_batch_size: int, num_replicas: int) -> BatchDivision:
-    """Raises ConfigError where a replica would get nothing, or, under `strict_batch`, not as much as the others."""
+    """Divide the batch among the replicas.
+
+    Raises:
+        ConfigError: a replica would get nothing, or, with `strict_batch`, less than the others.
+    """
     division = BatchDivision(global_batch_size, num_replicas)
     if division.num_pairs < num_replicas:
         raise ConfigError(
@@ -92,7 +96,7 @@ def divide_batch(config: DistributeConfig, global_batch_size: int, num_replicas:
 
 
 def resolve_topology(config: DistributeConfig, *, num_gpus_found: int) -> Topology:
-    """Decides devices, replicas and strategy on this machine.
+    """Decide devices, replicas and strategy on this machine.
 
     Raises:
         DeviceError: the machine has fewer GPUs than asked for, or the strategy does not fit the replicas.
@@ -105,7 +109,11 @@ def resolve_topology(config: DistributeConfig, *, num_gpus_found: int) -> Topolo
 
 
 def resolve_devices(config: DistributeConfig, num_gpus_found: int) -> tuple[Device, int]:
-    """The kind of device, and how many replicas on this machine. Raises DeviceError as `resolve_topology` does."""
+    """Return the kind of device and the number of replicas on this machine.
+
+    Raises:
+        DeviceError: see `resolve_topology`.
+    """
     if config.replicas is not None and (config.device != "cpu" or config.gpus is not None):
         raise DeviceError(
             f"--replicas {config.replicas} is for the CPU; add --device cpu, or say --gpus {config.replicas}"

@@ -35,7 +35,7 @@ _LOOK_EVERY_SECS = 1.0
 
 
 class ElasticWorker:
-    """Trains in every generation that the launcher calls this process to, until the run is complete.
+    """A worker of an elastic job, which trains in every generation that it is called to until the run is complete.
 
     The plan of `session` is made for any number of replicas; each generation has a plan of its own.
     """
@@ -50,7 +50,7 @@ class ElasticWorker:
         self._pulse = heartbeat.of_this_worker()
         self._stop_request = StopRequest()
         self._unwritten = UnwrittenMetrics()
-        # Of the present generation or the last, with the state in memory; None before the first.
+        # The context of the present generation or of the last one, with the state in memory; None before the first.
         self._context: RunContext | None = None
         self._generation = 0
         self._is_asked_to_leave = False
@@ -193,7 +193,7 @@ class ElasticWorker:
 
 
 def _run_dir_token(run: RunDir) -> int:
-    """Tells one run directory from another of the same path on another disk: when its plan was written."""
+    """Return when the plan was written, to tell apart directories of one path on different disks; 0 if it is not."""
     try:
         return int(run.plan_file.stat().st_mtime_ns)
     except OSError:

@@ -1,4 +1,4 @@
-"""A job of several processes: who they are, and how this process starts them when nobody else has."""
+"""A job of several processes: the slots of its workers, and how this process starts them."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ _Environments = Callable[[Sequence[Ready]], list[dict[str, str]]]
 
 
 def find_worker_slots(config: DistributeConfig, *, num_gpus_found: int) -> list[WorkerSlot]:
-    """The workers that this process has to start; none where it trains itself, or is such a worker.
+    """Return the slots of the workers that this process has to start; none if it trains itself, or is a worker.
 
     Raises:
         ConfigError: `hosts` is not of the right form, or needs another strategy; or this process was started as one of
@@ -61,10 +61,10 @@ def find_worker_slots(config: DistributeConfig, *, num_gpus_found: int) -> list[
 
 
 def _is_started_elsewhere(config: DistributeConfig) -> bool:
-    """Whether this process is a worker, and its starter has started the others.
+    """Return True if this process is a worker of an external launcher, which has started the others.
 
-    A starter of one process has started no others. Where more are asked for, or the workers of this strategy cannot
-    meet through that starter, this process starts them.
+    A launcher of one process has started no others. If more are asked for, or the workers of this strategy cannot find
+    each other through that launcher, this process starts them.
     """
     worker = find_external_worker()
     if worker is None or worker.num_workers > 1 or heartbeat.VARIABLE in os.environ:
@@ -74,7 +74,7 @@ def _is_started_elsewhere(config: DistributeConfig) -> bool:
 
 
 def topology_of_job(config: DistributeConfig, slots: Sequence[WorkerSlot], device: Device) -> Topology:
-    """The job as its chief will see it: one replica for each place."""
+    """Return the topology of the job for its chief: one replica in each slot."""
     strategy: Strategy = "horovod" if config.strategy == "horovod" else "multiworker"
     return Topology(strategy=strategy, device=device, num_local_replicas=1, num_workers=len(slots))
 
@@ -82,8 +82,9 @@ def topology_of_job(config: DistributeConfig, slots: Sequence[WorkerSlot], devic
 def run_workers(
     slots: Sequence[WorkerSlot], config: DistributeConfig, *, arguments: list[str], run_dir: pathlib.Path
 ) -> None:
-    """Runs `trainer launch` with `arguments` at every place until all have ended; their output is kept in
-    `run_dir`/logs and passed on to standard error.
+    """Run `trainer launch` with `arguments` in every slot until all have ended.
+
+    Their output is kept in `run_dir`/logs and passed on to standard error.
 
     Raises: see `Supervisor.run`.
     """
@@ -119,7 +120,7 @@ def worker_arguments(
     recipe: str | None = None,
     devices: Sequence[str] = (),
 ) -> list[str]:
-    """The arguments of every worker: those of this command after "trainer", and what was decided here once for all."""
+    """Return the arguments of every worker: those of this command, and the decisions that this process has made."""
     passed_on = list(arguments)
     passed_on.remove("launch")
     # The launcher alone answers; and a dry run shows what the command without --dry-run does.
@@ -129,17 +130,19 @@ def worker_arguments(
 
 
 def device_arguments(replicas: ReplicasPlan) -> list[str]:
-    """What was decided for all hosts together: the GPUs of one host alone might come to something else."""
+    """Return the decisions that depend on the GPUs of all hosts, which a worker on one of them cannot make."""
     xla = "on" if replicas.jit_compile else "off"
     return [f"--device={replicas.device}", f"--precision={replicas.precision}", f"--xla={xla}"]
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
-    """What runs at every place."""
+    """Return the command of every worker."""
     return python_command("trainer", "launch", *arguments)
 
 
 def supervisor_options(config: DistributeConfig) -> SupervisorOptions:
+    """Return the timeouts of the supervisor."""
+    """Return the timeouts of the supervisor."""
     return SupervisorOptions(
         start_timeout_secs=config.start_timeout_secs or SupervisorOptions.start_timeout_secs,
         stall_timeout_secs=config.stall_timeout_secs,
@@ -149,7 +152,7 @@ def supervisor_options(config: DistributeConfig) -> SupervisorOptions:
 
 
 def check_workers_agree(engine: Engine, facts: dict[str, str]) -> None:
-    """Compares `facts`, such as the hash of the dataset, over all workers before the first step.
+    """Compare `facts`, such as the hash of the dataset, over all workers before the first step.
 
     Raises:
         ConfigError: on every worker, where they differ.

@@ -1,4 +1,4 @@
-"""From a configuration to a planned run: devices, dataset, plan and run directory; nothing is started."""
+"""Plan a run from its configuration: devices, dataset, plan and run directory; nothing is started."""
 
 import dataclasses
 import os
@@ -32,30 +32,30 @@ RUNS_DIR = pathlib.Path("runs")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """Everything decided, nothing started."""
+    """A run of which everything is decided and nothing is started."""
 
     config: Config
     topology: Topology
     plan: Plan
     run: RunDir
-    # The workers that this process has to start; where there are none, it trains itself.
+    # The slots of the workers that this process has to start; if there are none, it trains itself.
     worker_slots: Sequence[WorkerSlot] = ()
-    # What these places compute on; None where there are none.
+    # The devices of these workers; None if there are none.
     devices: JobDevices | None = None
-    # The recipe by name, where one was given or chosen, for the workers.
+    # The name of the recipe that was given or chosen, for the workers.
     recipe: str | None = None
-    # Whether `run` was given or found, and not just named by the time.
+    # False if `run` is a new name made from the time, which has yet to be claimed.
     is_run_known: bool = True
     resume: bool = True
     wait_secs: float = 0.0
 
     @property
     def identity(self) -> str:
-        """Of what decides the trained weights."""
+        """The hash of everything that decides the trained weights."""
         return self.plan.identity(self.config)
 
     def check_run_dir(self) -> None:
-        """Raises RunError where the run cannot begin or go on in its directory."""
+        """Raise RunError if the run cannot begin or go on in its directory."""
         claim.check_run_dir(
             self.run,
             self.identity,
@@ -68,7 +68,7 @@ class PlannedRun:
 
     @property
     def device_arguments(self) -> list[str]:
-        """What other hosts need to be told of devices, precision and XLA."""
+        """The arguments that tell other hosts which devices, precision and XLA setting were decided."""
         return job.device_arguments(self.plan.replicas) if self.devices is not None and self.devices.are_asked else []
 
     @property
@@ -86,13 +86,14 @@ def plan_run(
     recipe: str | None = None,
     wait_secs: float = 0.0,
 ) -> PlannedRun:
-    """Decides devices, dataset, arithmetic and run directory; a raw folder of images is prepared beside itself.
+    """Decide devices, dataset, precision and run directory; a folder of images is prepared beside itself.
 
     Args:
+        config: the configuration, with its recipe applied.
         run_dir: the run directory; None goes on with the newest unfinished run of this very configuration below
             `RUNS_DIR`, or names a new one there by the time.
         resume: False makes an existing run in `run_dir` an error.
-        note: told in a sentence what is being done that takes time.
+        note: called with a sentence before what takes time.
         recipe: the name of the recipe of `config`, for the workers.
         wait_secs: how long to wait for another command that holds the run directory.
 
@@ -137,7 +138,7 @@ def plan_run(
 
 
 def find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:
-    """The prepared dataset of `data.path`; a raw folder of images is prepared beside itself.
+    """Return the prepared dataset of `data.path`; a folder of images is prepared beside itself.
 
     Raises:
         DataError: there is none, or it cannot be read.
@@ -149,7 +150,7 @@ def find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:
 
 
 def find_preparation(config: Config) -> auto_prepare.Preparation | None:
-    """What `find_dataset` would have to prepare first; None where nothing. Raises as that, and writes nothing."""
+    """Return what `find_dataset` would have to prepare first, or None; write nothing, and raise the same errors."""
     path = _locate_data(config)
     return None if isinstance(path, RemotePath) or is_prepared(path) else auto_prepare.find_preparation(path)
 
@@ -169,7 +170,7 @@ def _locate_data(config: Config) -> DatasetPath:
             "--out DATASET, and give --data DATASET"
         )
     path = parse_path(text)
-    # What is wrong with a remote one, reading its manifest will say.
+    # If a remote one is missing, reading its manifest raises the error.
     if not is_here and not isinstance(path, RemotePath):
         raise DataError(
             f"the dataset {path} does not exist; give a prepared dataset, or a folder with one folder of images a class"

@@ -15,20 +15,25 @@ from trainer.distribute.launchers.environments import LOCAL_INDEX_VARIABLE
 from trainer.distribute.launchers.hosts import WorkerSlot
 from trainer.distribute.topology import Device, Topology, resolve_topology
 from trainer.errors import DeviceError
-from trainer.launch import job, replicas
+from trainer.launch import job
 from trainer.system import tf_runtime
 
 
 def find_topology(
     config: DistributeConfig, slots: Sequence[WorkerSlot], devices: JobDevices | None, note: Callable[[str], None]
 ) -> Topology:
+    """Return the topology of the job; connect to the other workers if the strategy is Horovod.
+
+    Raises:
+        DeviceError: fewer GPUs or other workers are there than were asked for.
+    """
     gpus = tf_runtime.list_gpus()
     if devices is not None:
         return job.topology_of_job(config, slots, devices.device)
     if config.strategy not in ("multiworker", "horovod"):
         return resolve_topology(config, num_gpus_found=len(gpus))
     if options.is_worker():
-        return replicas.topology_before_joining(config)
+        return _topology_before_joining(config)
     device: Device = "gpu" if config.device == "gpu" or (config.device == "auto" and gpus) else "cpu"
     if config.strategy == "horovod":
         topology = horovod.start(
@@ -50,6 +55,7 @@ def find_topology(
 
 
 def make_engine(topology: Topology, config: DistributeConfig, note: Callable[[str], None]) -> Engine:
+    """Return the engine of the strategy; call this before anything has run a TensorFlow operation."""
     if topology.strategy == "horovod":
         return horovod.HorovodEngine(topology)
     if topology.strategy == "multiworker":
@@ -68,8 +74,8 @@ def find_devices(
     return find_job_devices(slots, config, job.supervisor_options(config), note=note) if slots else None
 
 
-def topology_before_joining(config: DistributeConfig) -> Topology:
-    """This worker with as many others as there may be; on GPUs, it takes the one of its slot, once for all generations.
+def _topology_before_joining(config: DistributeConfig) -> Topology:
+    """Return the topology with the largest number of workers; on GPUs, take the one of the slot, for all generations.
 
     Raises:
         DeviceError: the host has fewer GPUs than slots.

@@ -1,4 +1,4 @@
-"""What the loop does between steps: write metrics, evaluate, save a checkpoint."""
+"""The actions of the loop between steps: write metrics, evaluate, save a checkpoint."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ from trainer.training.saved_state import save_checkpoint
 
 
 class LogMetrics:
-    """Averages the metrics of the steps since the last line and writes them.
+    """An action that writes the metrics of the steps since the last line, averaged.
 
-    The values stay on the devices until then, so that logging does not make every step wait.
+    The values stay on the devices until then, so that no step waits for the host.
     """
 
     def __init__(self, context: RunContext, writers: MetricWriters, progress: TrainingProgress) -> None:
@@ -33,6 +33,8 @@ class LogMetrics:
         self._started_secs = time.monotonic()
 
     def collect(self, metrics: StepMetrics) -> None:
+        """Keep the metrics of one or more steps for the next line."""
+        """Keep the metrics of one or more steps for the next line."""
         self._pending.append(metrics)
 
     def is_due(self, step: int) -> bool:
@@ -40,7 +42,7 @@ class LogMetrics:
         return step % self._every_steps == 0 or step in (self._first_step + 1, self._plan.schedule.num_train_steps)
 
     def __call__(self, step: int) -> None:
-        """Raises NonFiniteGradientError where too many steps in a row had a non-finite gradient."""
+        """Write the line of `step`; raise NonFiniteGradientError if too many steps in a row were skipped."""
         values = self._columns()
         now = time.monotonic()
         num_images = len(values["loss"]) * self._plan.replicas.global_batch_size
@@ -65,7 +67,7 @@ class LogMetrics:
         self._started_secs += secs
 
     def _columns(self) -> dict[str, npt.NDArray[np.float64]]:
-        """The metrics by name, a value for each step."""
+        """Return the metrics by name, each [num_steps]."""
         return {
             name: np.concatenate([np.atleast_1d(np.asarray(getattr(m, name), np.float64)) for m in self._pending])
             for name in StepMetrics._fields
@@ -86,10 +88,13 @@ class LogMetrics:
 
 
 class EvaluateAndSave:
-    """Saves a checkpoint, with the metrics of the validation split at the ends of epochs.
+    """An action that saves a checkpoint, and evaluates the validation split first at the ends of epochs.
 
-    `evaluators` are named by what they write in metrics.jsonl; the checkpoint holds the metrics of "validation".
-    Every worker takes part in an evaluation; a worker without a `store`, one that is not the chief, saves nothing.
+    Every worker takes part in an evaluation; the chief alone saves.
+
+    Args:
+        evaluators: by the name of the split in metrics.jsonl; the checkpoint holds the metrics of "validation".
+        exclude_time: called with the seconds that the action took.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """`RUN/bad_batch.npz`: the batch whose gradient was not finite when a run gave up, as the step got it.
 
-With the weights of the step before, it makes the same gradient again.
+With the weights of the step before, it reproduces the gradient.
 
 step        of the run, from 1
 examples    [b] int64, numbers in the training split; filenames [b] as in the source
@@ -24,9 +24,9 @@ from trainer.system import atomic
 
 
 def save_bad_batch(path: pathlib.Path, stream: TrainingStream, *, step: int) -> None:
-    """Reads the whole global batch of `step` (from 1) once more, and writes it to `path`.
+    """Read the whole global batch of `step` (from 1) again, and write it to `path`.
 
-    `stream` is that of the step's own stage, which has a size of image of its own.
+    `stream` must have the image size of the stage of that step.
     """
     whole = dataclasses.replace(
         stream,

@@ -16,9 +16,9 @@ from trainer.training.staged_step import StagedStep
 def make_steps(
     stages: Sequence[Stage], engine: Engine, stream: TrainingStream, step: StagedStep, first_step: int
 ) -> Callable[[int], StepMetrics]:
-    """Makes at most so many steps from `first_step` on: several in one call where this process trains alone.
+    """Return a function that makes at most as many steps as it is told, in one call, from `first_step` on.
 
-    With others, one: each of them is seen by the guard of its worker, and is a commit of an elastic job.
+    A worker of a job makes one step a call: its guard sees each of them, and each is a commit of an elastic job.
     """
     if engine.topology.num_workers > 1:
         batches = staged_batches(stages, engine, stream, first_step)
@@ -37,20 +37,20 @@ def make_steps(
 
 
 def staged_batches(stages: Sequence[Stage], engine: Engine, stream: TrainingStream, first_step: int) -> Iterator[Batch]:
-    """The per-replica batches of all steps from `first_step` on, in each stage of the plan at its image size."""
+    """Yield the per-replica batches of all steps from `first_step` on, in the image size of each stage of the plan."""
     for stage in stages:
         if first_step < stage.stop_step:
             yield from _distribute_stage(stage, engine, stream, first_step)
 
 
 def _distribute_stage(stage: Stage, engine: Engine, stream: TrainingStream, first_step: int) -> Any:
-    """The steps of `stage` from `first_step` on."""
+    """Return the per-replica batches of `stage` from `first_step` on."""
     staged = stream_of_stage(stream, stage)
     return engine.distribute(staged.dataset(max(stage.start_step, first_step), stage.stop_step))
 
 
 def _with_heartbeat(step: StagedStep) -> Callable[[Batch], StepMetrics]:
-    """Tells the guard of this worker, where there is one, that a batch was there and that its step was made."""
+    """Return `step` with a heartbeat before and after it, if a guard watches this worker."""
     pulse = heartbeat.of_this_worker()
     if pulse is None:
         return step
@@ -65,6 +65,6 @@ def _with_heartbeat(step: StagedStep) -> Callable[[Batch], StepMetrics]:
 
 
 def stream_of_stage(stream: TrainingStream, stage: Stage) -> TrainingStream:
-    """The same stream with images in the size of `stage`."""
+    """Return the stream with images in the size of `stage`."""
     geometry = dataclasses.replace(stream.geometry, image_size_px=stage.image_size_px)
     return dataclasses.replace(stream, geometry=geometry)

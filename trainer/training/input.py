@@ -1,4 +1,4 @@
-"""The input of a run, as its plan says: decoded images or features, the training stream and the validation stream."""
+"""The input of a run by its plan: cached images or features, the training stream and the validation stream."""
 
 import dataclasses
 import pathlib
@@ -30,9 +30,10 @@ _MIN_BUFFER_BYTES = 2**28
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainInputs:
-    """The cached inputs of a run by split: decoded images, features of frozen layers, or None where nothing is cached.
+    """The cached inputs of a run by split: decoded images, features of frozen layers, or None.
 
-    head_model: the part of the model that takes the features; None where the inputs are images.
+    Attributes:
+        head_model: the part of the model that takes the features; None if the inputs are images.
     """
 
     train: Pixels | None = None
@@ -41,6 +42,7 @@ class TrainInputs:
 
 
 def geometry_of(model: ModelPlan, config: Config) -> Geometry:
+    """Return the image size of the run, and how images are brought to it."""
     return Geometry(image_size_px=model.image_size_px, resize=config.data.resize)
 
 
@@ -77,8 +79,7 @@ def open_features(
 ) -> TrainInputs:
     """Compute the features of the plan, or open those that exist, with the part of `model` that takes them.
 
-    Args:
-        images: the decoded images to compute from, where the plan caches them.
+    They are computed from `images`, where the plan caches decoded images.
 
     Raises: see `Extraction.features`.
     """
@@ -101,7 +102,7 @@ def open_features(
 
 
 def make_training_stream(plan: Plan, config: Config, topology: Topology, inputs: TrainInputs) -> TrainingStream:
-    """Raises DataError or ConfigError where the examples cannot be read, or sampled as asked for."""
+    """Return the stream of training examples; raise DataError or ConfigError if they cannot be read or sampled."""
     reader = open_split(parse_path(plan.data.dataset_dir), "train")
     return TrainingStream(
         reader=reader,
@@ -121,7 +122,7 @@ def make_training_stream(plan: Plan, config: Config, topology: Topology, inputs:
 
 
 def make_validation_stream(plan: Plan, config: Config, topology: Topology, inputs: TrainInputs) -> EvaluationStream:
-    """Raises DataError where the split cannot be read."""
+    """Return the stream of validation examples; raise DataError if the split cannot be read."""
     return EvaluationStream(
         reader=open_split(parse_path(plan.data.dataset_dir), "validation"),
         geometry=geometry_of(plan.model, config),
@@ -146,7 +147,7 @@ def _make_order(data: DataPlan, config: Config, reader: SplitReader) -> ExampleO
 
 
 def _find_resources(data: DataPlan, config: Config) -> Resources:
-    # What is free is asked once the caches are filled: what they hold in memory is gone from it then.
+    # Free memory is measured after the caches are filled; of memory that was given, their share is subtracted.
     held = data.cache_num_bytes if "memory" in (data.train_cache, data.validation_cache) else 0
     given = config.data.ram_budget_gib
     budget = find_ram_budget_bytes(given) - (held if given is not None else 0)

@@ -1,4 +1,4 @@
-"""The outer loop: it makes steps, and calls what is due after them. All effects are in `actions`."""
+"""The outer loop: it makes steps, and calls the actions that are due after them."""
 
 import signal
 import time
@@ -13,22 +13,23 @@ from trainer.step.train_step import StepMetrics
 
 
 class Action(Protocol):
-    """Something to do after a step: log, evaluate, save. "When" is `is_due`, "what" is the call."""
+    """An action after a step, such as logging, evaluating or saving; the call does it."""
 
-    def is_due(self, step: int) -> bool: ...
+    def is_due(self, step: int) -> bool:
+        """Return True if the action is to be called after `step`."""
 
     def __call__(self, step: int) -> None: ...
 
 
 class StopRequest:
-    """Set by the first SIGINT or SIGTERM; the second one ends the process at once."""
+    """A flag that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
 
     def __init__(self) -> None:
         self.is_set = False
 
     @contextmanager
     def listen(self) -> Iterator["StopRequest"]:
-        """Listens for the two signals within the block."""
+        """Handle the two signals during the block."""
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
@@ -52,13 +53,23 @@ def run_loop(
     should_stop: Callable[[], bool],
     is_over: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Makes steps, and after them every action that is due, in order, up to `last_step` or until it `is_over`. Returns
-    the last step made.
+    """Make steps up to `last_step`, and call every action that is due after them, in order.
 
-    `make_steps` makes at most as many steps as it is told, in one call; no action is due before the last of them.
+    Args:
+        make_steps: makes at most as many steps as it is told, in one call; no action is due before the last of them.
+        first_step: the number of steps that the state has made.
+        last_step: the number of steps at the end of the run.
+        on_metrics: called with the metrics of each call of `make_steps`.
+        actions: called after each step where they are due.
+        save: called with the step before the loop stops on request.
+        should_stop: asked after each call of `make_steps`.
+        is_over: asked likewise; ends the loop before `last_step`.
+
+    Returns:
+        The number of steps that the state has made.
 
     Raises:
-        StoppedOnRequest: `should_stop` said so; the state after the steps that were running has been saved.
+        StoppedOnRequest: `should_stop` returned True; the state has been saved.
     """
     step, num_at_once = first_step, 1
     while step < last_step:

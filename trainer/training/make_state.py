@@ -23,11 +23,10 @@ def make_state(
     on_weights: Callable[[WeightsReport], None] = lambda report: None,
     note: Callable[[str], None] = lambda message: None,
 ) -> TrainState:
-    """The state to start from, on every replica: the chief's last checkpoint, or the pretrained weights.
+    """Create the state on every replica, with the values of the chief: its last checkpoint, or initial weights.
 
-    Args:
-        on_weights: told what of a weight file fitted, if one was loaded.
-        note: told which checkpoints are damaged, so that one before them is used.
+    `on_weights` is called with the report on a weight file, if one was loaded, and `note` with a sentence on each damaged
+    checkpoint, in place of which the one before it is used.
 
     Raises:
         ModelError: the pretrained weights cannot be had, or do not fit.

@@ -1,4 +1,4 @@
-"""A run of one step: the head is solved for in closed form, then evaluated and saved as after any training."""
+"""Ridge regression: a run of one step that solves for the head in closed form, then evaluates and saves."""
 
 import time
 from typing import Final

@@ -1,4 +1,4 @@
-"""The training step of a run in stages: in each, the variables that are trained are others, and so is the step."""
+"""The training step of a run in stages: each trains other variables, and has a step of its own."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ from trainer.step.train_step import StepMetrics, TrainStep
 
 
 class StagedStep:
-    """Callable on the per-replica batches of all steps from `first_step` on, one after the other.
+    """A training step to be called on the per-replica batches of all steps from `first_step` on, in order.
 
     `several` makes many steps of one stage in one call.
     """
 
     def __init__(self, plan: Plan, engine: Engine, state: TrainState, config: Config, *, first_step: int) -> None:
-        """Raises ModelError where a stage trains what a later one does not."""
+        """Raise ModelError if a stage trains a variable that a later one does not."""
         self._plan, self._engine, self._state, self._config = plan, engine, state, config
         self._objective = make_objective(plan, config)
         self._next_step = first_step
@@ -38,7 +38,7 @@ class StagedStep:
         return metrics
 
     def run_steps(self, batches: Any, num_steps: int) -> StepMetrics:
-        """At most `num_steps` steps on the next of `batches`, which are of this stage; fewer where it ends."""
+        """Make at most `num_steps` steps on the next of `batches`, all in this stage; fewer if the stage ends."""
         num_steps = min(num_steps, self.stage.stop_step - self._next_step)
         metrics = self._step_of_stage().run_steps(batches, num_steps)
         self._next_step += num_steps
@@ -46,7 +46,7 @@ class StagedStep:
 
     @property
     def stage(self) -> Stage:
-        """That of the next step."""
+        """The stage of the next step."""
         return next(stage for stage in self._plan.schedule.stages if self._next_step < stage.stop_step)
 
     def _step_of_stage(self) -> TrainStep:
@@ -71,13 +71,14 @@ class StagedStep:
 
 
 def make_objective(plan: Plan, config: Config) -> Objective:
+    """Return the loss and the correctness measure of the run."""
     return Objective.of(
         config, task=plan.model.task, num_classes=len(plan.data.class_names), class_weights=plan.model.class_weights
     )
 
 
 def _find_unfreezing(plan: Plan, state: TrainState) -> dict[int, int]:
-    """From which step on each variable is trained, by its id."""
+    """Return the step from which each variable is trained, by the id of the variable."""
     learned = {id(v) for v in state.trainable_variables}
     found: dict[int, int] = {}
     for stage in plan.schedule.stages:
@@ -94,7 +95,7 @@ def _find_unfreezing(plan: Plan, state: TrainState) -> dict[int, int]:
 
 
 def _find_new_statistics(plan: Plan, state: TrainState) -> dict[int, float]:
-    """The momentum of each batch statistic that changes from the first step on and is not of pretrained weights."""
+    """Return the momentum of each batch statistic that changes from the first step on and is not pretrained."""
     _train(state.model, plan.schedule.stages[0], plan)
     momenta = momenta_of_statistics(state.model)
     network = find_backbone_in(state.model)

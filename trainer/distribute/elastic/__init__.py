@@ -1,4 +1,4 @@
-"""Let the workers of a job come and go: who may take part, who does, and how the others learn of it.
+"""Change the members of a running job: which hosts may take part, which workers do, and how workers are told.
 
 The training state does not belong here; `launch/elastic_worker.py` keeps it. Read `supervisor.py` first.
 """

@@ -1,4 +1,4 @@
-"""Which hosts an elastic job may use now: those of `--hosts`, or what a script prints each time it is asked."""
+"""The hosts that an elastic job may use now: fixed by `--hosts`, or printed by a discovery script."""
 
 import dataclasses
 import subprocess
@@ -12,14 +12,15 @@ _TIMEOUT_SECS = 60.0
 
 
 class HostSource(Protocol):
-    """Says which hosts there are, the preferred ones first."""
+    """A source of the hosts that may be used now."""
 
-    def find(self) -> list[Host]: ...
+    def find(self) -> list[Host]:
+        """Return the hosts, the preferred ones first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedHosts:
-    """The same hosts every time."""
+    """A fixed list of hosts."""
 
     hosts: Sequence[Host]
 
@@ -29,7 +30,7 @@ class FixedHosts:
 
 @dataclasses.dataclass(frozen=True)
 class HostDiscoveryScript:
-    """What the program at `path` prints: a host a line, with `:slots` where it takes more than one worker.
+    """An executable at `path` that prints one host per line, with `:slots` where it takes more than one worker.
 
     The form is that of Horovod's scripts, and of the MPI operator's /etc/mpi/discover_hosts.sh.
     """
@@ -37,7 +38,11 @@ class HostDiscoveryScript:
     path: str
 
     def find(self) -> list[Host]:
-        """Raises ConfigError where the script cannot be run, fails, hangs, or prints something else than hosts."""
+        """Return the hosts that the script prints.
+
+        Raises:
+            ConfigError: the script cannot be run, fails, hangs, or prints something else than hosts.
+        """
         lines = self._run().split("\n")
         hosts: list[Host] = []
         for line in filter(None, (line.strip() for line in lines)):

@@ -1,4 +1,4 @@
-"""Who takes part in the next generation of an elastic job, and as which worker. Arithmetic only: nothing is started."""
+"""Choose the members of the next generation of an elastic job and their ranks. Pure functions: nothing is started."""
 
 import collections
 import dataclasses
@@ -10,7 +10,7 @@ from trainer.distribute.launchers.hosts import Host, WorkerSlot
 
 @dataclasses.dataclass(frozen=True)
 class HostSlot:
-    """Room for one worker on a host; a worker keeps its slot, and with it its GPU, for life."""
+    """A slot for one worker on a host; a worker keeps its slot, and with it its GPU, for its whole life."""
 
     host_name: str | None
     local_index: int
@@ -18,7 +18,7 @@ class HostSlot:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A worker that waits. Of two, the one with the lower `number` is the older."""
+    """A worker that waits for a generation; `number` counts the workers in the order of their starts."""
 
     number: int
     slot: HostSlot
@@ -27,7 +27,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
-    """The members by rank, with their places; the first is the chief."""
+    """The members of a generation by rank, with their slots; the first is the chief."""
 
     members: list[Candidate]
     worker_slots: list[WorkerSlot]
@@ -35,12 +35,16 @@ class Generation:
 
 
 def choose_chief(candidates: Sequence[Candidate], *, run_dir_token: int) -> tuple[Candidate, bool] | None:
-    """The one whose state all others take over and that writes, and whether that state is its last checkpoint.
+    """Choose the member whose state all others take over, and which writes to the run directory.
 
-    It must see the run directory of `run_dir_token`, if there has been one; None where nobody does.
+    It must see the run directory of `run_dir_token`, which is 0 before there is one.
+
+    Returns:
+        The chief, and True if its last checkpoint is to be used and not its memory; None if no candidate sees the run
+        directory.
     """
     seeing = [c for c in candidates if c.waiting.run_dir_token == run_dir_token] if run_dir_token else list(candidates)
-    # Of those with the state in memory, the furthest: a step that one of them has made need not be made again.
+    # Prefer the state in memory with the most steps: a step that one worker has made need not be made again.
     if with_state := [c for c in seeing if c.waiting.step is not None]:
         return max(with_state, key=lambda c: (c.waiting.step or 0, -c.number)), False
     if not seeing:
@@ -49,7 +53,11 @@ def choose_chief(candidates: Sequence[Candidate], *, run_dir_token: int) -> tupl
 
 
 def form_generation(candidates: Sequence[Candidate], *, run_dir_token: int, max_replicas: int) -> Generation | None:
-    """None where no candidate can be the chief. The oldest take part; the workers of a host are neighbours."""
+    """Form a generation of the oldest candidates, the workers of a host next to each other.
+
+    Returns:
+        None if no candidate can be the chief.
+    """
     chosen = choose_chief(candidates, run_dir_token=run_dir_token)
     if chosen is None:
         return None
@@ -76,13 +84,13 @@ def _worker_slots_of(members: Sequence[Candidate]) -> list[WorkerSlot]:
 def missing_slots(
     hosts: Sequence[Host], *, taken: Collection[HostSlot], blocked: Collection[str | None], max_replicas: int
 ) -> list[HostSlot]:
-    """The slots in which workers are to be started: free ones of `hosts`, in their order, but for `blocked` hosts."""
+    """Return the slots in which workers are to be started: the free ones of `hosts` that are not blocked, in order."""
     free = [slot for slot in _slots_of(hosts) if slot not in taken and slot.host_name not in blocked]
     return free[: max(0, max_replicas - len(taken))]
 
 
 def is_listed(slot: HostSlot, hosts: Sequence[Host]) -> bool:
-    """Whether `hosts` still have the slot."""
+    """Return True if `hosts` still have the slot."""
     return slot in _slots_of(hosts)
 
 

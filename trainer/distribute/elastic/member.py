@@ -1,4 +1,4 @@
-"""One worker of an elastic job as the launcher sees it, from its guard to its end."""
+"""The launcher's view of one worker of an elastic job, from the start of its guard to its end."""
 
 import asyncio
 import dataclasses
@@ -13,13 +13,17 @@ from trainer.errors import StoppedOnRequest
 
 @dataclasses.dataclass(eq=False)
 class Member:
-    """A worker process; `number` is its place in the order of starts, and the name of its log.
+    """A worker process of an elastic job.
 
     Attributes:
+        number: counts the workers in the order of their starts; part of the name of the log file.
         generation: the one that it was last told to join; 0 for none.
-        waiting: what it said when it became ready for the next one; None while it is in one, or has yet to come up.
-        has_met: whether all members of its generation have met.
+        waiting: its last `Waiting` message; None while it trains in a generation or is starting.
+        has_met: all members of its generation have met.
         is_retired: it takes part in no further generation.
+        is_dismissed: it was told to end.
+        obstacle: the reason why its guard or its worker was never started.
+        loss_reported: its loss has been printed and counted.
     """
 
     number: int
@@ -33,7 +37,6 @@ class Member:
     is_retired: bool = False
     is_dismissed: bool = False
     ended: Ended | None = None
-    # Why its guard or its worker was never started.
     obstacle: str | None = None
     loss_reported: bool = False
 
@@ -47,44 +50,45 @@ class Member:
 
     @property
     def has_finished(self) -> bool:
-        """Its training was complete."""
+        """True if it ended because the training was complete."""
         return self.ended is not None and _is_exit(self.ended, 0) and not self.is_dismissed
 
     @property
     def has_saved(self) -> bool:
-        """It was asked to stop, and has ended as a worker does that has saved."""
+        """True if it ended with the exit status of a worker that has saved on request."""
         return self.ended is not None and _is_exit(self.ended, StoppedOnRequest.exit_status) and not self.is_dismissed
 
     @property
     def is_lost(self) -> bool:
-        """It is gone, and nobody has asked for it."""
+        """True if it ended without having been asked to."""
         is_gone = not self.is_alive and not (self.has_finished or self.has_saved)
         return is_gone and not self.is_dismissed
 
     @property
     def failed_by_itself(self) -> bool:
-        """It ended with an error of its own, and not because its process or its host was taken away."""
+        """True if it ended with an error of its own, and not because its process was killed or its host was lost."""
         return self.is_lost and self.ended is not None and self.ended.lost is None and self.ended.signal == 0
 
     @property
     def fell_with_another(self) -> bool:
-        """Horovod ends a process whose peer is lost just when they are about to meet."""
+        """True if Horovod aborted it because a peer was lost while the generation was being formed."""
         return (
             self.ended is not None and self.ended.signal == signal.SIGABRT and self.generation > 0 and not self.has_met
         )
 
     def hear(self, said: Any) -> None:
-        """Takes what the worker has said."""
+        """Update the state from a message of the worker."""
         if isinstance(said, Waiting) and said.generation == self.generation:
             self.waiting, self.waiting_since = said, asyncio.get_running_loop().time()
         elif isinstance(said, Running) and said.generation == self.generation:
             self.has_met = True
 
-    def tell(self, word: Any) -> None:
-        self.worker.tell(to_message(word))
+    def tell(self, message: Any) -> None:
+        """Send one of the classes of `messages` to the worker."""
+        self.worker.tell(to_message(message))
 
     def dismiss(self) -> None:
-        """Lets a waiting worker end."""
+        """Tell a waiting worker to end."""
         if not self.is_dismissed:
             self.is_dismissed = True
             self.tell(End())
@@ -99,7 +103,7 @@ class Member:
         return str(self.ended)
 
     def last_words(self) -> str:
-        """Its end with its last lines, for an error."""
+        """Describe its end with the last lines of its output, for an error message."""
         last = "\n".join(f"    {line}" for line in self.worker.last_lines) or "    (it printed nothing)"
         return f"{self.worker.name} {self.how_it_ended()}; its last lines, from {self.worker.log_file}:\n{last}"
 

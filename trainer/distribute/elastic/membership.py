@@ -1,4 +1,4 @@
-"""The members of an elastic job, and what is to become of them: decisions that the supervisor asks for all the time."""
+"""The membership of an elastic job: which workers to start, to group, to retire. The supervisor asks twice a second."""
 
 import asyncio
 import collections
@@ -22,7 +22,7 @@ _MAX_VAIN_GENERATIONS = 3
 
 
 class Roster:
-    """`members` are all that were ever started; `hosts` are those that may be used now."""
+    """The membership of an elastic job: all workers ever started (`members`) and the hosts in use now (`hosts`)."""
 
     def __init__(
         self,
@@ -37,12 +37,12 @@ class Roster:
         self._wait_secs, self._cooldown_secs, self._note = wait_secs, cooldown_secs, note
         self.members: list[Member] = []
         self.hosts: list[Host] = []
-        # Of the run directory that the chief writes to; 0 before there is one.
+        # Identifies the run directory that the chief writes to; 0 before there is one.
         self.run_dir_token = 0
-        # The present one, or the last; 0 before the first.
+        # The number of the present generation, or of the last one; 0 before the first.
         self.generation = 0
         self.verdict: TrainerError | None = None
-        # What was in memory when the job came to stand still is in a checkpoint.
+        # The state in memory has been saved since the job was last too small to go on.
         self.has_saved = False
         self._meeting: GenerationRendezvous | None = None
         self._facts: dict[str, str] | None = None
@@ -54,16 +54,16 @@ class Roster:
         self._blocked_until: dict[str | None, float] = {}
 
     def current(self) -> list[Member]:
-        """The living members of the present generation, those that have come out of it included."""
+        """Return the living members of the present generation, including those that have left it."""
         return [m for m in self.members if m.is_alive and m.generation == self.generation > 0]
 
     def versions_beside(self, member: Member) -> dict[str, dict[str, str]]:
-        """What is installed for `member`, and for the first other that lives."""
+        """Return the versions installed for `member` and for the first other living member, by host."""
         others = [m for m in self.members if m.is_alive and m.ready is not None and m is not member][:1]
         return {str(m.worker.slot.host): m.ready.versions for m in [*others, member] if m.ready is not None}
 
     def admit(self, member: Member, now: float) -> None:
-        """Turns away a worker that waits and would not do the same as the others."""
+        """Dismiss a waiting worker whose configuration, dataset or installation differs from that of the others."""
         assert member.waiting is not None, "it has said so"
         if self._facts is None:
             return
@@ -76,7 +76,7 @@ class Roster:
             self._note(f"{member.worker.name} is ready to join")
 
     def report_losses(self, now: float) -> None:
-        """Takes note of the members that were lost since the last time."""
+        """Report the members lost since the last call, block their hosts, and end the job if none is left."""
         for member in sorted(self.members, key=lambda m: m.ended.at if m.ended is not None else 0.0):
             if member.is_lost and not member.loss_reported:
                 member.loss_reported = True
@@ -88,18 +88,17 @@ class Roster:
                     self.verdict = error(f"no worker is left: {member.last_words()}")
 
     def missing_slots(self, now: float) -> list[HostSlot]:
-        """Where workers are to be started now."""
+        """Return the slots in which workers are to be started now."""
         listed = {host.name for host in self.hosts}
         for name in [name for name in self._blocked_until if name not in listed]:
-            # A host that comes back has been seen to.
+            # A host that is listed again has been repaired.
             del self._blocked_until[name], self._num_losses[name]
         blocked = [name for name, until in self._blocked_until.items() if now < until]
         taken = [m.slot for m in self.members if m.is_alive]
         return generation.missing_slots(self.hosts, taken=taken, blocked=blocked, max_replicas=self._max_replicas)
 
     def regroup(self, now: float) -> None:
-        """Asks the present generation to come out where others are to join or to go, and forms the next one once all
-        of it has come out."""
+        """Ask the present generation to leave if a worker is to join or to go; form the next once all have left it."""
         self._retire()
         current = self.current()
         if any(m.waiting is None for m in current):
@@ -114,7 +113,7 @@ class Roster:
         waiting = [m for m in self.members if m.is_candidate]
         candidates = [m.as_candidate() for m in waiting]
         booting = [m for m in self.members if m.is_alive and m.waiting is None and not m.is_retired]
-        # Where nobody has anything in memory, nobody loses time by waiting for all.
+        # If no worker has state in memory, waiting for those that are starting costs nothing.
         is_patient = booting and not any(c.waiting.step is not None for c in candidates)
         if len(candidates) >= self._min_replicas and not is_patient:
             self._short_since = None
@@ -131,7 +130,7 @@ class Roster:
             self._short_since = None
 
     def shut_down(self) -> None:
-        """Lets those end that wait; saves before, where a step would be lost."""
+        """Dismiss the waiting workers; before that, have one of them save if a step would be lost."""
         current = self.current()
         if any(m.waiting is None for m in current):
             return
@@ -152,7 +151,7 @@ class Roster:
             self._meeting.close()
 
     def _retire(self) -> None:
-        """Marks members on hosts that may not be used any more, unless too few would be left."""
+        """Retire members on hosts that may not be used any more, unless too few would be left."""
         staying = [m for m in self.members if m.is_alive and not m.is_retired and is_listed(m.slot, self.hosts)]
         if sum(m.is_candidate or m.generation > 0 for m in staying) < self._min_replicas:
             return
@@ -231,7 +230,7 @@ class Roster:
             self.verdict = DeviceError(f"{text}, so nothing was trained; see that the hosts are up{last}")
 
     def _save(self, candidates: Sequence[Candidate]) -> None:
-        """Has one save of those that have the last step in memory."""
+        """Tell one of the workers that have the last step in memory to save."""
         chosen = choose_chief(candidates, run_dir_token=self.run_dir_token) if self.generation and candidates else None
         if chosen is not None and not self.has_saved:
             chief, is_saved = chosen

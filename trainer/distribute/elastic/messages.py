@@ -1,14 +1,14 @@
-"""What the launcher of an elastic job and its workers say to each other.
+"""The messages between the launcher of an elastic job and its workers.
 
 A generation is the time from one change of the members to the next: within it the job is like any other, with fixed
 ranks and a rendezvous of its own.
 
-    worker:    waiting   not in a generation, for the first time or again; this is what I have
-    launcher:  join      here is your place in the next generation
+    worker:    waiting   in no generation, at the start or again; with the state that it has
+    launcher:  join      take part in the next generation; with the variables for its rendezvous
     worker:    running   all members of the generation have met
-    launcher:  leave     come out of the generation after the step that is running, by agreement with all the others
-    launcher:  save      write a checkpoint of what is in memory, and go on waiting
-    launcher:  end       you are not needed any more
+    launcher:  leave     leave the generation after the present step, by agreement with all the others
+    launcher:  save      write a checkpoint of the state in memory, and go on waiting
+    launcher:  end       exit
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ class Waiting:
     """A worker is ready for a generation.
 
     Attributes:
-        generation: the one that it comes from; 0 for none.
-        step: of the whole state that it has in memory; None where it has none.
-        checkpoint_step: of the last checkpoint in the run directory as it sees it; 0 for none.
-        mark: which run directory it sees; 0 for none. See `Running`.
-        facts: what must be the same on all workers.
-        why: what brought it out of its generation, in words; empty where it was told to leave.
+        generation: the one that it was in last; 0 for none.
+        step: the number of steps of the state that it has in memory; None if it has none.
+        checkpoint_step: the step of the last checkpoint in the run directory that it sees; 0 for none.
+        run_dir_token: identifies the run directory that it sees; 0 for none. See `Running`.
+        facts: what must be the same on all workers, such as the hash of the dataset.
+        why: the error that ended its generation; empty if it was told to leave.
     """
 
     generation: int
@@ -40,7 +40,7 @@ class Waiting:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Running:
-    """A worker has begun to train at `step`. The chief gives the `run_dir_token` of its run directory, the others 0."""
+    """A worker has begun to train at `step`; `run_dir_token` identifies the chief's run directory, others send 0."""
 
     generation: int
     step: int
@@ -49,8 +49,10 @@ class Running:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Join:
-    """A worker's place in `generation`. With `from_checkpoint`, nobody's memory counts, and the chief loads its last
-    checkpoint."""
+    """A worker is to join `generation`, which it meets by the variables of `environment`.
+
+    With `from_checkpoint`, the chief loads its last checkpoint, and no state in memory is used.
+    """
 
     generation: int
     environment: dict[str, str]
@@ -59,27 +61,30 @@ class Join:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leave:
+    """A worker is to leave `generation` after the present step."""
+
     generation: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Save:
-    pass
+    """A waiting worker is to write a checkpoint of its state in memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class End:
-    pass
+    """A waiting worker is to exit."""
 
 
 _WORDS: dict[str, Any] = {kind.__name__.lower(): kind for kind in (Waiting, Running, Join, Leave, Save, End)}
 
 
 def to_message(said: Any) -> Message:
+    """Convert one of the classes above to JSON."""
     return {"word": type(said).__name__.lower(), **dataclasses.asdict(said)}
 
 
 def of_message(message: Message) -> Any:
-    """What `to_message` was given."""
+    """Convert JSON back to the class that `to_message` was given."""
     fields = dict(message)
     return _WORDS[fields.pop("word")](**fields)

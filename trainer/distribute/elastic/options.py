@@ -1,4 +1,4 @@
-"""What was asked of an elastic job: whether it is one, how small and how large it may be, where its hosts come from."""
+"""The options of an elastic job: its smallest and largest size, and the source of its hosts."""
 
 import os
 
@@ -13,7 +13,7 @@ from trainer.distribute.launchers.supervisor import SupervisorOptions
 from trainer.distribute.topology import divide_batch, resolve_devices
 from trainer.errors import ConfigError, DeviceError
 
-# Where a worker will run whose host is not there yet.
+# The name of a host that is not known yet.
 HOST_TO_COME = "a host to come"
 # Set for the workers of an elastic job.
 _VARIABLE = "TRAINER_ELASTIC"
@@ -25,20 +25,20 @@ _SILENCE_SECS = 15
 
 
 def is_elastic(config: DistributeConfig) -> bool:
-    """Whether the job may change its size."""
+    """Return True if the job may change its size."""
     return any(x is not None for x in (config.min_replicas, config.max_replicas, config.host_discovery_script))
 
 
 def is_worker() -> bool:
-    """Whether this process was started as a worker of an elastic job."""
+    """Return True if this process was started as a worker of an elastic job."""
     return _VARIABLE in os.environ
 
 
 def find_source(config: DistributeConfig, *, num_gpus_found: int) -> HostSource:
-    """Where the hosts come from.
+    """Return the source of the hosts.
 
     Raises:
-        ConfigError: what was asked for does not go together.
+        ConfigError: options exclude each other.
         DeviceError: this machine has fewer GPUs than asked for.
     """
     _check(config)
@@ -85,10 +85,11 @@ def _check(config: DistributeConfig) -> None:
 
 
 def find_worker_slots(config: DistributeConfig, *, num_gpus_found: int) -> list[WorkerSlot]:
-    """The workers that the job would start with now; hosts that have yet to come up count as `HOST_TO_COME`.
+    """Return the slots that the job would start with now; hosts that are not known yet are called `HOST_TO_COME`.
 
-    Raises: see `find_source`, and ConfigError where the discovery script fails.
-        DeviceError: the hosts are fixed, and have no room for the least.
+    Raises:
+        ConfigError: options exclude each other, or the discovery script fails.
+        DeviceError: there are fewer slots than `--min-replicas` on fixed hosts, or fewer GPUs than asked for.
     """
     source = find_source(config, num_gpus_found=num_gpus_found)
     hosts = source.find()
@@ -105,7 +106,11 @@ def find_worker_slots(config: DistributeConfig, *, num_gpus_found: int) -> list[
 
 
 def elastic_options(config: DistributeConfig, source: HostSource, *, supervisor: SupervisorOptions) -> ElasticOptions:
-    """Raises ConfigError where the environment has something else than a number of seconds to wait."""
+    """Return the options of the supervisor.
+
+    Raises:
+        ConfigError: HOROVOD_ELASTIC_TIMEOUT is not a number of seconds.
+    """
     room = sum(host.num_slots for host in source.find()) if isinstance(source, FixedHosts) else 0
     wait = os.environ.get(_WAIT_VARIABLE, str(_WAIT_SECS))
     if not wait.isdecimal():
@@ -119,9 +124,9 @@ def elastic_options(config: DistributeConfig, source: HostSource, *, supervisor:
 
 
 def check_batch(config: DistributeConfig, global_batch_size: int, *, num_slots: int) -> None:
-    """Raises ConfigError where some number of replicas that the job may come to cannot share the batch.
+    """Raise ConfigError if some number of replicas that the job may have cannot share the batch.
 
-    `num_slots` is the most where nobody has named it.
+    Without `--max-replicas`, `num_slots` is the largest of these numbers.
     """
     max_replicas = config.max_replicas or num_slots
     fewest = (config.min_replicas or 1) if config.strict_batch else max_replicas
@@ -130,7 +135,7 @@ def check_batch(config: DistributeConfig, global_batch_size: int, *, num_slots: 
 
 
 def worker_environment(slot: HostSlot) -> dict[str, str]:
-    """What a worker finds in its environment before it has joined any generation."""
+    """Return the environment variables of a worker that has not joined any generation."""
     return {
         GLOO_TIMEOUT_VARIABLE: str(_SILENCE_SECS),
         **forwarded_variables(),

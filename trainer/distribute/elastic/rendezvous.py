@@ -1,5 +1,4 @@
-"""Where the members of one generation find each other: a Horovod rendezvous of its own, so that no message of an
-earlier generation is mistaken for one of this."""
+"""The rendezvous of one generation: a Horovod server of its own, so that no message of an earlier one is mixed in."""
 
 import contextlib
 import http.client
@@ -15,14 +14,22 @@ _FIELDS = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE
 
 
 class GenerationRendezvous:
-    """A rendezvous that runs until `close`. `environments` are those of the members at `worker_slots`."""
+    """A running Horovod rendezvous of one generation.
+
+    Attributes:
+        environments: the variables of each member, in the order of `worker_slots`.
+    """
 
     def __init__(self, worker_slots: Sequence[WorkerSlot], ready: Sequence[Ready]) -> None:
-        """Raises DeviceError where Horovod is not installed."""
+        """Start the server.
+
+        Raises:
+            DeviceError: Horovod is not installed.
+        """
         self._stack = contextlib.ExitStack()
         rendezvous = self._stack.enter_context(horovod_rendezvous())
         found = rendezvous.environments(worker_slots, ready)
-        # How long a silent peer is waited for a worker knows from its start, and it is much shorter here.
+        # Workers of elastic jobs got a much shorter timeout at their start.
         for environment in found:
             environment.pop(GLOO_TIMEOUT_VARIABLE)
         # In its elastic mode, Horovod gives up a GPU operation whose peer is gone, instead of waiting for ever.
@@ -31,6 +38,7 @@ class GenerationRendezvous:
             _publish_rank(environment)
 
     def close(self) -> None:
+        """Stop the server."""
         self._stack.close()
 
 

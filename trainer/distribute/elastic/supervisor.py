@@ -1,4 +1,4 @@
-"""Runs the workers of an elastic job: starts them where there is room, and forms one generation of them after another.
+"""The supervisor of an elastic job: it starts workers where there are slots, and forms generations of them.
 
 Horovod's own elastic driver is not used. It gives up the whole host of a worker that dies, and with the last host the
 job; it lets the members of a generation look for each other as they come, so that the first wait in vain for the last,
@@ -28,16 +28,18 @@ from trainer.distribute.launchers.waiting import told
 from trainer.distribute.launchers.worker import Worker
 from trainer.errors import ConfigError, DeviceError, StoppedOnRequest, TrainingError
 
-# For workers that stand still as well to say so, and for their stacks.
+# For other hung workers to be reported as well, and for their stacks to be printed.
 _HANG_SECS = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ElasticOptions:
-    """How small and how large a job may be, and how patient its launcher is.
+    """The size limits and the timeouts of an elastic job.
 
-    wait_secs: for enough workers, when there are fewer than `min_replicas`. cooldown_secs: before a host that has lost
-        a worker gets another one; doubled with each. discover_every_secs: between two looks at which hosts there are.
+    Attributes:
+        wait_secs: how long to wait while there are fewer workers than `min_replicas`.
+        cooldown_secs: before a host that has lost a worker gets another one; doubled with each loss.
+        discover_every_secs: between two queries of the host source.
     """
 
     min_replicas: int
@@ -49,8 +51,10 @@ class ElasticOptions:
 
 
 class ElasticSupervisor:
-    """The workers on the hosts of `source`; the output of the i-th that is started is kept in
-    `log_dir`/worker-0000i.log and shown a line each."""
+    """A supervisor of the workers on the hosts of `source`.
+
+    The output of the i-th worker started is kept in `log_dir`/worker-0000i.log and passed to `show` line by line.
+    """
 
     def __init__(
         self, source: HostSource, *, log_dir: pathlib.Path, show: Callable[[str], None], options: ElasticOptions
@@ -69,14 +73,14 @@ class ElasticSupervisor:
         self._print: Callable[[str], None] = show
 
     def run(self, command: list[str], environment: Callable[[HostSlot], dict[str, str]]) -> None:
-        """Runs `command` in every slot there is, with `environment` of the slot, until the training is complete.
+        """Run `command` in every slot, with `environment` of the slot, until the training is complete.
 
-        SIGINT or SIGTERM asks the workers to save; a second one does not wait for them.
+        SIGINT or SIGTERM asks the workers to save; a second one ends them at once.
 
         Raises:
-            ConfigError: it cannot be found out which hosts there are.
+            ConfigError: the source cannot say which hosts there are.
             DeviceError: there were too few workers for a first generation.
-            TrainingError: too few were left for too long, or the workers fail again and again without a step between.
+            TrainingError: there were too few workers for too long, or they failed repeatedly without a step in between.
             StoppedOnRequest: a signal asked for it, and the job has saved.
         """
         self._log_dir.mkdir(parents=True, exist_ok=True)
@@ -113,7 +117,7 @@ class ElasticSupervisor:
         return has_ended or self._num_stop_requests > 0 or roster.verdict is not None
 
     def _decide(self) -> list[HostSlot]:
-        """Does what is due now; returns the slots to start workers in."""
+        """Do what is due now, and return the slots to start workers in."""
         roster, now = self._roster, asyncio.get_running_loop().time()
         if self._is_ending():
             roster.shut_down()
@@ -180,7 +184,7 @@ class ElasticSupervisor:
             self._changed.set()
 
     def _end_the_hung(self, now: float) -> None:
-        """A worker that stands still while the others are ahead of it, or wait for it, is as good as lost."""
+        """End the workers that make no step while the others wait for them; if all hang, end the job."""
         hung = [m for m in self._roster.current() if m.worker.hung is not None]
         if not hung:
             self._hung_since = None
@@ -211,13 +215,13 @@ class ElasticSupervisor:
         self._changed.set()
 
     async def _end_everybody(self) -> None:
-        """Ends what is still there after an error of the launcher itself."""
+        """End the workers that are left after an error of the launcher itself."""
         await asyncio.gather(*(member.worker.close() for member in self._roster.members if member.is_alive))
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._roster.close)
 
     def _judge(self) -> None:
-        """Raises for what the ends of all workers come to."""
+        """Raise the error that the ends of all workers amount to, if any."""
         members = self._roster.members
         if any(member.has_finished for member in members):
             return

@@ -1,4 +1,4 @@
-"""Start the workers of a job on this machine and on others, watch over them, and leave none of them behind.
+"""Start the workers of a job on this machine and on others, watch them, and leave no process behind.
 
 What workers compute does not belong here. Read `supervisor.py` first, then `guard.py`.
 """

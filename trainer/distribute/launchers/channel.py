@@ -1,4 +1,4 @@
-"""The line between a worker and its launcher, through the guard: messages in JSON, a line each, both ways."""
+"""The channel between a worker and its launcher, through the guard: one JSON message per line, both ways."""
 
 import json
 import os
@@ -6,14 +6,14 @@ import select
 import socket
 from typing import Any
 
-# The worker finds the file descriptor of its end here.
+# The environment variable with the file descriptor of the worker's end.
 VARIABLE = "TRAINER_CHANNEL_FD"
 
 Message = dict[str, Any]
 
 
 class Channel:
-    """One end of the line. It has no name in any file system or network, so nothing of it can be left behind."""
+    """One end of a socket pair, which has no name in any file system or network, so that nothing is left behind."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -22,6 +22,7 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple["Channel", "Channel"]:
+        """Return two connected ends: the guard's and the worker's."""
         ours, theirs = socket.socketpair()
         return cls(ours), cls(theirs)
 
@@ -29,14 +30,14 @@ class Channel:
         return self._end.fileno()
 
     def say(self, message: Message) -> None:
-        """Sends `message`; it is lost where the other end is closed."""
+        """Send `message`; it is lost if the other end is closed."""
         try:
             self._end.sendall(json.dumps(message).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             self.is_open = False
 
     def hear(self, timeout_secs: float = 0.0) -> list[Message]:
-        """What has come in; waits up to `timeout_secs` for it where nothing has."""
+        """Return the messages that have arrived; if there are none, wait up to `timeout_secs` for one."""
         while self.is_open and select.select([self._end], [], [], timeout_secs)[0]:
             try:
                 content = self._end.recv(65536)
@@ -54,6 +55,6 @@ class Channel:
 
 
 def of_this_worker() -> Channel | None:
-    """The worker's end, where a guard has given this process one."""
+    """Return the worker's end of the channel; None if no guard has given this process one."""
     fd = os.environ.get(VARIABLE)
     return None if fd is None else Channel(socket.socket(fileno=int(fd)))

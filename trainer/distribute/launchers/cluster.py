@@ -1,4 +1,4 @@
-"""Where the workers of `MultiWorkerMirroredStrategy` meet: the addresses of TF_CONFIG or Slurm, and the way in."""
+"""Connect the workers of `MultiWorkerMirroredStrategy` by the addresses of TF_CONFIG or Slurm."""
 
 import contextlib
 import errno
@@ -21,9 +21,9 @@ from trainer.system.private_api.tensorflow_cluster import (
     expand_tasks_per_node,
 )
 
-# For the other workers to come: they may still be pulling an image.
+# For the other workers to start: they may still be pulling an image.
 JOIN_TIMEOUT_SECS = 600.0
-# A worker that says nothing for so long is gone, for all others.
+# A worker that is silent for so long counts as lost.
 _HEARTBEAT_TIMEOUT_SECS = 100
 # Workers that may ask at the same time whether another one is there.
 _MAX_CALLERS = 4096
@@ -36,7 +36,7 @@ _SLURM_PORTS = range(20_000, 32_000)
 def join_cluster(
     worker: ExternalWorker, *, timeout_secs: float = JOIN_TIMEOUT_SECS, note: Callable[[str], None] = lambda _: None
 ) -> Any:
-    """The strategy over all workers, once all of them are there; `note` is told whom that takes long for.
+    """Wait for all workers and return the strategy over them; `note` is called if some take long to come.
 
     Raises:
         DeviceError: this worker's port is in use, or some of the others have not come within `timeout_secs`.
@@ -65,7 +65,7 @@ def join_cluster(
 
 
 def find_resolver(worker: ExternalWorker) -> Any:
-    """Reads TF_CONFIG, or Slurm's variables of this step.
+    """Return the cluster resolver for TF_CONFIG, or for Slurm's variables of this step.
 
     Raises:
         DeviceError: the variables that Slurm sets for a step are not all there, or say what this cannot follow.
@@ -78,7 +78,7 @@ def find_resolver(worker: ExternalWorker) -> Any:
 
 
 def slurm_addresses(environment: Mapping[str, str]) -> list[str]:
-    """The address of every task of a Slurm step, by rank; every task finds the same without a word to the others.
+    """Return the address of every task of a Slurm step, by rank; every task computes the same addresses.
 
     TensorFlow's own SlurmClusterResolver sorts the nodes by name, where Slurm numbers its tasks in the order of the
     list (node2 before node10), and asks nvidia-smi on machines that have none.
@@ -105,7 +105,7 @@ def slurm_addresses(environment: Mapping[str, str]) -> list[str]:
 
 @contextlib.contextmanager
 def _presence(address: str, worker: ExternalWorker) -> Iterator[None]:
-    """Listens at this worker's `address` during the block, so that the others see that it is there.
+    """Listen at this worker's `address` during the block, so that the others see that it has started.
 
     TensorFlow listens only once it waits for the others itself, in C++ code that lets nothing else in the process run,
     and for an hour, whatever it is told.
@@ -131,7 +131,7 @@ def _presence(address: str, worker: ExternalWorker) -> Iterator[None]:
 def _wait_for_others(
     addresses: list[str], worker: ExternalWorker, timeout_secs: float, note: Callable[[str], None]
 ) -> None:
-    """Returns once they all listen."""
+    """Return once all other workers listen."""
     missing = [i for i in range(len(addresses)) if i != worker.worker_index]
     give_up_at = time.monotonic() + timeout_secs
     with told(note, lambda: _describe_wait(missing, addresses, worker, timeout_secs)):

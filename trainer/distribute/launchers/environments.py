@@ -1,4 +1,4 @@
-"""What a worker must find in its environment to know its place in the job: Horovod's variables, or TF_CONFIG."""
+"""The environment variables that tell a worker its rank and how to reach the others: Horovod's, or TF_CONFIG."""
 
 import collections
 import contextlib
@@ -14,7 +14,7 @@ from trainer.system.private_api.horovod_server import make_slot, rendezvous_serv
 
 # Settings of TensorFlow, XLA, NCCL and this project that a user gave to the launcher are meant for the workers.
 _FORWARDED_PREFIXES = ("TF_", "XLA_", "KERAS_", "NCCL_", "HOROVOD_", "OMP_", "TRAINER_", "CUDA_")
-# Which of its host's GPUs a worker takes, where the launcher starts one worker for each.
+# The index of the GPU that a worker takes, if the launcher starts one worker for each GPU of its host.
 LOCAL_INDEX_VARIABLE = "TRAINER_LOCAL_INDEX"
 # Terraform's; some hold secrets.
 _NOT_FORWARDED_PREFIXES = ("TF_VAR_", "TF_TOKEN_", "TF_CLI_")
@@ -24,7 +24,7 @@ _GLOO_TIMEOUT_SECS = "300"
 
 
 class Endpoint(Protocol):
-    """Where a worker is, as its guard says; a dry run, which has not asked, has words in place of what it would say."""
+    """The network address of a worker, as its guard reports it; a dry run has placeholders instead."""
 
     @property
     def address(self) -> str: ...
@@ -37,7 +37,7 @@ class Endpoint(Protocol):
 
 
 def forwarded_variables() -> dict[str, str]:
-    """Of this process's environment, what workers on other machines get too."""
+    """Return the variables of this process's environment that workers on other machines get as well."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -48,7 +48,7 @@ def forwarded_variables() -> dict[str, str]:
 
 
 def multiworker_environments(slots: Sequence[WorkerSlot], ready: Sequence[Endpoint]) -> list[dict[str, str]]:
-    """TF_CONFIG for each worker (tf.distribute.cluster_resolver.TFConfigClusterResolver)."""
+    """Return the variables of each worker, with TF_CONFIG (tf.distribute.cluster_resolver.TFConfigClusterResolver)."""
     cluster = {"worker": [_join_address(found.address, found.port) for found in ready]}
     return [
         {
@@ -62,7 +62,7 @@ def multiworker_environments(slots: Sequence[WorkerSlot], ready: Sequence[Endpoi
 
 @contextlib.contextmanager
 def horovod_rendezvous() -> Iterator["Rendezvous"]:
-    """Where Horovod's workers find each other (Gloo); it must live as long as they do.
+    """Run the rendezvous server of Horovod's workers (Gloo) during the block; it must live as long as they do.
 
     Raises:
         DeviceError: Horovod is not installed.
@@ -83,7 +83,7 @@ class Rendezvous:
         self._port = port
 
     def environments(self, slots: Sequence[WorkerSlot], ready: Sequence[Endpoint]) -> list[dict[str, str]]:
-        """The variables of each worker; `slots` are told to the server."""
+        """Tell the server the slots, and return the variables of each worker."""
         self._server.init(_horovod_slots(slots))
         return horovod_environments(slots, ready, rendezvous_port=self._port)
 
@@ -91,7 +91,7 @@ class Rendezvous:
 def horovod_environments(
     slots: Sequence[WorkerSlot], ready: Sequence[Endpoint], *, rendezvous_port: int | str
 ) -> list[dict[str, str]]:
-    """The variables of each worker (horovod/common/gloo/gloo_context.cc reads them)."""
+    """Return the variables of each worker (horovod/common/gloo/gloo_context.cc reads them)."""
     return [
         {
             GLOO_TIMEOUT_VARIABLE: _GLOO_TIMEOUT_SECS,
@@ -115,7 +115,7 @@ def horovod_environments(
 
 
 def _horovod_slots(slots: Sequence[WorkerSlot]) -> list[Any]:
-    """The workers in Horovod's words."""
+    """Convert the slots to Horovod's `SlotInfo`."""
     # The k-th workers of all hosts make up a "cross" communicator.
     cross_sizes = collections.Counter(slot.local_index for slot in slots)
     cross_ranks: collections.Counter[int] = collections.Counter()

@@ -1,4 +1,4 @@
-"""Whether somebody else started this process as one worker of several, and as which: mpirun, Slurm, Kubernetes.
+"""The rank of this process if an external launcher started it as one of several workers: mpirun, Slurm, Kubernetes.
 
 TF_CONFIG                       this project's launcher, JobSets and TFJobs
 HOROVOD_RANK                    horovodrun, or this project's launcher
@@ -25,10 +25,12 @@ from trainer.errors import ConfigError, DeviceError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExternalWorker:
-    """This process as its starter sees it.
+    """This process as a worker of the external launcher that started it.
 
-    by: the variable that says so. evidence: what is set, in words: "OMPI_COMM_WORLD_SIZE is 2". without: what a command
-    begins with that is to run as if nobody had started it.
+    Attributes:
+        by: the variable that says so.
+        evidence: the values that say so, as "OMPI_COMM_WORLD_SIZE is 2".
+        without: a prefix for a command that is to run as if no launcher had started it, as "env -u RANK".
     """
 
     by: str
@@ -52,25 +54,25 @@ _KINDS = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
 )
-# Those through whose variables the workers of a strategy can meet.
+# The variables through which the workers of multiworker can find each other; and those through which none can.
 _OF_MULTIWORKER = (_TF_CONFIG, "SLURM_PROCID")
 _OF_NO_STRATEGY = ("RANK",)
 # Slurm numbers batch scripts, the shells of allocations and the like as steps from here on (slurm.h).
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-# Each says by itself that there are other processes, where it is above this. PMIx tells no number of processes.
+# Each variable means that there are other processes if it is above this. PMIx sets no number of processes.
 _HALVES = {
     "PMIX_RANK": 0,
     **{rank: 0 for rank, _, _ in _KINDS if rank not in _OF_NO_STRATEGY},
     **{size: 1 for rank, size, _ in _KINDS if rank not in (*_OF_NO_STRATEGY, "SLURM_PROCID")},
 }
-# What a starter says of a process's place holds for that process, and not for the workers that it starts in turn.
+# A launcher sets these for its own processes; they must not reach the workers that such a process starts in turn.
 RANK_VARIABLES = frozenset({_TF_CONFIG, "PMIX_RANK", *(name for kind in _KINDS for name in kind)})
 
 
 def find_external_worker(environment: Mapping[str, str] = os.environ) -> ExternalWorker | None:
-    """The place of this process; None where nobody says that it started it.
+    """Return this process as a worker of its external launcher; None if there is none.
 
-    Of several starters the one of more than one process is meant, and of those the innermost.
+    If there are several launchers, the one of more than one process counts, and of those the innermost.
 
     Raises:
         ConfigError: a variable is set and is not what it must be.
@@ -80,11 +82,10 @@ def find_external_worker(environment: Mapping[str, str] = os.environ) -> Externa
 
 
 def check_alone(strategy: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuses to train in this process alone, as all strategies do but those of several processes, where it was started
-    as one of several.
+    """Refuse to train in this process alone if it was started as one of several.
 
     Raises:
-        ConfigError: each process would make a whole training of its own, all in one run directory.
+        ConfigError: `strategy` is one of a single process; each process would train a model of its own.
     """
     if strategy in OF_SEVERAL_PROCESSES:
         return
@@ -103,12 +104,12 @@ def check_alone(strategy: str, environment: Mapping[str, str] = os.environ) -> N
 
 
 def can_meet(strategy: str, worker: ExternalWorker) -> bool:
-    """Whether the workers of `strategy` find each other by what the starter of `worker` has set."""
+    """Return True if the workers of `strategy` can find each other by the variables of this external launcher."""
     return worker.by in _OF_MULTIWORKER if strategy == "multiworker" else worker.by not in _OF_NO_STRATEGY
 
 
 def _list_external_workers(environment: Mapping[str, str]) -> Iterator[ExternalWorker]:
-    """What each starter says, the innermost first."""
+    """Yield this process as a worker of each external launcher, the innermost first."""
     if (of_tensorflow := _of_tf_config(environment.get(_TF_CONFIG, ""))) is not None:
         yield of_tensorflow
     for rank, usual_size, local_rank in _KINDS:
@@ -127,7 +128,7 @@ def _list_external_workers(environment: Mapping[str, str]) -> Iterator[ExternalW
 
 
 def _find_slurm_size(environment: Mapping[str, str]) -> str:
-    """The variable that says how many tasks the step of this process has; "" where it is no task of a step."""
+    """Return the variable with the number of tasks of this Slurm step; "" if the process is no task of a step."""
     is_task_itself = environment.get("SLURM_TASK_PID") == str(os.getpid())
     if "SLURM_PTY_PORT" in environment and environment.get("SLURM_PROCID") == "0" and not is_task_itself:
         return ""  # typed into a shell that srun --pty has opened; the other tasks have no terminal, and have ended
@@ -139,7 +140,7 @@ def _find_slurm_size(environment: Mapping[str, str]) -> str:
 
 
 def _find_partial_worker(environment: Mapping[str, str]) -> ExternalWorker | None:
-    """Where there is only a rank above 0, or only a number of processes above 1, there are others all the same."""
+    """Return a worker if only a rank above 0 or only a number of processes above 1 is set: there are others as well."""
     for name, least in _HALVES.items():
         number = int(environment[name]) if environment.get(name, "").isdecimal() else 0
         if number > least:
@@ -155,7 +156,7 @@ def _find_partial_worker(environment: Mapping[str, str]) -> ExternalWorker | Non
 
 
 def check_size(num_workers: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Compares the size of the job as a library sees it with what its starter says.
+    """Compare the size of the job that Horovod finds with that of the external launcher.
 
     Raises:
         DeviceError: they differ; each process would train alone, and all would write to one run directory.

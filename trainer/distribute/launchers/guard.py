@@ -1,10 +1,10 @@
-"""The process between the launcher and one worker: starts it, and ends it when nobody is there to watch it.
+"""The process between the launcher and one worker: it starts the worker, and ends it when the launcher is gone.
 
     launcher --(pipe, or ssh)--> guard --> worker
 
-Standard input is the line of life: each line is an order in JSON, and its end, which the kernel or sshd brings about
-when the launcher dies in whatever way, ends the worker. A cut cable ends nothing, so that a guard with --lease-secs
-also ends its worker when the line has been silent for so long. The output of the worker is the guard's standard output.
+Standard input carries orders in JSON, a line each. The kernel or sshd closes it when the launcher dies, however it
+dies, and that ends the worker. A cut cable closes nothing, so a guard with --lease-secs also ends its worker when the
+launcher has been silent for so long. The output of the worker is the guard's standard output.
 Standard error carries reports in JSON, a line each, and nothing of the worker.
 
     guard:     {"report": "ready", "host": ..., "address": ..., "interface": ..., "port": ..., "versions": {...}}
@@ -39,13 +39,13 @@ import psutil
 from trainer.distribute.launchers import channel, heartbeat, versions
 from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
 
-# What a worker may take to save after the launcher has died.
+# How long a worker may take to save after the launcher has died.
 _ORPHAN_GRACE_SECS = 20.0
 _PR_SET_PDEATHSIG = 1
 
 
 class Guard:
-    """One worker from its start to its end. `report` takes the reports."""
+    """A guard of one worker, from its start to its end; `report` is called with each report."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
         self._report = report
@@ -63,7 +63,7 @@ class Guard:
         *,
         has_channel: bool = False,
     ) -> None:
-        """Starts the worker in a process group of its own."""
+        """Start the worker in a process group of its own."""
         self._stall = heartbeat.Stall(timeout_secs=stall_timeout_secs)
         environment = {**environment, **own_variables(str(self._pulse.fd))}
         kept_fds = [self._pulse.fd]
@@ -80,21 +80,21 @@ class Guard:
         self._report({"report": "started", "pid": self._pid})
 
     def answer(self) -> None:
-        """Tells the launcher that this host is still there."""
+        """Tell the launcher that this host is still reachable."""
         self._report({"report": "answer"})
 
     def tell(self, message: channel.Message) -> None:
-        """Passes a message of the launcher on to the worker."""
+        """Pass a message of the launcher on to the worker."""
         if self.channel is not None:
             self.channel.say(message)
 
     def listen(self) -> None:
-        """Passes what the worker has said on to the launcher."""
+        """Pass the messages of the worker on to the launcher."""
         for message in self.channel.hear() if self.channel is not None else []:
             self._report({"report": "said", "message": message})
 
     def stop(self, grace_secs: float) -> None:
-        """Asks the worker to save and end; kills it after `grace_secs`. A second call can only shorten the time."""
+        """Ask the worker to save and exit; kill it after `grace_secs`. A second call can only shorten the time."""
         if not self._pid:
             raise SystemExit(0)
         kill_at = time.monotonic() + grace_secs
@@ -103,7 +103,7 @@ class Guard:
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
 
     def look(self) -> int | None:
-        """Does what is due; the exit status once the worker has ended."""
+        """Do what is due; return the exit status once the worker has ended, and None before."""
         if not self._pid:
             return None
         pid, status = os.waitpid(self._pid, os.WNOHANG)
@@ -129,12 +129,12 @@ class Guard:
 
 
 def own_variables(heartbeat_fd: str) -> dict[str, str]:
-    """What a guard adds to the environment of its worker."""
+    """Return the variables that a guard adds to the environment of its worker."""
     return {heartbeat.VARIABLE: heartbeat_fd, "PYTHONUNBUFFERED": "1"}
 
 
 def main() -> int:
-    """Runs the guard on this process's standard streams."""
+    """Run the guard on this process's standard streams."""
     parser = argparse.ArgumentParser()
     parser.add_argument("own_address", nargs="?", help="of this host, where the launcher itself runs on it")
     parser.add_argument("--lease-secs", type=float, help="end the worker when the launcher is silent for so long")
@@ -157,7 +157,7 @@ def main() -> int:
 
 
 def _keep_watch(guard: Guard, wakeup: int, orphaned: list[bool], lease: Lease) -> int:
-    """The exit status of the worker, once it has ended."""
+    """Watch the worker, and return its exit status once it has ended."""
     orders = _Orders()
     while True:
         watched = [wakeup] if orders.ended else [wakeup, orders.fd]
@@ -179,7 +179,7 @@ def _keep_watch(guard: Guard, wakeup: int, orphaned: list[bool], lease: Lease) -
 
 
 class _Orders:
-    """Lines of JSON from standard input, whole ones only."""
+    """A reader of orders from standard input, one JSON object per line."""
 
     def __init__(self) -> None:
         self.fd = sys.stdin.fileno()
@@ -187,6 +187,7 @@ class _Orders:
         self._rest = b""
 
     def read(self) -> list[dict[str, Any]]:
+        """Return the orders of the complete lines that have arrived."""
         content = os.read(self.fd, 65536)
         if not content:
             self.ended = True
@@ -212,7 +213,7 @@ def _obey(guard: Guard, order: dict[str, Any]) -> None:
 
 
 def _become_worker(command: list[str], environment: dict[str, str], guard_pid: int, kept_fds: list[int]) -> None:
-    """Runs in the forked child and never returns."""
+    """Replace the forked child by the worker; never returns."""
     try:
         os.setpgid(0, 0)
         # The kernel ends the worker when the guard is killed. It may have been, just now.
@@ -250,7 +251,7 @@ def _signal_process(pid: int, number: int) -> None:
 
 
 def _find_addresses(own_address: str | None) -> tuple[str, str]:
-    """Where the launcher is for this host, and this host for the others."""
+    """Return the address of the launcher for this host, and that of this host for the others."""
     if own_address is not None:
         return own_address, own_address
     # "client-address client-port server-address server-port": by this address the launcher has reached this host.
@@ -259,7 +260,7 @@ def _find_addresses(own_address: str | None) -> tuple[str, str]:
 
 
 def _reserve_port(addresses: tuple[str, str]) -> socket.socket:
-    """A bound socket that nobody listens on: no other process is given its port, and the worker may still take it."""
+    """Return a bound socket that does not listen: its port is given to no other process, and the worker may take it."""
     reserved = socket.socket(socket.AF_INET6 if ":" in addresses[1] else socket.AF_INET)
     # Linux lets two sockets share a port that both set this for, while no more than one of them listens.
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -268,7 +269,7 @@ def _reserve_port(addresses: tuple[str, str]) -> socket.socket:
 
 
 def _describe_host(launcher_address: str, address: str, port: int) -> dict[str, Any]:
-    """What the launcher needs to know of this end: where others reach it, and what is installed."""
+    """Return the addresses of this host and the versions installed on it, for the launcher."""
     interfaces = psutil.net_if_addrs()
     names = [name for name, found in interfaces.items() if any(a.address.partition("%")[0] == address for a in found)]
     return {

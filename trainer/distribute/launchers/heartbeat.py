@@ -1,4 +1,4 @@
-"""How a guard sees that its worker still gets on: a counter in memory that both map."""
+"""The heartbeat of a worker: a counter in memory shared with its guard, which sees from it that steps are made."""
 
 import faulthandler
 import mmap
@@ -8,17 +8,17 @@ import struct
 import sys
 import time
 
-# The worker finds the file descriptor of the counter here.
+# The environment variable with the file descriptor of the counter.
 VARIABLE = "TRAINER_HEARTBEAT_FD"
 # On this signal a worker prints the stacks of all of its threads.
 STACK_SIGNAL = signal.SIGUSR1
 _COUNTER = struct.Struct("=Q")
-# A worker that loads, fills a cache and compiles gives no sign of life: what it may take for that on top.
+# A worker that loads, fills a cache and compiles has no heartbeat yet: the time it may take for that on top.
 _START_SECS = 3600.0
 
 
 class Heartbeat:
-    """A counter that the worker raises. It has no name in any file system, so nothing of it can be left behind."""
+    """A shared counter that the worker increments; it has no name in any file system, so nothing is left behind."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -26,6 +26,7 @@ class Heartbeat:
 
     @classmethod
     def create(cls) -> "Heartbeat":
+        """Create a counter of 0 in anonymous memory."""
         fd = os.memfd_create("trainer-heartbeat")
         os.ftruncate(fd, _COUNTER.size)
         return cls(fd)
@@ -36,15 +37,16 @@ class Heartbeat:
         return int(value)
 
     def beat(self) -> None:
+        """Increment the counter."""
         self.move_to(self.counter + 1)
 
     def move_to(self, counter: int) -> None:
-        """Sets the counter, so that the workers of a job can be compared by it, whenever each was started."""
+        """Set the counter, so that workers that were started at different times can be compared by it."""
         _COUNTER.pack_into(self._memory, 0, counter)
 
 
 class Stall:
-    """Says once for each stall that a counter has stood still for `timeout_secs`; None: it may stand for ever.
+    """A detector that reports once for each stall that a counter has not changed for `timeout_secs`; None: never.
 
     A counter of 0 has not started, and has an hour more.
     """
@@ -56,7 +58,7 @@ class Stall:
         self._is_told = False
 
     def seen(self, counter: int) -> float | None:
-        """Seconds of the stall, where it has become one that must be told."""
+        """Return the length of a stall in seconds when it has to be reported; None otherwise."""
         now = time.monotonic()
         if counter != self._counter:
             self._counter, self._since, self._is_told = counter, now, False
@@ -70,8 +72,7 @@ class Stall:
 
 
 def of_this_worker() -> Heartbeat | None:
-    """The heartbeat to raise, where a guard has started this process; from then on the process prints its stacks on
-    `STACK_SIGNAL`."""
+    """Return the heartbeat of this worker, and print its stacks on `STACK_SIGNAL`; None without a guard."""
     fd = os.environ.get(VARIABLE)
     if fd is None:
         return None

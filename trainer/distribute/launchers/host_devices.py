@@ -1,4 +1,4 @@
-"""What other hosts can compute on: each is asked, since the machine that launches a job may be another kind of machine.
+"""Ask the hosts of a job for their GPUs, which may differ from those of the machine that launches the job.
 
 The question is a short job of its own: on every host a guard starts this module, as it would start a worker, with the
 variables that a worker gets. TensorFlow answers there in one line of JSON.
@@ -28,15 +28,19 @@ _ANSWER = "devices of this host: "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostDevices:
-    """compute_capabilities: of each GPU that TensorFlow finds. has_nccl: whether the Horovod there was built with NCCL;
-    None where there is none, or nobody wanted to know."""
+    """The GPUs of a host.
+
+    Attributes:
+        compute_capabilities: of each GPU that TensorFlow finds.
+        has_nccl: True if the Horovod there was built with NCCL; None if there is none, or it was not asked for.
+    """
 
     compute_capabilities: list[tuple[int, int]]
     has_nccl: bool | None
 
 
 def find_own_devices(*, wants_horovod: bool) -> HostDevices:
-    """Those of this machine, for this process."""
+    """Return the GPUs of this machine that this process sees."""
     from trainer.distribute import horovod
     from trainer.system import tf_runtime
 
@@ -49,7 +53,7 @@ def find_own_devices(*, wants_horovod: bool) -> HostDevices:
 def ask_hosts(
     hosts: Sequence[Host], options: SupervisorOptions, *, wants_horovod: bool, note: Callable[[str], None]
 ) -> dict[Host, HostDevices | DeviceError]:
-    """What each of `hosts` has, or why it cannot be asked."""
+    """Return the GPUs of each of `hosts`, or the error if it cannot be asked."""
     names = ", ".join(map(str, hosts))
     with told(note, lambda: f"asking {names} which GPUs are there; --device cpu needs no asking"):
         return asyncio.run(_ask_all(hosts, options, [_HOROVOD] if wants_horovod else []))
@@ -98,7 +102,7 @@ def _of_json(content: dict[str, Any]) -> HostDevices:
 
 
 def main() -> None:
-    """Answers for this machine."""
+    """Print the GPUs of this machine."""
     from trainer.system import tf_runtime
 
     tf_runtime.configure()

@@ -1,4 +1,4 @@
-"""`--hosts a:8,b:8`: the machines of a job, and how many workers each takes."""
+"""The hosts of a job, as in `--hosts a:8,b:8`, and the slots of their workers."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ _HOST = re.compile(r"(?P<name>(?:\w[\w.-]*@)?(?:[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """A machine as ssh knows it; `name` None is this one. It takes `num_slots` workers."""
+    """A host by the name that ssh knows; `name` None is this machine. It takes `num_slots` workers."""
 
     name: str | None
     num_slots: int
@@ -25,7 +25,7 @@ class Host:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerSlot:
-    """Where one worker runs: worker `worker_index` of the job, the `local_index`-th of its host."""
+    """The slot of worker `worker_index` of a job: the `local_index`-th of the `num_local` workers of its host."""
 
     host: Host
     worker_index: int
@@ -34,7 +34,7 @@ class WorkerSlot:
 
 
 def parse_hosts(text: str) -> list[Host]:
-    """The hosts of `name:slots,name:slots`; a name without a number takes one worker.
+    """Return the hosts of `name:slots,name:slots`; a name without a number takes one worker.
 
     Raises:
         ConfigError: a part is not of this form, takes no worker, or names a host again.
@@ -54,7 +54,7 @@ def parse_hosts(text: str) -> list[Host]:
 
 
 def find_own_address(name: str) -> str | None:
-    """The address of this machine that `name` stands for; None where it is another machine, or nobody knows it."""
+    """Return the address of this machine that `name` resolves to; None if it is another machine or does not resolve."""
     try:
         found = socket.getaddrinfo(name.rpartition("@")[2].strip("[]"), None, type=socket.SOCK_STREAM)
     except socket.gaierror:
@@ -64,7 +64,7 @@ def find_own_address(name: str) -> str | None:
 
 
 def assign_slots(hosts: list[Host]) -> list[WorkerSlot]:
-    """One place for each slot; the workers of a host are neighbours, so that most of a ring is inside the hosts."""
+    """Return a slot for each worker; ranks of a host are consecutive, so that most of a ring is inside the hosts."""
     slots: list[WorkerSlot] = []
     for host in hosts:
         for local_index in range(host.num_slots):

@@ -1,4 +1,4 @@
-"""Shows lines without ever waiting for who reads them: a paused terminal must not silence the launcher."""
+"""Print lines without ever blocking: a paused terminal must not stop the launcher."""
 
 import queue
 import threading
@@ -9,9 +9,9 @@ _MAX_WAITING_LINES = 10_000
 
 
 class LinePrinter:
-    """Hands each line to `show` in another thread, in order; leaving the block waits until all are shown.
+    """A printer that hands each line to `show` in another thread, in order; leaving the block waits for all of them.
 
-    When too many are waiting, lines are left out, and their number is shown in their place.
+    When too many are waiting, lines are dropped, and their number is printed instead.
     """
 
     def __init__(self, show: Callable[[str], None]) -> None:

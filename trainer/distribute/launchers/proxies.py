@@ -1,7 +1,7 @@
-"""Proxies in the environment, and the way of the workers around them.
+"""Keep the traffic between workers off the proxies of the environment.
 
-TensorFlow's workers speak gRPC with each other, and gRPC sends that through http_proxy and the like, to a proxy that
-knows nothing of this job: a connection to the very same machine then waits in silence.
+TensorFlow's workers use gRPC, which connects through http_proxy and the like. A proxy cannot reach the workers, and
+even a connection to the same machine then hangs without an error.
 """
 
 import os
@@ -10,12 +10,12 @@ from collections.abc import Iterable, MutableMapping
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "all_proxy")
 _EXCEPTIONS = ("no_proxy", "NO_PROXY")
-# Where it is set, gRPC looks at it and not at no_proxy.
+# If it is set, gRPC reads it and not no_proxy.
 _EXCEPTIONS_OF_GRPC = "no_grpc_proxy"
 
 
 def go_directly(addresses: Iterable[str], environment: MutableMapping[str, str] = os.environ) -> None:
-    """Has this process reach `addresses`, as HOST:PORT, without a proxy: their hosts become exceptions."""
+    """Add the hosts of `addresses`, each HOST:PORT, to the exceptions of the proxies, for this process."""
     hosts = [address.rpartition(":")[0].strip("[]") for address in addresses]
     known = [entry.strip() for name in _EXCEPTIONS for entry in environment.get(name, "").split(",") if entry.strip()]
     for name in _EXCEPTIONS:
@@ -26,7 +26,7 @@ def go_directly(addresses: Iterable[str], environment: MutableMapping[str, str] 
 
 
 def describe_proxies() -> str:
-    """The proxies that are set, as "http_proxy is http://proxy:3128", without passwords; "" where there are none."""
+    """Describe the proxies that are set, as "http_proxy is http://proxy:3128", without passwords; "" if none is set."""
     names = [spelled for name in _PROXIES for spelled in (name, name.upper()) if os.environ.get(spelled)]
     return ", ".join(f"{name} is {_without_password(os.environ[name])}" for name in names)
 

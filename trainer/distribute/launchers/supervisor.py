@@ -1,4 +1,4 @@
-"""Runs the workers of one job: starts all or none, names the first that fails, and ends the others."""
+"""The supervisor of a job: it starts all workers or none, names the first that fails, and ends the others."""
 
 import asyncio
 import dataclasses
@@ -19,12 +19,15 @@ _BLAME_SECS = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SupervisorOptions:
-    """How patient a supervisor is.
+    """The timeouts of a supervisor.
 
-    start_timeout_secs: for a host to answer. stop_grace_secs: for workers to save when the job is to stop.
-    failure_grace_secs: for workers to end by themselves after another has failed. stall_timeout_secs: without a step,
-        after the first one; None waits for ever. host_timeout_secs: without a word from a host, during the job.
-    ssh_options: put before the name of the host.
+    Attributes:
+        start_timeout_secs: for a host to answer.
+        stop_grace_secs: for workers to save when the job is to stop.
+        failure_grace_secs: for workers to exit by themselves after another has failed.
+        stall_timeout_secs: without a step, after the first one; None: no limit.
+        host_timeout_secs: without a message from a host, during the job.
+        ssh_options: put before the name of the host.
     """
 
     start_timeout_secs: float = 30.0
@@ -36,13 +39,16 @@ class SupervisorOptions:
 
 
 def describe_wait(workers: Sequence[Worker], timeout_secs: float) -> str:
-    """Whom a launcher waits for before it starts a worker."""
+    """Name the hosts that a launcher waits for before it starts a worker."""
     missing = dict.fromkeys(str(worker.slot.host) for worker in workers if not worker.is_ready)
     return f"waiting for {', '.join(missing)} to answer, up to {timeout_secs:g} s"
 
 
 class Supervisor:
-    """The workers at `slots`; the output of worker i is kept in `log_dir`/worker-0000i.log and shown a line each."""
+    """A supervisor of one worker in each of `slots`.
+
+    The output of worker i is kept in `log_dir`/worker-0000i.log and passed to `show` line by line.
+    """
 
     def __init__(
         self,
@@ -60,9 +66,9 @@ class Supervisor:
         self._num_stop_requests = 0
 
     def run(self, command: list[str], environments: Callable[[Sequence[Ready]], list[dict[str, str]]]) -> None:
-        """Runs `command` once at every place, with what `environments` makes of the hosts, until all have ended.
+        """Run `command` once in every slot, with the variables that `environments` returns, until all have ended.
 
-        SIGINT or SIGTERM asks the workers to save; a second one does not wait for them.
+        SIGINT or SIGTERM asks the workers to save; a second one ends them at once.
 
         Raises:
             DeviceError: a host does not answer, or the hosts differ in what is installed; nothing was started.
@@ -134,9 +140,9 @@ class Supervisor:
     async def _find_out_who_is_left(
         self, runs: dict[asyncio.Task[Ended], Worker], pending: set[asyncio.Task[Ended]]
     ) -> set[asyncio.Task[Ended]]:
-        """Those of `pending` whose hosts are still there a moment after the first failure.
+        """Return those of `pending` whose hosts still answer a moment after the first failure.
 
-        One whose host has fallen silent may be why another failed: it answers, or it is given up.
+        A worker whose host has become silent may be the cause of the failure: it answers, or it is given up.
         """
         loop = asyncio.get_running_loop()
         failed_at = loop.time()
@@ -150,7 +156,7 @@ class Supervisor:
         return pending
 
     async def _end_others(self, pending: set[asyncio.Task[Ended]]) -> None:
-        """Ends the workers whose runs are `pending`; they wait for one that will never answer."""
+        """End the workers whose runs are `pending`, and which wait for one that will never answer."""
         if not pending:
             return
         await asyncio.gather(*(worker.stop(self._options.failure_grace_secs) for worker in self._workers))
@@ -160,14 +166,14 @@ class Supervisor:
                 worker.kill()
 
     async def _end_when_hung(self) -> None:
-        """Ends a job that makes no step, once the stacks are printed: nobody else would."""
+        """End a job that makes no step, once the stacks are printed."""
         while not any(worker.hung for worker in self._workers):
             await asyncio.sleep(0.2)
         await asyncio.sleep(2.0)  # the others stand still as well, and say so; the stacks are on their way
         await asyncio.gather(*(worker.stop(self._options.failure_grace_secs) for worker in self._workers))
 
     def _judge(self, ended: dict[Worker, Ended]) -> None:
-        """Raises for what the ends of all workers come to."""
+        """Raise the error that the ends of all workers amount to, if any."""
         hung = [worker for worker in self._workers if worker.hung]
         if hung:
             raise TrainingError(_explain_hang(hung))
@@ -193,7 +199,7 @@ def _has_failed(end: Ended) -> bool:
 
 
 def _blame(end: Ended) -> tuple[int, float]:
-    """What sorts the reason of a failure before what came of it; among equals, the first."""
+    """Return a sort key that puts the cause of a failure before its consequences; among equals, the first in time."""
     if end.lost is not None or end.signal == signal.SIGKILL:
         return 0, end.at
     # TensorFlow aborts a worker when another one is gone, and then often says so before the other's end is here.
@@ -214,7 +220,7 @@ def _explain_failure(failed: dict[Worker, Ended]) -> str:
 
 
 def _explain_hang(hung: list[Worker]) -> str:
-    """All wait for the one that is behind; where none is, they hang together."""
+    """Name the worker that is behind, which all others wait for; if there is none, all hang together."""
     counters = {worker: (worker.hung or {})["counter"] for worker in hung}
     behind = [worker for worker in hung if counters[worker] == min(counters.values())]
     first = behind[0]

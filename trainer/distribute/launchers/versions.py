@@ -1,4 +1,4 @@
-"""What must be the same on every worker of a job, so that they compute the same."""
+"""The installed versions, which must be the same on every worker so that all compute the same."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ _PACKAGES = ("tensorflow", "keras", "numpy", "horovod")
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions by name; "trainer" with a hash of its own source, since a checkout may differ under one version."""
+    """Return versions by name; "trainer" with a hash of its source, since checkouts of one version may differ."""
     found = {"python": platform.python_version(), "trainer": f"{trainer.__version__}+{_source_hash()}"}
     for name in _PACKAGES:
         try:
@@ -24,7 +24,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def differences(by_worker: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """For each thing that differs, "tensorflow is 2.21.0 on node1, 2.20.0 on node2"."""
+    """Describe each name whose values differ, as "tensorflow is 2.21.0 on node1, 2.20.0 on node2"."""
     names = sorted({name for found in by_worker.values() for name in found})
     lines = []
     for name in names:

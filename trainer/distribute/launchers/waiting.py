@@ -1,16 +1,15 @@
-"""Waiting is told: whom a process waits for, on what grounds, and how long."""
+"""Tell the user when a process waits for others for more than a few seconds."""
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-# What takes less needs no word.
 TELL_AFTER_SECS = 5.0
 
 
 @contextlib.contextmanager
 def told(note: Callable[[str], None], sentence: Callable[[], str]) -> Iterator[None]:
-    """Says `sentence` once, where the body takes longer than some seconds; also where it is in C++ code meanwhile."""
+    """Call `note` with `sentence` once if the block takes longer than some seconds, even if it is in C++ code."""
     timer = threading.Timer(TELL_AFTER_SECS, lambda: note(sentence()))
     timer.daemon = True
     timer.start()

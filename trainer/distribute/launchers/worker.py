@@ -1,4 +1,4 @@
-"""One worker as the launcher sees it: its guard's reports, its output, its end."""
+"""The launcher's view of one worker: the reports of its guard, its output, its end."""
 
 import asyncio
 import collections
@@ -23,16 +23,16 @@ _GUARD = "trainer.distribute.launchers.guard"
 _SSH = "ssh"
 _NUM_LAST_LINES = 20
 _NUM_BYTES_A_LINE = 2**20
-# For what is still in the pipes when a guard has ended; something that outlives it may keep them open for ever.
+# For the output still in the pipes when a guard has ended; a process that outlives it may keep them open for ever.
 _LAST_WORDS_SECS = 10.0
-# For a guard that has no worker to end by itself.
+# For a guard without a worker to exit by itself.
 _CLOSE_SECS = 5.0
 _CLOSE_UNREADY_SECS = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ready:
-    """What a guard says of its host before the worker starts."""
+    """The report of a guard about its host before the worker starts."""
 
     host: str
     address: str
@@ -45,9 +45,13 @@ class Ready:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a worker ended; `signal` is 0 where it exited by itself. `at` orders the ends.
+    """The end of a worker.
 
-    Where its host is out of reach nobody knows, and `lost` says how that shows.
+    Attributes:
+        status: its exit status.
+        signal: the signal that ended it; 0 if it exited by itself.
+        at: the time in seconds of the event loop's clock, to order the ends.
+        lost: describes how its host was lost, in which case status and signal are those of the connection.
     """
 
     status: int
@@ -62,7 +66,7 @@ class Ended:
 
 
 def guard_command(host: Host, *, ssh_options: Sequence[str], lease_secs: float | None) -> list[str]:
-    """What starts a guard on `host`, here or by ssh."""
+    """Return the command that starts a guard on `host`, on this machine or by ssh."""
     guard = python_command(_GUARD)
     name = host.name
     own_address = find_own_address(name) if name is not None else "127.0.0.1"
@@ -82,10 +86,10 @@ def guard_command(host: Host, *, ssh_options: Sequence[str], lease_secs: float |
 
 
 class Worker:
-    """Starts the guard of one place, and through it the worker.
+    """A worker in `slot`, started through a guard.
 
-    With `lease_secs`, both ends of the line to another host give the other up when it is silent for so long. With
-    `on_said`, the worker has a channel to say what that is called with.
+    With `lease_secs`, both ends of the connection to another host give the other up when it is silent for so long.
+    With `on_said`, the worker has a channel, and `on_said` is called with each of its messages.
     """
 
     def __init__(
@@ -121,11 +125,11 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Its host has answered."""
+        """True if its host has answered."""
         return self._ready.done() and not self._ready.cancelled()
 
     async def open(self) -> None:
-        """Starts the guard.
+        """Start the guard.
 
         Raises:
             DeviceError: there is no ssh on this machine.
@@ -153,7 +157,7 @@ class Worker:
         return command
 
     async def wait_until_ready(self, timeout_secs: float) -> Ready:
-        """Raises DeviceError where the host does not answer, or cannot run the guard."""
+        """Return the report of the guard; raise DeviceError if the host does not answer or cannot run the guard."""
         try:
             async with asyncio.timeout(timeout_secs):
                 waits: list[asyncio.Future[Any]] = [self._ready, self._tasks[0]]
@@ -175,7 +179,7 @@ class Worker:
         )
 
     async def run(self, command: list[str], environment: dict[str, str], stall_timeout_secs: float | None) -> Ended:
-        """Starts the worker and returns when it, its output and its guard have ended."""
+        """Start the worker, and return when it, its output and its guard have ended."""
         await self._order(
             {
                 "order": "start",
@@ -202,20 +206,20 @@ class Worker:
         return Ended(status=max(status, 0), signal=max(-status, 0), at=at)
 
     async def stop(self, grace_secs: float) -> None:
-        """Asks the worker to save and end, and has it killed after `grace_secs`."""
+        """Ask the worker to save and exit, and have it killed after `grace_secs`."""
         await self._order({"order": "stop", "grace_secs": grace_secs})
 
     def tell(self, message: Message) -> None:
-        """Says something to the worker, over its channel."""
+        """Send a message to the worker over its channel."""
         self._write({"order": "tell", "message": message})
 
     def abandon(self) -> None:
-        """Closes the line of life: the guard ends the worker by itself."""
+        """Close the standard input of the guard, which then ends the worker by itself."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
     async def close(self) -> None:
-        """Ends a guard that has no worker, or none any more."""
+        """End a guard that has no worker, or none any more."""
         self.abandon()
         if self._process is not None:
             try:
@@ -228,12 +232,12 @@ class Worker:
             task.cancel()
 
     def kill(self) -> None:
-        """For a guard that does not even answer that."""
+        """Kill a guard that does not end by itself."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
     async def _keep_lease(self) -> None:
-        """Gives the host up once it has been silent for too long; its own guard does the same with the launcher."""
+        """Give the host up once it has been silent for too long; its guard does the same with the launcher."""
         if not self._is_far or self._lease.secs is None:
             return
         assert self._process is not None, "opened"
@@ -247,7 +251,7 @@ class Worker:
                 return
 
     def ask(self) -> None:
-        """Has the guard set `answered_at`, the time of the loop at which it was last heard."""
+        """Ask the guard for an answer, which sets `answered_at`, on the clock of the event loop."""
         self._write({"order": "answer"})
 
     async def _order(self, order: dict[str, Any]) -> None:
