@@ -87,7 +87,7 @@ def start(
     if device == "gpu":
         check_gpu_reductions()
     horovod = _import_horovod()
-    # It reads them once, when it is initialised.
+    # Horovod reads them once, when it is initialized.
     if fusion_bytes is not None:
         os.environ["HOROVOD_FUSION_THRESHOLD"] = str(fusion_bytes)
     if cycle_time_ms is not None:

@@ -32,7 +32,7 @@ class MultiWorkerEngine(TfStrategyEngine):
     def _sum_of_one_dtype(self, tensors: list[Tensor]) -> list[Tensor]:
         if self.topology.num_local_replicas > 1:
             return super()._sum_of_one_dtype(tensors)
-        # With one replica a worker, nothing says on which device a tensor is, and the collective wants to know.
+        # The collective needs to know the device of a tensor, which is not set with one replica a worker.
         with tf.device(self._strategy.extended.worker_devices[0]):
             return super()._sum_of_one_dtype([tf.identity(tensor) for tensor in tensors])
 

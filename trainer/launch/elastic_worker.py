@@ -149,7 +149,7 @@ class ElasticWorker:
     def _plan_for(self, topology: Topology) -> Plan:
         capabilities = tf_runtime.list_compute_capabilities(tf_runtime.list_gpus()[:1])
         found = make_plan(self._config, parse_path(self._plan.data.dataset_dir), topology, capabilities)
-        # The caches are open, whatever memory is free by now.
+        # The caches are open already, whatever memory is free by now.
         return found.model_copy(update={"data": self._plan.data})
 
     def _hear_of_leaving(self) -> bool:

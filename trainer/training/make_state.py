@@ -25,8 +25,8 @@ def make_state(
 ) -> TrainState:
     """Create the state on every replica, with the values of the chief: its last checkpoint, or initial weights.
 
-    `on_weights` is called with the report on a weight file, if one was loaded, and `note` with a sentence on each damaged
-    checkpoint, in place of which the one before it is used.
+    `on_weights` is called with the report on a weight file, if one was loaded, and `note` with a sentence on each
+    damaged checkpoint, in place of which the one before it is used.
 
     Raises:
         ModelError: the pretrained weights cannot be had, or do not fit.

@@ -49,7 +49,7 @@ def _solve_head(context: RunContext, inputs: TrainInputs, progress: TrainingProg
             (np.asarray(inputs.validation), validation.labels()),
             strengths,
         )
-    # Classes after the last one that any image has keep a zero.
+    # Classes beyond the last one with an image keep weights of zero.
     kernel, bias = np.zeros(head.kernel.shape, np.float32), np.zeros(head.bias.shape, np.float32)
     kernel[:, : len(solution.bias)], bias[: len(solution.bias)] = solution.kernel, solution.bias
     head.kernel.assign(kernel)

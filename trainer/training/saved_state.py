@@ -11,10 +11,8 @@ def save_checkpoint(
 ) -> None:
     """Copy the state after `step` and begin to write it, with its validation metrics; one that exists is left alone.
 
-    A worker that is not the chief writes nothing.
-
-    Args:
-        is_last: nothing will be saved after it, so return when it is on the disk.
+    A worker that is not the chief writes nothing. With `is_last`, nothing will be saved after it, and the function
+    returns when it is on the disk.
 
     Raises:
         StorageError: the last checkpoint, or several one after the other, could not be written.

@@ -66,7 +66,7 @@ def train(
                 is_over=lambda: saving.is_over,
             )
         save_checkpoint(context, context.step, is_last=True)
-    # Nobody leaves while another still needs its answers.
+    # A worker that exits early would break the collectives of the others.
     engine.barrier()
 
 

@@ -15,9 +15,9 @@ from trainer.distribute.launchers.worker import Ready
 from trainer.errors import DeviceError, TrainerError, TrainingError
 
 _MAX_COOLDOWN_SECS = 3600.0
-# New workers that come at about the same time are taken in together.
+# New workers that start within this time join together.
 _TOGETHER_SECS = 30.0
-# So often in a row may a generation end without a step; then it is not the members that are at fault.
+# After so many generations in a row without a step, the job fails.
 _MAX_VAIN_GENERATIONS = 3
 
 
@@ -141,7 +141,7 @@ class Roster:
         for member in waiting:
             member.dismiss()
         if self.verdict is not None or is_complete:
-            # One that is still coming up has nobody to wait for.
+            # A worker that is still starting has no generation to wait for.
             for member in self.members:
                 if member.is_alive and member.waiting is None:
                     member.worker.abandon()
@@ -215,7 +215,7 @@ class Roster:
                 f"{num_there} of at least {self._min_replicas} workers are there; waiting up to "
                 f"{self._wait_secs:g} s for more"
             )
-            # They may be lost as well while they wait.
+            # The waiting workers may be lost as well.
             self._save(candidates)
         if now - self._short_since < self._wait_secs:
             return

@@ -20,7 +20,7 @@ _VARIABLE = "TRAINER_ELASTIC"
 # Horovod's own name for how many seconds an elastic job waits for enough workers.
 _WAIT_VARIABLE = "HOROVOD_ELASTIC_TIMEOUT"
 _WAIT_SECS = 600
-# After so many seconds of silence from a peer, Horovod gives it up. Its own 30 are long for a job that waits meanwhile.
+# After so many seconds of silence Horovod gives a peer up. Its own 30 s are long for a job that waits meanwhile.
 _SILENCE_SECS = 15
 
 

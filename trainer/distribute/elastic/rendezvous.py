@@ -8,7 +8,7 @@ from trainer.distribute.launchers.environments import GLOO_TIMEOUT_VARIABLE, hor
 from trainer.distribute.launchers.hosts import WorkerSlot
 from trainer.distribute.launchers.worker import Ready
 
-# Where a Horovod that is initialised again asks for its rank (horovod/common/gloo/gloo_context.cc).
+# The scope in which a Horovod that is initialized again asks for its rank (horovod/common/gloo/gloo_context.cc).
 _SCOPE = "rank_and_size"
 _FIELDS = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
 
@@ -32,7 +32,7 @@ class GenerationRendezvous:
         # Workers of elastic jobs got a much shorter timeout at their start.
         for environment in found:
             environment.pop(GLOO_TIMEOUT_VARIABLE)
-        # In its elastic mode, Horovod gives up a GPU operation whose peer is gone, instead of waiting for ever.
+        # In its elastic mode, Horovod gives up a GPU operation whose peer is lost instead of waiting for ever.
         self.environments = [{**environment, "HOROVOD_ELASTIC": "1"} for environment in found]
         for environment in found:
             _publish_rank(environment)

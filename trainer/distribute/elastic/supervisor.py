@@ -178,7 +178,7 @@ class ElasticSupervisor:
                 self._roster.hosts = await asyncio.to_thread(self._source.find)
                 complaint = ""
             except ConfigError as e:
-                # Once the job runs, what was known of the hosts still holds.
+                # A running job keeps the hosts that it knows.
                 if str(e) != complaint:
                     self._note(complaint := str(e))
             self._changed.set()

@@ -25,11 +25,11 @@ from trainer.system.private_api.tensorflow_cluster import (
 JOIN_TIMEOUT_SECS = 600.0
 # A worker that is silent for so long counts as lost.
 _HEARTBEAT_TIMEOUT_SECS = 100
-# Workers that may ask at the same time whether another one is there.
+# The number of workers that may connect to another one at the same time.
 _MAX_CALLERS = 4096
-# For all workers to reach the end of the job together.
+# For all workers to reach the end of the job.
 _LEAVE_TIMEOUT_SECS = 60
-# Below the ports that Linux gives to those who ask for any.
+# Below the ephemeral ports of Linux.
 _SLURM_PORTS = range(20_000, 32_000)
 
 
@@ -47,7 +47,7 @@ def join_cluster(
     go_directly(addresses)
     with _presence(own, worker):
         _wait_for_others(addresses, worker, timeout_secs, note)
-    # TensorFlow's own settings wait an hour for a worker that does not come. What is set here it does not set.
+    # By default TensorFlow waits an hour for a worker that does not come; it keeps settings that are made before.
     configure_coordination(
         num_workers=len(addresses),
         join_timeout_secs=timeout_secs,
@@ -97,7 +97,7 @@ def slurm_addresses(environment: Mapping[str, str]) -> list[str]:
         )
     nodes = expand_hostlist(environment["SLURM_STEP_NODELIST"])
     num_tasks = expand_tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
-    # Jobs on one node must not ask for the same ports.
+    # Jobs on one node must use different ports.
     step = int(environment.get("SLURM_JOB_ID", "0")) + int(environment.get("SLURM_STEP_ID", "0"))
     first = _SLURM_PORTS[step * 64 % (len(_SLURM_PORTS) - max(num_tasks))]
     return [f"{node}:{first + i}" for node, count in zip(nodes, num_tasks, strict=True) for i in range(count)]

@@ -16,9 +16,9 @@ from trainer.system.private_api.horovod_server import make_slot, rendezvous_serv
 _FORWARDED_PREFIXES = ("TF_", "XLA_", "KERAS_", "NCCL_", "HOROVOD_", "OMP_", "TRAINER_", "CUDA_")
 # The index of the GPU that a worker takes, if the launcher starts one worker for each GPU of its host.
 LOCAL_INDEX_VARIABLE = "TRAINER_LOCAL_INDEX"
-# Terraform's; some hold secrets.
+# Variables of Terraform, some of which hold secrets.
 _NOT_FORWARDED_PREFIXES = ("TF_VAR_", "TF_TOKEN_", "TF_CLI_")
-# Its own 30 s are short for workers that start on busy machines or slow disks; who is gone the guards find out.
+# Gloo's own 30 s are short for workers that start on busy machines or slow disks; the guards notice lost workers.
 GLOO_TIMEOUT_VARIABLE = "HOROVOD_GLOO_TIMEOUT_SECONDS"
 _GLOO_TIMEOUT_SECS = "300"
 

@@ -50,7 +50,7 @@ _KINDS = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK"),
     ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
-    # After the others: under srun, mpirun and horovodrun set theirs as well, and know better.
+    # After the others: under srun, mpirun and horovodrun set their own variables, and those count.
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
 )

@@ -108,7 +108,7 @@ class Guard:
             return None
         pid, status = os.waitpid(self._pid, os.WNOHANG)
         if pid:
-            # What the worker itself left in its group ends with it.
+            # End the processes that the worker has left in its process group.
             _signal_group(self._pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(status)
             self._report({"report": "ended", "status": max(code, 0), "signal": max(-code, 0)})
@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("own_address", nargs="?", help="of this host, where the launcher itself runs on it")
     parser.add_argument("--lease-secs", type=float, help="end the worker when the launcher is silent for so long")
     arguments = parser.parse_args()
-    # Ctrl-C is the launcher's to answer; a hang-up shows as the end of standard input.
+    # Ctrl-C is handled by the launcher; a hang-up closes standard input.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     orphaned = [False]
@@ -216,7 +216,7 @@ def _become_worker(command: list[str], environment: dict[str, str], guard_pid: i
     """Replace the forked child by the worker; never returns."""
     try:
         os.setpgid(0, 0)
-        # The kernel ends the worker when the guard is killed. It may have been, just now.
+        # The kernel ends the worker when the guard is killed, which may have happened just now.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard_pid:
             os._exit(1)

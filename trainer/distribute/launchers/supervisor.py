@@ -13,7 +13,7 @@ from trainer.distribute.launchers.waiting import told
 from trainer.distribute.launchers.worker import Ended, Ready, Worker
 from trainer.errors import DeviceError, StoppedOnRequest, TrainingError
 
-# When one worker dies the others fail on its silence, sometimes sooner than the news of its death is here.
+# When one worker dies, the others fail as well, sometimes before its end is reported.
 _BLAME_SECS = 1.0
 
 
@@ -134,7 +134,7 @@ class Supervisor:
             ended.update({runs[task]: task.result() for task in set(runs) - pending})
             await self._end_others(pending)
         stall_watch.cancel()
-        # Those that were ended because of a failure are not to blame for it.
+        # The workers that were ended because of a failure are not its cause.
         self._judge(ended)
 
     async def _find_out_who_is_left(
@@ -202,7 +202,7 @@ def _blame(end: Ended) -> tuple[int, float]:
     """Return a sort key that puts the cause of a failure before its consequences; among equals, the first in time."""
     if end.lost is not None or end.signal == signal.SIGKILL:
         return 0, end.at
-    # TensorFlow aborts a worker when another one is gone, and then often says so before the other's end is here.
+    # TensorFlow aborts a worker when another one is lost, often before the end of the other is reported.
     is_own_crash = end.signal not in (0, signal.SIGABRT)
     return (1 if is_own_crash else 2), end.at
 

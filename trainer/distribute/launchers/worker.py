@@ -76,12 +76,12 @@ def guard_command(host: Host, *, ssh_options: Sequence[str], lease_secs: float |
     options: list[str] = []
     if lease_secs is not None:
         guard.append(f"--lease-secs={lease_secs:g}")
-        # For an ssh that nobody is left to end: the launcher itself may be killed while the host is silent.
+        # They end an ssh whose launcher was killed while the host was silent.
         alive = {"ConnectTimeout": math.ceil(lease_secs), "ServerAliveInterval": math.ceil(lease_secs / 3)}
         options = [f"-o{option}={value}" for option, value in {**alive, "ServerAliveCountMax": 3}.items()]
-    # One argument for the shell at the other end. Where the directory is not there, that says so.
+    # One argument for the remote shell, which prints an error if the directory is missing.
     there = f"cd {shlex.quote(str(pathlib.Path.cwd()))} && exec {shlex.join(guard)}"
-    # Of two values for an option ssh takes the first: the user's.
+    # ssh takes the first of two values for an option, so the user's count.
     return [_SSH, "-o", "BatchMode=yes", *ssh_options, *options, name, there]
 
 
@@ -142,7 +142,7 @@ class Worker:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 limit=_NUM_BYTES_A_LINE,
-                # Ctrl-C on the terminal goes to the launcher alone, which decides what becomes of it.
+                # Ctrl-C on the terminal must reach the launcher alone, which then stops the workers.
                 start_new_session=True,
             )
         except FileNotFoundError:
@@ -223,7 +223,7 @@ class Worker:
         self.abandon()
         if self._process is not None:
             try:
-                # An ssh that still tries to connect does not see that its input has ended.
+                # An ssh that is still connecting does not notice that its input has ended.
                 await asyncio.wait_for(self._process.wait(), _CLOSE_SECS if self.is_ready else _CLOSE_UNREADY_SECS)
             except TimeoutError:
                 self.kill()
@@ -263,7 +263,7 @@ class Worker:
     def _write(self, order: dict[str, Any]) -> None:
         if self._process is None or self._process.stdin is None or self._process.stdin.is_closing():
             return  # stopped before it was opened, or given up
-        # Where the guard has ended, that is seen where its output ends.
+        # A guard that has ended is noticed at the end of its output.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
 
