@@ -12,6 +12,7 @@ from trainer.distribute.elastic.generation import Candidate, HostSlot, form_gene
 from trainer.distribute.elastic.messages import Waiting
 from trainer.distribute.launchers.hosts import Host
 from trainer.errors import ConfigError, UsageError
+from trainer.launch.job import worker_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -155,3 +156,8 @@ def test_free_slots_are_filled_in_the_order_of_the_hosts_but_for_blocked_ones() 
     hosts = [Host("a", 2), Host("b", 2), Host("c", 2)]
     found = missing_slots(hosts, taken=[HostSlot("a", 0)], blocked=["b"], max_replicas=3)
     assert found == [HostSlot("a", 1), HostSlot("c", 0)]
+
+
+def test_a_worker_that_joins_later_does_not_refuse_the_run_that_its_launcher_began() -> None:
+    arguments = worker_arguments(["launch", "--no-resume", "--gpus=2", "--json"], run_dir="run", dataset_dir="data")
+    assert arguments == ["--gpus=2", "--run-dir=run", "--data=data"]

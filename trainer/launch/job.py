@@ -123,8 +123,9 @@ def worker_arguments(
     """Return the arguments of every worker: those of this command, and the decisions that this process has made."""
     passed_on = list(arguments)
     passed_on.remove("launch")
-    # The launcher alone prints the result, and a dry run shows the commands of the run without --dry-run.
-    passed_on = [argument for argument in passed_on if argument not in ("--json", "--dry-run")]
+    # The launcher alone prints the result and refuses an existing run, which a worker that joins later must go on with;
+    # and a dry run shows the commands of the run without --dry-run.
+    passed_on = [argument for argument in passed_on if argument not in ("--json", "--no-resume", "--dry-run")]
     decided = [f"--run-dir={run_dir}", f"--data={dataset_dir}"]
     return [*passed_on, *decided, *([f"--recipe={recipe}"] if recipe is not None else []), *devices]
 
