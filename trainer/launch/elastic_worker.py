@@ -114,10 +114,7 @@ class ElasticWorker:
 
     def _train_in(self, join: Join) -> None:
         context = self._begin(join)
-        if join.from_checkpoint and self._session.has_ended(context):
-            context.engine.barrier()
-            return
-        if self._finish_step(context):
+        if (join.from_checkpoint and self._session.has_ended(context)) or self._finish_step(context):
             context.engine.barrier()
             return
         with self._session.show_progress(context) as progress:
