@@ -1,4 +1,4 @@
-"""`plan.json` is flat, whatever parts the plan has in code: `flat_plan.json` is of a version that had none."""
+"""The plan: nested in code and flat in `plan.json`. `flat_plan.json` is of a version whose plan had no parts."""
 
 import json
 import pathlib
@@ -9,7 +9,9 @@ import pytest
 
 from trainer.config.config import load_config
 from trainer.distribute.topology import Topology
+from trainer.errors import UsageError
 from trainer.plan.plan import Plan, make_plan
+from trainer.system import memory
 
 FLAT = pathlib.Path(__file__).with_name("flat_plan.json").read_text(encoding="utf-8")
 EARLIER = pathlib.Path(__file__).parents[1] / "compatibility/made_by_0_1_0"
@@ -31,10 +33,14 @@ SETTINGS = [
 ]
 
 
-def test_a_plan_is_written_as_before_it_had_parts(tmp_path: pathlib.Path) -> None:
+def plan_of(tmp_path: pathlib.Path, *settings: str) -> Plan:
     shutil.copytree(EARLIER / "dataset", tmp_path / "dataset")
     replicas = Topology(strategy="mirrored", device="cpu", num_local_replicas=4)
-    plan = make_plan(load_config(overrides=SETTINGS), tmp_path / "dataset", replicas, [])
+    return make_plan(load_config(overrides=[*SETTINGS, *settings]), tmp_path / "dataset", replicas, [])
+
+
+def test_a_plan_is_written_as_before_it_had_parts(tmp_path: pathlib.Path) -> None:
+    plan = plan_of(tmp_path)
     assert plan.model_dump_json(indent=2) + "\n" == FLAT.replace("/data/dataset", str(tmp_path / "dataset"))
     assert list(plan.model_dump(mode="json").items()) == list(json.loads(plan.model_dump_json()).items())
 
@@ -55,3 +61,16 @@ def test_the_plan_of_an_earlier_version_is_read_and_keeps_what_it_says() -> None
 def test_a_field_that_no_part_has_is_refused() -> None:
     with pytest.raises(pydantic.ValidationError, match="num_gpus"):
         Plan.model_validate({**json.loads(FLAT), "num_gpus": 1})
+
+
+def test_runs_longer_than_the_split_are_refused_before_the_start(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UsageError, match="run_length is 200, and there are 180 training images"):
+        plan_of(tmp_path, "data.run_length=200")
+
+
+def test_a_validation_split_whose_logits_do_not_fit_is_refused_before_the_start(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+    with pytest.raises(UsageError, match="evaluating the 60 validation images on 3 classes takes"):
+        plan_of(tmp_path)
