@@ -8,7 +8,7 @@ from trainer.config.section import PathText, Positive, Section
 
 
 class FeaturesConfig(Section):
-    """Whether, where and by which runtime the output of the frozen layers is computed once and stored."""
+    """The features of frozen layers: whether they are computed once, by which runtime, and where they are stored."""
 
     cache: Literal["auto", "on", "off"] = pydantic.Field(
         "auto",

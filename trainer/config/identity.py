@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from trainer.config.section import Section
 
-# Where a run happens, how fast it is, and what and how often it writes. Devices, replicas and XLA are among them: they
+# Settings of the machine, of the speed and of the files of a run. Devices, replicas and XLA are among them: they
 # change the order of sums and nothing else, so that a run may be resumed on another machine.
 INDIFFERENT: Final = {
     "data": {"path", "cache", "cache_dir", "ram_budget_gib", "num_parallel_reads"},
@@ -84,10 +84,10 @@ def _settings(config: Section, *, with_later: bool) -> dict[str, Any]:
         if taken:
             parts[section] = taken
     if asked["train"]["patience"] is None:
-        # What is best decides the weights only where it decides when the run ends.
+        # The best metric decides the weights only if it decides when the run ends.
         parts.pop("checkpoint", None)
     if asked["features"]["views"] is not None:
-        # Where runs have always recorded it.
+        # Earlier versions recorded it here.
         parts["views"] = asked["features"]["views"]
         parts.get("features", {}).pop("views", None)
     return {section: taken for section, taken in parts.items() if taken}

@@ -23,6 +23,6 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
-    """How often metrics are logged."""
+    """The interval of logged metrics."""
 
     every_steps: Positive = pydantic.Field(10, description="steps between two lines of metrics.jsonl")

@@ -7,8 +7,8 @@ import pydantic
 from trainer.config.model import Trainable
 from trainer.config.section import MAX_COUNT, NonNegative, Positive, Section, Seed
 
-# How a model answers. single_label: one class of several. binary: one of two, the second being the positive one, with a
-# single logit. multi_label: any of them.
+# The task of a model. single_label: one class of several. binary: one of two, the second being the positive one, with a
+# single logit. multi_label: any number of classes.
 ModelTask = Literal["single_label", "binary", "multi_label"]
 
 

@@ -31,7 +31,7 @@ SCHEMA_VERSION: Final = 1
 
 
 class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What a run will do, as resolved."""
+    """The resolved plan of a run."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     data: DataPlan

@@ -66,7 +66,7 @@ class CacheInputs:
 
     @property
     def why_train_changes(self) -> str | None:
-        """Why the pixels of a training image differ from visit to visit; None where they do not."""
+        """The reason why the pixels of a training image differ from visit to visit; None if they do not."""
         if self.augmentation.crops:
             return f"random crops (augment.min_crop_area {self.augmentation.min_crop_area:g}) make each one new"
         return None if self.is_size_fixed else "progressive resizing (augment.progressive_sizes_px) changes their size"
