@@ -14,6 +14,7 @@ from trainer.dry_run.section import Section
 from trainer.launch.plan_run import PlannedRun
 from trainer.plan.plan import Plan
 from trainer.plan.replicas_plan import ReplicasPlan
+from trainer.system.disk import nearest_directory
 
 
 class Engine(Section):
@@ -75,14 +76,13 @@ def _examine(planned: PlannedRun) -> Iterator[Finding]:
     config = planned.config.distribute
     known = [slot.host for slot in planned.worker_slots if slot.host.name not in (None, HOST_TO_COME)]
     hosts = list(dict.fromkeys(known))
-    run_dir = planned.run.path.absolute()
     replicas = planned.plan.replicas
     yield from check_frameworks(
         wants_horovod=replicas.strategy == "horovod", wants_gpus=replicas.device == "gpu" and not hosts
     )
     # The GPUs of the hosts are checked on the hosts.
     yield from check_gpus(None if hosts else config.gpus)
-    yield from check_machine(next(path for path in (run_dir, *run_dir.parents) if path.is_dir()))
+    yield from check_machine(nearest_directory(planned.run.path.absolute()))
     yield from check_hosts(hosts, config.ssh_options)
 
 

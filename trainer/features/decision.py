@@ -15,18 +15,16 @@ import pydantic
 
 from trainer.config.config import Config
 from trainer.data.augmentation.presets import resolve_augmentation
-from trainer.data.dataset.storage import DatasetPath, RemotePath
+from trainer.data.dataset.storage import DatasetPath, derived_directory
 from trainer.distribute.topology import Topology
 from trainer.errors import ConfigError
 from trainer.features.ridge_path import needed_bytes
 from trainer.features.runtimes import Runtime
 from trainer.features.store import num_bytes
+from trainer.system.disk import BYTES_PER_GIB, FREE_SHARE_LEFT, format_size, nearest_directory
 from trainer.system.memory import check_fits
 
 DIRECTORY_SUFFIX = ".features"
-_BYTES_PER_GIB = 2**30
-# Features that were not asked for leave this share of the free disk space to others.
-_FREE_SHARE_LEFT = 0.5
 _NAMES = {"tensorflow": "TensorFlow", "onnxruntime": "ONNX Runtime", "litert": "LiteRT"}
 
 
@@ -91,12 +89,7 @@ class FeatureInputs:
 
     @property
     def directory(self) -> pathlib.Path:
-        if self.config.features.dir is not None:
-            return pathlib.Path(self.config.features.dir).resolve()
-        dataset_dir = self.dataset_dir.resolve()
-        if isinstance(dataset_dir, RemotePath):
-            return pathlib.Path(dataset_dir.name + DIRECTORY_SUFFIX).resolve()
-        return dataset_dir.with_name(dataset_dir.name + DIRECTORY_SUFFIX)
+        return derived_directory(self.dataset_dir, DIRECTORY_SUFFIX, setting=self.config.features.dir)
 
 
 def plan_features(inputs: FeatureInputs) -> FeaturePlan:
@@ -224,18 +217,20 @@ def _plan_storage(inputs: FeatureInputs, trunk: TrunkFacts) -> FeaturePlan:
     settings, directory = inputs.config.features, inputs.directory
     num_rows = inputs.num_train * inputs.num_views + inputs.num_validation
     needed = num_bytes((num_rows, *trunk.shape))
-    budget = int(settings.budget_gib * _BYTES_PER_GIB)
-    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
+    budget = int(settings.budget_gib * BYTES_PER_GIB)
+    existing = nearest_directory(directory)
     # The directory may already hold these features, or older ones that will be removed.
     free = shutil.disk_usage(existing).free + min(_bytes_in(directory), needed)
-    free = free if settings.cache == "on" else math.floor(free * (1 - _FREE_SHARE_LEFT))
+    free = free if settings.cache == "on" else math.floor(free * (1 - FREE_SHARE_LEFT))
     obstacle = None
     if needed > budget:
-        obstacle = f"the features take {_gib(needed)}, over the features.budget_gib of {settings.budget_gib:g}"
+        obstacle = f"the features take {format_size(needed)}, over the features.budget_gib of {settings.budget_gib:g}"
     elif not os.access(existing, os.W_OK):
         obstacle = f"{existing} cannot be written"
     elif needed > free:
-        obstacle = f"the features take {_gib(needed)}, and the disk of {existing} has {_gib(free)} for them"
+        obstacle = (
+            f"the features take {format_size(needed)}, and the disk of {existing} has {format_size(free)} for them"
+        )
     if obstacle is not None:
         if settings.cache == "on" or inputs.config.train.solver == "ridge":
             raise ConfigError(
@@ -255,7 +250,7 @@ def _plan_storage(inputs: FeatureInputs, trunk: TrunkFacts) -> FeaturePlan:
         num_bytes=needed,
         dir=str(directory),
         reason=f"what the frozen layers up to {trunk.layer} give ({numbers} numbers) of {views}each image is computed "
-        f"once, by {_NAMES[runtime]}, and takes {_gib(needed)} in {directory}",
+        f"once, by {_NAMES[runtime]}, and takes {format_size(needed)} in {directory}",
     )
 
 
@@ -273,7 +268,3 @@ def _runtimes(inputs: FeatureInputs) -> list[Runtime]:
 
 def _bytes_in(directory: pathlib.Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*/*") if path.is_file())
-
-
-def _gib(num: int) -> str:
-    return f"{num / _BYTES_PER_GIB:.2f} GiB" if num >= _BYTES_PER_GIB / 100 else f"{num / 2**20:.1f} MiB"

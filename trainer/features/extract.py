@@ -36,8 +36,8 @@ from trainer.features.store import Features, FeatureStore
 from trainer.features.trunk import Cut, digest_of
 from trainer.features.views import ViewStream
 from trainer.step.evaluation_step import EvaluationStep
+from trainer.system.disk import BYTES_PER_GIB
 
-_BYTES_PER_GIB = 2**30
 _BATCH_SIZE = 32
 _NUM_SHARED_BYTES = 2**24
 Stream = EvaluationStream | ViewStream
@@ -70,7 +70,7 @@ class Extraction:
     @property
     def store(self) -> FeatureStore:
         assert self.plan.dir is not None, "the plan keeps features"
-        budget = int(self.config.features.budget_gib * _BYTES_PER_GIB)
+        budget = int(self.config.features.budget_gib * BYTES_PER_GIB)
         return FeatureStore(pathlib.Path(self.plan.dir), budget_bytes=budget)
 
     def features(self) -> dict[SplitName, Features]:

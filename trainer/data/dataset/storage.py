@@ -180,6 +180,19 @@ class RemoteFiles:
         pass
 
 
+def derived_directory(dataset_dir: DatasetPath, suffix: str, *, setting: str | None) -> pathlib.Path:
+    """Return the local directory of files derived from a dataset: `setting`, or the path of the dataset plus `suffix`.
+
+    The files of a remote dataset are in the working directory.
+    """
+    if setting is not None:
+        return pathlib.Path(setting).resolve()
+    dataset_dir = dataset_dir.resolve()
+    if isinstance(dataset_dir, RemotePath):
+        return pathlib.Path(dataset_dir.name + suffix).resolve()
+    return dataset_dir.with_name(dataset_dir.name + suffix)
+
+
 def open_files(paths: Sequence[DatasetPath]) -> OpenFiles:
     """Open files that are all local or all remote; raise FileNotFoundError for a missing local one."""
     remote = [path for path in paths if isinstance(path, RemotePath)]

@@ -8,15 +8,13 @@ import shutil
 from trainer.config.data import DataConfig
 from trainer.data.augmentation.presets import Augmentation
 from trainer.data.dataset.manifest import Manifest, SplitName
-from trainer.data.dataset.storage import DatasetPath, RemotePath
+from trainer.data.dataset.storage import DatasetPath, derived_directory
 from trainer.data.decode.geometry import Geometry
 from trainer.data.input.pixel_cache import CacheLocation, DiskCache, num_bytes
 from trainer.errors import ConfigError
+from trainer.system.disk import FREE_SHARE_LEFT, format_size, nearest_directory
 
-_BYTES_PER_GIB = 2**30
 DIRECTORY_SUFFIX = ".cache"
-# An automatic cache leaves this share of the free disk space to others.
-_FREE_SHARE_LEFT = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,12 +55,7 @@ class CacheInputs:
 
     @property
     def cache_dir(self) -> pathlib.Path:
-        if self.config.cache_dir is not None:
-            return pathlib.Path(self.config.cache_dir).resolve()
-        dataset_dir = self.dataset_dir.resolve()
-        if isinstance(dataset_dir, RemotePath):
-            return pathlib.Path(dataset_dir.name + DIRECTORY_SUFFIX).resolve()
-        return dataset_dir.with_name(dataset_dir.name + DIRECTORY_SUFFIX)
+        return derived_directory(self.dataset_dir, DIRECTORY_SUFFIX, setting=self.config.cache_dir)
 
     @property
     def why_train_changes(self) -> str | None:
@@ -93,12 +86,12 @@ def plan_cache(inputs: CacheInputs) -> CachePlan:
         location = _find_location(inputs, list(candidates)) if candidates else None
         if location is not None:
             if len(candidates) < len(splits):
-                left_out = f"{_gib(inputs.num_bytes(splits))} for the training images too fit nowhere"
+                left_out = f"{format_size(inputs.num_bytes(splits))} for the training images too fit nowhere"
             return _make_plan(inputs, list(candidates), location, left_out)
     if splits:
         return CachePlan(
-            reason=f"{_gib(inputs.num_bytes(splits))} of decoded images fit neither into the memory budget nor on "
-            f"the disk of {inputs.cache_dir}"
+            reason=f"{format_size(inputs.num_bytes(splits))} of decoded images fit neither into the memory budget nor "
+            f"on the disk of {inputs.cache_dir}"
         )
     return CachePlan(reason=f"{left_out}; the validation images are read once")
 
@@ -114,8 +107,8 @@ def _plan_as_asked(inputs: CacheInputs, location: CacheLocation) -> CachePlan:
     if location == "memory" and not _fits_memory(inputs, splits):
         copies = f" for each of {inputs.num_workers} workers" if inputs.num_workers > 1 else ""
         raise ConfigError(
-            f"data.cache is memory, but the decoded images take {_gib(needed)}{copies}, and the memory budget is "
-            f"{_gib(inputs.ram_budget_bytes)}; raise data.ram_budget_gib, or use --set data.cache=disk"
+            f"data.cache is memory, but the decoded images take {format_size(needed)}{copies}, and the memory budget "
+            f"is {format_size(inputs.ram_budget_bytes)}; raise data.ram_budget_gib, or use --set data.cache=disk"
         )
     if location == "disk":
         _check_disk(inputs, splits)
@@ -123,7 +116,7 @@ def _plan_as_asked(inputs: CacheInputs, location: CacheLocation) -> CachePlan:
 
 
 def _check_disk(inputs: CacheInputs, splits: list[SplitName]) -> None:
-    directory = _existing(inputs.cache_dir)
+    directory = nearest_directory(inputs.cache_dir)
     if not os.access(directory, os.W_OK):
         raise ConfigError(
             f"data.cache is disk, but {directory} cannot be written; name another place with "
@@ -132,19 +125,20 @@ def _check_disk(inputs: CacheInputs, splits: list[SplitName]) -> None:
     missing, free = _num_missing_bytes(inputs, splits), shutil.disk_usage(directory).free
     if missing > free:
         raise ConfigError(
-            f"data.cache is disk, but the decoded images take {_gib(missing)}, and {directory} has {_gib(free)} free; "
-            "name another place with --set data.cache_dir=DIRECTORY, or use --set data.cache=off"
+            f"data.cache is disk, but the decoded images take {format_size(missing)}, and {directory} has "
+            f"{format_size(free)} free; name another place with --set data.cache_dir=DIRECTORY, or use "
+            "--set data.cache=off"
         )
 
 
 def _find_location(inputs: CacheInputs, splits: list[SplitName]) -> CacheLocation | None:
-    missing, directory = _num_missing_bytes(inputs, splits), _existing(inputs.cache_dir)
+    missing, directory = _num_missing_bytes(inputs, splits), nearest_directory(inputs.cache_dir)
     if missing == 0:
         return "disk"
     # Processes share a file through the page cache; each would fill a memory of its own.
     if inputs.num_workers == 1 and _fits_memory(inputs, splits):
         return "memory"
-    if os.access(directory, os.W_OK) and missing <= (1 - _FREE_SHARE_LEFT) * shutil.disk_usage(directory).free:
+    if os.access(directory, os.W_OK) and missing <= (1 - FREE_SHARE_LEFT) * shutil.disk_usage(directory).free:
         return "disk"
     return None
 
@@ -167,7 +161,7 @@ def _make_plan(
 ) -> CachePlan:
     what = " and ".join({"train": "training", "validation": "validation"}[split] for split in splits)
     where = "in memory" if location == "memory" else f"in {inputs.cache_dir}"
-    reason = f"the decoded {what} images take {_gib(inputs.num_bytes(splits))} {where}"
+    reason = f"the decoded {what} images take {format_size(inputs.num_bytes(splits))} {where}"
     if left_out is not None and "train" not in splits:
         reason += f"; not the training images: {left_out}"
     return CachePlan(
@@ -183,12 +177,3 @@ def _why_not_train(inputs: CacheInputs) -> str | None:
     if inputs.why_train_changes is not None:
         return inputs.why_train_changes
     return "the training images are read once" if inputs.num_epochs <= 1 else None
-
-
-def _existing(directory: pathlib.Path) -> pathlib.Path:
-    """Return the directory, or its nearest parent that exists."""
-    return next(path for path in (directory, *directory.parents) if path.is_dir())
-
-
-def _gib(num: int) -> str:
-    return f"{num / _BYTES_PER_GIB:.2f} GiB" if num >= _BYTES_PER_GIB / 100 else f"{num / 2**20:.1f} MiB"
