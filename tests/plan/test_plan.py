@@ -9,7 +9,7 @@ import pytest
 
 from trainer.config.config import load_config
 from trainer.distribute.topology import Topology
-from trainer.errors import UsageError
+from trainer.errors import DataError, UsageError
 from trainer.plan.plan import Plan, make_plan
 from trainer.system import memory
 
@@ -35,6 +35,10 @@ SETTINGS = [
 
 def plan_of(tmp_path: pathlib.Path, *settings: str) -> Plan:
     shutil.copytree(EARLIER / "dataset", tmp_path / "dataset")
+    return plan_of_dataset(tmp_path, *settings)
+
+
+def plan_of_dataset(tmp_path: pathlib.Path, *settings: str) -> Plan:
     replicas = Topology(strategy="mirrored", device="cpu", num_local_replicas=4)
     return make_plan(load_config(overrides=[*SETTINGS, *settings]), tmp_path / "dataset", replicas, [])
 
@@ -74,3 +78,13 @@ def test_a_validation_split_whose_logits_do_not_fit_is_refused_before_the_start(
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
     with pytest.raises(UsageError, match="evaluating the 60 validation images on 3 classes takes"):
         plan_of(tmp_path)
+
+
+def test_a_dataset_without_validation_images_is_refused_before_the_start(tmp_path: pathlib.Path) -> None:
+    shutil.copytree(EARLIER / "dataset", tmp_path / "dataset")
+    file = tmp_path / "dataset/manifest.json"
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    del manifest["splits"]["validation"]
+    file.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(DataError, match="has no validation images"):
+        plan_of_dataset(tmp_path)
