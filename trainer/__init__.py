@@ -16,9 +16,11 @@ from trainer.errors import StoppedOnRequest, TrainerError, UsageError
 
 if TYPE_CHECKING:
     from export.files.parity import ParityReport
+    from export.gate.replay import Verification
     from export.pipeline.options import ExportOptions
     from export.prediction.predictions import ImagePrediction
     from trainer.data.dataset.manifest import Manifest
+    from trainer.data.dataset.verify import DatasetVerification
     from trainer.data.preparation.options import PrepareOptions
     from trainer.metrics.evaluation import Evaluation
 
@@ -35,6 +37,7 @@ __all__ = [
     "predict",
     "prepare",
     "train",
+    "verify",
 ]
 __version__ = "0.1.0"
 
@@ -236,6 +239,39 @@ def predict(
     from export.prediction.predict import open_target
 
     return open_target(as_path(target), which=which).predict_files(paths, top)
+
+
+def verify(target: StrPath) -> "DatasetVerification | Verification":
+    """Verify every byte of a prepared dataset, or the checksums and golden images of an export.
+
+    Args:
+        target: a prepared dataset, also a gs:// URL, or an export.
+
+    Raises:
+        UsageError: `target` is neither.
+        TrainerError: it is damaged, or answers differently on this machine; the first such file is named.
+    """
+    from trainer.data.dataset.manifest import is_prepared
+    from trainer.data.dataset.storage import RemotePath, parse_path
+
+    path = parse_path(os.fspath(target))
+    verification: DatasetVerification | Verification
+    if isinstance(path, RemotePath) or is_prepared(path):
+        from trainer.data.dataset.verify import verify_dataset
+
+        verification = verify_dataset(path)
+    else:
+        from export.files.checksums import Checksums
+        from trainer.system import tf_runtime
+
+        Checksums.load(path)  # refuse a wrong directory before TensorFlow starts
+        tf_runtime.configure(use_gpus=False)
+
+        from export.gate.replay import verify_export
+
+        verification = verify_export(path)
+    verification.raise_on_failure()
+    return verification
 
 
 def _ignore(_: str) -> None: ...

@@ -9,8 +9,8 @@ from export.pipeline.make_export import ExportRequest
 from export.pipeline.options import ExportOptions
 from export.pipeline.run_tuning import is_of_weights, tuning_to_apply
 from export.runtime.samples import open_split
+from trainer.data.dataset.checks import check_splits
 from trainer.data.dataset.manifest import Manifest, SplitName
-from trainer.data.dataset.records import verify_shards
 from trainer.data.dataset.storage import DatasetPath, parse_path
 from trainer.data.decode.geometry import Geometry
 from trainer.errors import DataError
@@ -69,8 +69,8 @@ def _check_dataset(dataset_dir: DatasetPath, info: RunInfo) -> None:
             f"{dataset_dir} is not the dataset that the run was trained on (content {manifest.content_hash()[:12]}, "
             f"not {info.dataset_hash[:12]}); give --data the run's dataset"
         )
-    # A damaged shard would affect the reference and the artifacts alike, and be missed.
-    verify_shards(dataset_dir, manifest, ["validation"])
+    # Before the work; a damaged record, which would affect the reference and the artifacts alike, is found when read.
+    check_splits(dataset_dir, manifest, ["validation"])
 
 
 def _describe_run(run: RunDir, which: Which, step: int, weights: Weights) -> Provenance:

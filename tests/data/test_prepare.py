@@ -19,9 +19,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli.app import app
-from trainer.data.dataset import records
 from trainer.data.dataset.manifest import MAX_LISTED, Manifest
 from trainer.data.dataset.split_reader import iterate_examples
+from trainer.data.dataset.verify import verify_dataset
 from trainer.data.preparation import splits
 from trainer.data.preparation.auto_prepare import prepare_beside
 from trainer.data.preparation.prepare import MAX_SHARDS, Advances, PrepareOptions, prepare_dataset
@@ -74,7 +74,7 @@ def test_every_image_is_in_one_split_with_its_label_and_its_bytes(photos: pathli
         "validation": [3, 2, 1],
         "test": [3, 2, 1],
     }
-    records.verify_shards(out, manifest, manifest.splits)
+    assert verify_dataset(out).passed
     seen = [example for split in manifest.splits for example in iterate_examples(out, manifest, split)]
     assert sorted(example.filename for example in seen) == sorted(
         str(path.relative_to(photos)) for path in photos.rglob("*.png")

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from tests.complete import IS_COMPLETE
 from trainer.cli.app import app
-from trainer.data.dataset import records
 from trainer.data.dataset.manifest import Manifest, is_prepared
+from trainer.data.dataset.verify import verify_dataset
 from trainer.data.preparation.prepare import Advances, PrepareOptions, prepare_dataset
 from trainer.errors import DataError, TrainerError
 
@@ -271,8 +271,8 @@ def test_two_at_a_time_of_one_dataset_is_an_error_that_says_so(photos: pathlib.P
         errors.append(str(caught.value))
         yield StopsWhile("", 0)
 
-    manifest = prepare_dataset(str(photos), out, progress=start_a_second)
-    records.verify_shards(out, manifest, manifest.splits)
+    prepare_dataset(str(photos), out, progress=start_a_second)
+    assert verify_dataset(out).passed
     assert [f"{out} is being prepared by process {os.getpid()} on " in error for error in errors] == [True, True]
     prepare_dataset(str(photos), out.with_name("other"))
 

@@ -8,9 +8,11 @@ import tensorflow as tf
 from small_shards import example, write_dataset
 
 from trainer.data.dataset import records
+from trainer.data.dataset.checks import check_splits
 from trainer.data.dataset.manifest import Manifest, Split
 from trainer.data.dataset.split_reader import SplitReader, iterate_examples
-from trainer.errors import DataError
+from trainer.data.dataset.verify import verify_dataset
+from trainer.errors import DataError, StorageError
 
 
 @pytest.fixture
@@ -53,7 +55,10 @@ def test_a_file_name_that_is_not_utf8_survives(tmp_path: pathlib.Path) -> None:
 
 
 def test_sound_shards_pass_verification(dataset: tuple[pathlib.Path, Manifest]) -> None:
-    records.verify_shards(*dataset, ["train"])
+    check_splits(*dataset, ["train"])
+    verification = verify_dataset(dataset[0])
+    assert verification.passed
+    assert (verification.num_files, verification.num_records) == (7, 8)
 
 
 @pytest.mark.parametrize("suffix", [".tfrecord", ".idx"])
@@ -72,11 +77,16 @@ def test_a_damaged_shard_is_named_with_the_fix(
         content[len(content) // 2] ^= 1
     if damage != "remove":
         path.write_bytes({"cut": content[:-1], "grow": content + b"\0"}.get(damage, content))
-    with pytest.raises(DataError, match=f"{path.name} {problem}.*prepare the dataset again"):
-        records.verify_shards(directory, manifest, ["train"])
-    if damage != "flip":  # opening looks at sizes, not at checksums
-        with pytest.raises(DataError, match=f"{path.name} {problem}"):
-            SplitReader(directory, manifest, "train")
+    if (suffix, damage) == (".tfrecord", "flip"):
+        check_splits(directory, manifest, ["train"])  # reads no shard
+    else:
+        for open_ in (lambda: check_splits(directory, manifest, ["train"]), lambda: SplitReader(*dataset, "train")):
+            with pytest.raises(DataError, match=f"{path.name} {problem}.*prepare the dataset again"):
+                open_()
+    verification = verify_dataset(directory)
+    assert any(d.file == path.name and d.problem.startswith(problem) for d in verification.damages)
+    with pytest.raises(StorageError, match=f"{path.name} is .*|{path.name} {problem}"):
+        verification.raise_on_failure()
 
 
 def test_an_empty_shard_is_written_and_read(tmp_path: pathlib.Path) -> None:
@@ -84,5 +94,5 @@ def test_an_empty_shard_is_written_and_read(tmp_path: pathlib.Path) -> None:
         pass
     split = Split(num_examples=0, class_counts=[0], shards=[writer.shard])
     manifest = Manifest(name="n", source="s", class_names=["a"], seed=0, splits={"test": split})
-    records.verify_shards(tmp_path, manifest, ["test"])
+    check_splits(tmp_path, manifest, ["test"])
     assert list(iterate_examples(tmp_path, manifest, "test")) == []

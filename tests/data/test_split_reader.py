@@ -1,6 +1,7 @@
 """Random access to the records of a split: in any order, few reads for neighbours, and damage named."""
 
 import concurrent.futures
+import hashlib
 import os
 import pathlib
 import struct
@@ -12,8 +13,8 @@ import psutil
 import pytest
 from small_shards import NUM_EXAMPLES, example, write_dataset
 
-from trainer.data.dataset.manifest import Manifest, Shard, Split
-from trainer.data.dataset.records import INDEX_DTYPE, Example
+from trainer.data.dataset.manifest import Manifest, Split
+from trainer.data.dataset.records import INDEX_DTYPE, Example, ShardWriter
 from trainer.data.dataset.split_reader import SplitReader, iterate_examples
 from trainer.errors import DataError
 
@@ -150,15 +151,18 @@ def test_a_run_cut_short_names_the_first_record_that_is_not_whole(dataset: Datas
 
 def test_the_memory_of_a_reader_does_not_grow_with_the_split(tmp_path: pathlib.Path) -> None:
     num_examples = 4_000_000
-    shard = Shard(
-        file_name="s", index_file_name="i", num_examples=num_examples, num_bytes=0, sha256="", index_sha256=""
-    )
-    (tmp_path / "s").touch()
-    with (tmp_path / "i").open("wb") as index:
-        index.truncate(num_examples * INDEX_DTYPE.itemsize)
+    # Every entry is about the same, empty record.
+    payload = Example(encoded=b"", labels=(0,), format="png", filename="f", height=1, width=1).to_payload()
+    with ShardWriter(tmp_path, "s") as writer:
+        writer.write_payload(payload, label=0, weight=1.0)
+    index = np.fromfile(tmp_path / "s.idx", INDEX_DTYPE).repeat(num_examples).tobytes()
+    (tmp_path / "s.idx").write_bytes(index)
+    digest = hashlib.sha256(index).hexdigest()
+    del index
+    shard = writer.shard.model_copy(update={"num_examples": num_examples, "index_sha256": digest})
     split = Split(num_examples=num_examples, class_counts=[num_examples], shards=[shard])
     manifest = Manifest(name="n", source="s", class_names=["a"], seed=0, splits={"train": split})
     before = psutil.Process().memory_info().rss
     with SplitReader(tmp_path, manifest, "train") as reader:
-        assert reader.read(np.linspace(0, num_examples - 1, 100).astype(np.int64)) == [b""] * 100
+        assert reader.read(np.linspace(0, num_examples - 1, 100).astype(np.int64)) == [payload] * 100
         assert psutil.Process().memory_info().rss - before < 16e6

@@ -14,11 +14,13 @@ import tensorflow as tf
 from small_shards import NUM_EXAMPLES, example, write_dataset
 
 from trainer.data.augmentation.presets import PRESETS
+from trainer.data.dataset.checks import check_splits
 from trainer.data.dataset.manifest import FILE_NAME, Manifest, is_prepared
 from trainer.data.dataset.publish import publish_dataset
-from trainer.data.dataset.records import Example, verify_shards
+from trainer.data.dataset.records import Example
 from trainer.data.dataset.split_reader import SplitReader, iterate_examples
 from trainer.data.dataset.storage import RemotePath, num_bytes_of, parse_path
+from trainer.data.dataset.verify import verify_dataset
 from trainer.data.decode.geometry import Geometry
 from trainer.data.input.pipeline import TrainingStream, open_split
 from trainer.data.sampling.order import ExampleOrder
@@ -65,7 +67,8 @@ def test_a_published_dataset_reads_as_the_local_one(published: tuple[RemotePath,
     remote, manifest = published
     assert is_prepared(remote)
     assert Manifest.load(remote) == manifest
-    verify_shards(remote, manifest, ["train"])
+    check_splits(remote, manifest, ["train"])
+    assert verify_dataset(remote).passed
     assert list(iterate_examples(remote, manifest, "train")) == [example(i) for i in range(NUM_EXAMPLES)]
     with SplitReader(remote, manifest, "train") as reader:
         assert reader.labels().tolist() == [i % 3 for i in range(NUM_EXAMPLES)]
@@ -95,11 +98,18 @@ def test_damage_in_the_store_is_named(
         content[len(content) // 2] ^= 1
     if damage != "remove":
         write(path, bytes({"cut": content[:-1], "grow": content + b"\0"}.get(damage, content)))
-    with pytest.raises(DataError, match=f"{path} {problem}.*prepare the dataset again"):
-        verify_shards(remote, manifest, ["train"])
-    if damage != "flip":
+    if (suffix, damage) != (".tfrecord", "flip"):
+        with pytest.raises(DataError, match=f"{path} {problem}.*prepare the dataset again"):
+            check_splits(remote, manifest, ["train"])
         with pytest.raises(DataError, match=f"{path} {problem}"):
             SplitReader(remote, manifest, "train")
+    else:
+        with (
+            SplitReader(remote, manifest, "train") as reader,
+            pytest.raises(DataError, match=f"{path} is damaged: record 0 at byte 0 fails its CRC-32C"),
+        ):
+            reader.read(np.arange(NUM_EXAMPLES))
+    assert path.name in {damage.file for damage in verify_dataset(remote).damages}
 
 
 @pytest.mark.parametrize(("num_left", "problem"), [(20, "is truncated: record 0 has"), (None, "was removed")])
@@ -139,7 +149,7 @@ def test_the_manifest_is_written_last_and_a_copy_that_failed_can_be_repeated(
     assert not is_prepared(target)
     assert f"{target}/{FILE_NAME}" not in copied
     publish_dataset(tmp_path / "local", target)
-    verify_shards(target, manifest, ["train"])
+    check_splits(target, manifest, ["train"])
 
 
 def test_a_dataset_is_replaced_only_when_asked_and_is_never_half_of_each(
@@ -160,7 +170,7 @@ def test_a_dataset_is_replaced_only_when_asked_and_is_never_half_of_each(
     publish_dataset(tmp_path / "other", remote, overwrite=True)
     assert is_there == [False] * 5
     assert Manifest.load(remote) == other
-    verify_shards(remote, other, ["train"])
+    check_splits(remote, other, ["train"])
 
 
 def test_a_damaged_dataset_is_not_published(tmp_path: pathlib.Path, target: RemotePath) -> None:

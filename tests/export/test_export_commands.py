@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import serving.client
 from export.files.parity import ParityReport
 from tests import small_backbone
-from trainer.cli.export import export, verify
+from trainer.cli.export import export
 from trainer.cli.predict import predict
+from trainer.cli.verify import verify
 from trainer.config.config import load_config
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import ArtifactError, DataError, ParityError, RunError, TrainerError, UsageError

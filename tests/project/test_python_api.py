@@ -33,6 +33,7 @@ PUBLIC = [
     "predict",
     "prepare",
     "train",
+    "verify",
 ]
 FUNCTIONS = [name for name in PUBLIC if name.islower() and not name.startswith("_")]
 
@@ -68,6 +69,7 @@ def test_a_public_function_is_typed_documented_and_not_hidden_by_a_folder(name: 
         (lambda place: trainer.evaluate(place), "is not a run directory"),
         (lambda place: trainer.export(place, place / "out"), "is not a run directory"),
         (lambda place: trainer.predict(place / "none", []), "does not exist"),
+        (lambda place: trainer.verify(place), "is not a finished export"),
     ],
 )
 def test_what_is_wrong_is_an_exception(call: typing.Any, message: str, tmp_path: pathlib.Path) -> None:

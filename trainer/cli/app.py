@@ -17,7 +17,7 @@ from trainer.cli.bench_export import bench_export
 from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
 from trainer.cli.evaluate import evaluate
-from trainer.cli.export import export, verify
+from trainer.cli.export import export
 from trainer.cli.launch import launch
 from trainer.cli.predict import predict
 from trainer.cli.prepare import prepare
@@ -26,6 +26,7 @@ from trainer.cli.report import report
 from trainer.cli.serve import manifests, serve
 from trainer.cli.study import CONTEXT_SETTINGS as STUDY_SETTINGS
 from trainer.cli.study import study
+from trainer.cli.verify import verify
 from trainer.console.output import console, print_answer, visible
 from trainer.errors import TrainerError
 from trainer.system.paths import expand_argument

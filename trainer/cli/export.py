@@ -1,4 +1,4 @@
-"""`trainer export` and `trainer verify`: make the files that are deployed, and check them."""
+"""`trainer export`: make the files that are deployed."""
 
 import pathlib
 import shlex
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from trainer.cli.options import ExportArgument, MovedDataOption, RunArgument, TrustOption, WeightsOption, WhichOption
+from trainer.cli.options import MovedDataOption, RunArgument, TrustOption, WeightsOption, WhichOption
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _NO_OUTPUTS = ""
 _DEFAULT_ONNX_OPSET = 18
-_ALL_IMAGES = 0
+ALL_IMAGES = 0
 
 OutOption = Annotated[pathlib.Path, typer.Option(help="The export: a directory that does not exist yet.")]
 FormatsOption = Annotated[
@@ -76,7 +76,7 @@ def export(
     outputs: OutputsOption = _NO_OUTPUTS,
     name: NameOption = None,
     version: VersionOption = None,
-    parity_images: ParityImagesOption = _ALL_IMAGES,
+    parity_images: ParityImagesOption = ALL_IMAGES,
     data: MovedDataOption = None,
     onnx_opset: OnnxOpsetOption = _DEFAULT_ONNX_OPSET,
     overwrite: OverwriteOption = False,
@@ -105,13 +105,13 @@ def export(
             outputs=outputs,
             name=name,
             version=version,
-            max_parity_images=_limit(parity_images),
+            max_parity_images=limit_of(parity_images),
             data=data,
             onnx_opset=onnx_opset,
             overwrite=overwrite,
             allow_failed=allow_failed,
         ),
-        on_report=lambda report: _show_parity(report, json_),
+        on_report=lambda report: show_parity(report, json_),
     )
     note(exported.signature.describe_decisions())
     if not json_:
@@ -121,49 +121,7 @@ def export(
         print_answer(Text.assemble((str(out), "bold"), f"{held}\n{next_line}"))
 
 
-def verify(
-    export: ExportArgument,
-    data: Annotated[
-        str | None,
-        typer.Option(help="A dataset with the same classes, on whose validation split the gate is run again."),
-    ] = None,
-    parity_images: ParityImagesOption = _ALL_IMAGES,
-    json_: JsonOption = False,
-) -> None:
-    """Verify an export on this machine: checksums, golden images and, with --data, the whole gate.
-
-    The golden images are part of the export, with the answers of every artifact when it was made. If anything differs,
-    the file is named and the exit status is 1.
-    """
-    from export.files.checksums import Checksums
-
-    Checksums.load(export)  # refuse a wrong directory before TensorFlow starts
-
-    from trainer.system import tf_runtime
-
-    tf_runtime.configure(use_gpus=False)
-
-    from export.files.signature import Signature
-    from export.gate.replay import verify_export
-    from export.runtime.samples import open_split
-    from trainer.cli.export_tables import golden_table
-    from trainer.data.dataset.storage import parse_path
-
-    source = open_split(parse_path(data), "validation", Signature.load(export).class_names) if data else None
-    verification = verify_export(export, source=source, max_images=_limit(parity_images))
-    if json_:
-        print_json(verification.answer())
-    else:
-        print_answer(golden_table(verification.golden, verification.num_golden_images))
-        if verification.parity:
-            _show_parity(verification.parity, json_)
-    verification.raise_on_failure()
-    if not json_:
-        found = f": {verification.num_files} files by checksum, {len(verification.golden)} inputs by golden images"
-        print_answer(Text.assemble(("verified", "green"), found))
-
-
-def _show_parity(report: "ParityReport", json_: bool) -> None:
+def show_parity(report: "ParityReport", json_: bool) -> None:
     if json_:
         print_json(report.answer())
         return
@@ -172,5 +130,5 @@ def _show_parity(report: "ParityReport", json_: bool) -> None:
     print_answer(parity_table(report))
 
 
-def _limit(parity_images: int) -> int | None:
-    return None if parity_images == _ALL_IMAGES else parity_images
+def limit_of(parity_images: int) -> int | None:
+    return None if parity_images == ALL_IMAGES else parity_images

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from trainer.console.progress import task_progress
+from trainer.data.dataset.checks import check_splits
 from trainer.data.dataset.example_columns import read_columns
 from trainer.data.dataset.manifest import Manifest, SplitName
-from trainer.data.dataset.records import verify_shards
 from trainer.data.dataset.split_reader import SplitReader
 from trainer.data.dataset.storage import DatasetPath, parse_path
 from trainer.data.decode.geometry import Geometry
@@ -76,7 +76,7 @@ def evaluate_run(
     splits = [split] if tuning else _splits_to_evaluate(split, manifest, dataset_dir, note)
     for part in splits:
         _check_memory(manifest, part)
-    verify_shards(dataset_dir, manifest, splits)
+    check_splits(dataset_dir, manifest, splits)
     columns: dict[str, list[str]] = {}
     if slice_columns or slice_file:
         # Before the work: a wrong column must not cost an evaluation.

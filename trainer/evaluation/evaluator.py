@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from trainer.data.dataset.split_reader import SplitReader
 from trainer.data.input.pipeline import EvaluationStream
+from trainer.data.input.read_errors import as_data_errors
 from trainer.distribute.engine import Engine
 from trainer.step.evaluation_step import EvaluationStep, steps_at_once
 
@@ -56,6 +57,9 @@ class Evaluator:
 
         Labels are [n], or [n, num_classes] for a multi-label split. `on_steps` is called with the number of steps that
         were finished since its last call.
+
+        Raises:
+            DataError: a record is damaged.
         """
         batches = self._batches or iter(self._engine.distribute(self._stream.dataset().repeat()))
         self._batches = None
@@ -64,11 +68,12 @@ class Evaluator:
             self._labels = _read_labels(self._stream.reader)
         # Filled batch by batch: joining a list of batches would need twice the memory.
         logits, start = np.empty([len(self._labels), self._num_classes], np.float32), 0
-        for found in make_steps(batches, on_steps):
-            rows = found.reshape(-1, self._num_classes)
-            # Batches hold the examples in order; the examples that fill up the last ones are at the end.
-            logits[start : start + len(rows)] = rows[: len(logits) - start]
-            start += len(rows)
+        with as_data_errors():
+            for found in make_steps(batches, on_steps):
+                rows = found.reshape(-1, self._num_classes)
+                # Batches hold the examples in order; the examples that fill up the last ones are at the end.
+                logits[start : start + len(rows)] = rows[: len(logits) - start]
+                start += len(rows)
         self._batches = batches
         return self._labels, logits
 

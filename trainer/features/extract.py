@@ -20,6 +20,7 @@ from trainer.data.dataset.storage import parse_path
 from trainer.data.decode.geometry import Geometry
 from trainer.data.input.pipeline import EvaluationStream, Pixels, Resources, open_split
 from trainer.data.input.pixel_cache import decisive_for_pixels
+from trainer.data.input.read_errors import as_data_errors
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
 from trainer.errors import ModelError
@@ -80,7 +81,7 @@ class Extraction:
 
         Raises:
             ModelError: The runtime that was asked for gives other numbers than Keras, or does not support the network.
-            DataError: A split cannot be read, or the store cannot be written.
+            DataError: A split cannot be read, a record is damaged, or the store cannot be written.
         """
         digest = digest_of(self.cut.trunk)
         assert self.plan.runtime is not None, "the plan keeps features"
@@ -90,8 +91,9 @@ class Extraction:
             found = {split: self.store.open(split, self._key(split, runtime, digest)) for split in splits}
             if not self.engine.any(any(features is None for features in found.values())):
                 return {split: features for split, features in found.items() if features is not None}
-        runtime, compute = self._choose(candidates)
-        return {split: self._open_or_compute(split, self._key(split, runtime, digest), compute) for split in splits}
+        with as_data_errors():
+            runtime, compute = self._choose(candidates)
+            return {split: self._open_or_compute(split, self._key(split, runtime, digest), compute) for split in splits}
 
     def _key(self, split: SplitName, runtime: Runtime, digest: str) -> dict[str, Any]:
         manifest = Manifest.load(parse_path(self.dataset_dir))

@@ -60,10 +60,10 @@ class ElasticWorker:
 
         Raises:
             StoppedOnRequest: everything is saved, or this worker is not needed any more.
-            DataError: a shard is not what the manifest says.
+            DataError: a file of the dataset is not what the manifest says, or a record is damaged.
             TrainingError: see `train`.
         """
-        self._session.verify_dataset()
+        self._session.check_dataset()
         # Before this worker joins, so that the others need not wait for it.
         self._inputs = open_caches(self._plan, self._config)
         why = ""

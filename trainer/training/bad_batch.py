@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from trainer.data.dataset.records import Example
 from trainer.data.input.pipeline import TrainingStream
+from trainer.data.input.read_errors import as_data_errors
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.system import atomic
 
@@ -33,7 +34,8 @@ def save_bad_batch(path: pathlib.Path, stream: TrainingStream, *, step: int) -> 
         division=BatchDivision(stream.division.global_batch_size, 1),
         topology=Topology(strategy="single", device="cpu", num_local_replicas=1),
     )
-    batch = next(iter(whole.dataset(step - 1, step)))
+    with as_data_errors():
+        batch = next(iter(whole.dataset(step - 1, step)))
     examples = whole.draw(tf.constant(step - 1, tf.int64)).examples.numpy()
     names = [Example.from_payload(payload).filename for payload in stream.reader.read(examples)]
     content = io.BytesIO()

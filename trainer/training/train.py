@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from trainer.config.data import AugmentConfig
 from trainer.console.progress import TrainingProgress
 from trainer.data.input.pipeline import TrainingStream
+from trainer.data.input.read_errors import as_data_errors
 from trainer.errors import NonFiniteGradientError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.run.metric_writers import MetricsLog, MetricsSplit, MetricWriter, MetricWriters, TensorBoardWriter
@@ -33,6 +34,7 @@ def train(
         more_writers: take the metrics on every worker, and not on the chief alone.
 
     Raises:
+        DataError: a record is damaged.
         StoppedOnRequest: a signal asked for it; everything is saved.
         TrainingError: training cannot go on.
     """
@@ -54,7 +56,7 @@ def train(
             # A launcher ends the whole job when the first worker exits: not before the chief has saved.
             engine.barrier()
 
-        with StopRequest().listen() as stop_request, _keeping_bad_batch(context, training):
+        with StopRequest().listen() as stop_request, _keeping_bad_batch(context, training), as_data_errors():
             run_loop(
                 make_steps=make_steps(plan.schedule.stages, engine, training, step, first_step),
                 first_step=first_step,

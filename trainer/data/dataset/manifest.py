@@ -9,6 +9,7 @@ Layout of a prepared dataset:
 """
 
 import hashlib
+import json
 import pathlib
 from typing import Any, Final, Literal
 
@@ -22,6 +23,8 @@ from trainer.system.names import ClassNames
 FILE_NAME = "manifest.json"
 BAD_FILES_NAME = "bad_files.jsonl"
 SCHEMA_VERSION: Final = 2
+# The last field of the file: the SHA-256 of all others, as JSON with sorted keys.
+_SIGNATURE: Final = "sha256"
 # The reason in `num_left_out` for the files listed in `beside`.
 BESIDE_CLASSES: Final = "beside the class folders"
 # Every worker reads the whole manifest, so lists without a bound are cut off after this many entries.
@@ -35,6 +38,10 @@ Task = Literal["single_label", "multi_label"]
 # given: by the source. train: cut from the source's training images. rest: cut from images that the source assigns to
 # no split, while it assigns others to train. all: cut from a source without splits.
 SplitOrigin = Literal["given", "train", "rest", "all"]
+
+
+class DamagedManifestError(DataError):
+    """The fields of a manifest do not have the SHA-256 that was written with them."""
 
 
 class _Model(pydantic.BaseModel):
@@ -151,15 +158,17 @@ class Manifest(_Model):
         return digest.hexdigest()
 
     def save(self, dataset_dir: pathlib.Path) -> None:
-        """Write the manifest into `dataset_dir`; written last, it makes the dataset readable."""
-        atomic.write_text(dataset_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+        """Write the manifest, with its own SHA-256, into `dataset_dir`; written last, it makes the dataset readable."""
+        fields = self.model_dump_json(indent=2)
+        signature = f',\n  "{_SIGNATURE}": "{_digest_of(json.loads(fields))}"\n}}\n'
+        atomic.write_text(dataset_dir / FILE_NAME, fields.removesuffix("\n}") + signature)
 
     @classmethod
     def load(cls, dataset_dir: DatasetPath) -> "Manifest":
         """Read the manifest of a prepared dataset.
 
         Raises:
-            DataError: `dataset_dir` is not a prepared dataset, or its manifest has another schema version.
+            DataError: `dataset_dir` is not a prepared dataset, or its manifest is damaged or of another schema version.
         """
         path = dataset_dir / FILE_NAME
         try:
@@ -170,7 +179,7 @@ class Manifest(_Model):
                 f"make one with: trainer prepare SOURCE --out {dataset_dir}"
             ) from None
         try:
-            return cls.model_validate_json(content)
+            return cls.model_validate_json(_without_signature(path, content))
         except pydantic.ValidationError as e:
             first = e.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -178,6 +187,31 @@ class Manifest(_Model):
                 f"{path} is not a manifest of schema version {SCHEMA_VERSION} ({where}: {first['msg']}); "
                 "prepare the dataset again with this version of trainer"
             ) from None
+
+
+def _without_signature(path: DatasetPath, content: bytes) -> bytes:
+    """Return `content` without the SHA-256 of its fields, which datasets of earlier versions do not have.
+
+    Raises:
+        DamagedManifestError: the fields have another SHA-256.
+    """
+    try:
+        fields = json.loads(content)
+        signature = fields.pop(_SIGNATURE, None)
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return content  # not a JSON object, which pydantic explains
+    if signature is None:
+        return content
+    if signature != _digest_of(fields):
+        raise DamagedManifestError(
+            f"{path} was changed after it was written: its fields do not have the SHA-256 at its end; copy it again, "
+            "or prepare the dataset again"
+        )
+    return json.dumps(fields).encode()
+
+
+def _digest_of(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def is_prepared(path: DatasetPath) -> bool:

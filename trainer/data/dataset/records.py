@@ -13,10 +13,10 @@ A shard has TFRecord framing (`tf.data.TFRecordDataset` reads it); each payload 
 
 Its `.idx` holds an entry of `INDEX_DTYPE` for each record in order (offset and length of the payload, label,
 weight; little-endian): reading an example takes one positioned read, sampling by class or weight none. Reading and
-building payloads needs no TensorFlow; writing shards and parsing import it when called.
+building payloads needs no TensorFlow; writing shards and parsing import it when called. `checks` and `split_reader`
+say when what is verified.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -24,12 +24,13 @@ import os
 import pathlib
 import struct
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
 
 from trainer.data.dataset import example_proto as wire
+from trainer.data.dataset.framing import FOOTER_BYTES, HEADER_BYTES
 from trainer.data.dataset.manifest import Manifest, Shard, Split, SplitName
 from trainer.data.dataset.storage import DatasetPath, num_bytes_of, read_blocks
 from trainer.errors import DataError
@@ -39,15 +40,10 @@ Tensor = Any
 _ENCODED, _LABEL, _FORMAT, _FILENAME = "image/encoded", "image/class/label", "image/format", "image/filename"
 _HEIGHT, _WIDTH, _WEIGHT = "image/height", "image/width", "image/weight"
 
-# TFRecord framing: uint64 length, uint32 masked CRC-32C of it, the payload, uint32 masked CRC-32C of the payload
-# (tensorflow/core/lib/io/record_writer.h).
-_HEADER_BYTES, _FOOTER_BYTES = 12, 4
 # An entry of an index. `label` is -1 for an example with several labels.
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u8"), ("label", "<i4"), ("weight", "<f4")])
 _INDEX_ENTRY = struct.Struct("<QQif")
 SEVERAL_LABELS = -1
-# How many shards are verified at the same time.
-_NUM_VERIFYING = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,9 +130,9 @@ class ShardWriter:
         assert self._index is not None, "write inside the with block"
         with _as_os_error():
             self._records.write(payload)
-        offset = self._next_offset + _HEADER_BYTES
+        offset = self._next_offset + HEADER_BYTES
         self._index.write(_INDEX_ENTRY.pack(offset, len(payload), label, weight))
-        self._next_offset += _HEADER_BYTES + len(payload) + _FOOTER_BYTES
+        self._next_offset += HEADER_BYTES + len(payload) + FOOTER_BYTES
         self._num_examples += 1
 
     def __exit__(
@@ -154,8 +150,8 @@ class ShardWriter:
                 index_file_name=self._index_path.name,
                 num_examples=self._num_examples,
                 num_bytes=self._path.stat().st_size,
-                sha256=_sha256_of(self._path),
-                index_sha256=_sha256_of(self._index_path),
+                sha256=sha256_of(self._path),
+                index_sha256=sha256_of(self._index_path),
             )
 
     @property
@@ -172,6 +168,31 @@ def _as_os_error() -> Iterator[None]:
         yield
     except tf.errors.OpError as e:
         raise OSError(e.message) from e
+
+
+def has_label(payload: bytes, label: int) -> bool:
+    """Return whether an intact payload has the one label `label`; always true for `SEVERAL_LABELS`.
+
+    Takes a microsecond: `to_payload` writes the label first, after the tag and the size of the features.
+    """
+    if label == SEVERAL_LABELS:
+        return True
+    start = 1
+    while start < len(payload) and payload[start] & 0x80:
+        start += 1
+    return payload.startswith(wire.int_entry(_LABEL, label), start + 1) or _parse_label(payload) == label
+
+
+def _parse_label(payload: bytes) -> int | None:
+    """Return the label of a payload that another writer made, with its features in another order."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    try:
+        labels = tf.train.Example.FromString(payload).features.feature[_LABEL].int64_list.value
+    except DecodeError:
+        return None
+    return int(labels[0]) if len(labels) == 1 else None
 
 
 def parse_examples(payloads: Tensor, num_multi_hot: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,27 +214,6 @@ def parse_examples(payloads: Tensor, num_multi_hot: int | None = None) -> tuple[
     if num_multi_hot is not None:
         labels = tf.reduce_max(tf.one_hot(labels.to_tensor(default_value=-1), num_multi_hot), axis=1)
     return features[_ENCODED], labels, features[_WEIGHT]
-
-
-def verify_shards(dataset_dir: DatasetPath, manifest: Manifest, splits: Iterable[SplitName]) -> None:
-    """Compare every shard and index of `splits` with its SHA-256 in the manifest, several at a time.
-
-    Raises:
-        DataError: a split is not in the manifest, or a file is missing, truncated or changed; the message names it.
-    """
-    shards = [shard for split in splits for shard in split_of(dataset_dir, manifest, split).shards]
-    with concurrent.futures.ThreadPoolExecutor(_NUM_VERIFYING) as pool:
-        # In order, so that the first of several damaged shards is named.
-        for checked in [pool.submit(_verify_shard, dataset_dir, shard) for shard in shards]:
-            checked.result()
-
-
-def _verify_shard(dataset_dir: DatasetPath, shard: Shard) -> None:
-    path, index_path = dataset_dir / shard.file_name, dataset_dir / shard.index_file_name
-    check_size(path, shard.num_bytes)
-    check_size(index_path, shard.num_examples * _INDEX_ENTRY.size)
-    _check_sha256(path, shard.sha256)
-    _check_sha256(index_path, shard.index_sha256)
 
 
 def split_of(dataset_dir: DatasetPath, manifest: Manifest, split: SplitName) -> Split:
@@ -240,16 +240,15 @@ def check_size(path: DatasetPath, num_bytes: int) -> None:
         )
 
 
-def _check_sha256(path: DatasetPath, expected: str) -> None:
-    found = _sha256_of(path)
-    if found != expected:
-        raise DataError(
-            f"{path} fails its checksum: SHA-256 {found[:12]}... where the manifest says {expected[:12]}...; "
-            "copy it again, or prepare the dataset again"
-        )
+def checksum_error(path: DatasetPath, found: str, expected: str) -> DataError:
+    """Return the error of a file whose SHA-256 is not the one in the manifest."""
+    return DataError(
+        f"{path} fails its checksum: SHA-256 {found[:12]}... where the manifest says {expected[:12]}...; "
+        "copy it again, or prepare the dataset again"
+    )
 
 
-def _sha256_of(path: DatasetPath) -> str:
+def sha256_of(path: DatasetPath) -> str:
     digest = hashlib.sha256()
     for block in read_blocks(path):
         digest.update(block)

@@ -141,11 +141,15 @@ class LocalFiles:
 
     def __init__(self, paths: Sequence[pathlib.Path]) -> None:
         self._descriptors: list[int] = []
+        self._paths = paths
         for path in paths:
             self._descriptors.append(os.open(path, os.O_RDONLY))
 
     def read(self, file: int, offset: int, num_bytes: int) -> bytes:
-        return os.pread(self._descriptors[file], num_bytes, offset)
+        try:
+            return os.pread(self._descriptors[file], num_bytes, offset)
+        except OSError as e:
+            raise unreadable(self._paths[file], e) from e
 
     def close(self) -> None:
         while self._descriptors:
@@ -191,6 +195,14 @@ def derived_directory(dataset_dir: DatasetPath, suffix: str, *, setting: str | N
     if isinstance(dataset_dir, RemotePath):
         return pathlib.Path(dataset_dir.name + suffix).resolve()
     return dataset_dir.with_name(dataset_dir.name + suffix)
+
+
+def unreadable(path: DatasetPath, error: OSError) -> DataError:
+    """Return the error of a local file that the operating system could not read."""
+    return DataError(
+        f"{path} cannot be read ({error.strerror or error}); check the disk or the mount, and copy the file again if "
+        "it is lost"
+    )
 
 
 def open_files(paths: Sequence[DatasetPath]) -> OpenFiles:

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from trainer.data.dataset import records
 from trainer.data.input.pipeline import Draw, TrainingStream, decoded_batches, read_payloads
+from trainer.data.input.read_errors import as_data_errors
 
 Stage = Literal["ceiling", "read", "decode", "pipeline"]
 NUM_TURNS = 3
@@ -112,9 +113,10 @@ def name_limit(rates: Rates, ceiling: float, *, is_cached: bool) -> tuple[str, s
 
 def _rate(dataset: Any, batch_size: int, secs: float) -> float:
     # A new iterator for each turn: one that waits goes on filling its buffers, at the cost of whose turn it is.
-    batches = iter(dataset)
-    _pull(batches, secs * _WARM_UP)
-    num_batches, elapsed = _pull(batches, secs)
+    with as_data_errors():
+        batches = iter(dataset)
+        _pull(batches, secs * _WARM_UP)
+        num_batches, elapsed = _pull(batches, secs)
     return num_batches * batch_size / elapsed
 
 

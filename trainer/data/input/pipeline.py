@@ -25,6 +25,7 @@ from trainer.data.dataset.storage import DatasetPath
 from trainer.data.decode import preprocess
 from trainer.data.decode.geometry import Geometry
 from trainer.data.input.batch import Batch
+from trainer.data.input.read_errors import raising_in_graph
 from trainer.data.sampling.order import ExampleOrder
 from trainer.distribute.topology import BatchDivision, Topology
 
@@ -225,8 +226,15 @@ def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: R
 
 
 def read_payloads(reader: SplitReader, examples: Tensor) -> Tensor:
-    """Read the serialized examples [b] string of `examples` [b] int64, in one call out of the graph."""
-    payloads = tf.numpy_function(lambda indices: np.array(reader.read(indices), object), [examples], tf.string)
+    """Read the serialized examples [b] string of `examples` [b] int64, in one call out of the graph.
+
+    Who consumes the batches does so within `as_data_errors`, which raises the DataError of a damaged record.
+    """
+
+    def read(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+        return np.array(reader.read(indices), object)
+
+    payloads = tf.numpy_function(raising_in_graph(read), [examples], tf.string)
     payloads.set_shape(examples.shape)
     return payloads
 

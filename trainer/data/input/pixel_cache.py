@@ -23,6 +23,7 @@ from trainer.data.dataset.storage import DatasetPath
 from trainer.data.decode import preprocess
 from trainer.data.decode.geometry import Geometry
 from trainer.data.input.pipeline import EvaluationStream, Pixels, Resources, open_split
+from trainer.data.input.read_errors import as_data_errors
 from trainer.distribute.topology import Topology
 from trainer.errors import DataError
 from trainer.system import atomic, lock
@@ -156,8 +157,9 @@ def decode_split(
             topology=Topology(strategy="single", device="cpu", num_local_replicas=1),
             resources=Resources(num_threads=num_threads),
         )
-        for batch in stream.dataset().as_numpy_iterator():
-            yield batch.images[batch.weights > 0]
+        with as_data_errors():
+            for batch in stream.dataset().as_numpy_iterator():
+                yield batch.images[batch.weights > 0]
 
 
 def decisive_for_pixels(manifest: Manifest, split: SplitName, geometry: Geometry) -> dict[str, Any]:

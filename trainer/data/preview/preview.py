@@ -24,6 +24,7 @@ from trainer.data.dataset.storage import DatasetPath
 from trainer.data.decode import preprocess
 from trainer.data.decode.geometry import Geometry
 from trainer.data.input.pipeline import Tensor, TrainingStream, open_split
+from trainer.data.input.read_errors import as_data_errors
 from trainer.data.preview.contact_sheet import draw_sheet
 from trainer.data.preview.seen_image import SeenImage, SeenRow
 from trainer.data.sampling.order import Draws, ExampleOrder
@@ -202,7 +203,8 @@ def _augment(
         num_positions=len(positions),
         scaled_decoding=config.data.scaled_decoding,
     )
-    (batch,) = stream.dataset(0, 1)
+    with as_data_errors():
+        (batch,) = stream.dataset(0, 1)
     no_targets = tf.zeros([len(positions), 1])
     pixels, _ = augment_batch(augmentation, batch.images, no_targets, batch.randomness, batch.positions)
     shares = np.ones([len(positions)], np.float32)

@@ -1,8 +1,6 @@
 """Read the records of a TFRecord file, gzipped or not, and verify their checksums.
 
-Framing: uint64 length, uint32 masked CRC-32C of it, the payload, uint32 masked CRC-32C of the payload
-(tensorflow/core/lib/io/record_writer.h). TensorFlow's own reader stops at the first damaged record, and allocates as
-much as a damaged length says.
+TensorFlow's own reader stops at the first damaged record, and allocates as much as a damaged length says.
 """
 
 import gzip
@@ -12,6 +10,7 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 from trainer.console.task_progress import Advances
+from trainer.data.dataset.framing import FOOTER_BYTES, HEADER_BYTES, holds, length_of
 from trainer.data.sources.archives.staging import BLOCK_BYTES
 from trainer.data.sources.candidate import MAX_FILE_BYTES
 from trainer.errors import DataError
@@ -20,8 +19,6 @@ from trainer.errors import DataError
 MAX_RECORD_BYTES = MAX_FILE_BYTES + 2**20
 # As for archives: images hardly compress.
 _MAX_RATIO, _MIN_TOTAL_BYTES = 100, 2**30
-_LENGTH_BYTES, _CRC_BYTES = 8, 4
-_HEADER_BYTES = _LENGTH_BYTES + _CRC_BYTES
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -36,8 +33,8 @@ class Record(NamedTuple):
 def is_gzipped(path: pathlib.Path) -> bool:
     """Return whether `path` is gzipped, and not a TFRecord whose first length looks like gzip's magic number."""
     with path.open("rb") as f:
-        header = f.read(_HEADER_BYTES)
-    return header.startswith(_GZIP_MAGIC) and not _holds(header[:_LENGTH_BYTES], header[_LENGTH_BYTES:])
+        header = f.read(HEADER_BYTES)
+    return header.startswith(_GZIP_MAGIC) and length_of(header) is None
 
 
 def iterate_records(path: pathlib.Path, shown: Advances) -> Iterator[Record]:
@@ -52,7 +49,7 @@ def iterate_records(path: pathlib.Path, shown: Advances) -> Iterator[Record]:
         with path.open("rb") as f:
             for record in _iterate(f, path, num_bytes):
                 yield record
-                shown.advance(_HEADER_BYTES + len(record.payload) + _CRC_BYTES)
+                shown.advance(HEADER_BYTES + len(record.payload) + FOOTER_BYTES)
         return
     try:
         with gzip.open(path) as f:
@@ -64,27 +61,27 @@ def iterate_records(path: pathlib.Path, shown: Advances) -> Iterator[Record]:
 
 def _iterate(f: IO[bytes], path: pathlib.Path, max_total_bytes: int) -> Iterator[Record]:
     position, number = 0, 0
-    while header := f.read(_HEADER_BYTES):
+    while header := f.read(HEADER_BYTES):
         where = f"{path} at byte {position:,} (record {number:,})"
-        if len(header) < _HEADER_BYTES:
+        if len(header) < HEADER_BYTES:
             raise DataError(f"{where} is cut off; copy it again")
-        if not _holds(header[:_LENGTH_BYTES], header[_LENGTH_BYTES:]):
+        length = length_of(header)
+        if length is None:
             raise DataError(
                 f"{where} is not a TFRecord, or is damaged: the length of the record fails its checksum, and the "
                 "records after it cannot be found; copy it again"
             )
-        length = int.from_bytes(header[:_LENGTH_BYTES], "little")
         if length > MAX_RECORD_BYTES:
             raise DataError(f"{where} declares {length:,} bytes; the limit for an image is {MAX_RECORD_BYTES:,}")
-        offset = position + _HEADER_BYTES
-        position = offset + length + _CRC_BYTES
+        offset = position + HEADER_BYTES
+        position = offset + length + FOOTER_BYTES
         if position > max_total_bytes:
             raise DataError(
                 f"{where} goes on to byte {position:,}, beyond {max_total_bytes:,}, which is the end of the file or "
                 "the limit for a compressed one of its size; copy it again"
             )
         payload = _read_exactly(f, length, where)
-        yield Record(offset, payload, _holds(payload, _read_exactly(f, _CRC_BYTES, where)))
+        yield Record(offset, payload, holds(payload, _read_exactly(f, FOOTER_BYTES, where)))
         number += 1
 
 
@@ -97,11 +94,3 @@ def _read_exactly(f: IO[bytes], num_bytes: int, where: str) -> bytes:
             raise DataError(f"{where} is cut off; copy it again")
         content += block
     return bytes(content)
-
-
-def _holds(content: bytes, masked_crc: bytes) -> bool:
-    import google_crc32c
-
-    crc: int = google_crc32c.value(content)
-    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-    return masked == int.from_bytes(masked_crc, "little")

@@ -1,0 +1,191 @@
+"""Measure the time from the command to the first training step, on 1 GB and on 20 GB of data.
+
+    python benchmarks/start_to_first_step.py --pairs 5
+    python benchmarks/start_to_first_step.py --gigabytes 1 --only ours      # where the time of a start goes
+
+    ours      `trainer launch` as it is: sizes and checksums of the indexes at the start, of each record when it is read
+    hashing   the same, and the SHA-256 of every shard before the first step, eight at a time, as earlier versions did
+
+EfficientNet-Lite0 at 32 px on one CPU replica, without caches. Every shard is a hard link to the same file of 64 MB, so
+that 20 GB need no disk and come from the page cache: the time of hashing is that of the processor alone. Contenders and
+sizes take turns, so that other load on the machine affects all. Exit status 1 if our start on the most bytes takes over
+1.2 times as long as on the fewest.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import io
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+SHARD_BYTES, IMAGE_SIDE_PX, MAX_RATIO = 64 * 10**6, 224, 1.2
+CONTENDERS = ("ours", "hashing")
+MARKS = ("imports of the command", "TensorFlow", "plan", "first step")
+
+
+def write_dataset(directory: pathlib.Path, gigabytes: float) -> None:
+    """Write a dataset whose shards are links to one file of random PNG images."""
+    from PIL import Image
+
+    from trainer.data.dataset.manifest import Manifest, Split, SplitName
+    from trainer.data.dataset.records import Example, ShardWriter
+
+    directory.mkdir()
+    content = io.BytesIO()
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (IMAGE_SIDE_PX, IMAGE_SIDE_PX, 3), np.uint8)).save(content, "PNG")
+    splits: dict[SplitName, Split] = {}
+    for split, num_bytes in (("train", gigabytes * 1e9), ("validation", SHARD_BYTES)):
+        num_shards = max(1, round(num_bytes / SHARD_BYTES))
+        with ShardWriter(directory, f"{split}-first") as writer:
+            for i in range(SHARD_BYTES // len(content.getvalue())):
+                writer.write(
+                    Example(
+                        encoded=content.getvalue(),
+                        labels=(i % 2,),
+                        format="png",
+                        filename=f"{i}.png",
+                        height=IMAGE_SIDE_PX,
+                        width=IMAGE_SIDE_PX,
+                    )
+                )
+        shards = []
+        for i in range(num_shards):
+            names = {"file_name": f"{split}-{i:05}.tfrecord", "index_file_name": f"{split}-{i:05}.idx"}
+            os.link(directory / writer.shard.file_name, directory / names["file_name"])
+            os.link(directory / writer.shard.index_file_name, directory / names["index_file_name"])
+            shards.append(writer.shard.model_copy(update=names))
+        num_examples = num_shards * writer.shard.num_examples
+        splits[split] = Split(  # type: ignore[index]
+            num_examples=num_examples, class_counts=[(num_examples + 1) // 2, num_examples // 2], shards=shards
+        )
+    Manifest(name="links", source="links", class_names=["a", "b"], seed=0, splits=splits).save(directory)
+
+
+def start_once(contender: str, dataset: pathlib.Path, run_dir: pathlib.Path) -> dict[str, float]:
+    """Start a training in a new process; return the seconds from its start to each mark."""
+    arguments = [
+        "launch", f"--data={dataset}", f"--run-dir={run_dir}", "--device=cpu", "--set=model.image_size_px=32",
+        "--set=data.cache=off", "--set=features.cache=off", "--set=train.epochs=1",
+    ]  # fmt: skip
+    started = time.time()
+    ended = subprocess.run(
+        [sys.executable, __file__, "--child", contender, *arguments], capture_output=True, text=True, check=False
+    )
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+    if ended.returncode or not lines:
+        raise SystemExit(f"the launch failed:\n{ended.stdout}{ended.stderr}")
+    return {mark: at - started for mark, at in json.loads(lines[-1]).items()}
+
+
+def run_child(contender: str, arguments: list[str]) -> None:
+    """Run the command line, note when it passes each mark, and end this process after the first step."""
+    from trainer.cli import app, launch
+    from trainer.system import tf_runtime
+
+    marks = {MARKS[0]: time.time()}
+    configure, describe = tf_runtime.configure, launch._describe_in_a_line
+
+    def configure_and_mark(**options: Any) -> None:
+        configure(**options)
+        marks[MARKS[1]] = time.time()
+
+    def describe_and_mark(summary: dict[str, Any]) -> str:
+        # TensorFlow is imported by now, so that the modules to patch cost nothing that the command does not.
+        _patch_training(contender, marks)
+        marks[MARKS[2]] = time.time()
+        return describe(summary)
+
+    tf_runtime.configure = configure_and_mark  # type: ignore[assignment]
+    launch._describe_in_a_line = describe_and_mark
+    sys.argv = ["trainer", *arguments]
+    app.main()
+
+
+def _patch_training(contender: str, marks: dict[str, float]) -> None:
+    from trainer.launch import run_session
+    from trainer.training import train
+
+    def run_one_step(*, make_steps: Any, **_: Any) -> int:
+        make_steps(1)
+        marks[MARKS[3]] = time.time()
+        print(json.dumps(marks), flush=True)
+        os._exit(0)
+
+    train.run_loop = run_one_step
+    if contender == "hashing":
+        check = run_session.RunSession.check_dataset
+
+        def hash_too(session: run_session.RunSession) -> None:
+            check(session)
+            _hash_shards(pathlib.Path(session.planned.plan.data.dataset_dir))
+
+        run_session.RunSession.check_dataset = hash_too  # type: ignore[method-assign]
+
+
+def _hash_shards(directory: pathlib.Path) -> None:
+    from trainer.data.dataset.manifest import Manifest
+
+    def digest_of(path: pathlib.Path) -> str:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+
+    shards = [shard for split in Manifest.load(directory).splits.values() for shard in split.shards]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        digests = pool.map(lambda shard: digest_of(directory / shard.file_name), shards)
+        assert list(digests) == [shard.sha256 for shard in shards]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 20])
+    parser.add_argument("--only", choices=CONTENDERS)
+    options = parser.parse_args()
+    contenders = [options.only] if options.only else list(CONTENDERS)
+    found: dict[tuple[str, float], list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        for gigabytes in options.gigabytes:
+            write_dataset(root / f"{gigabytes:g}", gigabytes)
+        for turn in range(1 + options.pairs):
+            for gigabytes in options.gigabytes:
+                for contender in contenders:
+                    run_dir = root / f"run-{turn}-{gigabytes:g}-{contender}"
+                    secs = start_once(contender, root / f"{gigabytes:g}", run_dir)
+                    if turn:  # the first warms the caches of files
+                        found.setdefault((contender, gigabytes), []).append(secs)
+    print(f"{'':24s}" + "".join(f"{mark:>24s}" for mark in MARKS) + f"{'range':>16s}")
+    for (contender, gigabytes), turns in found.items():
+        medians = [statistics.median(turn[mark] for turn in turns) for mark in MARKS]
+        last = [turn[MARKS[-1]] for turn in turns]
+        print(
+            f"{contender:10s}{gigabytes:8g} GB   "
+            + "".join(f"{median:22.2f} s" for median in medians)
+            + f"   {min(last):.1f} to {max(last):.1f}"
+        )
+    if len(options.gigabytes) == 1 or "ours" not in contenders:
+        return 0
+    few, many = (
+        statistics.median(turn[MARKS[-1]] for turn in found["ours", gigabytes])
+        for gigabytes in (min(options.gigabytes), max(options.gigabytes))
+    )
+    print(f"ours on the most bytes over ours on the fewest: {many / few:.2f} (at most {MAX_RATIO})")
+    return 0 if many <= MAX_RATIO * few else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        run_child(sys.argv[2], sys.argv[3:])
+    else:
+        sys.exit(main())
