@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,8 @@ def run_child(contender: str, arguments: list[str]) -> None:
         marks[MARKS[2]] = time.time()
         return describe(summary)
 
-    tf_runtime.configure = configure_and_mark  # type: ignore[assignment]
-    launch._describe_in_a_line = describe_and_mark
+    unittest.mock.patch.object(tf_runtime, "configure", configure_and_mark).start()
+    unittest.mock.patch.object(launch, "_describe_in_a_line", describe_and_mark).start()
     sys.argv = ["trainer", *arguments]
     app.main()
 
@@ -122,7 +123,7 @@ def _patch_training(contender: str, marks: dict[str, float]) -> None:
         print(json.dumps(marks), flush=True)
         os._exit(0)
 
-    train.run_loop = run_one_step
+    unittest.mock.patch.object(train, "run_loop", run_one_step).start()
     if contender == "hashing":
         check = run_session.RunSession.check_dataset
 
@@ -130,7 +131,7 @@ def _patch_training(contender: str, marks: dict[str, float]) -> None:
             check(session)
             _hash_shards(pathlib.Path(session.planned.plan.data.dataset_dir))
 
-        run_session.RunSession.check_dataset = hash_too  # type: ignore[method-assign]
+        unittest.mock.patch.object(run_session.RunSession, "check_dataset", hash_too).start()
 
 
 def _hash_shards(directory: pathlib.Path) -> None:

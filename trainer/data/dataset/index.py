@@ -79,7 +79,8 @@ class ShardIndex:
                 return location
         raise DataError(
             f"the index {self._path} was changed after it was opened: its entry {entry} has no label, or is not "
-            f"within the {self._num_shard_bytes} bytes of {self._shard_path}; copy both again, or prepare the dataset again"
+            f"within the {self._num_shard_bytes} bytes of {self._shard_path}; copy both again, or prepare the dataset "
+            "again"
         )
 
     def column(self, name: str) -> npt.NDArray[Any]:
