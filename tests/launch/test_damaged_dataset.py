@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests import small_backbone
 from trainer.cli.app import main
 from trainer.data.dataset.manifest import Manifest, SplitName
 from trainer.data.dataset.split_reader import SplitReader
@@ -51,7 +52,7 @@ def test_a_launch_names_the_damaged_record(
     sentence = damage(dataset, split, 50)
     status = run_command(
         monkeypatch, "launch", f"--data={dataset}", f"--run-dir={tmp_path / 'run'}", "--device=cpu",
-        "--set=model.image_size_px=32", "--set=model.trainable=head", "--set=train.epochs=1",
+        "--set=model.image_size_px=32", "--set=model.trainable=head", "--set=train.epochs=1", *small_backbone.OPTIONS,
         *(f"--set={setting}" for setting in settings),
     )  # fmt: skip
     stderr = capfd.readouterr().err
