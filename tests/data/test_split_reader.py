@@ -16,6 +16,7 @@ from small_shards import NUM_EXAMPLES, example, write_dataset
 from trainer.data.dataset.manifest import Manifest, Split
 from trainer.data.dataset.records import INDEX_DTYPE, Example, ShardWriter
 from trainer.data.dataset.split_reader import SplitReader, iterate_examples
+from trainer.data.dataset.storage import LocalFiles
 from trainer.errors import DataError
 
 Dataset = tuple[pathlib.Path, Manifest]
@@ -29,15 +30,15 @@ def dataset(tmp_path: pathlib.Path) -> Dataset:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of all reads from here on."""
+    """The sizes of all reads of shards from here on."""
     sizes: list[int] = []
-    pread = os.pread
+    read = LocalFiles.read
 
-    def count(descriptor: int, num_bytes: int, offset: int) -> bytes:
+    def count(files: LocalFiles, file: int, offset: int, num_bytes: int) -> bytes:
         sizes.append(num_bytes)
-        return pread(descriptor, num_bytes, offset)
+        return read(files, file, offset, num_bytes)
 
-    monkeypatch.setattr(os, "pread", count)
+    monkeypatch.setattr(LocalFiles, "read", count)
     return sizes
 
 
@@ -79,7 +80,7 @@ def test_a_shard_that_shrinks_under_the_reader_is_named(dataset: tuple[pathlib.P
     with SplitReader(directory, manifest, "train") as reader:
         with path.open("r+b") as f:
             f.truncate(20)
-        with pytest.raises(DataError, match=f"{path.name} is truncated: record 0 has"):
+        with pytest.raises(DataError, match=f"{path.name} is truncated: record 0 at byte 0 has"):
             reader.read(np.array([4]))
 
 
@@ -145,7 +146,7 @@ def test_a_run_cut_short_names_the_first_record_that_is_not_whole(dataset: Datas
         places = reader.locate(np.arange(NUM_EXAMPLES))
         with path.open("r+b") as f:
             f.truncate(int(places.offsets[6]) + 5)
-        with pytest.raises(DataError, match=f"{path.name} is truncated: record 2 has 5 of its"):
+        with pytest.raises(DataError, match=f"{path.name} is truncated: record 2 at byte 443 has 5 of its"):
             reader.read(np.arange(NUM_EXAMPLES))
 
 

@@ -112,7 +112,7 @@ def test_damage_in_the_store_is_named(
     assert path.name in {damage.file for damage in verify_dataset(remote).damages}
 
 
-@pytest.mark.parametrize(("num_left", "problem"), [(20, "is truncated: record 0 has"), (None, "was removed")])
+@pytest.mark.parametrize(("num_left", "problem"), [(20, "is truncated: record 0 at byte 0 has"), (None, "was removed")])
 def test_a_shard_that_changes_under_the_reader_is_named(
     published: tuple[RemotePath, Manifest], num_left: int | None, problem: str
 ) -> None:
@@ -125,7 +125,7 @@ def test_a_shard_that_changes_under_the_reader_is_named(
             write(path, content[:num_left])
         with pytest.raises(DataError, match=f"{path} {problem}"):
             reader.read(np.array([7, 4]))
-        with pytest.raises(DataError, match=f"{path} is (truncated: record 3 has 0 of its|gone)"):
+        with pytest.raises(DataError, match=f"{path} (is truncated: record 3 at byte 644 has 0 of its|was removed)"):
             reader.read(np.array([7]))
 
 

@@ -1,4 +1,8 @@
-"""Run a trunk outside of TensorFlow: with ONNX Runtime or LiteRT, on all cores of the processor."""
+"""Run a trunk outside of TensorFlow: with ONNX Runtime or LiteRT, on all cores of the processor.
+
+The other runtimes and the packages that write their files are imported when they are used: a launch that needs none
+starts without them.
+"""
 
 import concurrent.futures
 import os
@@ -11,7 +15,6 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.errors import ModelError
-from trainer.features.onnx_graph import INPUT, OPSET, NotWrittenError, write_onnx
 from trainer.system.private_api.tensorflow_graph import convert_variables_to_constants_v2
 from trainer.system.tf_runtime import stderr_held_back
 
@@ -65,6 +68,8 @@ def version_of(runtime: Runtime) -> str:
 def _on_onnxruntime(trunk: Any) -> Compute:
     import onnxruntime
 
+    from trainer.features.onnx_graph import INPUT, NotWrittenError, write_onnx
+
     try:
         content = write_onnx(trunk)
     except NotWrittenError:
@@ -81,6 +86,8 @@ def _on_onnxruntime(trunk: Any) -> Compute:
 def _convert_to_onnx(trunk: Any) -> bytes:
     # Slow to import and to run, and not needed for the common networks.
     import tf2onnx
+
+    from trainer.features.onnx_graph import INPUT, OPSET
 
     function = tf.function(
         lambda images: trunk(images, training=False),

@@ -5,13 +5,12 @@ import os
 import pathlib
 import shlex
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from trainer.config.config import Config
 from trainer.console.progress import task_progress
 from trainer.data.dataset.manifest import is_prepared
 from trainer.data.dataset.storage import DatasetPath, RemotePath, parse_path
-from trainer.data.preparation import auto_prepare
-from trainer.data.preparation.auto_prepare import prepare_beside
 from trainer.data.sources import check_unambiguous, is_source_name
 from trainer.distribute.elastic import options
 from trainer.distribute.job_devices import JobDevices
@@ -26,6 +25,9 @@ from trainer.run import claim
 from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir
 from trainer.system import tf_runtime
+
+if TYPE_CHECKING:
+    from trainer.data.preparation.auto_prepare import Preparation
 
 RUNS_DIR = pathlib.Path("runs")
 
@@ -146,13 +148,20 @@ def find_dataset(config: Config, note: Callable[[str], None]) -> DatasetPath:
     path = _locate_data(config)
     if isinstance(path, RemotePath) or is_prepared(path):
         return path
+    # Fifty modules and Pillow, which a launch on a prepared dataset does not need.
+    from trainer.data.preparation.auto_prepare import prepare_beside
+
     return prepare_beside(path, note=note, progress=task_progress)
 
 
-def find_preparation(config: Config) -> auto_prepare.Preparation | None:
+def find_preparation(config: Config) -> "Preparation | None":
     """Return what `find_dataset` would have to prepare first, or None; write nothing, and raise the same errors."""
     path = _locate_data(config)
-    return None if isinstance(path, RemotePath) or is_prepared(path) else auto_prepare.find_preparation(path)
+    if isinstance(path, RemotePath) or is_prepared(path):
+        return None
+    from trainer.data.preparation import auto_prepare
+
+    return auto_prepare.find_preparation(path)
 
 
 def _locate_data(config: Config) -> DatasetPath:
