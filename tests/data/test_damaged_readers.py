@@ -113,12 +113,14 @@ READERS: dict[str, Callable[[SplitReader], object]] = {
     "features of views": extract_views,
     "cache": lambda reader: list(decode_split(reader.paths[0].parent, "train", GEOMETRY)),
     "preview": preview,
-    "slices": lambda reader: read_columns(reader, ["filename"], None),
+    "slices": lambda reader: read_columns(reader, ["folder"], None),
     "samples of an export": lambda reader: open_samples(reader.paths[0].parent, "train", ["even", "odd"]).read(
         np.arange(NUM_EXAMPLES)
     ),
     "input benchmark": lambda reader: measure_input(training_stream(reader), num_readers=[1], secs=0.01, num_cores=1),
-    "bad batch": lambda reader: save_bad_batch(reader.paths[0].parent / "b.npz", training_stream(reader), step=2),
+    "bad batch": lambda reader: [
+        save_bad_batch(reader.paths[0].parent / "batch.npz", training_stream(reader), step=step) for step in (1, 2)
+    ],
 }
 
 

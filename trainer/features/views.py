@@ -13,7 +13,7 @@ from trainer.data.augmentation.random_crop import load_training_image
 from trainer.data.dataset.split_reader import SplitReader
 from trainer.data.decode.geometry import Geometry
 from trainer.data.input.batch import Batch
-from trainer.data.input.pipeline import Draw, Resources, decoded_batches
+from trainer.data.input.pipeline import Draw, Resources, as_is, decoded_batches
 from trainer.distribute.topology import Topology
 
 Tensor = Any
@@ -44,9 +44,9 @@ class ViewStream:
     def dataset(self) -> Any:
         """Return a tf.data dataset of `Batch` with float32 pixels from 0 to 255, one for each local replica in turn."""
         num_local = self.topology.num_local_replicas
-        draws = tf.data.Dataset.range(self.num_steps * num_local).map(self.draw)
+        draws = tf.data.Dataset.range(self.num_steps * num_local).map(as_is(self.draw))
         batches = decoded_batches(draws, self.reader, self.decode, self.resources)
-        batches = batches.map(self._change, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        batches = batches.map(as_is(self._change), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return self.resources.apply(batches.prefetch(2 * num_local))
 
     def draw(self, element: Tensor) -> Draw:

@@ -5,6 +5,7 @@ Call `configure` before the first `import tensorflow` of a command; library modu
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -25,6 +26,8 @@ _ENVIRONMENT = {
     # Otherwise each positioned read of gs:// fetches a block of 64 MiB or more; records are smaller than this.
     "GCS_READAHEAD_BUFFER_SIZE_BYTES": str(2**20),
 }
+_UNUSED_BY_US = ("sklearn", "matplotlib")
+_is_own_process = False
 # malloc.h: parameters of mallopt.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BLOCK_BYTES = 32 * 2**20
@@ -42,7 +45,9 @@ def configure(*, use_gpus: bool = True) -> None:
         os.environ.setdefault(name, value)
     _keep_freed_memory()
     with stderr_held_back():
-        import tensorflow as tf
+        with _quick_imports():
+            import keras  # noqa: F401 (imported here, where it is quick)
+            import tensorflow as tf
 
         if not use_gpus:
             tf.config.set_visible_devices([], "GPU")
@@ -67,6 +72,34 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES)
         libc.mallopt(_M_TOP_PAD, _KEPT_HEAP_BYTES)
+
+
+def own_process() -> None:
+    """Say that this process is a command of ours, before `configure`; a notebook may want what a command never uses."""
+    global _is_own_process
+    _is_own_process = True
+
+
+@contextlib.contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Import in the block without optional packages of Keras's that we do not use, and without collecting garbage.
+
+    Keras imports them, if they are installed, for `keras.wrappers` and `keras.visualization`: a second. What a start
+    imports stays, so that looking through it for garbage is time lost, then and in every later collection.
+    """
+    if not _is_own_process or not gc.isenabled():
+        yield
+        return
+    hidden = [name for name in _UNUSED_BY_US if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: an ImportError, which Keras expects
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
+        for name in hidden:
+            del sys.modules[name]
 
 
 def list_gpus() -> list[Any]:

@@ -94,12 +94,12 @@ class TrainingStream:
         """Return a tf.data dataset of `Batch` of steps [start_step, num_train_steps), of the local replicas in turn."""
         assert self.pixels is None or not self.augmentation.crops, "a random crop has other pixels each time"
         num_local = self.topology.num_local_replicas
-        draws = tf.data.Dataset.range(start_step * num_local, num_train_steps * num_local).map(_as_is(self.draw))
+        draws = tf.data.Dataset.range(start_step * num_local, num_train_steps * num_local).map(as_is(self.draw))
         if self.pixels is None:
             batches = decoded_batches(draws, self.reader, self.decode, self.resources)
         else:
             batches = cached_batches(draws, self.reader, self.pixels, self.resources, num_views=self.num_views)
-        batches = batches.map(_as_is(_weigh if self.weighs_loss else _leave_weights))
+        batches = batches.map(as_is(_weigh if self.weighs_loss else _leave_weights))
         return self.resources.apply(batches.prefetch(2 * num_local))
 
     def draw(self, element: Tensor) -> Draw:
@@ -153,12 +153,12 @@ class EvaluationStream:
     def dataset(self) -> Any:
         """Return a tf.data dataset of `Batch`, one for each local replica in turn."""
         num_local = self.topology.num_local_replicas
-        draws = tf.data.Dataset.range(self.num_steps * num_local).map(_as_is(self.draw))
+        draws = tf.data.Dataset.range(self.num_steps * num_local).map(as_is(self.draw))
         if self.pixels is None:
             batches = decoded_batches(draws, self.reader, self.decode, self.resources)
         else:
             batches = cached_batches(draws, self.reader, self.pixels, self.resources)
-        batches = batches.map(_as_is(_leave_weights))
+        batches = batches.map(as_is(_leave_weights))
         return self.resources.apply(batches.prefetch(2 * num_local))
 
     def draw(self, element: Tensor) -> Draw:
@@ -199,8 +199,8 @@ def decoded_batches(draws: Any, reader: SplitReader, decode: Any, resources: Res
         image = decode(encoded, draw)
         return Batch(image, label, draw.weights, draw.positions, draw.randomness[:num_random]), weight
 
-    dataset = draws.map(read, num_parallel_calls=resources.num_readers, deterministic=True).unbatch()
-    dataset = dataset.map(decode_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = draws.map(as_is(read), num_parallel_calls=resources.num_readers, deterministic=True).unbatch()
+    dataset = dataset.map(as_is(decode_row), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(per_replica_batch_size, drop_remainder=True)
 
 
@@ -222,7 +222,7 @@ def cached_batches(draws: Any, reader: SplitReader, pixels: Pixels, resources: R
             tensor.set_shape([draw.examples.shape[0], *array.shape[1:]])
         return Batch(images, label, draw.weights, draw.positions, draw.randomness), weight
 
-    return draws.map(_as_is(read), num_parallel_calls=resources.num_readers, deterministic=True)
+    return draws.map(as_is(read), num_parallel_calls=resources.num_readers, deterministic=True)
 
 
 def read_payloads(reader: SplitReader, examples: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ def read_payloads(reader: SplitReader, examples: Tensor) -> Tensor:
     return payloads
 
 
-def _as_is(function: Any) -> Any:
+def as_is(function: Any) -> Any:
     """Exclude `function` from AutoGraph, which takes seconds and finds no Python control flow over tensors."""
     return tf.autograph.experimental.do_not_convert(function)
 
