@@ -29,7 +29,7 @@ from trainer.cli.study import study
 from trainer.cli.verify import verify
 from trainer.console.output import console, print_answer, visible
 from trainer.errors import TrainerError
-from trainer.system import tf_runtime
+from trainer.system import own_process
 from trainer.system.paths import expand_argument
 from trainer.system.utf8 import ensure_utf8
 
@@ -85,7 +85,7 @@ def _options_of_all(
 def main() -> None:
     """Run the command line; an error of ours becomes one sentence and an exit status."""
     ensure_utf8()
-    tf_runtime.own_process()
+    own_process.is_command = True
     arguments = [expand_argument(argument) for argument in sys.argv[1:]]
     debug = "--debug" in arguments
     try:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer.errors import DeviceError
+from trainer.system import own_process
 
 _ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
@@ -27,7 +28,6 @@ _ENVIRONMENT = {
     "GCS_READAHEAD_BUFFER_SIZE_BYTES": str(2**20),
 }
 _UNUSED_BY_US = ("sklearn", "matplotlib")
-_is_own_process = False
 # malloc.h: parameters of mallopt.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BLOCK_BYTES = 32 * 2**20
@@ -74,20 +74,15 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TOP_PAD, _KEPT_HEAP_BYTES)
 
 
-def own_process() -> None:
-    """Say that this process is a command of ours, before `configure`; a notebook may want what a command never uses."""
-    global _is_own_process
-    _is_own_process = True
-
-
 @contextlib.contextmanager
 def _quick_imports() -> Iterator[None]:
     """Import in the block without optional packages of Keras's that we do not use, and without collecting garbage.
 
     Keras imports them, if they are installed, for `keras.wrappers` and `keras.visualization`: a second. What a start
-    imports stays, so that looking through it for garbage is time lost, then and in every later collection.
+    imports stays, so that looking through it for garbage is time lost, then and in every later collection. Only in a
+    command: a notebook may want them.
     """
-    if not _is_own_process or not gc.isenabled():
+    if not own_process.is_command or not gc.isenabled():
         yield
         return
     hidden = [name for name in _UNUSED_BY_US if name not in sys.modules]
