@@ -18,6 +18,7 @@ def _package(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(tf_runtime, "_UNUSED_BY_US", (NAME, "pytest"))
     monkeypatch.delitem(sys.modules, NAME, raising=False)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
 
 
 def test_a_command_starts_without_unused_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +33,8 @@ def test_a_command_starts_without_unused_packages(monkeypatch: pytest.MonkeyPatc
     gc.unfreeze()
 
 
-def test_a_notebook_imports_everything() -> None:
+def test_a_notebook_imports_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_process, "is_command", False)
     with tf_runtime._quick_imports():
         assert importlib.import_module(NAME).__name__ == NAME
         assert gc.isenabled()

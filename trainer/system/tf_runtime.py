@@ -82,7 +82,7 @@ def _quick_imports() -> Iterator[None]:
     imports stays, so that looking through it for garbage is time lost, then and in every later collection. Only in a
     command: a notebook may want them.
     """
-    if not own_process.is_command or not gc.isenabled():
+    if not own_process.is_command or "tensorflow" in sys.modules:
         yield
         return
     hidden = [name for name in _UNUSED_BY_US if name not in sys.modules]
