@@ -15,7 +15,7 @@ from trainer.data.dataset.example_columns import read_columns
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.split_reader import SplitReader
 from trainer.data.decode.geometry import Geometry
-from trainer.data.input.input_benchmark import measure_input
+from trainer.data.input import input_benchmark
 from trainer.data.input.pipeline import EvaluationStream, Resources, TrainingStream
 from trainer.data.input.pixel_cache import decode_split
 from trainer.data.input.read_errors import as_data_errors
@@ -117,7 +117,7 @@ READERS: dict[str, Callable[[SplitReader], object]] = {
     "samples of an export": lambda reader: open_samples(reader.paths[0].parent, "train", ["even", "odd"]).read(
         np.arange(NUM_EXAMPLES)
     ),
-    "input benchmark": lambda reader: measure_input(training_stream(reader), num_readers=[1], secs=0.01, num_cores=1),
+    "input benchmark": lambda reader: input_benchmark._rate(training_stream(reader).dataset(0, 100), 4, secs=1.0),
     "bad batch": lambda reader: [
         save_bad_batch(reader.paths[0].parent / "batch.npz", training_stream(reader), step=step) for step in (1, 2)
     ],

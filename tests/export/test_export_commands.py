@@ -220,7 +220,15 @@ def test_another_dataset_and_a_damaged_one_are_refused(
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
     shard.write_bytes(bytes(content))
-    refuse(DataError, f"{shard.name} fails its checksum", run.path, "--out", tmp_path / "out", "--data", damaged)
+    refuse(
+        DataError,
+        f"{shard.name} is damaged: record 0 at byte 0 fails its CRC-32C",
+        run.path,
+        "--out",
+        tmp_path / "out",
+        "--data",
+        damaged,
+    )
     manifest = Manifest.load(dataset_dir)
     manifest.model_copy(update={"class_names": CLASS_NAMES[::-1]}).save(damaged)
     refuse(

@@ -36,7 +36,11 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 @pytest.mark.parametrize(
     ("split", "settings"),
-    [("train", ["features.cache=off", "data.cache=off"]), ("train", []), ("validation", ["features.cache=off"])],
+    [
+        ("train", ["features.cache=off", "data.cache=off"]),
+        ("train", ["features.cache=on", "data.cache=off"]),
+        ("validation", ["features.cache=off"]),
+    ],
     ids=["training", "features", "validation"],
 )
 def test_a_launch_names_the_damaged_record(

@@ -123,16 +123,18 @@ def test_a_launch_without_data_says_how_to_name_it(
     assert "give --data DATASET" in capfd.readouterr().err
 
 
-def test_a_shard_that_fails_its_checksum_is_named(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_an_index_that_fails_its_checksum_is_named_before_the_start(
+    digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(digits, damaged)
-    shard = sorted(damaged.glob("train-*.tfrecord"))[0]
-    content = bytearray(shard.read_bytes())
+    index = sorted(damaged.glob("train-*.idx"))[0]
+    content = bytearray(index.read_bytes())
     content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
+    index.write_bytes(content)
     config = load_config(overrides=[*SMALL, f"data.path={damaged}"])
     planned = plan_run(config, run_dir=tmp_path / "run", resume=True, note=no_note)
-    with pytest.raises(UsageError, match=f"{shard.name}.* fails its checksum"):
+    with pytest.raises(UsageError, match=f"{index.name} fails its checksum"):
         start_run(planned, no_note)
     assert not (tmp_path / "run").exists()
 
