@@ -174,8 +174,8 @@ def main() -> int:
     for key, turns in found.items():
         medians[key] = {mark: statistics.median(turn[mark] for turn in turns) for mark in (*MARKS, PROCESSOR)}
         last = [turn[MARKS[-1]] for turn in turns]
-        secs = "".join(f"{value:10.2f} s" for value in medians[key].values())
-        print(f"{key[0]:10s}{key[1]:8g} GB   {secs}   {min(last):.1f} to {max(last):.1f}")
+        row = "".join(f"{value:10.2f} s" for value in medians[key].values())
+        print(f"{key[0]:10s}{key[1]:8g} GB   {row}   {min(last):.1f} to {max(last):.1f}")
     if len(options.gigabytes) == 1 or "ours" not in contenders:
         return 0
     ratio = medians["ours", max(options.gigabytes)][PROCESSOR] / medians["ours", min(options.gigabytes)][PROCESSOR]
