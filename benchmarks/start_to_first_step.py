@@ -83,7 +83,11 @@ def start_once(contender: str, dataset: pathlib.Path, run_dir: pathlib.Path) -> 
     ]  # fmt: skip
     started = time.time()
     ended = subprocess.run(
-        [sys.executable, __file__, "--child", contender, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, __file__, "--child", contender, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
     lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
     if ended.returncode or not lines:

@@ -57,10 +57,12 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def _replace_weights(run: pathlib.Path, content: bytes) -> None:
-    """Puts other weights into the checkpoint, with the checksum that they have."""
+    """Put other weights into the checkpoint, with the checksums that go with them."""
     (run / _STEP / "model.safetensors").write_bytes(content)
     info = json.loads((run / _STEP / "checkpoint.json").read_bytes())
     info["sha256"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
+    info["info_sha256"] = ""
+    info["info_sha256"] = hashlib.sha256(json.dumps(info).encode()).hexdigest()
     (run / _STEP / "checkpoint.json").write_text(json.dumps(info))
 
 

@@ -142,7 +142,7 @@ def read_arrays(path: pathlib.Path, file_name: str, info: CheckpointInfo) -> Arr
         arrays: Arrays = safetensors.numpy.load_file(file)
     except (OSError, ValueError, safetensors.SafetensorError) as e:
         raise DamagedError(
-            f"{file} is no file of weights of this checkpoint ({' '.join(str(e).split())[:200]}); remove {path}"
+            f"{file} is not a weight file of this checkpoint ({' '.join(str(e).split())[:200]}); remove {path}"
         ) from None
     return arrays
 
