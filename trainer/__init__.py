@@ -100,22 +100,24 @@ def prepare(
 
 
 def train(
-    data: StrPath,
+    data: StrPath | None = None,
     *,
     run_dir: StrPath | None = None,
     recipe: str | None = None,
     settings: Mapping[str, Any] | None = None,
-    resume: bool = True,
+    resume: bool | StrPath = True,
     note: Note | None = None,
 ) -> Run:
-    """Train a classifier to the end, or continue the run in `run_dir`.
+    """Train a classifier to the end, or continue a run.
 
     Args:
-        data: a prepared dataset, or a folder with one folder of images per class, which is prepared first.
+        data: a prepared dataset, or a folder with one folder of images per class, which is prepared first; None: that
+            of the run to resume.
         run_dir: the run directory; None: an unfinished run of the same settings below ./runs, or a new one.
         recipe: the name of a recipe, or "auto"; None: the default settings.
         settings: single settings by their names, such as {"train.epochs": 5, "distribute.device": "cpu"}.
-        resume: continue an existing run; False: an existing run is an error.
+        resume: continue an existing run in `run_dir`; False: an existing run is an error. The directory of a run:
+            continue it with its own settings and dataset, in place of `run_dir` and `recipe`.
         note: called with each message that the command would print; None: print nothing.
 
     Raises:
@@ -124,13 +126,22 @@ def train(
         StoppedOnRequest: a signal (Ctrl-C) stopped it; the state is saved, and the same call continues.
     """
     from trainer.config.config import load_config
+    from trainer.launch.settings_of_run import settings_of_run, to_arguments
+    from trainer.run.run_dir import RunDir
     from trainer.system import tf_runtime
     from trainer.system.paths import as_path
 
     # JSON is YAML, in which the command takes its values: both understand the same settings, and so do workers.
     overrides = [f"{name}={json.dumps(value)}" for name, value in (settings or {}).items()]
-    flags = {"data": {"path": os.fspath(data)}}
-    config = load_config(None, overrides, recipe=None if recipe == _AUTO else recipe, flags=flags)
+    flags = {} if data is None else {"data": {"path": os.fspath(data)}}
+    if is_named := not isinstance(resume, bool):
+        if run_dir is not None or recipe is not None:
+            raise UsageError(
+                f"resume={os.fspath(resume)!r} names the run and its settings; leave run_dir and recipe out"
+            )
+        run_dir, config = resume, settings_of_run(RunDir(resume), overrides, flags=flags)
+    else:
+        config = load_config(None, overrides, recipe=None if recipe == _AUTO else recipe, flags=flags)
     tf_runtime.configure(use_gpus=config.distribute.device != "cpu")
 
     from trainer.launch.plan_run import find_dataset, plan_run
@@ -144,9 +155,10 @@ def train(
         say(f"recipe {recipe}: {reason}")
         config = load_config(None, overrides, recipe=recipe, flags=flags)
     path = None if run_dir is None else as_path(run_dir)
-    planned = plan_run(config, run_dir=path, resume=resume, note=say, recipe=recipe)
+    planned = plan_run(config, run_dir=path, resume=is_named or bool(resume), note=say, recipe=recipe)
+    arguments = to_arguments(config) if is_named else [f"--set={override}" for override in overrides]
     with RunSession.open(planned, say) as session:
-        train_session(session, ["launch", *(f"--set={override}" for override in overrides)])
+        train_session(session, ["launch", *arguments])
         return Run(path=session.directory.path, num_train_steps=planned.plan.schedule.num_train_steps)
 
 

@@ -59,11 +59,11 @@ class TrainingError(TrainerError):
 
 
 class NonFiniteGradientError(TrainingError):
-    """Too many steps in a row were skipped; `step`, from 1, is the last of them."""
+    """Too many steps in a row were skipped: those from `first_step` to `step`, counted from 1."""
 
-    def __init__(self, message: str, *, step: int) -> None:
+    def __init__(self, message: str, *, step: int, first_step: int) -> None:
         super().__init__(message)
-        self.step = step
+        self.step, self.first_step = step, first_step
 
 
 class StorageError(TrainerError):

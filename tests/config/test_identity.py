@@ -53,6 +53,8 @@ SETTINGS: dict[str, tuple[Any, Verdict]] = {
     "train.seed": (1, "decides"),
     "train.label_smoothing": (0.1, "decides"),
     "train.max_skipped_steps": (5, "decides"),
+    "train.on_non_finite": ("rollback", "decides"),
+    "train.max_rollbacks": (1, "decides"),
     "optimizer.name": ("sgd", "decides"),
     "optimizer.learning_rate": (0.1, "decides"),
     "optimizer.scaling": ("linear", "decides"),

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.config.test_identity import SETTINGS
 from trainer.config.config import Config, load_config
 from trainer.errors import RunError
 from trainer.run import claim
@@ -186,41 +187,34 @@ def test_the_same_command_typed_again_does_not_go_on_with_a_run_that_still_train
 
 def test_the_refusal_of_another_run_names_each_differing_setting_with_both_values(tmp_path: pathlib.Path) -> None:
     there, run = load_config(overrides=["train.seed=1", "optimizer.name=sgd"]), RunDir(tmp_path / "run")
-    run.create(there, make_info())
+    identity = there.identity(dataset_hash="a" * 64, precision="float32")
+    run.create(there, make_info(identity))
     now = load_config(overrides=["train.seed=2", "optimizer.name=sgd", "features.views=3", "log.every_steps=3"])
-    told = claim.describe_differences(run, now, make_info(dataset_hash="b" * 64, precision="mixed_float16"))
-    assert told == (
-        f"its dataset is {'a' * 64}, and now {'b' * 64}; its precision is float32, and now mixed_float16; "
-        "its train.seed is 1, and now 2; its features.views is not set, and now 3"
+    other = make_info(dataset_hash="b" * 64, precision="mixed_float16", head="keep")
+    other = other.model_copy(update={"class_names": ["cat", "fox"], "num_train_examples": 20})
+    assert claim.describe_differences(run, now, other) == (
+        f"its dataset is {'a' * 64}, and now {'b' * 64}; its classes are ['cat', 'dog'], and now ['cat', 'fox']; "
+        "it has 10 training images, and now 20; its precision is float32, and now mixed_float16; "
+        "its model.head is replace, and now keep; its train.seed is 1, and now 2; its features.views is not set, and "
+        "now 3"
     )
     moved = make_info(dataset_hash="b" * 64, dataset_dir="/data/b")
     assert "its dataset is /data/a, and now /data/b" in claim.describe_differences(run, there, moved)
     assert "another version of trainer" in claim.describe_differences(run, there, make_info("1" * 64))
+    run.config_file.write_text(run.config_file.read_text().replace("seed: 1", "seed: 2"))
+    told = claim.describe_differences(run, there, make_info(identity))
+    assert told.endswith("; its config.yaml was changed since it began, and is to be as it was")
 
 
-def test_whatever_makes_another_run_has_a_name_in_the_refusal_and_nothing_else_has(tmp_path: pathlib.Path) -> None:
-    given = ["train.epochs=3", "data.resize=squash", "augment.flip=true", "model.dropout=0.5", "optimizer.momentum=0.5"]
-    left_alone = ["data.num_parallel_reads=3", "checkpoint.keep=9", "log.every_steps=1", "distribute.xla=on"]
-    for override in [*given, *left_alone]:
-        run = RunDir(tmp_path / override)
-        run.create(Config(), make_info())
-        told = claim.describe_differences(run, load_config(overrides=[override]), make_info())
-        assert (override.partition("=")[0] in told) == (override in given), told
-
-
-def test_a_lock_may_be_waited_for_and_be_shared(hold: Hold, tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "folder" / ".lock"
-    process = hold(path)
-    waited: list[lock.Holder | None] = []
-
-    def on_wait(holder: lock.Holder | None) -> None:
-        waited.append(holder)
-        process.kill()
-
-    with lock.hold(path, on_wait=on_wait):
-        assert waited and waited[0] is not None and waited[0].pid == process.pid
-        found = lock.find_holder(path)
-        assert found is not None and found.pid == os.getpid()
-    with lock.hold(path, shared=True), lock.hold(path, shared=True):
-        pass
-    assert lock.find_holder(path) is None
+@pytest.mark.parametrize("name", [name for name, (_, verdict) in SETTINGS.items() if verdict == "decides"])
+def test_each_setting_that_decides_is_named_with_both_values_in_whichever_direction(
+    tmp_path: pathlib.Path, name: str
+) -> None:
+    section, key = name.split(".")
+    changed = load_config(flags={section: {key: SETTINGS[name][0]}})
+    for before, now in ((Config(), changed), (changed, Config())):
+        run = RunDir(tmp_path / str(before is changed))
+        run.create(before, make_info(before.identity(dataset_hash="a" * 64, precision="float32")))
+        was, is_now = (getattr(getattr(config, section), key) for config in (before, now))
+        shown = [claim._show(value) for value in (was, is_now)]
+        assert claim.describe_differences(run, now, make_info()) == f"its {name} is {shown[0]}, and now {shown[1]}"

@@ -5,7 +5,7 @@ Each command imports what it needs when it runs.
 
 import inspect
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -28,8 +28,8 @@ from trainer.cli.study import CONTEXT_SETTINGS as STUDY_SETTINGS
 from trainer.cli.study import study
 from trainer.cli.verify import verify
 from trainer.console.output import console, print_answer, visible
-from trainer.errors import TrainerError
-from trainer.system import own_process
+from trainer.errors import StorageError, TrainerError
+from trainer.system import own_process, storage_errors
 from trainer.system.paths import expand_argument
 from trainer.system.utf8 import ensure_utf8
 
@@ -93,5 +93,14 @@ def main() -> None:
     except TrainerError as e:
         if debug:
             raise
-        console.print(Text.assemble(("error:", "bold red"), f" {visible(str(e))}"), soft_wrap=True)
-        sys.exit(e.exit_status)
+        _end_with(str(e), e.exit_status)
+    except OSError as e:
+        if debug:
+            raise
+        told = f"{storage_errors.describe(e)}: that could not be read or written; make sure that it can, and start the"
+        _end_with(f"{told} same command again (--debug shows where it happened)", StorageError.exit_status)
+
+
+def _end_with(message: str, exit_status: int) -> NoReturn:
+    console.print(Text.assemble(("error:", "bold red"), f" {visible(message)}"), soft_wrap=True)
+    sys.exit(exit_status)

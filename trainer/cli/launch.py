@@ -91,7 +91,16 @@ def launch(
             "--strict-batch", help="Refuse a global batch that the replicas cannot share evenly.", show_default=False
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Continue the run in --run-dir; --no-resume refuses to.")] = True,
+    resume: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Continue this run with its own settings and dataset, on any number of workers.",
+        ),
+    ] = None,
+    no_resume: Annotated[
+        bool, typer.Option("--no-resume", help="Refuse a --run-dir that holds a run, which is continued otherwise.")
+    ] = False,
     wait: Annotated[
         float,
         typer.Option(min=0, metavar="SECS", help="How long to wait if another command trains in --run-dir."),
@@ -109,8 +118,7 @@ def launch(
 
     [bold]trainer launch --data photos/ --device cpu --replicas 2 --set train.epochs=5[/]
     """
-    from trainer.config.config import load_config
-
+    _check_resume(resume, others={"--run-dir": run_dir, "--recipe": recipe, "--config": config}, no_resume=no_resume)
     file = config or (DEFAULT_CONFIG_FILE if DEFAULT_CONFIG_FILE.is_file() else None)
     flags: dict[str, dict[str, Any]] = {
         "data": {"path": data},
@@ -128,7 +136,7 @@ def launch(
             "strict_batch": strict_batch,
         },
     }
-    settings = load_config(file, set_ or [], recipe=None if recipe == AUTO else recipe, flags=_given(flags))
+    settings, arguments = _load_settings(resume, file, set_ or [], recipe=recipe, flags=_given(flags))
 
     from trainer.distribute.launchers.external import check_alone
 
@@ -142,20 +150,34 @@ def launch(
         return
     if recipe == AUTO:
         recipe = _choose_recipe(settings)
-        settings = load_config(file, set_ or [], recipe=recipe, flags=_given(flags))
+        settings, _ = _load_settings(None, file, set_ or [], recipe=recipe, flags=_given(flags))
 
     from trainer.distribute.launchers import heartbeat
     from trainer.launch.plan_run import plan_run
-    from trainer.launch.run_session import RunSession
-    from trainer.launch.start_run import train_session
 
-    planned = plan_run(settings, run_dir=run_dir, resume=resume, note=note, recipe=recipe, wait_secs=wait)
+    planned = plan_run(
+        settings,
+        run_dir=resume or run_dir,
+        resume=not no_resume,
+        note=note,
+        recipe=recipe,
+        wait_secs=wait,
+        arguments=arguments and [*arguments, *(["--trust"] if trust else [])],
+    )
     # A worker that this command has started prints nothing: the command speaks for all.
     speaks = planned.topology.is_chief and heartbeat.VARIABLE not in os.environ
     if dry_run:
         if speaks:
-            _print_dry_run(planned, is_run_dir_given=run_dir is not None, as_json=json_)
+            _print_dry_run(planned, is_run_dir_given=(resume or run_dir) is not None, as_json=json_)
         return
+    _train(planned, speaks=speaks, as_json=json_)
+
+
+def _train(planned: "PlannedRun", *, speaks: bool, as_json: bool) -> None:
+    """Train the planned run, and print the plan before and the next command after it, if this process `speaks`."""
+    from trainer.launch.run_session import RunSession
+    from trainer.launch.start_run import train_session
+
     with RunSession.open(planned, note) as session:
         planned = session.planned
         summary = {
@@ -163,12 +185,44 @@ def launch(
             "first_step": planned.first_step,
             **planned.plan.model_dump(mode="json"),
         }
-        if speaks and not json_:
+        if speaks and not as_json:
             note(_describe_in_a_line(summary))
-        train_session(session, sys.argv[1:])
+        train_session(session, planned.arguments or sys.argv[1:])
     if speaks:
         next_command = evaluate_command(planned.run.path, planned.plan.data.dataset_dir)
-        print_json(summary) if json_ else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")
+        print_json(summary) if as_json else print_answer(f"trained: {planned.run.path}\nnext:    {next_command}")
+
+
+def _check_resume(resume: pathlib.Path | None, *, others: dict[str, Any], no_resume: bool) -> None:
+    """Refuse options that contradict --resume RUN, which names the directory and has the settings."""
+    from trainer.errors import UsageError
+
+    given = [option for option, value in others.items() if value is not None] + ["--no-resume"] * no_resume
+    if resume is not None and given:
+        raise UsageError(
+            f"--resume {resume} goes on in that directory with the settings that are there, so {given[0]} is given "
+            "for nothing; leave it out, and change single settings with --set"
+        )
+
+
+def _load_settings(
+    resume: pathlib.Path | None,
+    file: pathlib.Path | None,
+    overrides: list[str],
+    *,
+    recipe: str | None,
+    flags: dict[str, dict[str, Any]],
+) -> "tuple[Config, list[str] | None]":
+    """Return the settings, and the arguments that give them to workers if those of this command do not."""
+    from trainer.config.config import load_config
+
+    if resume is None:
+        return load_config(file, overrides, recipe=None if recipe == AUTO else recipe, flags=flags), None
+    from trainer.launch.settings_of_run import settings_of_run, to_arguments
+    from trainer.run.run_dir import RunDir
+
+    settings = settings_of_run(RunDir(resume), overrides, flags=flags)
+    return settings, ["launch", *to_arguments(settings)]
 
 
 def evaluate_command(run_dir: pathlib.Path, dataset_dir: str) -> str:

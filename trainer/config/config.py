@@ -88,12 +88,23 @@ def load_config(
                 values[section].update(settings)
             else:
                 values[section] = settings
+    apply_changes(values, overrides, flags)
+    return parse_config(values, origin=str(path) if path else "the configuration")
+
+
+def apply_changes(
+    values: dict[str, Any], overrides: list[str] | None = None, flags: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """Change the nested mapping of settings `values` by `overrides` and `flags`, as `load_config` does.
+
+    Raises:
+        ConfigError: an override is not of the form section.key=value.
+    """
     for override in overrides or []:
         _apply_override(values, override)
     for section, settings in (flags or {}).items():
         if settings:
             values.setdefault(section, {}).update(settings)
-    return parse_config(values, origin=str(path) if path else "the configuration")
 
 
 def list_recipes() -> dict[str, str]:

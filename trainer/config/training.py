@@ -67,8 +67,14 @@ class TrainConfig(Section):
     seed: Seed = 0
     label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     max_skipped_steps: Positive = pydantic.Field(
-        20, description="this many steps in a row with a non-finite gradient stop the run"
+        20, description="this many steps in a row with a non-finite gradient stop the run, or roll it back"
     )
+    on_non_finite: Literal["stop", "rollback"] = pydantic.Field(
+        "stop",
+        description="after max_skipped_steps. rollback: go on with the weights of the checkpoint before these steps, "
+        "and leave out the batches since then",
+    )
+    max_rollbacks: Positive = pydantic.Field(3, description="on_non_finite=rollback: so many in a run, then it stops")
 
 
 class OptimizerConfig(Section):

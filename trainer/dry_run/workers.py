@@ -99,7 +99,7 @@ class _NotAskedYet:
 def _starts_of_job(planned: PlannedRun, run_dir: str) -> list[WorkerStart]:
     slots, config = planned.worker_slots, planned.config.distribute
     arguments = job.worker_arguments(
-        sys.argv[1:],
+        planned.arguments or sys.argv[1:],
         run_dir=run_dir,
         dataset_dir=planned.plan.data.dataset_dir,
         recipe=planned.recipe,

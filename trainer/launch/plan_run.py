@@ -16,8 +16,9 @@ from trainer.distribute.elastic import options
 from trainer.distribute.job_devices import JobDevices
 from trainer.distribute.launchers.hosts import WorkerSlot
 from trainer.distribute.topology import Topology
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.launch import job
+from trainer.launch.extension import Extension, find_extension
 from trainer.launch.replicas import find_devices, find_topology
 from trainer.model.head_choice import HeadChoice
 from trainer.plan.plan import Plan, make_plan
@@ -50,6 +51,8 @@ class PlannedRun:
     is_run_known: bool = True
     resume: bool = True
     wait_secs: float = 0.0
+    # The arguments of `trainer launch` for the workers; None: those of this command.
+    arguments: Sequence[str] | None = None
 
     @property
     def identity(self) -> str:
@@ -60,7 +63,7 @@ class PlannedRun:
         """Raise RunError if the run cannot begin or go on in its directory."""
         claim.check_run_dir(
             self.run,
-            self.identity,
+            self.run.identity() if self.find_extension() else self.identity,
             resume=self.resume,
             may_be_held=self.wait_secs > 0,
             differences=lambda: claim.describe_differences(
@@ -73,9 +76,15 @@ class PlannedRun:
         """The arguments that tell other hosts which devices, precision and XLA setting were decided."""
         return job.device_arguments(self.plan.replicas) if self.devices is not None and self.devices.are_asked else []
 
+    def find_extension(self) -> Extension | None:
+        """Return how a run that was planned for other epochs goes on to those asked for; see `find_extension`."""
+        return find_extension(self.run, self.config, self.plan)
+
     @property
     def first_step(self) -> int:
         """The step that the run goes on from: that of its last checkpoint, or 0."""
+        if extension := self.find_extension():
+            return extension.first_step
         return max(CheckpointStore.of_run(self.run, self.config.checkpoint).steps(), default=0)
 
 
@@ -87,6 +96,7 @@ def plan_run(
     note: Callable[[str], None],
     recipe: str | None = None,
     wait_secs: float = 0.0,
+    arguments: Sequence[str] | None = None,
 ) -> PlannedRun:
     """Decide devices, dataset, precision and run directory; a folder of images is prepared beside itself.
 
@@ -98,12 +108,18 @@ def plan_run(
         note: called with a sentence before what takes time.
         recipe: the name of the recipe of `config`, for the workers.
         wait_secs: how long to wait for another command that holds the run directory.
+        arguments: the arguments of `trainer launch` for the workers; None: those of this command.
 
     Raises:
         UsageError: what was asked for cannot be had; see the subclasses.
     """
     slots = job.find_worker_slots(config.distribute, num_gpus_found=len(tf_runtime.list_gpus()))
     if options.is_elastic(config.distribute):
+        if config.train.on_non_finite == "rollback":
+            raise ConfigError(
+                "train.on_non_finite is rollback, which an elastic job does not have; use --set "
+                "train.on_non_finite=stop, or leave --min-replicas and --host-discovery-script out"
+            )
         options.check_batch(config.distribute, config.train.global_batch_size, num_slots=len(slots))
     devices = find_devices(config.distribute, slots, note)
     topology = find_topology(config.distribute, slots, devices, note)
@@ -121,6 +137,7 @@ def plan_run(
         recipe=recipe,
         resume=resume,
         wait_secs=wait_secs,
+        arguments=arguments,
     )
     if run_dir is not None:
         if topology.is_chief:

@@ -16,6 +16,7 @@ from trainer.data.dataset.storage import parse_path
 from trainer.distribute.elastic import options
 from trainer.distribute.engine import Engine
 from trainer.launch import job
+from trainer.launch.extension import find_extension
 from trainer.launch.plan_run import RUNS_DIR, PlannedRun
 from trainer.launch.replicas import make_engine
 from trainer.model.match_weights import WeightsReport
@@ -31,7 +32,7 @@ from trainer.training.early_stopping import has_ended_early
 from trainer.training.input import TrainInputs, open_caches, open_features
 from trainer.training.make_state import make_state
 from trainer.training.ridge import solve
-from trainer.training.train import train
+from trainer.training.train import train_with_rollbacks
 
 
 class RunSession:
@@ -115,8 +116,10 @@ class RunSession:
         # Before the progress bar of the training: of two bars on one terminal neither is readable.
         inputs = self.open_inputs(context)
         with self.show_progress(context) as progress:
-            fit = solve if self.config.train.solver == "ridge" else train
-            fit(context, inputs, progress)
+            if self.config.train.solver == "ridge":
+                solve(context, inputs, progress)
+            else:
+                train_with_rollbacks(context, inputs, progress)
 
     def check_dataset(self) -> None:
         """Raise DataError if a file of the training or validation split is missing, or visibly changed.
@@ -139,6 +142,8 @@ class RunSession:
             is_first: False in the later generations of an elastic job, which are no resumed run.
         """
         saver = self.make_saver() if engine.topology.is_chief else None
+        if saver is not None and state is None:
+            self._take_further(plan, saver.store)
         if state is None:
             store = saver.store if saver else None
             state = make_state(
@@ -157,13 +162,26 @@ class RunSession:
             self._write_start_up_files(plan)
         return context
 
+    def _take_further(self, plan: Plan, store: CheckpointStore) -> None:
+        """Make a run that was planned for other epochs one of the epochs asked for; does nothing if they are the same.
+
+        A kill leaves it as the one or the other, each of which has the checkpoints that it would have had.
+        """
+        if extension := find_extension(self.directory, self.config, plan):
+            self.note(extension.describe(self.directory, self.config))
+            store.clear_after(extension.first_step)
+            self._create(plan)
+
+    def _create(self, plan: Plan) -> None:
+        self.directory.create(self.config, plan.run_info(self.config, self.directory.path.resolve().name))
+
     def make_saver(self) -> CheckpointSaver:
         """Return what writes the checkpoints of the run, for a worker that is the chief."""
         return CheckpointSaver(CheckpointStore.of_run(self.directory, self.config.checkpoint), self.note)
 
     def _write_start_up_files(self, plan: Plan) -> None:
         run = self.directory
-        run.create(self.config, plan.run_info(self.config, run.path.resolve().name))
+        self._create(plan)
         while self._weights_reports:
             report = self._weights_reports.pop()
             self.note(report.summary())

@@ -1,8 +1,5 @@
 """Write checkpoints beside the training: the loop copies the state and goes on, a thread writes it down."""
 
-import os
-import pathlib
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +7,10 @@ from collections.abc import Callable
 from trainer.errors import StorageError
 from trainer.run.checkpoint import Checkpoint
 from trainer.run.checkpoint_store import CheckpointStore
+from trainer.system import storage_errors
 
+# A training that waited longer than this for the save before is told so.
+_LONG_WAIT_SECS = 1.0
 # As many saves may fail one after the other before the training ends: a disk that is full for a while is no reason.
 _MAX_FAILURES = 3
 
@@ -24,7 +24,9 @@ class CheckpointSaver:
     def __init__(self, store: CheckpointStore, note: Callable[[str], None]) -> None:
         """Save to `store`; `note` is called with a sentence, with the figures, if a save fails."""
         self.store = store
-        self._note = note
+        self.note = note
+        # Called before each save, to write what a checkpoint relies on; an OSError counts as a failed save.
+        self.before_save: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._num_failures = 0
@@ -51,8 +53,14 @@ class CheckpointSaver:
         Raises:
             StorageError: the last checkpoint, or several one after the other, could not be written.
         """
-        self.wait()
+        self._wait_for_the_one_before(checkpoint.info.global_step)
         self._saved_at_secs = time.monotonic()
+        try:
+            self.before_save()
+        except OSError as e:
+            told = f"the checkpoint of step {checkpoint.info.global_step} was not saved, since the metrics before it "
+            self._report_failure(e, f"{told}could not be written to {storage_errors.describe(e)}", is_last=is_last)
+            return
         before, self._newest = self.newest_step, checkpoint.info.global_step
 
         def write() -> None:
@@ -65,6 +73,22 @@ class CheckpointSaver:
         self._thread.start()
         if is_last:
             self.wait(is_last=True)
+
+    @property
+    def is_saving(self) -> bool:
+        """Return True while a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def _wait_for_the_one_before(self, step: int) -> None:
+        """Wait for the save before that of `step`; say how long the training has waited for slow storage."""
+        is_late, started_secs, before = self.is_saving, time.monotonic(), self._newest
+        self.wait()
+        if is_late and (waited_secs := time.monotonic() - started_secs) >= _LONG_WAIT_SECS:
+            self.note(
+                f"warning: training waited {waited_secs:.1f} s before the checkpoint of step {step}, since that of "
+                f"step {before} took {time.monotonic() - self._saved_at_secs:.1f} s to write; save less often "
+                "(checkpoint.every_steps, checkpoint.every_secs), or use faster storage"
+            )
 
     def wait(self, *, is_last: bool = False) -> None:
         """Return when nothing is being written.
@@ -81,19 +105,14 @@ class CheckpointSaver:
             return
         if not isinstance(error, OSError):
             raise error
+        where = storage_errors.describe(error, self.store.directory)
+        self._report_failure(error, f"a checkpoint could not be written to {where}", is_last=is_last)
+
+    def _report_failure(self, error: OSError, told: str, *, is_last: bool) -> None:
+        """Note a failed save; raise StorageError if it is one too many."""
         self._num_failures += 1
         stands = "none is there yet" if self._newest is None else f"the one of step {self._newest} stands"
-        told = f"a checkpoint could not be written to {_describe(self.store.directory, error)}; {stands}"
+        told = f"{told}; {stands}"
         if is_last or self._num_failures >= _MAX_FAILURES:
             raise StorageError(f"{told}; make room and start the same command again") from error
-        self._note(f"warning: {told}, and the next save tries again")
-
-
-def _describe(directory: pathlib.Path, error: OSError) -> str:
-    reason = error.strerror or str(error)
-    try:
-        free_bytes = shutil.disk_usage(directory if directory.exists() else directory.parent).free
-    except OSError:
-        return f"{directory} ({reason}; the directory is gone)"
-    writable = "" if os.access(directory, os.W_OK) else ", not writable"
-    return f"{directory} ({reason}; {free_bytes / 2**20:,.0f} MiB free{writable})"
+        self.note(f"warning: {told}, and the next save tries again")

@@ -1,6 +1,8 @@
 """The checkpoints of a run: which there are, which is the newest whole one and the best, and which are removed."""
 
+import errno
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -64,8 +66,11 @@ class CheckpointStore:
         """Write a checkpoint, then remove those that are neither among the newest `keep` nor the best.
 
         Raises:
-            OSError: the disk is full, or the directory cannot be written; the checkpoints before stand.
+            OSError: the disk is full, the run directory is gone or cannot be written; the checkpoints before stand.
         """
+        if not self.directory.parent.is_dir():
+            # It is not made anew: checkpoints alone are no run.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory.parent))
         write_checkpoint(checkpoint, self.path(checkpoint.info.global_step))
         kept = {*self.steps()[-self._keep :], self.best()}
         for step in self.steps():
@@ -115,9 +120,9 @@ class CheckpointStore:
         values = {step: self._rank(step, info) for step in self.steps() if (info := self._find_validated(step))}
         return max(values, key=lambda step: values[step], default=None)
 
-    def clear_after(self, step: int) -> None:
-        """Remove what lies after `step`, for a run that goes on from there."""
-        for later in (s for s in self.steps() if s > step):
+    def clear_after(self, step: int, *, before: float = math.inf) -> None:
+        """Remove the checkpoints after `step` and before the step `before`, for a run that goes on from `step`."""
+        for later in (s for s in self.steps() if step < s < before):
             self._remove(later)
 
     def _find_validated(self, step: int) -> CheckpointInfo | None:

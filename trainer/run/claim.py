@@ -29,7 +29,6 @@ LEASE_NAME: Final = ".lease"
 LOG_DIR_NAME: Final = "logs"
 # How long to wait for the workers of a killed launcher; their guards give them less than this to save.
 _ORPHAN_SECS = 30.0
-_MAX_LISTED = 8
 _LOOK_EVERY_SECS = 1.0
 _this_command = uuid.uuid4().hex
 
@@ -151,26 +150,32 @@ def check_run_dir(
 
 
 def describe_differences(run: RunDir, config: Config, info: RunInfo) -> str:
-    """Describe how the settings that determine the weights, `config` and `info`, differ from those of `run`."""
+    """Describe how the settings that determine the weights, `config` and `info`, differ from those of `run`.
+
+    Every one that differs is named, with both values.
+    """
     there = run.info()
     differences = []
     if there.dataset_hash != info.dataset_hash:
         moved = there.dataset_dir != info.dataset_dir
         before, now = (there.dataset_dir, info.dataset_dir) if moved else (there.dataset_hash, info.dataset_hash)
         differences.append(f"its dataset is {before[:200]}, and now {now[:200]}")
+    if there.class_names != info.class_names:
+        differences.append(f"its classes are {_show(there.class_names)}, and now {_show(info.class_names)}")
+    if there.num_train_examples != info.num_train_examples:
+        differences.append(f"it has {there.num_train_examples} training images, and now {info.num_train_examples}")
     if there.precision != info.precision:
         differences.append(f"its precision is {there.precision}, and now {info.precision}")
-    if (there.head, there.to_last_layer) != (info.head, info.to_last_layer):
+    if there.head != info.head:
         differences.append(f"its model.head is {there.head}, and now {info.head}")
     try:
-        there_config = run.config()
+        there_config, is_changed = run.config(), run.has_changed_settings()
     except TrainerError as e:
         return "; ".join([*differences, f"its settings cannot be compared ({e})"])
-    settings = list(_differing_settings(there_config, config, info))
-    for name, was, is_now in settings[:_MAX_LISTED]:
+    for name, was, is_now in _differing_settings(there_config, config, info):
         differences.append(f"its {name} is {_show(was)}, and now {_show(is_now)}")
-    if len(settings) > _MAX_LISTED:
-        differences.append(f"{len(settings) - _MAX_LISTED} more settings differ")
+    if is_changed:
+        differences.append(f"its {run.config_file.name} was changed since it began, and is to be as it was")
     return "; ".join(differences) or "it was made by another version of trainer, which had other rules"
 
 
@@ -269,7 +274,11 @@ def _modified_at(path: pathlib.Path) -> float:
 
 
 def _differing_settings(before: Config, now: Config, info: RunInfo) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, old value, new value) of each setting that changes the identity of `now` by itself."""
+    """Yield (name, old value, new value) of each setting that changes the identity of one of the two by itself."""
+
+    def decides(config: Config, section: str, key: str, value: Any) -> bool:
+        settings = getattr(config, section).model_copy(update={key: value})
+        return identity(config) != identity(config.model_copy(update={section: settings}))
 
     def identity(config: Config) -> str:
         return config.identity(dataset_hash=info.dataset_hash, precision=info.precision)
@@ -277,10 +286,8 @@ def _differing_settings(before: Config, now: Config, info: RunInfo) -> Iterator[
     for section, settings in now:
         for key, value in settings:
             was = getattr(getattr(before, section), key)
-            if was != value:
-                other = now.model_copy(update={section: settings.model_copy(update={key: was})})
-                if identity(other) != identity(now):
-                    yield f"{section}.{key}", was, value
+            if was != value and (decides(now, section, key, was) or decides(before, section, key, value)):
+                yield f"{section}.{key}", was, value
 
 
 def _show(value: Any) -> str:

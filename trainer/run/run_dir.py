@@ -2,6 +2,7 @@
 
 RUN/
   config.yaml        every setting of the run, defaults written out          (config)
+  config.next.yaml   the same while a run is taken further                   (this module)
   run.json           identity of the run: dataset, classes, resolved model   (this module)
   plan.json          what was resolved before the start                      (plan)
   environment.json   versions, devices, machine                              (environment)
@@ -11,9 +12,11 @@ RUN/
   checkpoints/       step-00001200/ and so on                                (checkpoint)
   evaluation/        <split>.json and <split>.npz                            (evaluate)
   bad_batch.npz      the batch at which a run stopped, non-finite gradients  (bad_batch)
+  rollbacks.json     what train.on_non_finite=rollback left out, if any      (rollback)
   report.html                                                                (report)
 """
 
+import os
 import pathlib
 from typing import Final, Literal
 
@@ -60,6 +63,7 @@ class RunDir:
         self.path = as_path(path)
 
     config_file = property(lambda self: self.path / "config.yaml")
+    _next_config_file = property(lambda self: self.path / "config.next.yaml")
     info_file = property(lambda self: self.path / "run.json")
     plan_file = property(lambda self: self.path / "plan.json")
     environment_file = property(lambda self: self.path / "environment.json")
@@ -69,16 +73,27 @@ class RunDir:
     checkpoints_dir = property(lambda self: self.path / "checkpoints")
     evaluation_dir = property(lambda self: self.path / "evaluation")
     bad_batch_file = property(lambda self: self.path / "bad_batch.npz")
+    rollbacks_file = property(lambda self: self.path / "rollbacks.json")
     report_file = property(lambda self: self.path / "report.html")
 
     def exists(self) -> bool:
         return bool(self.info_file.is_file())
 
     def create(self, config: Config, info: RunInfo) -> None:
-        """Write the settings and then `run.json`, which makes the directory a run."""
+        """Write the settings and then `run.json`, which makes the directory a run.
+
+        Where that changes the identity of a run, as with more epochs, both change in one moment, which is when
+        `run.json` is replaced: until then, the new settings lie beside the old ones.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(self.config_file, config.to_yaml())
+        is_other = self.exists() and self.info().identity != info.identity
+        atomic.write_text(self._next_config_file if is_other else self.config_file, config.to_yaml())
         atomic.write_text(self.info_file, info.model_dump_json(indent=2) + "\n")
+        if is_other:
+            os.replace(self._next_config_file, self.config_file)
+            atomic.sync_directory(self.path)
+        else:
+            self._next_config_file.unlink(missing_ok=True)
 
     def info(self) -> RunInfo:
         """Read `run.json`.
@@ -114,6 +129,12 @@ class RunDir:
             return info.identity
         return config.identity(dataset_hash=info.dataset_hash, precision=info.precision)
 
+    def has_changed_settings(self) -> bool:
+        """Return True if the settings were changed by hand, so that they are not those of the recorded identity."""
+        info, config = self.info(), self.config()
+        facts = {"dataset_hash": info.dataset_hash, "precision": info.precision}
+        return info.identity not in (config.first_identity(**facts), config.identity(**facts, head=info.head))
+
     def config(self) -> Config:
         """Read the settings of the run.
 
@@ -121,17 +142,24 @@ class RunDir:
             RunError: `path` is not a run directory.
             ConfigError: its settings are invalid.
         """
-        self.info()
-        if self.config_file.exists():
-            self._check_config_file()
-        return load_config(self.config_file)
+        info = self.info()
+        if self._next_config_file.exists():
+            # A kill between the two writes of `create`: `run.json` says which settings are its own.
+            config = self._read_config(self._next_config_file)
+            facts = {"dataset_hash": info.dataset_hash, "precision": info.precision}
+            if info.identity == config.identity(**facts, head=info.head):
+                return config
+        return self._read_config(self.config_file)
 
-    def _check_config_file(self) -> None:
-        """Refuse YAML aliases, which no run writes and which can make a few lines expand without bound."""
-        text = read_small(self.config_file).decode(errors="replace")
+    def _read_config(self, file: pathlib.Path) -> Config:
+        """Read settings; refuse YAML aliases, which no run writes and which can make a few lines expand endlessly."""
+        if not file.exists():
+            return load_config(file)
+        text = read_small(file).decode(errors="replace")
         try:
             tokens = list(yaml.scan(text))
         except yaml.YAMLError:
-            return  # `load_config` reports it
+            return load_config(file)  # which reports it
         if any(isinstance(token, yaml.AliasToken) for token in tokens):
-            raise RunError(f"{self.config_file} uses a YAML alias, which no run writes; write the value out")
+            raise RunError(f"{file} uses a YAML alias, which no run writes; write the value out")
+        return load_config(file)

@@ -6,7 +6,7 @@ made that step too, writes the missing lines.
 
 from collections.abc import Mapping
 
-from trainer.run.metric_writers import MetricsLog, MetricsSplit, read_metrics
+from trainer.run.metric_writers import MetricsLog, MetricsSplit, MetricWriters, TensorBoardWriter, read_metrics
 from trainer.run.run_dir import RunDir
 
 
@@ -26,16 +26,20 @@ class UnwrittenMetrics:
         """Do nothing; no file is open."""
 
     def complete(self, run: RunDir, step: int, *, is_step_open: bool) -> None:
-        """Make the log end with all lines of `step`.
+        """Make the log and TensorBoard end with all metrics of `step`.
 
         If `is_step_open`, the evaluation and the checkpoint of `step` are still to be done, and add their own lines.
         """
-        log = MetricsLog(run.metrics_file)
-        try:
-            log.truncate_after(step - 1 if is_step_open else step)
+        kept = {} if self._step != step else self._lines
+        lines = {split: values for split, values in kept.items() if split == "train" or not is_step_open}
+        last_step = step - 1 if is_step_open else step
+        log, tensorboard = MetricsLog(run.metrics_file), TensorBoardWriter(run.tensorboard_dir)
+        with MetricWriters([log, tensorboard]):
+            log.truncate_after(last_step)
             written = {(line["step"], line["split"]) for line in read_metrics(run.metrics_file)}
-            for split, values in self._lines.items() if self._step == step else ():
-                if (step, split) not in written and (split == "train" or not is_step_open):
+            # The lost chief may have written some of the values of a line: all of them are written again.
+            tensorboard.truncate_after(step - 1 if lines else last_step)
+            for split, values in lines.items():
+                tensorboard.write(step, split, values)
+                if (step, split) not in written:
                     log.write(step, split, values)
-        finally:
-            log.close()

@@ -84,6 +84,7 @@ class LogMetrics:
                 f"the last {self._num_skipped_in_a_row} steps up to step {step} were skipped: a gradient was not "
                 "finite; lower optimizer.learning_rate, set optimizer.clip_norm, or use --precision float32",
                 step=self._last_skipped,
+                first_step=self._last_skipped - self._num_skipped_in_a_row + 1,
             )
 
 
@@ -149,7 +150,8 @@ class EvaluateAndSave:
 class SaveEverySecs:
     """Saves a checkpoint, without an evaluation, when `checkpoint.every_secs` have passed since the last save.
 
-    The chief alone looks at its clock, and saves alone: the other workers have nothing to do for it.
+    The chief alone looks at its clock, and saves alone: the other workers have nothing to do for it. Storage that takes
+    longer than that to write a checkpoint does not hold up the training: the next save waits for the one before.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -157,7 +159,9 @@ class SaveEverySecs:
 
     def is_due(self, step: int) -> bool:
         saver = self._context.saver
-        return saver is not None and self._every_secs is not None and saver.secs_since_save >= self._every_secs
+        if saver is None or self._every_secs is None or saver.is_saving:
+            return False
+        return saver.secs_since_save >= self._every_secs
 
     def __call__(self, step: int) -> None:
         save_checkpoint(self._context, step)

@@ -2,8 +2,11 @@
 
 import pathlib
 
+from trainer.errors import StorageError
+from trainer.run.checkpoint_saver import CheckpointSaver
 from trainer.run.checkpoint_store import LOWER_IS_BETTER
 from trainer.run.metric_writers import read_metrics
+from trainer.system import storage_errors
 from trainer.training.context import RunContext
 
 
@@ -15,9 +18,22 @@ def has_ended_early(context: RunContext, step: int) -> bool:
     patience, metric = context.config.train.patience, context.config.checkpoint.best_metric
     if patience is None:
         return False
+    if context.saver is not None:
+        _check_written(context.saver)
     return context.engine.any(
         context.is_chief and has_lost_patience(context.run.metrics_file, metric, patience=patience, step=step)
     )
+
+
+def _check_written(saver: CheckpointSaver) -> None:
+    """Raise StorageError if the log lacks lines that could not be written."""
+    try:
+        saver.before_save()
+    except OSError as e:
+        raise StorageError(
+            f"train.patience decides by the log, which could not be written to {storage_errors.describe(e)}; make room "
+            "and start the same command again"
+        ) from e
 
 
 def has_lost_patience(metrics_file: pathlib.Path, metric: str, *, patience: int, step: int) -> bool:

@@ -12,12 +12,14 @@ from trainer.errors import NonFiniteGradientError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.run.metric_writers import MetricsLog, MetricsSplit, MetricWriter, MetricWriters, TensorBoardWriter
 from trainer.step.state import TrainState
+from trainer.system import storage_errors
 from trainer.training.actions import EvaluateAndSave, LogMetrics, SaveEverySecs
 from trainer.training.bad_batch import save_bad_batch
 from trainer.training.batches import make_steps, stream_of_stage
 from trainer.training.context import RunContext
 from trainer.training.input import TrainInputs, make_training_stream, make_validation_stream
 from trainer.training.loop import StopRequest, run_loop
+from trainer.training.rollback import forget_later, roll_back
 from trainer.training.saved_state import save_checkpoint
 from trainer.training.staged_step import StagedStep
 
@@ -72,6 +74,23 @@ def train(
     engine.barrier()
 
 
+def train_with_rollbacks(context: RunContext, inputs: TrainInputs, progress: TrainingProgress) -> None:
+    """Train as `train` does; with `train.on_non_finite=rollback`, go on after too many non-finite gradients."""
+    if context.config.train.on_non_finite == "stop":
+        train(context, inputs, progress)
+        return
+    forget_later(context)
+    while True:
+        try:
+            train(context, inputs, progress)
+        except NonFiniteGradientError as e:
+            if context.step == context.plan.schedule.num_train_steps:
+                raise  # no batch is left to go on with
+            progress.note(f"warning: {roll_back(context, e)}")
+        else:
+            return
+
+
 @contextlib.contextmanager
 def _keeping_bad_batch(context: RunContext, stream: TrainingStream) -> Iterator[None]:
     """Save, as the chief, the last batch with a non-finite gradient if the block ends because of too many of them."""
@@ -82,8 +101,14 @@ def _keeping_bad_batch(context: RunContext, stream: TrainingStream) -> Iterator[
             raise
         path = context.run.bad_batch_file
         stage = next(stage for stage in context.plan.schedule.stages if e.step <= stage.stop_step)
-        save_bad_batch(path, stream_of_stage(stream, stage), step=e.step)
-        raise NonFiniteGradientError(f"{e}; the batch of step {e.step} is in {path}", step=e.step) from e
+        try:
+            save_bad_batch(path, stream_of_stage(stream, stage), step=e.step)
+        except OSError as error:
+            where = storage_errors.describe(error, path)
+            told = f"the batch of step {e.step} could not be saved to {where}"
+        else:
+            told = f"the batch of step {e.step} is in {path}"
+        raise NonFiniteGradientError(f"{e}; {told}", step=e.step, first_step=e.first_step) from e
 
 
 def with_feature_model(state: TrainState, inputs: TrainInputs) -> TrainState:
@@ -111,8 +136,12 @@ def make_evaluators(context: RunContext, inputs: TrainInputs) -> dict[MetricsSpl
 
 def open_writers(context: RunContext, first_step: int, more_writers: Sequence[MetricWriter] = ()) -> MetricWriters:
     """Open `more_writers` and, on the chief, the log of the run and TensorBoard, without lines after `first_step`."""
-    if not context.is_chief:
+    if context.saver is None:
         return MetricWriters(more_writers)
-    log = MetricsLog(context.run.metrics_file)
+    log = MetricsLog(context.run.metrics_file, note=context.saver.note)
     log.truncate_after(first_step)
-    return MetricWriters([*more_writers, log, TensorBoardWriter(context.run.tensorboard_dir)])
+    tensorboard = TensorBoardWriter(context.run.tensorboard_dir, note=context.saver.note)
+    tensorboard.truncate_after(first_step)
+    # A run that goes on from a checkpoint finds the metrics up to it.
+    context.saver.before_save = log.flush
+    return MetricWriters([*more_writers, log, tensorboard])

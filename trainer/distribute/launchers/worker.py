@@ -15,6 +15,7 @@ from typing import Any
 from trainer.distribute.launchers.channel import Message
 from trainer.distribute.launchers.hosts import Host, WorkerSlot, find_own_address
 from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
+from trainer.distribute.launchers.output_log import OutputLog
 from trainer.errors import DeviceError
 from trainer.system import run_module
 from trainer.system.child_python import python_command
@@ -289,7 +290,7 @@ class Worker:
 
     async def _read_output(self) -> None:
         assert self._process is not None and self._process.stdout is not None, "opened with a pipe"
-        with self.log_file.open("ab") if self.log_file else contextlib.nullcontext() as log:
+        with OutputLog(self.log_file, self._show) as log:
             while True:
                 try:
                     line = await self._process.stdout.readline()
@@ -297,9 +298,7 @@ class Worker:
                     line = b"(a line of over 1 MiB was left out)\n"
                 if not line:
                     return
-                if log is not None:
-                    log.write(line)
-                    log.flush()
+                log.write(line)
                 text = line.decode(errors="replace").rstrip("\r\n")
                 self.last_lines.append(text)
                 self._show(f"[{self.slot.worker_index}] {text}")
