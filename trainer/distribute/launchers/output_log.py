@@ -25,12 +25,11 @@ class OutputLog:
         if self._path is None:
             return
         try:
-            if self._file is None:
-                self._file = self._path.open("ab", buffering=0)
+            file = self._open(self._path)
             if self._num_left_out:
-                self._file.write(f"({self._num_left_out} lines could not be written here)\n".encode())
+                file.write(f"({self._num_left_out} lines could not be written here)\n".encode())
                 self._num_left_out = 0
-            self._file.write(line)
+            file.write(line)
         except OSError as e:
             self._num_left_out += 1
             if self._num_left_out == 1:
@@ -39,7 +38,16 @@ class OutputLog:
                     "lines are left out there until it can"
                 )
 
+    def _open(self, path: pathlib.Path) -> IO[bytes]:
+        if self._file is None:
+            self._file = path.open("ab", buffering=0)
+        return self._file
+
     def __enter__(self) -> "OutputLog":
+        # Also of a worker that prints nothing there is a file. If it cannot be made, the first line tells.
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._open(self._path)
         return self
 
     def __exit__(self, *_: object) -> None:
