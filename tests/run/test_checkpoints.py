@@ -5,95 +5,46 @@ import pathlib
 import shutil
 import threading
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.chaos.damage import (
+    KINDS,
+    STEPS,
+    check_fallback,
+    check_full_disk,
+    is_equal,
+    make_checkpoint,
+    make_store,
+    save_three,
+)
 from trainer.errors import RunError, StorageError
-from trainer.run.checkpoint import Checkpoint, CheckpointInfo, DamagedError
+from trainer.run.checkpoint import DamagedError
 from trainer.run.checkpoint_saver import CheckpointSaver
-from trainer.run.checkpoint_store import CheckpointStore
-
-STEPS = (10, 20, 30)
-
-
-def make_checkpoint(step: int, size: int = 8, *, accuracy: float | None = None) -> Checkpoint:
-    info = CheckpointInfo(
-        global_step=step,
-        identity="0" * 64,
-        num_replicas=1,
-        seeds={"train.seed": 7},
-        loss_scale=1.0,
-        num_good_steps=step,
-        num_skipped_steps=0,
-        validation={} if accuracy is None else {"accuracy": accuracy, "loss": 1.0},
-    )
-    arrays = {"weights": np.full([size], step, np.float32)}
-    return Checkpoint(info, arrays, {"slot": -arrays["weights"]}, {"weights": arrays["weights"] / 2})
-
-
-def make_store(path: pathlib.Path, keep: int = 3) -> CheckpointStore:
-    return CheckpointStore(path, keep=keep, best_metric="accuracy")
 
 
 @pytest.fixture(scope="module")
 def three_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("run") / "checkpoints"
-    for step in STEPS:
-        make_store(path).save(make_checkpoint(step))
+    save_three(path)
     return path
 
 
-def is_equal(one: Checkpoint, other: Checkpoint) -> bool:
-    def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-        return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
-
-    drop = {"sha256", "info_sha256"}
-    return one.info.model_dump(exclude=drop) == other.info.model_dump(exclude=drop) and all(
-        same(*pair) for pair in zip(one[1:], other[1:], strict=True)
-    )
-
-
-def damage(directory: pathlib.Path, kind: str, where: float) -> None:
-    """Damage one byte, the end or the whole of a file; `where` in [0, 1) is its place among all bytes."""
-    files = sorted(directory.iterdir())
-    at = int(where * sum(file.stat().st_size for file in files))
-    for file in files:
-        if at < file.stat().st_size:
-            break
-        at -= file.stat().st_size
-    content = bytearray(file.read_bytes())
-    if kind == "flip":
-        content[at] ^= 1 << int(where * 8e6) % 8
-    elif kind == "tear":
-        del content[at:]
-    elif kind == "zero":  # what a power cut leaves of blocks that were not flushed
-        content[at:] = bytes(len(content) - at)
-        if bytes(content) == file.read_bytes():
-            content[at] ^= 1
-    if kind == "missing":
-        file.unlink()
-    else:
-        file.write_bytes(content)
-
-
-@given(kind=st.sampled_from(["flip", "tear", "zero", "missing"]), where=st.floats(0, 1, exclude_max=True))
+@given(kind=st.sampled_from(KINDS), where=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_is_named_and_the_checkpoint_before_it_is_used(
     three_checkpoints: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, kind: str, where: float
 ) -> None:
     path = tmp_path_factory.mktemp("damaged") / "checkpoints"
     shutil.copytree(three_checkpoints, path)
-    store, told = make_store(path), []
-    damage(store.path(30), kind, where)
-    with pytest.raises(DamagedError, match="step-00000030"):
-        store.load(30)
-    found = store.load_latest(told.append)
-    assert found is not None and is_equal(found, make_checkpoint(20))
-    assert len(told) == 1 and "step-00000030" in told[0] and "trying the one of step 20" in told[0]
-    assert store.steps() == [10, 20] and (path / "damaged-step-00000030").is_dir()
+    check_fallback(path, kind, where)
     shutil.rmtree(path)
+
+
+def test_a_disk_may_be_full_at_any_byte_of_a_save(small_disk: pathlib.Path) -> None:
+    was_full = [check_full_disk(small_disk, free_bytes) for free_bytes in range(0, 300_000, 20_000)]
+    assert was_full[0] and not was_full[-1]
 
 
 def test_a_file_of_another_checkpoint_is_a_damage(three_checkpoints: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -15,6 +15,9 @@ from trainer.distribute.mirrored import TfStrategyEngine
 from trainer.distribute.topology import Device, Topology
 from trainer.errors import DeviceError
 
+# The strategy over all workers: TensorFlow joins one cluster in the life of a process.
+_joined: Any = None
+
 
 class MultiWorkerEngine(TfStrategyEngine):
     """An engine over `MultiWorkerMirroredStrategy`, whose collectives connect the workers."""
@@ -97,7 +100,18 @@ def make_engine(
 
     `note` is called with a sentence if they take long to come.
     """
-    worker = find_external_worker()
-    assert worker is not None, "find_topology has found it"
-    strategy = join_cluster(worker, timeout_secs=start_timeout_secs, note=note)
+    strategy = join(start_timeout_secs, note)
     return MultiWorkerEngine(topology, strategy, fusion_bytes=fusion_bytes)
+
+
+def join(timeout_secs: float = JOIN_TIMEOUT_SECS, note: Callable[[str], None] = lambda _: None) -> Any:
+    """Join the cluster of this process once, and return the strategy over all workers at every later call too.
+
+    Call it before the first TensorFlow operation where one comes before `make_engine`, as in reading a saved model.
+    """
+    global _joined
+    if _joined is None:
+        worker = find_external_worker()
+        assert worker is not None, "find_topology has found it"
+        _joined = join_cluster(worker, timeout_secs=timeout_secs, note=note)
+    return _joined

@@ -19,7 +19,8 @@ from trainer.distribute.topology import Topology
 from trainer.errors import ConfigError, DataError
 from trainer.launch import job
 from trainer.launch.extension import Extension, find_extension
-from trainer.launch.replicas import find_devices, find_topology
+from trainer.launch.replicas import claim_replicas, find_devices, find_topology
+from trainer.model.backbones.saved_model import is_own_model
 from trainer.model.head_choice import HeadChoice
 from trainer.plan.plan import Plan, make_plan
 from trainer.run import claim
@@ -123,6 +124,9 @@ def plan_run(
         options.check_batch(config.distribute, config.train.global_batch_size, num_slots=len(slots))
     devices = find_devices(config.distribute, slots, note)
     topology = find_topology(config.distribute, slots, devices, note)
+    if not slots and is_own_model(config.model.backbone):
+        # The plan reads the model, which starts TensorFlow.
+        claim_replicas(topology, config.distribute, note)
     dataset_dir = find_dataset(config, note)
     own = tf_runtime.list_gpus()[: topology.num_local_replicas]
     capabilities = devices.compute_capabilities if devices else tf_runtime.list_compute_capabilities(own)

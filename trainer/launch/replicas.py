@@ -54,6 +54,17 @@ def find_topology(
     return topology
 
 
+def claim_replicas(topology: Topology, config: DistributeConfig, note: Callable[[str], None]) -> None:
+    """Split the CPU into the replicas of `topology`, or join its cluster: neither is possible once TensorFlow has run.
+
+    `make_engine` does it otherwise.
+    """
+    if topology.strategy == "multiworker":
+        multiworker.join(config.start_timeout_secs or JOIN_TIMEOUT_SECS, note)
+    elif topology.strategy == "mirrored" and topology.device == "cpu":
+        tf_runtime.split_cpu(topology.num_local_replicas)
+
+
 def make_engine(topology: Topology, config: DistributeConfig, note: Callable[[str], None]) -> Engine:
     """Return the engine of the strategy; call this before anything has run a TensorFlow operation."""
     if topology.strategy == "horovod":
