@@ -21,7 +21,7 @@ test_needs := $(installed) $(horovod_installed)
 test_selection :=
 endif
 
-.PHONY: help demo test test-quick test-python-3.12 test-complete lint check upgrade horovod clean
+.PHONY: help demo test test-quick test-python-3.12 test-complete chaos lint check upgrade horovod clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ test-python-3.12: ## test-quick under Python 3.12, if it is installed
 
 test-complete: export TRAINER_TESTS_COMPLETE := 1
 test-complete: test ## also the longest tests, such as an export of each backbone family
+
+# CHAOS_ARGS=--kills=20, for instance; `python -m tests.chaos run --help` lists them. Goes on where it was interrupted.
+chaos: $(test_needs) ## kill training runs until 1,000 kills are on record in .chaos/, and damage 10,000 checkpoints
+	$(bin)/python -m tests.chaos damages --work .chaos
+	$(bin)/python -m tests.chaos run --work .chaos $(CHAOS_ARGS)
 
 lint: $(installed) ## ruff and mypy
 	$(bin)/ruff check .

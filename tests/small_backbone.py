@@ -9,19 +9,6 @@ from typing import Final
 PATH: Final = pathlib.Path(__file__).with_suffix(".keras")
 SETTINGS: Final = (f"model.backbone={PATH}", "model.pixels=0-1")
 OPTIONS: Final = tuple(f"--set={setting}" for setting in SETTINGS)
-# After the settings above, these take them back: reading a saved model starts TensorFlow, and a worker of
-# tf.distribute must join its cluster before that.
-_OF_MULTIWORKER: Final = ("model.backbone=efficientnet_lite0", "model.pixels=null")
-
-
-def settings_for(strategy: str) -> tuple[str, ...]:
-    """Return what to add to `SETTINGS` for the workers of a strategy."""
-    return _OF_MULTIWORKER if strategy == "multiworker" else ()
-
-
-def options_for(strategy: str) -> tuple[str, ...]:
-    """Return what to add to `OPTIONS` for the workers of a strategy."""
-    return tuple(f"--set={setting}" for setting in settings_for(strategy))
 
 
 def write() -> None:

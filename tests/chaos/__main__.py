@@ -65,6 +65,7 @@ def _run(arguments: argparse.Namespace, results: Results) -> int:
     import trainer.launch.run_session  # noqa: F401
     from tests.chaos.trial import Reference, make_reference, run_trial
 
+    _clear_leftovers(arguments.work)
     dataset = _prepare_digits(arguments.work)
     references: dict[str, Reference] = {}
     deadline_secs = time.monotonic() + 60 * (arguments.minutes or 1e9)
@@ -111,14 +112,18 @@ def _next_strategy(wanted: list[str], results: Results, num_wanted: int | None, 
 def _damages(arguments: argparse.Namespace, results: Results) -> int:
     from tests.chaos.damage import inject
 
+    number = arguments.number if arguments.number is not None else of_results.GOAL_DAMAGES - results.num_damages()
+    if number <= 0:
+        return 0
+    seed = f"{arguments.seed}/damages/{results.num_damages()}"
     work = arguments.work / f"damages-{os.getpid()}"
     work.mkdir()
     started_secs = time.monotonic()
     try:
         with _small_disk(work) as disk:
             tally = inject(
-                arguments.number,
-                arguments.seed,
+                number,
+                seed,
                 work,
                 disk,
                 lambda count: _tell(f"{count:,} damages") if count % 1000 == 0 else None,
@@ -126,7 +131,7 @@ def _damages(arguments: argparse.Namespace, results: Results) -> int:
     finally:
         shutil.rmtree(work)
     secs = round(time.monotonic() - started_secs, 1)
-    results.append({"kind": "damages", "seed": arguments.seed, "detected": dict(tally), "secs": secs})
+    results.append({"kind": "damages", "seed": seed, "detected": dict(tally), "secs": secs})
     return 0
 
 
@@ -144,6 +149,16 @@ def _control(arguments: argparse.Namespace, results: Results) -> int:
             break
     control.close()
     return 0
+
+
+def _clear_leftovers(work: pathlib.Path) -> None:
+    """Remove what harnesses that were killed themselves have left in `work`; each directory ends with a process id."""
+    for path in work.glob("*-*[0-9]"):
+        pid = path.name.rpartition("-")[2]
+        if path.is_dir() and not path.name.startswith("failed-") and not pathlib.Path("/proc", pid).exists():
+            if (path / "disk").is_mount():
+                subprocess.run(["umount", "-l", str(path / "disk")], check=True, timeout=600)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _prepare_digits(work: pathlib.Path) -> pathlib.Path:

@@ -5,6 +5,7 @@ eight seconds of the import. It is a process like any other, and SIGKILL ends it
 started by the launcher, as users start them.
 """
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -17,6 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 import psutil
+
+from tests.launch.traces import Traces
 
 REPOSITORY: Final = pathlib.Path(__file__).resolve().parents[2]
 # In the environment of each process of a job, also of one whose parent is gone.
@@ -38,6 +41,7 @@ class Job:
         self._poll = poll
         self._output_file = output_file
         self.started_secs = time.monotonic()
+        self._traces = Traces()
 
     def status(self) -> int | None:
         """Return the exit status, the negative number of a signal, or None while it runs."""
@@ -54,14 +58,22 @@ class Job:
         """
         return self._wait_until(self.status, "the job has not ended")
 
+    def look(self) -> None:
+        """Note the processes, ports and shared memory of the job as it is now."""
+        if self._token is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._traces.look(psutil.Process(self.pid))
+
     def wait_until_gone(self) -> None:
         """Return once no process of the job is left.
 
         Raises:
             TimeoutError: one is left after a quarter of an hour; its guard should have ended it.
+            AssertionError: a port or shared memory of a job that was looked at is left.
         """
         self.wait()
         self._wait_until(lambda: None if self.processes() else 0, "processes of the job are left")
+        self._traces.check_that_nothing_is_left()
 
     def processes(self) -> list[psutil.Process]:
         """Return all processes of the job, orphans included."""

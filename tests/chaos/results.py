@@ -55,11 +55,15 @@ class Results:
         """Return the number of the next run of `strategy`, from which its seed is made."""
         return 1 + max((run["number"] for run in self.read("run") if run["strategy"] == strategy), default=0)
 
+    def num_damages(self) -> int:
+        """Return the number of damages of checkpoints alone that were detected."""
+        return sum(sum(line["detected"].values()) for line in self.read("damages"))
+
 
 def commit() -> str:
     """Return the commit of the working tree, with a + if it has been changed since."""
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, timeout=60
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, timeout=600
     )
     return described.stdout.strip() or "unknown"
 

@@ -115,6 +115,7 @@ class Trial:
             else:
                 due_after_secs = chance.random() * self.reference.remaining_secs(before)
                 _sleep_until(job, job.started_secs + due_after_secs)
+                job.look()
                 targets = job.find(victim)
             if not targets and job.status() is None:
                 victim, targets = "launcher", job.find("launcher")
@@ -289,8 +290,8 @@ def run_trial(
             evidence = read_evidence(trial.run_dir)
             sha256 = evidence.sha256
             outcome = first_difference(evidence, reference.evidence) or "equal"
-        except (FailedError, TimeoutError) as e:
-            outcome = str(e)
+        except (FailedError, TimeoutError, AssertionError) as e:
+            outcome = str(e) or repr(e)
         if outcome != "equal":
             shutil.copytree(
                 place, work.with_name(f"failed-{work.name}"), dirs_exist_ok=True, ignore_dangling_symlinks=True

@@ -1,4 +1,4 @@
-"""A run that is killed or stopped, and goes on: real processes, real signals."""
+"""A run that is stopped, and goes on: real processes, real signals. Those that are killed are in `tests/chaos/`."""
 
 import pathlib
 import signal
@@ -29,35 +29,13 @@ def wait_for_checkpoint(run_dir: pathlib.Path, number: int = 1, timeout_secs: fl
         time.sleep(0.01)
 
 
-def test_kill_dash_nine_and_the_same_command_end_with_the_same_weights_to_the_bit(
-    digits: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    run_dir = tmp_path / "run"
-    process = launch(digits, run_dir, *EVERY_SEVEN)
-    wait_for_checkpoint(run_dir)
-    check_that_a_second_command_is_refused(digits, run_dir, process.pid)
-    process.kill()
-    process.communicate(timeout=600)
-    assert process.returncode == -signal.SIGKILL
-
-    process = launch(digits, run_dir, *EVERY_SEVEN)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    assert "going on with" in output
-    assert final_weights_hash(run_dir) == final_weights_hash(uninterrupted)
-
-    def validation(path: pathlib.Path) -> list[tuple[float, float]]:
-        return [(m["step"], m["loss"]) for m in metrics(path) if m["split"].startswith("validation")]
-
-    assert validation(run_dir) == validation(uninterrupted)
-
-
 def test_sigterm_saves_and_exits_with_75_and_the_same_command_goes_on_also_from_the_checkpoint_before(
     digits: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run_dir = tmp_path / "run"
     process = launch(digits, run_dir, *EVERY_SEVEN)
     wait_for_checkpoint(run_dir, 2)
+    check_that_a_second_command_is_refused(digits, run_dir, process.pid)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 75, output
@@ -70,6 +48,7 @@ def test_sigterm_saves_and_exits_with_75_and_the_same_command_goes_on_also_from_
     process = launch(digits, run_dir, *EVERY_SEVEN)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
+    assert "going on with" in output
     assert f"{newest / 'optimizer.safetensors'} is damaged" in output and "trying the one of step" in output
     assert final_weights_hash(run_dir) == final_weights_hash(uninterrupted)
 

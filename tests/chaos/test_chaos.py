@@ -1,0 +1,50 @@
+"""Ten kills, in each strategy: a short form of the harness that `make chaos` runs for hours."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.chaos.results import Results
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("strategies", "num_kills"),
+    [("single,mirrored", 6), ("multiworker", 2), pytest.param("horovod", 2, marks=pytest.mark.horovod)],
+)
+def test_a_run_that_is_killed_and_resumed_ends_as_the_one_that_never_was(
+    strategies: str, num_kills: int, digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "digits").symlink_to(digits)
+    options = [f"--work={tmp_path}", f"--strategies={strategies}", f"--kills={num_kills}", "--kills-per-run=3"]
+    harness = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", "run", *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert harness.returncode == 0, harness.stdout + harness.stderr
+    results = Results(tmp_path / "results.jsonl")
+    assert len(results.kills()) == num_kills
+    for run in results.read("run"):
+        assert (run["outcome"], run["sha256"]) == ("equal", run["reference"])
+
+
+def test_a_torn_line_of_the_results_is_left_out_and_the_harness_goes_on_after_the_last_run(
+    tmp_path: pathlib.Path,
+) -> None:
+    results = Results(tmp_path / "results.jsonl")
+    run = {"kind": "run", "strategy": "single", "number": 4, "kills": [{"inside_save": True}]}
+    results.append(run)
+    with results.path.open("a") as file:
+        file.write('{"kind": "run", "stra')
+    results.append({**run, "number": 5})
+    assert [line["number"] for line in results.read("run")] == [4, 5]
+    assert (results.next_number("single"), results.next_number("horovod")) == (6, 1)
+    assert len(results.kills("single")) == 2 and not results.kills("horovod")
