@@ -9,6 +9,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ def main() -> int:
     arguments = parser.parse_args()
     results = Results(arguments.results or arguments.work / "results.jsonl")
     arguments.work.mkdir(parents=True, exist_ok=True)
+    # As Ctrl-C does: the job that runs is ended with the harness.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if arguments.command == "run":
         status = _run(arguments, results)
     elif arguments.command == "damages":
@@ -89,7 +92,7 @@ def _run(arguments: argparse.Namespace, results: Results) -> int:
         line = run_trial(references[strategy], dataset, work, seed, num_kills)
         results.append({**line, "number": number})
         num_killed += len(line["kills"])
-        num_failed += line["outcome"] != "equal"
+        num_failed += (line["outcome"], line["tensorboard"]) != ("equal", "equal")
         inside = sum(kill["inside_save"] for kill in line["kills"])
         _tell(f"{seed}: {len(line['kills'])} kills, {inside} inside a save, {line['secs']} s: {line['outcome'][:2000]}")
     return int(num_failed > 0)

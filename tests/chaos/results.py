@@ -91,6 +91,11 @@ def summary(results: Results) -> str:
     victims = Counter(kill["victim"] for kill in results.kills())
     lines.append("killed: " + (", ".join(f"{who} {count}" for who, count in victims.most_common()) or "nobody"))
     failures = [run for run in runs if run["outcome"] != "equal"]
+    broken = [run for run in runs if run["tensorboard"] != "equal"]
+    if broken:
+        lines.append(
+            f"{len(broken)} runs with gaps or doubles, such as {broken[0]['seed']}: {broken[0]['tensorboard']}"
+        )
     lines += [f"FAILED {run['seed']}: {run['outcome']}" for run in failures]
     lines += _damages(results) + _control(results)
     lines.append(

@@ -29,9 +29,8 @@ def test_a_run_that_is_killed_and_resumed_ends_as_the_one_that_never_was(
         text=True,
         timeout=1500,
     )
-    assert harness.returncode == 0, harness.stdout + harness.stderr
     results = Results(tmp_path / "results.jsonl")
-    assert len(results.kills()) == num_kills
+    assert len(results.kills()) == num_kills, harness.stdout + harness.stderr
     for run in results.read("run"):
         assert (run["outcome"], run["sha256"]) == ("equal", run["reference"])
 

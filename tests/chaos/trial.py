@@ -17,7 +17,7 @@ import psutil
 from tests import small_backbone
 from tests.chaos import jobs
 from tests.chaos.damage import KINDS, damage
-from tests.chaos.evidence import Evidence, check_whole, first_difference, read_evidence
+from tests.chaos.evidence import Evidence, check_whole, difference_of_points, first_difference, read_evidence
 from tests.chaos.jobs import Job, Victim
 from tests.chaos.saves import SaveWatch, finished_steps, unfinished_saves
 
@@ -279,7 +279,7 @@ def run_trial(
     chance, started_secs = random.Random(seed), time.monotonic()
     with _place(work, chance.random() < _P_FULL_DISK) as (place, is_small):
         trial = Trial(reference.strategy, dataset, place, reference)
-        sha256 = None
+        sha256 = tensorboard = None
         try:
             while len(trial.kills) < num_kills and trial.attempt_to_kill(chance):
                 if is_small and len(trial.kills) == 1 and trial.newest_step():
@@ -290,17 +290,17 @@ def run_trial(
             evidence = read_evidence(trial.run_dir)
             sha256 = evidence.sha256
             outcome = first_difference(evidence, reference.evidence) or "equal"
+            tensorboard = difference_of_points(evidence, reference.evidence)
         except (FailedError, TimeoutError, AssertionError) as e:
             outcome = str(e) or repr(e)
         if outcome != "equal":
-            shutil.copytree(
-                place, work.with_name(f"failed-{work.name}"), dirs_exist_ok=True, ignore_dangling_symlinks=True
-            )
+            shutil.copytree(place, work.with_name(f"failed-{work.name}"), dirs_exist_ok=True)
     return {
         "kind": "run",
         "strategy": reference.strategy,
         "seed": seed,
         "outcome": outcome,
+        "tensorboard": tensorboard or "equal",
         "sha256": sha256,
         "reference": reference.evidence.sha256,
         "secs": round(time.monotonic() - started_secs, 1),
