@@ -10,20 +10,23 @@ from tests.chaos.results import Results
 
 pytestmark = pytest.mark.slow
 
+# With this seed the chief of multiworker is killed in a save, and the other worker of Horovod as it trains.
+SEED = "short-1040"
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
     ("strategies", "num_kills"),
-    [("single,mirrored", 6), ("multiworker", 2), pytest.param("horovod", 2, marks=pytest.mark.horovod)],
+    [("single,mirrored", 8), ("multiworker", 1), pytest.param("horovod", 1, marks=pytest.mark.horovod)],
 )
 def test_a_run_that_is_killed_and_resumed_ends_as_the_one_that_never_was(
     strategies: str, num_kills: int, digits: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "digits").symlink_to(digits)
-    options = [f"--work={tmp_path}", f"--strategies={strategies}", f"--kills={num_kills}", "--kills-per-run=3"]
+    options = [f"--work={tmp_path}", f"--strategies={strategies}", f"--kills={num_kills}", "--kills-per-run=4"]
     harness = subprocess.run(
-        [sys.executable, "-m", "tests.chaos", "run", *options],
+        [sys.executable, "-m", "tests.chaos", "run", f"--seed={SEED}", *options],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
