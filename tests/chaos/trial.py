@@ -153,16 +153,18 @@ class Trial:
         """
         assert self.reference is not None
         num_left = (self.reference.num_steps - self.newest_step()) // SAVE_EVERY_STEPS
-        number, part = chance.randint(1, max(1, min(8, num_left - 1))), chance.random()
+        # The one before it shows how long a save takes now, and that all processes are there.
+        number, part = chance.randint(2, max(2, min(8, num_left - 1))), chance.random()
         while not self.checkpoints.is_dir() and job.status() is None:
             time.sleep(0.001)
         if job.status() is not None:
             return [], 0.0
         watch = SaveWatch(self.checkpoints)
         try:
-            targets = job.find(victim)
+            targets: list[psutil.Process] = []
             while number and job.status() is None:
                 number -= watch.wait_for_beginning(0.05)
+                targets = targets or (job.find(victim) if number == 1 else [])
             if watch.durations_secs:
                 self.reference.save_secs = statistics.median(watch.durations_secs)
             _sleep_exactly(part * self.reference.save_secs)
