@@ -35,7 +35,7 @@ def test_a_run_that_is_killed_and_resumed_ends_as_the_one_that_never_was(
     results = Results(tmp_path / "results.jsonl")
     assert len(results.kills()) == num_kills, harness.stdout + harness.stderr
     for run in results.read("run"):
-        assert (run["outcome"], run["sha256"]) == ("equal", run["reference"])
+        assert (run["outcome"], run["tensorboard"], run["sha256"]) == ("equal", "equal", run["reference"])
 
 
 def test_a_torn_line_of_the_results_is_left_out_and_the_harness_goes_on_after_the_last_run(
