@@ -30,7 +30,7 @@ from trainer.system.names import check_version
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What to export.
+    """A model to export, with everything that decides the export.
 
     Attributes:
         model: a float32 Keras classifier: pixels 0 to 255 at the signature's size in, logits out.

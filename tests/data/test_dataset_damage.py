@@ -1,9 +1,10 @@
 """Damage to a dataset, also after it was opened: an error that names it, and never another example."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import hypothesis.strategies as st
@@ -69,10 +70,9 @@ def check_reads(reader: SplitReader, file: str) -> int:
 def test_a_flipped_bit_is_found_or_does_not_matter(dataset: Dataset, file: str, position: float, bit: int) -> None:
     directory, manifest = dataset
     path = directory / file
-    sound = path.read_bytes()
-    flipped, place = bytearray(sound), int(position * len(sound))
-    flipped[place] ^= 1 << bit
-    try:
+    with restored_after(path) as sound:
+        flipped, place = bytearray(sound), int(position * len(sound))
+        flipped[place] ^= 1 << bit
         path.write_bytes(flipped)
         assert file in {damage.file for damage in verify_dataset(directory).damages}
         if file.endswith(".idx"):
@@ -84,8 +84,6 @@ def test_a_flipped_bit_is_found_or_does_not_matter(dataset: Dataset, file: str, 
                 num_errors = check_reads(reader, file)
             # Only the header of a record, which a reader with an index does not need, may be damaged unseen.
             assert num_errors == (0 if is_in_header(sound, place) else 1)
-    finally:
-        path.write_bytes(sound)
 
 
 def is_in_header(shard: bytes, place: int) -> bool:
@@ -104,8 +102,7 @@ def test_a_file_cut_short_is_refused_at_the_start_and_survived_after_it(
 ) -> None:
     directory, manifest = dataset
     path = directory / file
-    sound = path.read_bytes()
-    try:
+    with restored_after(path) as sound:
         with SplitReader(directory, manifest, "train") as reader:
             os.truncate(path, int(share * len(sound)))
             num_errors = check_reads(reader, file)
@@ -114,8 +111,6 @@ def test_a_file_cut_short_is_refused_at_the_start_and_survived_after_it(
         with pytest.raises(DataError, match=f"{file} is truncated"):
             check_splits(directory, manifest, ["train"])
         assert not verify_dataset(directory).passed
-    finally:
-        path.write_bytes(sound)
 
 
 @many
@@ -128,16 +123,12 @@ def test_bytes_written_after_the_start_give_no_other_example(
     """Also in an index: offsets and lengths of any size must neither be read nor allocated."""
     directory, manifest = dataset
     path = directory / file
-    sound = path.read_bytes()
-    try:
-        with SplitReader(directory, manifest, "train") as reader:
-            with path.open("r+b") as f:
-                f.seek(int(position * len(sound)))
-                f.write(content[: len(sound) - f.tell()])
-            check_reads(reader, file)
-            reader.labels()
-    finally:
-        path.write_bytes(sound)
+    with restored_after(path) as sound, SplitReader(directory, manifest, "train") as reader:
+        with path.open("r+b") as f:
+            f.seek(int(position * len(sound)))
+            f.write(content[: len(sound) - f.tell()])
+        check_reads(reader, file)
+        reader.labels()
 
 
 def test_the_error_names_shard_record_and_byte_with_a_fix(dataset: Dataset) -> None:
@@ -153,6 +144,16 @@ def test_the_error_names_shard_record_and_byte_with_a_fix(dataset: Dataset) -> N
         f"the shard {path} is damaged: record 2 at byte {begin} fails its CRC-32C; copy the shard again, or prepare "
         "the dataset again (trainer verify DATASET lists all damage)"
     )
+
+
+@contextlib.contextmanager
+def restored_after(path: pathlib.Path) -> Iterator[bytes]:
+    """Yield the bytes of the file, and write them again after the block."""
+    sound = path.read_bytes()
+    try:
+        yield sound
+    finally:
+        path.write_bytes(sound)
 
 
 def damage_byte(path: pathlib.Path, place: int) -> None:
@@ -207,10 +208,9 @@ def test_a_disk_that_cannot_be_read_is_named(dataset: Dataset, monkeypatch: pyte
 def test_a_flipped_bit_in_the_manifest_is_found(dataset: Dataset, position: float, bit: int) -> None:
     directory, manifest = dataset
     path = directory / FILE_NAME
-    sound = path.read_bytes()
-    flipped = bytearray(sound)
-    flipped[int(position * len(sound))] ^= 1 << bit
-    try:
+    with restored_after(path) as sound:
+        flipped = bytearray(sound)
+        flipped[int(position * len(sound))] ^= 1 << bit
         path.write_bytes(flipped)
         try:
             found = Manifest.load(directory)
@@ -218,8 +218,6 @@ def test_a_flipped_bit_in_the_manifest_is_found(dataset: Dataset, position: floa
             assert "prepare the dataset again" in str(e)
         else:
             assert found == manifest  # white space, or the name of the checksum itself
-    finally:
-        path.write_bytes(sound)
 
 
 def test_a_manifest_of_an_earlier_version_has_no_checksum_of_its_own(dataset: Dataset) -> None:

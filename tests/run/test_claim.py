@@ -131,6 +131,15 @@ def test_another_host_is_kept_out_where_its_file_system_has_no_locks(
     hold_run(run)
 
 
+def test_a_full_disk_leaves_no_empty_lease_that_the_next_command_would_watch(small_disk: pathlib.Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "ballast").write_bytes(bytes(2 << 20))
+    holder = lock.Holder.of_this_process(owner="a command", purpose="")
+    with pytest.raises(OSError, match="No space left"), lease.hold(small_disk / claim.LEASE_NAME, holder):
+        pass
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+
 def test_each_of_several_commands_in_one_second_gets_a_directory_of_its_own(tmp_path: pathlib.Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(16) as threads:
         runs = list(threads.map(lambda _: claim.claim_new_run(tmp_path / "runs"), range(64)))

@@ -104,8 +104,13 @@ def _create(path: pathlib.Path, holder: Holder) -> bool:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(_Entry(holder, secrets.token_hex(8)).to_bytes())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_Entry(holder, secrets.token_hex(8)).to_bytes())
+    except OSError:
+        # An empty lease, left by a full disk, would be watched until it ends.
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

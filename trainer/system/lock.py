@@ -59,12 +59,12 @@ class Holder:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is known to be gone; its children may still hold the lock."""
+        """True if it is known to be gone; its children may still hold the lock."""
         return self._is_visible and not self._is_running
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is known to run; of a process on another host neither is known."""
+        """True if it is known to run. Both are False for a process on another host, of which nothing is known."""
         return self._is_visible and self._is_running
 
     @property

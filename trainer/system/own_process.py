@@ -1,3 +1,3 @@
-"""Whether this process is a command of ours and runs nothing else, as a notebook does that imports `trainer`."""
+"""Tell a process that runs only a command of ours from one that runs other code too, such as a notebook."""
 
 is_command = False

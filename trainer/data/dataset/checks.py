@@ -1,4 +1,4 @@
-"""What is checked when a dataset is opened: the sizes of the shards and the SHA-256 of the small indexes.
+"""Check a dataset when it is opened: the sizes of the shards and the SHA-256 of the small indexes.
 
 The shards are not read: each record is checked when it is used (`SplitReader.read`), so a start takes the same time
 however large the dataset is. `verify.py` reads everything.
