@@ -50,7 +50,7 @@ from trainer.model.classifier import build_classifier
 from trainer.model.weights import load_pretrained
 from trainer.plan.plan import Plan, make_plan
 from trainer.step.train_step import TrainStep
-from trainer.training.batches import make_steps, staged_batches
+from trainer.training.batches import make_steps, memory_policy, staged_batches
 from trainer.training.input import make_training_stream, open_caches
 from trainer.training.make_state import make_state
 from trainer.training.staged_step import StagedStep
@@ -71,14 +71,16 @@ class Ours:
         self._engine, self._config = engine, config
         self._state = make_state(self._plan, config, engine, None)
         self._stream = make_training_stream(self._plan, config, topology, open_caches(self._plan, config))
-        step = StagedStep(self._plan, engine, self._state, config, first_step=0)
-        self._make_steps = make_steps(self._plan.schedule.stages, engine, self._stream, step, 0)
+        memory = memory_policy(self._plan, config, self._state, print)
+        step = StagedStep(self._plan, engine, self._state, config)
+        self._steps = make_steps(self._plan, engine, self._stream, step, state=self._state, memory=memory)
 
     def losses(self, num_steps: int) -> list[float]:
         losses: list[float] = []
         while len(losses) < num_steps:
             # As many in a call as `trainer launch` makes, about a second's worth.
-            losses += np.atleast_1d(self._make_steps(min(2, num_steps - len(losses))).loss).tolist()
+            self._steps.make(min(2, num_steps - len(losses)))
+            losses += [loss for metrics in self._steps.settle() for loss in np.atleast_1d(metrics.loss).tolist()]
         return losses
 
     def secs_per_step(self, num_steps: int) -> float:

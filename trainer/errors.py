@@ -9,6 +9,7 @@
     |   |-- RunError                  a run directory that is missing, foreign or incomplete
     |   `-- ArtifactError             an export or an artifact file that is missing or broken
     |-- TrainingError                 training could not go on (non-finite gradients, a failed worker)
+    |   `-- OutOfMemoryError          a step needs more memory than the devices have
     |-- StorageError                  a full, broken or vanished disk kept something from being saved
     |-- ExportError                   a model cannot be converted to a format
     |-- ParityError                   an exported artifact does not answer like the model
@@ -68,6 +69,10 @@ class NonFiniteGradientError(TrainingError):
 
 class StorageError(TrainerError):
     """Something could not be written, or not be read again; the message has the reason and the figures."""
+
+
+class OutOfMemoryError(TrainingError):
+    """A step needs more memory than the devices have, in as many parts as its batch can be divided into."""
 
 
 class ExportError(TrainerError):

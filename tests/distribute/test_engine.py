@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainer.distribute.engine import Engine
 from trainer.distribute.topology import Topology
 from trainer.launch.elastic_engine import ElasticEngine, MembersChange
-from trainer.training.loop import StopRequest
+from trainer.system.stop_signals import StopRequest
 
 SECOND_OF_TWO = Topology(strategy="horovod", device="cpu", num_local_replicas=1, num_workers=2, worker_index=1)
 

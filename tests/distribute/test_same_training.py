@@ -32,7 +32,7 @@ from tests.complete import IS_COMPLETE
 from trainer.distribute import mirrored
 from trainer.distribute.topology import Topology
 from trainer.evaluation.evaluator import Evaluator
-from trainer.step import forward_backward, losses, train_step
+from trainer.step import forward_backward, losses, state_update
 
 pytestmark = pytest.mark.slow
 
@@ -177,8 +177,8 @@ def test_evaluation_after_training_gives_the_same_numbers_on_1_2_and_4_replicas(
 
 FAULTS = {
     "loss": (losses, "softmax_losses", lambda right: lambda *a: 1.01 * right(*a)),
-    "gradient": (train_step, "clipping_factor", lambda right: lambda norm, clip_norm: 1.01 * right(norm, clip_norm)),
-    "clipping": (train_step, "clipping_factor", lambda right: lambda norm, clip_norm: right(norm, 1.01 * clip_norm)),
+    "gradient": (state_update, "clipping_factor", lambda right: lambda norm, clip_norm: 1.01 * right(norm, clip_norm)),
+    "clipping": (state_update, "clipping_factor", lambda right: lambda norm, clip_norm: right(norm, 1.01 * clip_norm)),
     "accumulation": (forward_backward, "split_batch", lambda right: _with_a_lighter_first_part(right)),
 }
 

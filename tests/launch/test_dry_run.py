@@ -192,7 +192,7 @@ def test_memory_is_that_of_the_state_that_training_builds(
     assert found.parameters.num_parameters == state.model.count_params()
     assert found.parameters.num_statistics == sum(math.prod(v.shape) for v in state.statistics)
     assert memory.parameters_bytes == num_bytes(state.model.variables)
-    assert memory.gradients_bytes == gradients * (2 if config.train.accumulate_steps > 1 else 1)
+    assert memory.gradients_bytes == gradients * (2 if config.train.num_parts > 1 else 1)
     assert memory.optimizer_slots_bytes == num_bytes(tf.nest.flatten(state.slots))
     assert memory.averages_bytes == num_bytes(state.averages)
     assert memory.input_batch_bytes == 64 * 32 * 32 * 3

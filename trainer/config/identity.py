@@ -75,6 +75,9 @@ def first_decisive_settings(config: Section) -> dict[str, Any]:
 def _settings(config: Section, *, with_later: bool) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     asked, defaults = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
+    if asked["train"]["accumulate_steps"] == "auto":
+        # More parts change no result, and 1 was the default once.
+        asked["train"]["accumulate_steps"] = 1
     for section, values in asked.items():
         always = ALWAYS.get(section, ())
         taken = {name: values[name] for name in always}

@@ -50,8 +50,10 @@ class TrainConfig(Section):
     )
     epochs: Annotated[float, pydantic.Field(gt=0, le=MAX_COUNT)] = 10.0
     global_batch_size: Positive = pydantic.Field(64, description="over all replicas; each takes its slice")
-    accumulate_steps: Positive = pydantic.Field(
-        1, description="parts that a replica's share of the batch is computed in, one after the other, to save memory"
+    accumulate_steps: Positive | Literal["auto"] = pydantic.Field(
+        "auto",
+        description="parts that a replica's share of the batch is computed in, one after the other, to save memory; "
+        "auto: 1, doubled each time that memory does not suffice",
     )
     ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = pydantic.Field(
         None,
@@ -75,6 +77,11 @@ class TrainConfig(Section):
         "and leave out the batches since then",
     )
     max_rollbacks: Positive = pydantic.Field(3, description="on_non_finite=rollback: so many in a run, then it stops")
+
+    @property
+    def num_parts(self) -> int:
+        """The number of parts that training starts with."""
+        return 1 if self.accumulate_steps == "auto" else self.accumulate_steps
 
 
 class OptimizerConfig(Section):

@@ -103,6 +103,14 @@ class Engine(abc.ABC):
         """Return once every worker has called this."""
         self._is_any(False)
 
+    def wants_stop(self, flag: bool) -> bool:
+        """Return True if this worker, of which `flag` asks it, or its engine wants all to stop at the same step."""
+        return flag
+
+    def agrees_to_stop(self, flag: bool) -> bool:
+        """Return True when all workers have seen in a step that one of them wants to stop; called by all of them."""
+        return True
+
     def any(self, flag: bool) -> bool:
         """Return True if `flag` is true on any worker; called by all of them."""
         return self._is_any(flag)

@@ -50,7 +50,7 @@ class LearningRate(Section):
 
 def count_batches(plan: Plan, config: Config) -> BatchArithmetic:
     size, num_steps = plan.replicas.global_batch_size, plan.schedule.num_train_steps
-    num_chunks = config.train.accumulate_steps
+    num_chunks = config.train.num_parts
     chunk_size = part_size(plan.replicas.per_replica_batch_size, num_chunks)
     return BatchArithmetic(
         epochs=config.train.epochs,

@@ -130,7 +130,7 @@ def _measure_traffic(replicas: ReplicasPlan, config: Config, model: Any, paramet
         for layer in all_layers(model)
         if isinstance(layer, SynchronizedBatchNormalization) and layer.trainable
     ]
-    num_synchronized = 2 * sum(2 * c + 1 for c in channels) * config.train.accumulate_steps
+    num_synchronized = 2 * sum(2 * c + 1 for c in channels) * config.train.num_parts
     parts = {
         "gradients_bytes": parameters.num_trainable * gradient_bytes,
         "statistics_bytes": (parameters.num_statistics + num_synchronized) * _FLOAT32_BYTES,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from trainer.distribute.horovod import HorovodEngine
 from trainer.distribute.topology import Topology
-from trainer.training.loop import StopRequest
+from trainer.system.stop_signals import StopRequest
 
 
 class ElasticEngine(HorovodEngine):
@@ -26,6 +26,13 @@ class ElasticEngine(HorovodEngine):
         if super().any(flag):
             return True
         raise MembersChange
+
+    def wants_stop(self, flag: bool) -> bool:
+        return flag or self._stop_request.is_set or self._is_asked_to_leave()
+
+    def agrees_to_stop(self, flag: bool) -> bool:
+        """Return True if a stop was asked for; raise MembersChange, as `any`, if it was only a change of members."""
+        return self.any(flag)
 
 
 class MembersChange(Exception):

@@ -24,10 +24,10 @@ from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir
 from trainer.run.unwritten_metrics import UnwrittenMetrics
 from trainer.system import tf_runtime
+from trainer.system.stop_signals import StopRequest
 from trainer.training.actions import EvaluateAndSave, is_saving_due
 from trainer.training.context import RunContext
 from trainer.training.input import open_caches
-from trainer.training.loop import StopRequest
 from trainer.training.saved_state import save_checkpoint
 from trainer.training.train import make_evaluators, open_writers, train
 

@@ -80,7 +80,7 @@ def _resolve_jit_compile(config: Config, topology: Topology) -> bool:
 
 
 def _check_accumulation(config: Config, division: BatchDivision) -> None:
-    num_parts, size = config.train.accumulate_steps, division.per_replica_batch_size
+    num_parts, size = config.train.num_parts, division.per_replica_batch_size
     if num_parts == 1:
         return
     if num_parts > math.ceil(size / 2):

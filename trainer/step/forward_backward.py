@@ -42,12 +42,14 @@ class ForwardBackward:
         *,
         statistics: list[Any],
         synchronize: AllReduceSum | None,
+        num_parts: int = 1,
     ) -> None:
         """Train, as long as this lives, the variables that `model` trains now.
 
         `statistics` are the variables that its call changes; `synchronize` adds up batch statistics over the replicas,
-        and is None where they are frozen or each replica's own.
+        and is None where they are frozen or each replica's own. A batch is computed in `num_parts` parts.
         """
+        self._num_parts = num_parts
         self._model, self._config, self._objective, self._synchronize = model, config, objective, synchronize
         self._augmentation = resolve_augmentation(config.augment)
         index_of = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
@@ -64,7 +66,7 @@ class ForwardBackward:
             batch: of this replica.
             loss_scale: scalar float32 that the loss is multiplied with, for float16.
         """
-        num_parts = self._config.train.accumulate_steps
+        num_parts = self._num_parts
         if num_parts == 1:
             return self._of_part(trainable, fixed, batch, loss_scale)
         parts = split_batch(batch, num_parts)

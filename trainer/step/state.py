@@ -22,6 +22,8 @@ class TrainState:
         slots: those of the optimizer, for each of `trainable_variables`.
         statistics: the model's variables that its call changes: moving means and variances that are not frozen.
         averages: moving averages of `trainable_variables`, then of the statistics; empty without `train.ema_decay`.
+        is_withheld: above 0 from a step for which some worker had too little memory until it is made again.
+        is_updating: above 0 while a step assigns variables, and after one that has failed in the middle of that.
     """
 
     model: Any
@@ -33,6 +35,8 @@ class TrainState:
     loss_scale: LossScale
     global_step: Any
     num_skipped_steps: Any
+    is_withheld: Any
+    is_updating: Any
 
     @classmethod
     def create(cls, model: Any, config: Config, *, precision: str) -> "TrainState":
@@ -63,6 +67,8 @@ class TrainState:
             loss_scale=LossScale.create(is_dynamic=precision == "mixed_float16"),
             global_step=_new_variable(tf.constant(0, tf.int64)),
             num_skipped_steps=_new_variable(tf.constant(0, tf.int64)),
+            is_withheld=_new_variable(tf.constant(0, tf.int64)),
+            is_updating=_new_variable(tf.constant(0, tf.int64)),
         )
 
     @property

@@ -1,8 +1,12 @@
 """Make a training step on all replicas.
 
     forward_backward   one replica, no collectives inside, compiled by XLA where asked for
-    all_reduce_sum     the engine: gradients, batch-norm statistics and sums in packs
+    all_reduce_sum     the engine: gradients, batch-norm statistics, sums and flags in packs
     apply              the same update, or the same decision to skip it, on every replica; compiled likewise
+
+Where there are other workers, the forward and backward pass is a call of its own, and the reduction with the update
+another: a worker whose pass fails for lack of memory takes part in the reduction with zeros and a flag, so that nobody
+hangs, and no worker updates its state until the step has been made again. A worker alone makes one call of all three.
 
 Everything is a function of tensors: the model is called with the values of its variables and returns its new batch-norm
 statistics, so that a step with a non-finite gradient is undone by not assigning it. All variables are assigned after
@@ -10,7 +14,7 @@ all reductions have come back: a worker that loses its peers in the middle still
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
@@ -18,60 +22,25 @@ from trainer.config.config import Config
 from trainer.data.input.batch import Batch
 from trainer.data.sampling.epochs import Epochs
 from trainer.distribute.engine import Engine
-from trainer.model.classifier import find_backbone_in
-from trainer.model.freezing import learning_rate_factors
-from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, changing_statistics, debias_moving_average
-from trainer.step.averages import update_averages
+from trainer.model.layers.batch_norm import SynchronizedBatchNormalization, changing_statistics
 from trainer.step.forward_backward import ForwardBackward, ReplicaGradients
 from trainer.step.losses import Objective
-from trainer.step.optimizer import Optimizer, clipping_factor
+from trainer.step.out_of_memory import is_out_of_memory
 from trainer.step.schedule import Schedule
 from trainer.step.state import TrainState
+from trainer.step.state_update import StateUpdate
+from trainer.step.step_results import METRIC_DTYPES, StepFlags, StepMetrics
 from trainer.system.private_api.keras_graph import all_layers
 
 Tensor = Any
-
-
-class StepMetrics(NamedTuple):
-    """Scalars of one global step, the same on every replica; or vectors [num_steps] of several steps."""
-
-    loss: Tensor
-    accuracy: Tensor
-    is_skipped: Tensor
-    loss_scale: Tensor
-    gradient_norm: Tensor
-    learning_rate: Tensor
-
-    @property
-    def num_steps(self) -> int:
-        return 1 if self.loss.shape.rank == 0 else int(self.loss.shape[0])
-
-
-_METRIC_DTYPES = StepMetrics(
-    loss=tf.float32,
-    accuracy=tf.float32,
-    is_skipped=tf.int64,
-    loss_scale=tf.float32,
-    gradient_norm=tf.float32,
-    learning_rate=tf.float32,
-)
-
-
-class _Updated(NamedTuple):
-    """The values that a step assigns, in the order of its variables."""
-
-    trainable: list[Tensor]
-    slots: list[list[Tensor]]
-    statistics: list[Tensor]
-    averages: list[Tensor]
-    scalars: list[Tensor]
 
 
 class TrainStep:
     """The training step of all replicas.
 
     Call it on a per-replica `Batch`; it updates the state and returns `StepMetrics`. `run_steps` makes many steps in
-    one compiled loop, between which no Python runs.
+    one compiled loop, between which no Python runs. Workers that must not hang on another's lack of memory make a step
+    in two calls: `begin`, which may fail, and `finish`, which all of them make.
     """
 
     def __init__(
@@ -86,43 +55,65 @@ class TrainStep:
         objective: Objective | None = None,
         unfrozen_at: Mapping[int, int] | None = None,
         new_statistics: Mapping[int, float] | None = None,
+        num_parts: int | None = None,
     ) -> None:
         """Train the variables that are trainable in the model now, some or all of those of the state.
 
         `epochs` are those of the run, for a schedule that counts in them; `objective` is None for one label an image.
         `unfrozen_at` gives, by the id of a variable, the step from which on it is trained, 0 where left out.
         `new_statistics` gives the momentum, by their ids, of batch statistics that training starts from nothing (see
-        `debias_moving_average`); the others go on from their values.
+        `debias_moving_average`); the others go on from their values. A replica computes its batch in `num_parts` parts,
+        None for what `train.accumulate_steps` says.
 
         Raises:
             ValueError: synchronised batch statistics under XLA, which has no collectives.
         """
         self._engine, self._state, self._config = engine, state, config
         self._schedule = Schedule.of(config, num_train_steps=num_train_steps, epochs=epochs)
-        self._trained, self._statistics = list(state.model.trainable_variables), changing_statistics(state.model)
-        self._new_statistics = new_statistics or {}
-        self._optimizer = _make_optimizer(config, state.model, self._trained, unfrozen_at)
-        objective = objective or Objective.of(config, task="single_label", num_classes=state.model.output_shape[-1])
-        is_synchronized = any(isinstance(x, SynchronizedBatchNormalization) for x in all_layers(state.model))
-        if is_synchronized and jit_compile:
-            raise ValueError("synchronised batch statistics are reduced inside the forward pass, which XLA cannot do")
-        forward_backward = ForwardBackward(
-            state.model,
-            config,
-            objective,
-            statistics=self._statistics,
-            synchronize=engine.all_reduce_sum if is_synchronized else None,
+        self._statistics = changing_statistics(state.model)
+        self._new_statistics, self._unfrozen_at = new_statistics or {}, unfrozen_at
+        self._objective = objective or Objective.of(
+            config, task="single_label", num_classes=state.model.output_shape[-1]
         )
-        # AutoGraph would only take time: nothing here is Python control flow over tensors.
+        self._is_synchronized = any(isinstance(x, SynchronizedBatchNormalization) for x in all_layers(state.model))
+        self._jit_compile = jit_compile
+        if self._is_synchronized and jit_compile:
+            raise ValueError("synchronised batch statistics are reduced inside the forward pass, which XLA cannot do")
+        self._zeros = tf.function(lambda: engine.run(self._make_zeros), autograph=False)
+        self.use_parts(config.train.num_parts if num_parts is None else num_parts)
+
+    def use_parts(self, num_parts: int) -> None:
+        """Compute the batch of a replica in `num_parts` parts from the next step on."""
+        self.num_parts = num_parts
+        engine = self._engine
+        forward_backward = ForwardBackward(
+            self._state.model,
+            self._config,
+            self._objective,
+            statistics=self._statistics,
+            synchronize=engine.all_reduce_sum if self._is_synchronized else None,
+            num_parts=num_parts,
+        )
         # A strategy's collectives must not be called from a function within the replica's.
         self._forward_backward = (
             forward_backward
-            if is_synchronized
-            else tf.function(forward_backward.__call__, jit_compile=jit_compile, autograph=False)
+            if self._is_synchronized
+            else tf.function(forward_backward.__call__, jit_compile=self._jit_compile, autograph=False)
         )
-        self._apply = tf.function(self._apply_to_tensors, jit_compile=jit_compile, autograph=False)
+        self._update = StateUpdate(
+            self._state,
+            self._config,
+            self._schedule,
+            statistics=self._statistics,
+            new_statistics=self._new_statistics,
+            unfrozen_at=self._unfrozen_at,
+            num_parts=num_parts,
+            jit_compile=self._jit_compile,
+        )
         self._step = tf.function(self._on_all_replicas, autograph=False)
         self._loop = tf.function(self._loop_on_all_replicas, autograph=False)
+        self._begin = tf.function(lambda batch: engine.run(self.compute_gradients, batch), autograph=False)
+        self._finish = tf.function(self._finish_on_all_replicas, autograph=False)
 
     def __call__(self, batch: Batch) -> StepMetrics:
         return StepMetrics(*self._step(batch))
@@ -130,6 +121,55 @@ class TrainStep:
     def run_steps(self, batches: Any, num_steps: int) -> StepMetrics:
         """Make `num_steps` steps on the next of `batches`, the iterator of a dataset that the engine distributes."""
         return StepMetrics(*self._loop(batches, tf.constant(num_steps)))
+
+    def begin(self, batch: Batch) -> ReplicaGradients | None:
+        """Compute the forward and backward pass of this worker's replicas; return None if memory does not suffice."""
+        try:
+            local: ReplicaGradients = self._begin(batch)
+        except tf.errors.OpError as e:
+            # The others of a synchronised forward pass are in a collective, and would wait for ever.
+            if self._is_synchronized or not is_out_of_memory(e):
+                raise
+            return None
+        return local
+
+    def finish(self, local: ReplicaGradients | None, *, wants_stop: bool) -> tuple[StepMetrics, StepFlags]:
+        """Reduce what `begin` returned over all workers, and update the state; all workers call this together.
+
+        After a step for which the memory of any worker did not suffice, nobody updates anything any more, in this step
+        and those that follow, until `make_again`.
+        """
+        flags = tf.constant([float(wants_stop), float(local is None)])
+        metrics, flags = self._finish(self._zeros() if local is None else local, flags)
+        return StepMetrics(*metrics), StepFlags(*flags)
+
+    def make_again(self) -> None:
+        """Let the next step update the state again."""
+        self._state.is_withheld.assign(0)
+
+    def _finish_on_all_replicas(self, local: Any, flags: Tensor) -> Any:
+        metrics, flags = self._engine.run(self._finish_on_replica, local, flags)
+
+        def first(values: Any) -> list[Tensor]:
+            return [self._engine.local_values(value)[0] for value in values]
+
+        return first(metrics), first(flags)
+
+    def _finish_on_replica(self, local: ReplicaGradients, flags: Tensor) -> tuple[StepMetrics, StepFlags]:
+        reduced = self.reduce_gradients(local._replace(sums=tf.concat([local.sums, flags], axis=0)))
+        sums, flags = reduced.sums[:3], StepFlags(*tf.unstack(reduced.sums[3:]))
+        withheld = self._state.is_withheld
+        is_withheld = tf.logical_or(flags.is_out_of_memory > 0, withheld > 0)
+        metrics = self._update(reduced._replace(sums=sums), is_withheld)
+        withheld.assign(tf.cast(is_withheld, tf.int64))
+        return metrics, flags
+
+    def _make_zeros(self) -> ReplicaGradients:
+        return ReplicaGradients(
+            [tf.zeros(v.shape) for v in self._state.model.trainable_variables],
+            [tf.zeros(v.shape) for v in self._statistics],
+            tf.zeros([3]),
+        )
 
     def _on_all_replicas(self, batch: Batch) -> StepMetrics:
         metrics = self._engine.run(self._on_replica, batch)
@@ -140,24 +180,13 @@ class TrainStep:
             metrics = self._on_all_replicas(next(batches))
             return i + 1, [column.write(i, value) for column, value in zip(columns, metrics, strict=True)]
 
-        columns = [tf.TensorArray(dtype, size=num_steps, element_shape=[]) for dtype in _METRIC_DTYPES]
+        columns = [tf.TensorArray(dtype, size=num_steps, element_shape=[]) for dtype in METRIC_DTYPES]
         start = (tf.constant(0), columns)
         _, columns = tf.while_loop(lambda i, _: i < num_steps, make_step, start, parallel_iterations=1)
         return [column.stack() for column in columns]
 
     def _on_replica(self, batch: Batch) -> StepMetrics:
-        variables = self._variables()
-        before = tf.nest.map_structure(tf.convert_to_tensor, variables)
-        local = self.reduce_gradients(self.compute_gradients(batch))
-        after, metrics = self._apply(before, local)
-        # The call above is inlined, and what of it needs no reduced tensor, such as the number of the step, does not
-        # wait for any: the assignments themselves have to.
-        with tf.control_dependencies(tf.nest.flatten(local)):
-            _assign(variables.scalars, after.scalars)
-            # A branch, and no choice of old or new for each tensor: that would copy the whole state once more.
-            old, new = variables._replace(scalars=[]), after._replace(scalars=[])
-            tf.cond(metrics.is_skipped > 0, lambda: None, lambda: _assign(old, new))
-        return StepMetrics(*metrics)
+        return self._update(self.reduce_gradients(self.compute_gradients(batch)), tf.constant(False))
 
     def compute_gradients(self, batch: Batch) -> ReplicaGradients:
         """Return what this replica adds to the sums; to be called on each replica, inside a tf.function."""
@@ -181,67 +210,3 @@ class TrainStep:
             [statistic / num_replicas for statistic in reduced[num_gradients:-1]],
             reduced[-1],
         )
-
-    def _apply_to_tensors(self, before: _Updated, local: ReplicaGradients) -> tuple[_Updated, StepMetrics]:
-        config, state = self._config, self._state
-        scale, num_good_steps, step, num_skipped = before.scalars
-        weight = tf.maximum(local.sums[2], 1.0)
-        correction = config.train.global_batch_size / (weight * scale)
-        norm = tf.linalg.global_norm(local.gradients) * correction
-        # The reduced gradients are the same on every replica, and an inf or nan of any one of them is in the norm.
-        is_finite = tf.math.is_finite(norm)
-        rate = self._schedule.at(step)
-        num_updates = step - num_skipped
-        trainable, slots = self._optimizer.update(
-            before.trainable,
-            local.gradients,
-            before.slots,
-            gradient_factor=correction * clipping_factor(norm, config.optimizer.clip_norm),
-            learning_rate=rate,
-            num_updates=num_updates,
-        )
-        statistics = self._debias(before.statistics, local.statistics, num_updates)
-        averages: list[Tensor] = []
-        if config.train.ema_decay is not None:
-            values = [*trainable, *statistics]
-            averages = update_averages(before.averages, values, decay=config.train.ema_decay, num_updates=num_updates)
-        new_scale, num_good_steps = state.loss_scale.next(scale, num_good_steps, is_finite)
-        is_skipped = tf.cast(tf.logical_not(is_finite), tf.int64)
-        scalars = [new_scale, num_good_steps, step + 1, num_skipped + is_skipped]
-        metrics = StepMetrics(local.sums[0] / weight, local.sums[1] / weight, is_skipped, new_scale, norm, rate)
-        return _Updated(trainable, slots, statistics, averages, scalars), metrics
-
-    def _debias(self, old: list[Tensor], new: list[Tensor], num_updates: Tensor) -> list[Tensor]:
-        momenta, num_parts = self._new_statistics, self._config.train.accumulate_steps
-        return [
-            debias_moving_average(before, after, momentum=momenta[id(v)], num_parts=num_parts, num_updates=num_updates)
-            if id(v) in momenta
-            else after
-            for v, before, after in zip(self._statistics, old, new, strict=True)
-        ]
-
-    def _variables(self) -> _Updated:
-        """Return the variables, as TensorFlow's, that a step reads and assigns."""
-        state = self._state
-        averages = state.averaged_values()
-        return _Updated(
-            trainable=[v.value for v in self._trained],
-            slots=state.slots_of(self._trained),
-            statistics=[v.value for v in self._statistics],
-            # That of a variable which does not change yet is the variable.
-            averages=[averages[id(v)] for v in [*self._trained, *self._statistics]] if averages else [],
-            scalars=[*state.loss_scale.variables, state.global_step, state.num_skipped_steps],
-        )
-
-
-def _assign(variables: Any, values: Any) -> None:
-    for variable, value in zip(tf.nest.flatten(variables), tf.nest.flatten(values), strict=True):
-        variable.assign(value)
-
-
-def _make_optimizer(config: Config, model: Any, trained: list[Any], unfrozen_at: Mapping[int, int] | None) -> Optimizer:
-    # Where features are kept, what is trained may be the head alone.
-    network = find_backbone_in(model)
-    decay = config.optimizer.layer_decay
-    factors = learning_rate_factors(model, network, decay) if decay < 1 and network is not None else None
-    return Optimizer.of_variables(config.optimizer, trained, factors=factors, starts=unfrozen_at)

@@ -12,7 +12,7 @@ from trainer.evaluation.evaluator import Evaluator
 from trainer.metrics.summary import training_metrics
 from trainer.plan.plan import Plan
 from trainer.run.metric_writers import MetricsSplit, MetricWriters
-from trainer.step.train_step import StepMetrics
+from trainer.step.step_results import StepMetrics
 from trainer.training.context import RunContext
 from trainer.training.early_stopping import has_ended_early
 from trainer.training.saved_state import save_checkpoint

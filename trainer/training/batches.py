@@ -4,36 +4,58 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from trainer.config.config import Config
 from trainer.data.input.batch import Batch
 from trainer.data.input.pipeline import TrainingStream
 from trainer.distribute.engine import Engine
-from trainer.distribute.launchers import heartbeat
+from trainer.plan.plan import Plan
 from trainer.plan.stages import Stage
-from trainer.step.train_step import StepMetrics
+from trainer.step.state import TrainState
 from trainer.training.staged_step import StagedStep
+from trainer.training.steps import LoneSteps, MemoryPolicy, Steps, WorkerSteps, max_parts
 
 
 def make_steps(
-    stages: Sequence[Stage], engine: Engine, stream: TrainingStream, step: StagedStep, first_step: int
-) -> Callable[[int], StepMetrics]:
-    """Return a function that makes at most as many steps as it is told, in one call, from `first_step` on.
+    plan: Plan,
+    engine: Engine,
+    stream: TrainingStream,
+    step: StagedStep,
+    *,
+    state: TrainState,
+    memory: MemoryPolicy,
+    wants_stop: Callable[[], bool] = lambda: False,
+) -> Steps:
+    """Return the steps of this worker from the step of `state` on.
 
     A worker of a job makes one step a call: its guard sees each of them, and each is a commit of an elastic job.
     """
+    stages, first_step = plan.schedule.stages, int(state.global_step.numpy())
     if engine.topology.num_workers > 1:
         batches = staged_batches(stages, engine, stream, first_step)
-        one_step = _with_heartbeat(step)
-        return lambda _: one_step(next(batches))
-    iterators: dict[Stage, Any] = {}
+        return WorkerSteps(step, batches, engine=engine, state=state, memory=memory, wants_stop=wants_stop)
+    return LoneSteps(
+        step,
+        lambda stage, first: iter(_distribute_stage(stage, engine, stream, first)),
+        engine=engine,
+        state=state,
+        memory=memory,
+        wants_stop=wants_stop,
+    )
 
-    def of_stage(num_steps: int) -> StepMetrics:
-        stage = step.stage
-        if stage not in iterators:
-            iterators.clear()
-            iterators[stage] = iter(_distribute_stage(stage, engine, stream, first_step))
-        return step.run_steps(iterators[stage], num_steps)
 
-    return of_stage
+def memory_policy(plan: Plan, config: Config, state: TrainState, note: Callable[[str], None]) -> MemoryPolicy:
+    """Return how the run may meet a lack of memory: by more parts of the batch, where they change no result."""
+    refusal = None
+    if config.train.accumulate_steps != "auto":
+        refusal = "use --set train.accumulate_steps=auto, which takes more by itself, or a higher number"
+    elif state.statistics:
+        refusal = (
+            "its batch statistics are of the whole batch of a replica, which parts would change; use --set "
+            "model.batch_norm=frozen, a smaller train.global_batch_size, or accept the change: --set "
+            "train.accumulate_steps=2"
+        )
+    size = plan.replicas.per_replica_batch_size
+    return MemoryPolicy(num_parts=config.train.num_parts, max_parts=max_parts(size), refusal=refusal, note=note)
 
 
 def staged_batches(stages: Sequence[Stage], engine: Engine, stream: TrainingStream, first_step: int) -> Iterator[Batch]:
@@ -47,21 +69,6 @@ def _distribute_stage(stage: Stage, engine: Engine, stream: TrainingStream, firs
     """Return the per-replica batches of `stage` from `first_step` on."""
     staged = stream_of_stage(stream, stage)
     return engine.distribute(staged.dataset(max(stage.start_step, first_step), stage.stop_step))
-
-
-def _with_heartbeat(step: StagedStep) -> Callable[[Batch], StepMetrics]:
-    """Return `step` with a heartbeat before and after it, if a guard watches this worker."""
-    pulse = heartbeat.of_this_worker()
-    if pulse is None:
-        return step
-
-    def beat_and_step(batch: Batch) -> StepMetrics:
-        pulse.beat()
-        metrics = step(batch)
-        pulse.beat()
-        return metrics
-
-    return beat_and_step
 
 
 def stream_of_stage(stream: TrainingStream, stage: Stage) -> TrainingStream:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from trainer.config.config import Config
-from trainer.data.input.batch import Batch
 from trainer.distribute.engine import Engine
 from trainer.errors import ModelError
 from trainer.model.classifier import backbone_of, find_backbone_in
@@ -13,46 +12,40 @@ from trainer.plan.plan import Plan
 from trainer.plan.stages import Stage
 from trainer.step.losses import Objective
 from trainer.step.state import TrainState
-from trainer.step.train_step import StepMetrics, TrainStep
+from trainer.step.train_step import TrainStep
 
 
 class StagedStep:
-    """A training step to be called on the per-replica batches of all steps from `first_step` on, in order.
+    """The training steps of the stages of a run; each is made when it is first asked for."""
 
-    `several` makes many steps of one stage in one call.
-    """
-
-    def __init__(self, plan: Plan, engine: Engine, state: TrainState, config: Config, *, first_step: int) -> None:
+    def __init__(
+        self, plan: Plan, engine: Engine, state: TrainState, config: Config, *, num_parts: int | None = None
+    ) -> None:
         """Raise ModelError if a stage trains a variable that a later one does not."""
         self._plan, self._engine, self._state, self._config = plan, engine, state, config
         self._objective = make_objective(plan, config)
-        self._next_step = first_step
+        self._num_parts = num_parts
         self._new_statistics = _find_new_statistics(plan, state)
         self._unfrozen_at = _find_unfreezing(plan, state)
         self._step: TrainStep | None = None
         self._trainable: str | None = None
 
-    def __call__(self, batch: Batch) -> StepMetrics:
-        metrics = self._step_of_stage()(batch)
-        self._next_step += 1
-        return metrics
+    def stage_of(self, step: int) -> Stage:
+        """Return the stage that is trained when `step` steps have been made."""
+        return next(stage for stage in self._plan.schedule.stages if step < stage.stop_step)
 
-    def run_steps(self, batches: Any, num_steps: int) -> StepMetrics:
-        """Make at most `num_steps` steps on the next of `batches`, all in this stage; fewer if the stage ends."""
-        num_steps = min(num_steps, self.stage.stop_step - self._next_step)
-        metrics = self._step_of_stage().run_steps(batches, num_steps)
-        self._next_step += num_steps
-        return metrics
-
-    @property
-    def stage(self) -> Stage:
-        """The stage of the next step."""
-        return next(stage for stage in self._plan.schedule.stages if self._next_step < stage.stop_step)
-
-    def _step_of_stage(self) -> TrainStep:
-        if self._step is None or self.stage.trainable != self._trainable:
-            self._step = self._make_step(self.stage)
+    def at(self, step: int) -> TrainStep:
+        """Return the training step to make when `step` steps have been made."""
+        stage = self.stage_of(step)
+        if self._step is None or stage.trainable != self._trainable:
+            self._step = self._make_step(stage)
         return self._step
+
+    def use_parts(self, num_parts: int) -> None:
+        """Compute each batch in `num_parts` parts from now on, in every stage."""
+        self._num_parts = num_parts
+        if self._step is not None:
+            self._step.use_parts(num_parts)
 
     def _make_step(self, stage: Stage) -> TrainStep:
         self._trainable = stage.trainable
@@ -67,6 +60,7 @@ class StagedStep:
             objective=self._objective,
             unfrozen_at=self._unfrozen_at,
             new_statistics=self._new_statistics,
+            num_parts=self._num_parts,
         )
 
 

@@ -13,12 +13,13 @@ from trainer.evaluation.evaluator import Evaluator
 from trainer.run.metric_writers import MetricsLog, MetricsSplit, MetricWriter, MetricWriters, TensorBoardWriter
 from trainer.step.state import TrainState
 from trainer.system import storage_errors
+from trainer.system.stop_signals import StopRequest
 from trainer.training.actions import EvaluateAndSave, LogMetrics, SaveEverySecs
 from trainer.training.bad_batch import save_bad_batch
-from trainer.training.batches import make_steps, stream_of_stage
+from trainer.training.batches import make_steps, memory_policy, stream_of_stage
 from trainer.training.context import RunContext
 from trainer.training.input import TrainInputs, make_training_stream, make_validation_stream
-from trainer.training.loop import StopRequest, run_loop
+from trainer.training.loop import run_loop
 from trainer.training.rollback import forget_later, roll_back
 from trainer.training.saved_state import save_checkpoint
 from trainer.training.staged_step import StagedStep
@@ -51,7 +52,9 @@ def train(
         saving = EvaluateAndSave(
             context, evaluators=evaluators, writers=writers, progress=progress, exclude_time=logging.exclude_time
         )
-        step = StagedStep(plan, engine, with_feature_model(context.state, inputs), config, first_step=first_step)
+        state = with_feature_model(context.state, inputs)
+        memory = memory_policy(plan, config, state, progress.note)
+        step = StagedStep(plan, engine, state, config, num_parts=memory.num_parts)
 
         def save_and_wait(step: int) -> None:
             save_checkpoint(context, step, is_last=True)
@@ -60,13 +63,20 @@ def train(
 
         with StopRequest().listen() as stop_request, _keeping_bad_batch(context, training), as_data_errors():
             run_loop(
-                make_steps=make_steps(plan.schedule.stages, engine, training, step, first_step),
+                steps=make_steps(
+                    plan,
+                    engine,
+                    training,
+                    step,
+                    state=state,
+                    memory=memory,
+                    wants_stop=lambda: stop_request.is_set,
+                ),
                 first_step=first_step,
                 last_step=plan.schedule.num_train_steps,
                 on_metrics=logging.collect,
                 actions=[logging, saving, SaveEverySecs(context)],
                 save=save_and_wait,
-                should_stop=lambda: engine.any(stop_request.is_set),
                 is_over=lambda: saving.is_over,
             )
         save_checkpoint(context, context.step, is_last=True)

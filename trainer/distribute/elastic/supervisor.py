@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import pathlib
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.waiting import told
 from trainer.distribute.launchers.worker import Worker
 from trainer.errors import ConfigError, DeviceError, StoppedOnRequest, TrainingError
+from trainer.system import stop_signals
 
 # For other hung workers to be reported as well, and for their stacks to be printed.
 _HANG_SECS = 2.0
@@ -75,7 +75,7 @@ class ElasticSupervisor:
     def run(self, command: list[str], environment: Callable[[HostSlot], dict[str, str]]) -> None:
         """Run `command` in every slot, with `environment` of the slot, until the training is complete.
 
-        SIGINT or SIGTERM asks the workers to save; a second one ends them at once.
+        A stop signal asks the workers to save (see `stop_signals`); a second one ends them at once.
 
         Raises:
             ConfigError: the source cannot say which hosts there are.
@@ -89,9 +89,7 @@ class ElasticSupervisor:
     async def _run(self, command: list[str], environment: Callable[[HostSlot], dict[str, str]]) -> None:
         self._changed = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._request_stop)
-        with LinePrinter(self._show) as self._print:
+        with stop_signals.calling(loop, self._request_stop), LinePrinter(self._show) as self._print:
             self._roster.hosts = await asyncio.to_thread(self._source.find)
             watch = asyncio.create_task(self._watch_hosts())
             try:
@@ -104,8 +102,6 @@ class ElasticSupervisor:
             finally:
                 watch.cancel()
                 await self._end_everybody()
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    loop.remove_signal_handler(number)
         self._judge()
 
     def _is_over(self) -> bool:

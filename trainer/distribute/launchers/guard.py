@@ -42,6 +42,7 @@ from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
 # How long a worker may take to save after the launcher has died.
 _ORPHAN_GRACE_SECS = 20.0
 _PR_SET_PDEATHSIG = 1
+_IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Guard:
@@ -139,8 +140,8 @@ def main() -> int:
     parser.add_argument("own_address", nargs="?", help="of this host, where the launcher itself runs on it")
     parser.add_argument("--lease-secs", type=float, help="end the worker when the launcher is silent for so long")
     arguments = parser.parse_args()
-    # Ctrl-C is handled by the launcher; a hang-up closes standard input.
-    for number in (signal.SIGINT, signal.SIGHUP):
+    # The launcher handles what asks for a stop; a hang-up closes standard input.
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     orphaned = [False]
     signal.signal(signal.SIGTERM, lambda *_: orphaned.__setitem__(0, True))
@@ -220,7 +221,7 @@ def _become_worker(command: list[str], environment: dict[str, str], guard_pid: i
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard_pid:
             os._exit(1)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
+        for number in (*_IGNORED, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         with open(os.devnull, "rb") as nothing:

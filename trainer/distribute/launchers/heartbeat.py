@@ -11,7 +11,8 @@ import time
 # The environment variable with the file descriptor of the counter.
 VARIABLE = "TRAINER_HEARTBEAT_FD"
 # On this signal a worker prints the stacks of all of its threads.
-STACK_SIGNAL = signal.SIGUSR1
+# One that no batch system sends.
+STACK_SIGNAL = signal.SIGRTMIN + 5
 _COUNTER = struct.Struct("=Q")
 # A worker that loads, fills a cache and compiles has no heartbeat yet: the time it may take for that on top.
 _START_SECS = 3600.0

@@ -12,6 +12,7 @@ from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.waiting import told
 from trainer.distribute.launchers.worker import Ended, Ready, Worker
 from trainer.errors import DeviceError, StoppedOnRequest, TrainingError
+from trainer.system import stop_signals
 
 # When one worker dies, the others fail as well, sometimes before its end is reported.
 _BLAME_SECS = 1.0
@@ -68,7 +69,7 @@ class Supervisor:
     def run(self, command: list[str], environments: Callable[[Sequence[Ready]], list[dict[str, str]]]) -> None:
         """Run `command` once in every slot, with the variables that `environments` returns, until all have ended.
 
-        SIGINT or SIGTERM asks the workers to save; a second one ends them at once.
+        A stop signal asks the workers to save (see `stop_signals`); a second one ends them at once.
 
         Raises:
             DeviceError: a host does not answer, or the hosts differ in what is installed; nothing was started.
@@ -80,17 +81,13 @@ class Supervisor:
 
     async def _run(self, command: list[str], environments: Callable[[Sequence[Ready]], list[dict[str, str]]]) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._request_stop)
-        with LinePrinter(self._show) as show:
+        with stop_signals.calling(loop, self._request_stop), LinePrinter(self._show) as show:
             self._workers = [self._make_worker(slot, show) for slot in self._slots]
             try:
                 ready = await self._open_all(show)
                 await self._watch(command, environments(ready))
             finally:
                 await asyncio.gather(*(worker.close() for worker in self._workers))
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    loop.remove_signal_handler(number)
 
     def _make_worker(self, slot: WorkerSlot, show: Callable[[str], None]) -> Worker:
         return Worker(
