@@ -1,15 +1,20 @@
-"""Prepares the digits once for every test of `trainer launch`."""
+"""One run that those of several replicas are compared with."""
 
 import pathlib
 
 import pytest
+from launching import launch, metrics
+
+from tests.build_once import build_once
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The digits of scikit-learn as a prepared dataset."""
-    from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
+def losses_alone(digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of one epoch of `launching.QUICK` on one replica."""
 
-    out = tmp_path_factory.mktemp("datasets") / "digits"
-    prepare_dataset("digits", out, options=PrepareOptions())
-    return out
+    def train(directory: pathlib.Path) -> None:
+        alone = launch(digits, directory / "run", "--set=train.epochs=1")
+        output, _ = alone.communicate(timeout=600)
+        assert alone.returncode == 0, output
+
+    return [m["loss"] for m in metrics(build_once(tmp_path_factory, "trained_alone", train) / "run")]

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests import small_backbone
 from trainer.config.config import load_config
 from trainer.errors import RunError
 from trainer.launch.plan_run import plan_run
@@ -15,6 +16,7 @@ from trainer.launch.plan_run import plan_run
 # The head alone on small images, with dropout: what is random must come out the same after a restart.
 QUICK = (
     "--device=cpu",
+    *small_backbone.OPTIONS,
     "--set=model.image_size_px=32",
     "--set=model.trainable=head",
     "--set=model.dropout=0.2",

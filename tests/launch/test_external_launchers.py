@@ -1,5 +1,6 @@
 """The same command as a worker that somebody else has started: mpirun, Slurm, a JobSet; and what can be wrong there."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,21 +9,29 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
-from launching import QUICK, command, launch, metrics
+from launching import QUICK, command, metrics
 
+from tests import small_backbone
+from trainer.config.config import load_config
+from trainer.data.dataset.manifest import Manifest
 from trainer.distribute.launchers.cluster import slurm_addresses
 from trainer.distribute.launchers.environments import horovod_rendezvous
 from trainer.distribute.launchers.external import check_size
 from trainer.distribute.launchers.hosts import Host, assign_slots
 from trainer.distribute.launchers.worker import Ready
-from trainer.errors import DeviceError
+from trainer.distribute.topology import Topology
+from trainer.errors import ConfigError, DeviceError
+from trainer.launch.job import check_workers_agree
+from trainer.launch.plan_run import plan_run
+from trainer.launch.run_session import RunSession
 
 pytestmark = pytest.mark.slow
 
-# Dropout is keyed by the slice of a replica, so it is left out where replicas are compared.
-COMPARABLE = ("--set=model.dropout=0", "--set=train.epochs=1")
+COMPARABLE = ("--set=train.epochs=1",)
 SLURM_STEP = {
     "SLURM_JOB_ID": str(os.getpid()),
     "SLURM_STEP_ID": "0",
@@ -63,15 +72,6 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
-
-
-@pytest.fixture(scope="module")
-def losses_alone(digits: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    run_dir = tmp_path_factory.mktemp("alone") / "run"
-    alone = launch(digits, run_dir, *COMPARABLE)
-    output, _ = alone.communicate(timeout=600)
-    assert alone.returncode == 0, output
-    return losses(run_dir)
 
 
 def losses(run_dir: pathlib.Path) -> list[float]:
@@ -123,6 +123,38 @@ def test_workers_with_different_datasets_end_before_the_first_step_and_name_them
     assert [worker.returncode for worker in workers] == [2, 2], outputs
     assert all("the workers differ in their" in output and "dataset" in output for output in outputs), outputs
     assert not any("Traceback" in output for output in outputs), outputs
+    assert not list(tmp_path.glob("*/checkpoints/step-*"))
+
+
+class SecondOfTwo:
+    """What the check asks of an engine: worker 1 gathers its own digests and those that worker 0 has."""
+
+    topology = Topology(strategy="multiworker", device="cpu", num_local_replicas=1, num_workers=2, worker_index=1)
+
+    def __init__(self, of_first: np.ndarray[Any, Any] | None = None) -> None:
+        self.of_first = of_first
+
+    def gather_from_workers(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        self.of_first = array if self.of_first is None else self.of_first
+        return [self.of_first, array]
+
+
+def facts_of(dataset: pathlib.Path, *settings: str) -> dict[str, str]:
+    """What a worker with these settings compares with the others."""
+    overrides = [*small_backbone.SETTINGS, "distribute.device=cpu", f"data.path={dataset}", *settings]
+    planned = plan_run(load_config(overrides=overrides), run_dir=None, resume=False, note=lambda _: None)
+    return RunSession(planned, lambda _: None, contextlib.ExitStack()).facts
+
+
+def test_workers_that_differ_in_their_settings_or_dataset_are_told_in_which(digits: pathlib.Path) -> None:
+    facts = facts_of(digits)
+    assert facts["dataset"] == Manifest.load(digits).content_hash()
+    engine: Any = SecondOfTwo()
+    check_workers_agree(engine, facts)
+    with pytest.raises(ConfigError, match=r"the workers differ in their configuration: .*, and worker 1 not what"):
+        check_workers_agree(engine, facts_of(digits, "train.seed=1"))
+    with pytest.raises(ConfigError, match="the workers differ in their dataset: worker 1 has another, and worker 1"):
+        check_workers_agree(engine, {**facts, "dataset": "another"})
 
 
 def test_a_port_of_tf_config_that_another_process_has_is_named_with_it(
@@ -134,6 +166,14 @@ def test_a_port_of_tf_config_that_another_process_has_is_named_with_it(
     assert worker.returncode == 2, output
     assert f"error: port {taken_port} of this host, where TF_CONFIG wants worker 1, is in use by process" in output
     assert f"process {os.getpid()} " in output and "Traceback" not in output
+
+
+def test_a_dry_run_waits_for_no_other_worker(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    arguments = ("--strategy=multiworker", f"--data={digits}", f"--run-dir={tmp_path / 'run'}", "--dry-run")
+    worker = start(tf_config(0, [free_port(), free_port()]), *arguments, "--set=distribute.start_timeout_secs=1")
+    output, _ = worker.communicate(timeout=600)
+    assert worker.returncode == 0, output
+    assert "2 workers" in output
 
 
 JOIN = """
@@ -219,19 +259,9 @@ def test_a_worker_of_horovod_that_never_comes_is_told_of_and_ends_the_wait_witho
 
 
 @pytest.mark.horovod
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1"},
-        {**SLURM_STEP, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
-    ],
-    ids=["Hydra", "srun"],
-)
-def test_a_horovod_that_does_not_see_the_other_workers_is_refused(
-    digits: pathlib.Path, tmp_path: pathlib.Path, variables: dict[str, str]
-) -> None:
+def test_a_horovod_that_does_not_see_the_other_workers_is_refused(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Each process would train alone as the chief, all into one run directory."""
-    worker = start(variables, "--strategy=horovod", f"--data={digits}", f"--run-dir={tmp_path / 'run'}")
+    worker = start(slurm_task(1), "--strategy=horovod", f"--data={digits}", f"--run-dir={tmp_path / 'run'}")
     output, _ = worker.communicate(timeout=600)
     assert worker.returncode == 2, output
     assert "makes this process worker 1 of 2, but Horovod has found 1" in output, output
@@ -246,6 +276,8 @@ def test_a_size_that_agrees_is_accepted() -> None:
         check_size(1, {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"})
     with pytest.raises(DeviceError, match="TF_CONFIG makes this process worker 0 of 2, but Horovod has found 1"):
         check_size(1, tf_config(0, [1, 2]))
+    with pytest.raises(DeviceError, match="PMI_RANK makes this process worker 1 of 2, but Horovod has found 1"):
+        check_size(1, {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1"})
 
 
 def test_a_strategy_whose_library_is_missing_says_how_to_get_it(digits: pathlib.Path, tmp_path: pathlib.Path) -> None:
