@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
+from tests import small_backbone
+
 # The batch statistics are frozen with the backbone, so that the number of replicas cannot show in the losses.
 QUICK = (
     "--device=cpu",
+    *small_backbone.OPTIONS,
     "--set=model.image_size_px=32",
     "--set=model.trainable=head",
     "--set=train.epochs=3",
@@ -21,6 +24,18 @@ QUICK = (
 )
 NUM_STEPS = 68
 _DEADLINE_SECS = 600
+
+
+def lines_of(run_dir: pathlib.Path) -> list[dict[str, float]]:
+    """What the metrics log of a run holds now."""
+    log = run_dir / "metrics.jsonl"
+    content = log.read_text() if log.exists() else ""
+    return [json.loads(line) for line in content[: content.rfind("\n") + 1].splitlines()]
+
+
+def losses_of(run_dir: pathlib.Path) -> list[float]:
+    """The training loss of each step of a run."""
+    return [line["loss"] for line in lines_of(run_dir) if line["split"] == "train"]
 
 
 class TrainingJob:
@@ -51,16 +66,13 @@ class TrainingJob:
         return self.output_file.read_text(errors="replace")
 
     def lines(self) -> list[dict[str, float]]:
-        """What the metrics log holds now."""
-        log = self.run_dir / "metrics.jsonl"
-        content = log.read_text() if log.exists() else ""
-        return [json.loads(line) for line in content[: content.rfind("\n") + 1].splitlines()]
+        return lines_of(self.run_dir)
 
     def steps(self, split: str = "train") -> list[float]:
         return [line["step"] for line in self.lines() if line["split"] == split]
 
     def losses(self) -> list[float]:
-        return [line["loss"] for line in self.lines() if line["split"] == "train"]
+        return losses_of(self.run_dir)
 
     def wait_until(self, holds: Callable[[], object]) -> None:
         deadline = time.monotonic() + _DEADLINE_SECS

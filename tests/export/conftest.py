@@ -1,29 +1,26 @@
 """One trained classifier of real digits, and one export of it in every format."""
 
-import dataclasses
+import json
 import pathlib
 import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trainer.system import tf_runtime
 
 tf_runtime.configure(use_gpus=False)
 
-from digits_classifier import SIGNATURE, ListedImages, copy_of, read_digits, train_model  # noqa: E402
+from digits_classifier import SIGNATURE, ListedImages, build_model, copy_of, read_digits, train_model  # noqa: E402
+from exported import Exported  # noqa: E402
 
 from export.files.formats import FORMATS  # noqa: E402
 from export.files.parity import ParityReport  # noqa: E402
 from export.files.provenance import Provenance  # noqa: E402
 from export.pipeline.make_export import ExportRequest, make_export  # noqa: E402
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    directory: pathlib.Path
-    report: ParityReport
+from tests.build_once import build_once  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +29,14 @@ def validation() -> ListedImages:
 
 
 @pytest.fixture(scope="session")
-def model() -> Any:
-    return train_model()
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def train(directory: pathlib.Path) -> None:
+        np.savez(directory / "weights.npz", *train_model().get_weights())
+
+    trained = build_model()
+    with np.load(build_once(tmp_path_factory, "digits_classifier", train) / "weights.npz") as arrays:
+        trained.set_weights([arrays[name] for name in arrays.files])
+    return trained
 
 
 @pytest.fixture(scope="session")
@@ -64,8 +67,15 @@ def export_request(model: Any, validation: ListedImages) -> ExportRequest:
 @pytest.fixture(scope="session")
 def exported(export_request: ExportRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The published export; read it, and change only a `copy_of_export`."""
-    directory = tmp_path_factory.mktemp("export") / "digits"
-    return Exported(directory, make_export(export_request, directory))
+
+    def build(directory: pathlib.Path) -> None:
+        report = make_export(export_request, directory / "digits")
+        returned = {key: value for key, value in report.answer().items() if key != "passed"}
+        (directory / "returned.json").write_text(json.dumps(returned))
+
+    built = build_once(tmp_path_factory, "export", build)
+    report = ParityReport.model_validate_json((built / "returned.json").read_text())
+    return Exported(built / "digits", report)
 
 
 @pytest.fixture
@@ -84,13 +94,3 @@ def verify_with_checksums_renewed() -> Callable[[pathlib.Path], Any]:
         return verify_export(directory)
 
     return verify
-
-
-def functions_that_ask_for_xla(version: pathlib.Path) -> list[str]:
-    """By name, of a SavedModel: a server without XLA cannot run them."""
-    from trainer.system.private_api.tensorflow_graph import SavedModel
-
-    content = (version / "saved_model.pb").read_bytes()
-    functions = SavedModel.FromString(content).meta_graphs[0].graph_def.library.function
-    assert functions
-    return [f.signature.name for f in functions if f.attr["_XlaMustCompile"].b]

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import functions_that_ask_for_xla
 from digits_classifier import CLASS_NAMES, SIZE_PX, ListedImages, read_digits
+from exported import functions_that_ask_for_xla
 
 from export.files.formats import FORMATS
 from export.files.provenance import Provenance

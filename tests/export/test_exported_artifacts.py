@@ -10,8 +10,8 @@ import onnx
 import onnx.numpy_helper
 import pytest
 import tensorflow as tf
-from conftest import Exported, functions_that_ask_for_xla
 from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedImages, read_digits
+from exported import Exported, functions_that_ask_for_xla
 
 from export.convert.conversion import Conversion
 from export.convert.inference_model import InferenceModel, frozen_saved_model

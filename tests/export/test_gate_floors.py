@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import Exported
 from digits_classifier import GEOMETRY, SIZE_PX, ListedImages
+from exported import Exported
 from test_int8_ladder import publish_and_watch
 from test_parity_gate import with_model
 

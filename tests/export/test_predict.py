@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
-from conftest import Exported
 from digits_classifier import CLASS_NAMES, GEOMETRY, ListedImages
+from exported import Exported
 
 from export.files.formats import FORMATS
 from export.files.signature import Signature

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Exported
 from digits_classifier import CLASS_NAMES, GEOMETRY, SIGNATURE, SIZE_PX, ListedImages
+from exported import Exported
 
 from export.convert.inference_model import InferenceModel, frozen_saved_model
 from export.convert.tflite_metadata import with_metadata

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import Exported
 from digits_classifier import SIGNATURE, ListedImages, copy_of
+from exported import Exported
 from test_parity_gate import write_artifact
 
 from export.convert.graph_reading import Reading, read_header

@@ -163,6 +163,7 @@ def launch(
         recipe=recipe,
         wait_secs=wait,
         arguments=arguments and [*arguments, *(["--trust"] if trust else [])],
+        only_planned=dry_run,
     )
     # A worker that this command has started prints nothing: the command speaks for all.
     speaks = planned.topology.is_chief and heartbeat.VARIABLE not in os.environ

@@ -98,6 +98,7 @@ def plan_run(
     recipe: str | None = None,
     wait_secs: float = 0.0,
     arguments: Sequence[str] | None = None,
+    only_planned: bool = False,
 ) -> PlannedRun:
     """Decide devices, dataset, precision and run directory; a folder of images is prepared beside itself.
 
@@ -110,6 +111,7 @@ def plan_run(
         recipe: the name of the recipe of `config`, for the workers.
         wait_secs: how long to wait for another command that holds the run directory.
         arguments: the arguments of `trainer launch` for the workers; None: those of this command.
+        only_planned: the plan will not be run, so that no cluster is joined for it.
 
     Raises:
         UsageError: what was asked for cannot be had; see the subclasses.
@@ -124,7 +126,7 @@ def plan_run(
         options.check_batch(config.distribute, config.train.global_batch_size, num_slots=len(slots))
     devices = find_devices(config.distribute, slots, note)
     topology = find_topology(config.distribute, slots, devices, note)
-    if not slots and is_own_model(config.model.backbone):
+    if not slots and not only_planned and is_own_model(config.model.backbone):
         # The plan reads the model, which starts TensorFlow.
         claim_replicas(topology, config.distribute, note)
     dataset_dir = find_dataset(config, note)
