@@ -1,0 +1,193 @@
+"""Measure what saving costs: the time of the training, and its peak memory.
+
+    python benchmarks/checkpoint.py --pairs 5
+    python benchmarks/checkpoint.py --backbone resnet50 --every-secs 30 --turn-secs 10
+
+    off        training without a save
+    ours       one save at the start of a turn: the state is copied, and written beside the training
+    blocking   one save at the start of a turn, as a plain training loop does it: Keras's model.save_weights, and the
+               slots of the optimizer in an .npz file, not flushed, and training waits for both
+
+The three take turns in one process, so that other load on the machine affects all. A turn is a fixed number of steps
+that take about `--turn-secs` without a save, and it ends when everything is written. One save in `--every-secs` of
+training costs as much as one in a turn, but is a smaller share: shares are scaled by turn-secs / every-secs.
+
+Memory is measured in a process of its own for each: the highest resident memory (VmHWM) after three saves, less that
+of training without a save, over the bytes of the saved state (weights, slots and averages). Exit status 1 if ours takes
+over 1% of the time or over 2 times the bytes of the state.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from trainer.system import tf_runtime
+
+if __name__ == "__main__":
+    tf_runtime.configure(use_gpus=False)
+
+import numpy as np
+
+from trainer.config.config import load_config
+from trainer.data.dataset.storage import parse_path
+from trainer.data.preparation.prepare import PrepareOptions, prepare_dataset
+from trainer.distribute import mirrored
+from trainer.distribute.topology import Topology
+from trainer.plan.plan import make_plan
+from trainer.run.checkpoint_saver import CheckpointSaver
+from trainer.run.checkpoint_store import CheckpointStore
+from trainer.run.run_dir import RunDir
+from trainer.training.batches import make_steps
+from trainer.training.context import RunContext
+from trainer.training.input import make_training_stream, open_caches
+from trainer.training.make_state import make_state
+from trainer.training.saved_state import save_checkpoint
+from trainer.training.staged_step import StagedStep
+
+CONTENDERS = ("off", "ours", "blocking")
+MAX_TIME_SHARE, MAX_MEMORY_RATIO = 0.01, 2.0
+NUM_MEMORY_SAVES, STEPS_AFTER_A_SAVE = 3, 6
+
+
+class Training:
+    """A training as `trainer launch` does it, in turns of steps with a save at the start of each."""
+
+    def __init__(self, dataset_dir: pathlib.Path, run_dir: pathlib.Path, backbone: str) -> None:
+        config = load_config(
+            overrides=[
+                "distribute.device=cpu",
+                f"model.backbone={backbone}",
+                "model.weights=none",
+                "model.image_size_px=64",
+                "train.global_batch_size=32",
+                "train.ema_decay=0.999",
+                "train.epochs=1000",
+                "data.cache=memory",
+            ]
+        )
+        topology = Topology(strategy="single", device="cpu", num_local_replicas=1)
+        plan = make_plan(config, parse_path(str(dataset_dir)), topology, [])
+        engine = mirrored.make_engine(topology)
+        run = RunDir(run_dir)
+        run.create(config, plan.run_info(config, "run"))
+        self._files = run_dir / "blocking"
+        self._files.mkdir()
+        saver = CheckpointSaver(CheckpointStore.of_run(run, config.checkpoint), print)
+        state = make_state(plan, config, engine, None)
+        self._context = RunContext(plan=plan, config=config, run=run, engine=engine, state=state, saver=saver)
+        stream = make_training_stream(plan, config, topology, open_caches(plan, config))
+        step = StagedStep(plan, engine, state, config, first_step=0)
+        self._make_steps = make_steps(plan.schedule.stages, engine, stream, step, 0)
+
+    def make_steps(self, num_steps: int) -> None:
+        """Make steps, about a second's worth in a call, as `trainer launch` does."""
+        while num_steps > 0:
+            num_steps -= self._make_steps(min(2, num_steps)).num_steps
+
+    def take_turn(self, contender: str, num_steps: int) -> float:
+        """Save, make steps, and return the seconds until all is written."""
+        saver = self._context.saver
+        assert saver is not None
+        started = time.perf_counter()
+        if contender == "ours":
+            save_checkpoint(self._context, self._context.step)
+        elif contender == "blocking":
+            self._save_and_wait()
+        self.make_steps(num_steps)
+        saver.wait()
+        return time.perf_counter() - started
+
+    def _save_and_wait(self) -> None:
+        state = self._context.state
+        state.model.save_weights(self._files / "model.weights.h5")
+        slots = {f"{i}.{j}": slot.numpy() for i, slots in enumerate(state.slots) for j, slot in enumerate(slots)}
+        np.savez(self._files / "optimizer.npz", **slots)
+
+    def num_state_bytes(self) -> int:
+        """Return the bytes of one of our checkpoints."""
+        save_checkpoint(self._context, self._context.step, is_last=True)
+        newest: pathlib.Path = max(self._context.run.checkpoints_dir.glob("step-*"))
+        return sum(file.stat().st_size for file in newest.iterdir())
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    peak_bytes: int
+    state_bytes: int
+
+
+def measure_memory(training: Training, contender: str) -> Memory:
+    """Return the highest memory after a few saves; the size of the state is measured after it."""
+    training.make_steps(STEPS_AFTER_A_SAVE)
+    for _ in range(NUM_MEMORY_SAVES):
+        training.take_turn(contender, STEPS_AFTER_A_SAVE)
+    (line,) = [s for s in pathlib.Path("/proc/self/status").read_text("utf-8").splitlines() if s.startswith("VmHWM:")]
+    return Memory(int(line.split()[1]) * 1024, training.num_state_bytes())
+
+
+def measure_memory_apart(dataset_dir: pathlib.Path, contender: str, backbone: str) -> Memory:
+    command = [sys.executable, __file__, "--memory", contender, str(dataset_dir), "--backbone", backbone]
+    ended = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    if ended.returncode:
+        raise SystemExit(f"measuring the memory of {contender} failed:\n{ended.stdout}{ended.stderr}")
+    return Memory(**json.loads(ended.stdout.splitlines()[-1]))
+
+
+def measure_time(training: Training, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the share of the training time that each way of saving takes, scaled, a value for each pair."""
+    training.make_steps(4)
+    num_steps = max(4, round(options.turn_secs / (training.take_turn("off", 8) / 8)))
+    for contender in CONTENDERS[1:]:
+        training.take_turn(contender, 4)  # opens files and libraries for the first time
+    shares: dict[str, list[float]] = {name: [] for name in CONTENDERS[1:]}
+    print(f"turns of {num_steps} steps; seconds {', '.join(CONTENDERS)}:")
+    for turn in range(options.pairs):
+        # Another one begins each time.
+        order = CONTENDERS[turn % 3 :] + CONTENDERS[: turn % 3]
+        secs = {contender: training.take_turn(contender, num_steps) for contender in order}
+        print("  " + "  ".join(f"{secs[contender]:6.2f}" for contender in CONTENDERS), flush=True)
+        for name, values in shares.items():
+            values.append((secs[name] - secs["off"]) / options.every_secs)
+    return shares
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--every-secs", type=float, default=30.0, help="between two saves, to which shares are scaled")
+    parser.add_argument("--turn-secs", type=float, default=10.0, help="of training in a turn")
+    parser.add_argument("--memory", nargs=2, metavar=("CONTENDER", "DATASET"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        directory = pathlib.Path(folder)
+        if options.memory:
+            contender, dataset_dir = options.memory
+            training = Training(pathlib.Path(dataset_dir), directory / "run", options.backbone)
+            print(json.dumps(dataclasses.asdict(measure_memory(training, contender))))
+            return 0
+        dataset_dir = directory / "digits"
+        prepare_dataset("digits", dataset_dir, options=PrepareOptions())
+        shares = measure_time(Training(dataset_dir, directory / "run", options.backbone), options)
+        memory = {name: measure_memory_apart(dataset_dir, name, options.backbone) for name in CONTENDERS}
+    state_bytes = memory["ours"].state_bytes
+    print(f"{options.backbone}, {state_bytes / 2**20:.0f} MiB of state, one save in {options.every_secs:g} s")
+    ratios = {}
+    for name, values in shares.items():
+        ratios[name] = (memory[name].peak_bytes - memory["off"].peak_bytes) / state_bytes
+        low, median, high = min(values), statistics.median(values), max(values)
+        print(
+            f"{name:<10} {1 + median:.4f} of the time without a save ({1 + low:.4f} to {1 + high:.4f}); "
+            f"peak memory {ratios[name]:+.2f} times the state"
+        )
+    return 0 if statistics.median(shares["ours"]) <= MAX_TIME_SHARE and ratios["ours"] <= MAX_MEMORY_RATIO else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
