@@ -43,8 +43,9 @@ test-complete: export TRAINER_TESTS_COMPLETE := 1
 test-complete: test ## also the longest tests, such as an export of each backbone family
 
 # CHAOS_ARGS=--kills=20, for instance; `python -m tests.chaos run --help` lists them. Goes on where it was interrupted.
-chaos: $(test_needs) ## kill training runs until 1,000 kills are on record in .chaos/, and damage 10,000 checkpoints
+chaos: $(test_needs) ## kill training runs until 1,000 kills are on record in .chaos/, damage 10,000 checkpoints, let commands collide
 	$(bin)/python -m tests.chaos damages --work .chaos
+	$(bin)/python -m tests.chaos collisions --work .chaos
 	$(bin)/python -m tests.chaos run --work .chaos $(CHAOS_ARGS)
 
 lint: $(installed) ## ruff and mypy

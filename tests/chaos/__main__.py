@@ -1,4 +1,6 @@
-"""Kill training runs at random moments and compare their ends: python -m tests.chaos run, damages, control or summary.
+"""Kill training runs at random moments and compare their ends, or let two commands collide.
+
+    python -m tests.chaos run | damages | collisions | control | summary
 
 `make chaos` goes on until the goal is reached (see `results.py`); what has been interrupted goes on when it is started
 again, and `--kills`, `--minutes` and `--strategies` make it shorter. Results are in .chaos/results.jsonl.
@@ -26,7 +28,7 @@ _DEFAULT_WORK = pathlib.Path(".chaos")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("command", choices=["run", "damages", "control", "summary"])
+    parser.add_argument("command", choices=["run", "damages", "collisions", "control", "summary"])
     parser.add_argument("--work", type=pathlib.Path, default=_DEFAULT_WORK, help="where datasets, runs and results are")
     parser.add_argument("--results", type=pathlib.Path, help="the file of results; results.jsonl in --work by default")
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="of: %(default)s")
@@ -36,6 +38,8 @@ def main() -> int:
     parser.add_argument(
         "--number", type=int, default=of_results.GOAL_DAMAGES, help="of damages; %(default)s by default"
     )
+    parser.add_argument("--pairs", type=int, help="of commands in each place; without it, up to the goal")
+    parser.add_argument("--places", help="of collisions: one host, two hosts, leases; all of them by default")
     parser.add_argument("--seed", default="chaos", help="of the moments and the places; %(default)s by default")
     arguments = parser.parse_args()
     results = Results(arguments.results or arguments.work / "results.jsonl")
@@ -46,6 +50,8 @@ def main() -> int:
         status = _run(arguments, results)
     elif arguments.command == "damages":
         status = _damages(arguments, results)
+    elif arguments.command == "collisions":
+        status = _collisions(arguments, results)
     elif arguments.command == "control":
         status = _control(arguments, results)
     else:
@@ -60,12 +66,7 @@ def _run(arguments: argparse.Namespace, results: Results) -> int:
     if unknown := set(wanted) - set(STRATEGIES):
         raise SystemExit(f"{', '.join(unknown)} is no strategy; expected some of {','.join(STRATEGIES)}")
 
-    from trainer.system import tf_runtime
-
-    # Imported once for all jobs that are forked; nothing of TensorFlow may run in this process.
-    tf_runtime.configure(use_gpus=False)
-    import trainer.cli.app
-    import trainer.launch.run_session  # noqa: F401
+    _import_for_all_jobs()
     from tests.chaos.trial import Reference, make_reference, run_trial
 
     _clear_leftovers(arguments.work)
@@ -95,6 +96,44 @@ def _run(arguments: argparse.Namespace, results: Results) -> int:
         num_failed += (line["outcome"], line["tensorboard"]) != ("equal", "equal")
         inside = sum(kill["inside_save"] for kill in line["kills"])
         _tell(f"{seed}: {len(line['kills'])} kills, {inside} inside a save, {line['secs']} s: {line['outcome'][:2000]}")
+    return int(num_failed > 0)
+
+
+def _import_for_all_jobs() -> None:
+    """Import once what all jobs that are forked need; nothing of TensorFlow may run in this process."""
+    from trainer.system import tf_runtime
+
+    tf_runtime.configure(use_gpus=False)
+    import trainer.cli.app
+    import trainer.launch.run_session  # noqa: F401
+
+
+def _collisions(arguments: argparse.Namespace, results: Results) -> int:
+    """Return 1 if one of two commands did not train, or the other did not say why not."""
+    _import_for_all_jobs()
+    from tests.chaos import collisions
+    from tests.chaos.trial import make_reference
+
+    wanted = collisions.PLACES if arguments.places is None else tuple(arguments.places.split(","))
+    if not collisions.can_have_hosts():
+        _tell("collisions on one host alone: namespaces are not allowed here")
+        wanted = ("one host",)
+    _clear_leftovers(arguments.work)
+    dataset = _prepare_digits(arguments.work)
+    work = arguments.work.resolve() / f"collisions-{os.getpid()}"
+    work.mkdir()
+    reference = make_reference("single", dataset, work)
+    num_failed = 0
+    for place in wanted:
+        there = sum(line["place"] == place for line in results.read("collision"))
+        num_pairs = of_results.GOAL_COLLISIONS - there if arguments.pairs is None else arguments.pairs
+        for number in range(num_pairs):
+            line = collisions.collide(reference, dataset, work / f"{place.replace(' ', '-')}-{number}", place)
+            results.append(line)
+            num_failed += line["outcome"] != "one trained"
+            _tell(f"{place}, {number}: {line['outcome']}, the {('first', 'second', None)[line['winner'] or 0]}")
+    if not num_failed:
+        shutil.rmtree(work)
     return int(num_failed > 0)
 
 

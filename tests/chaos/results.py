@@ -12,6 +12,8 @@ from typing import Any, Final
 STRATEGIES: Final = ("single", "mirrored", "multiworker", "horovod")
 # What is to be shown in all: kills, those inside a save, those of each strategy, and damages of checkpoints.
 GOAL_KILLS, GOAL_INSIDE_SAVE, GOAL_OF_STRATEGY, GOAL_DAMAGES = 1000, 200, 100, 10_000
+# Of two commands on one run directory, in each place.
+GOAL_COLLISIONS: Final = 50
 Line = dict[str, Any]
 
 
@@ -97,10 +99,10 @@ def summary(results: Results) -> str:
             f"{len(broken)} runs with gaps or doubles, such as {broken[0]['seed']}: {broken[0]['tensorboard']}"
         )
     lines += [f"FAILED {run['seed']}: {run['outcome']}" for run in failures]
-    lines += _damages(results) + _control(results)
+    lines += _damages(results) + _collisions(results) + _control(results)
     lines.append(
         f"goal: {GOAL_KILLS} kills, {GOAL_INSIDE_SAVE} inside a save, {GOAL_OF_STRATEGY} of each strategy, "
-        f"{GOAL_DAMAGES:,} damages"
+        f"{GOAL_DAMAGES:,} damages, {GOAL_COLLISIONS} collisions in each place"
     )
     return "\n".join(lines)
 
@@ -112,6 +114,18 @@ def _damages(results: Results) -> list[str]:
     if not tally:
         return []
     return [f"damages detected: {tally.total():,} ({', '.join(f'{kind} {count:,}' for kind, count in tally.items())})"]
+
+
+def _collisions(results: Results) -> list[str]:
+    lines = results.read("collision")
+    by_place = Counter(line["place"] for line in lines if line["outcome"] == "one trained")
+    told = ", ".join(f"{place} {count} (the first {_first(lines, place)})" for place, count in by_place.items())
+    failures = [f"FAILED collision on {e['place']}: {e['outcome']}" for e in lines if e["outcome"] != "one trained"]
+    return ([f"collisions in which one trained: {told}"] if told else []) + failures
+
+
+def _first(lines: list[Line], place: str) -> int:
+    return sum(line["place"] == place and line["winner"] == 0 for line in lines)
 
 
 def _control(results: Results) -> list[str]:

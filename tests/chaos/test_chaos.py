@@ -38,6 +38,23 @@ def test_a_run_that_is_killed_and_resumed_ends_as_the_one_that_never_was(
         assert (run["outcome"], run["tensorboard"], run["sha256"]) == ("equal", "equal", run["reference"])
 
 
+def test_of_two_commands_at_once_one_trains_and_the_other_says_why_not(
+    digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "digits").symlink_to(digits)
+    harness = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", "collisions", f"--work={tmp_path}", "--pairs=1"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    collisions = Results(tmp_path / "results.jsonl").read("collision")
+    assert [line["outcome"] for line in collisions] == ["one trained"] * len(collisions), harness.stdout
+    # Where namespaces are not allowed, it is one host alone.
+    assert len(collisions) in (1, 3), harness.stdout + harness.stderr
+
+
 def test_a_torn_line_of_the_results_is_left_out_and_the_harness_goes_on_after_the_last_run(
     tmp_path: pathlib.Path,
 ) -> None:

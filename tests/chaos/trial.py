@@ -82,12 +82,10 @@ class Trial:
         """Start the command of the run, the same each time."""
         self._num_attempts += 1
         output_file = self.work / f"attempt-{self._num_attempts}.txt"
-        replicas = () if self.strategy == "single" else ("--replicas=2",)
-        own = (f"--data={self.dataset}", f"--run-dir={self.run_dir}", f"--strategy={self.strategy}", *replicas)
-        arguments = ["launch", *own, *SETTINGS]
-        return (
-            jobs.fork(lambda: _launch(arguments), output_file) if self.is_forked else jobs.spawn(arguments, output_file)
-        )
+        arguments = launch_arguments(self.strategy, self.dataset, self.run_dir)
+        if self.is_forked:
+            return jobs.fork(lambda: run_command(arguments), output_file)
+        return jobs.spawn(arguments, output_file)
 
     @property
     def is_forked(self) -> bool:
@@ -326,7 +324,16 @@ def _place(work: pathlib.Path, is_small: bool) -> Iterator[tuple[pathlib.Path, b
         shutil.rmtree(work)
 
 
-def _launch(arguments: list[str]) -> None:
+def launch_arguments(strategy: str, dataset: pathlib.Path, run_dir: pathlib.Path) -> list[str]:
+    """Return the arguments of `trainer` that train in `run_dir`."""
+    replicas = () if strategy == "single" else ("--replicas=2",)
+    return [
+        "launch", f"--data={dataset}", f"--run-dir={run_dir}", f"--strategy={strategy}", *replicas, *SETTINGS
+    ]  # fmt: skip
+
+
+def run_command(arguments: list[str]) -> None:
+    """Run `trainer` with `arguments` in this process."""
     from trainer.cli.app import main
 
     sys.argv = ["trainer", *arguments]

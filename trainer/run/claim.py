@@ -7,6 +7,7 @@ if the chief runs on another host or outlives its launcher for the seconds it ne
 
 import contextlib
 import datetime
+import functools
 import os
 import pathlib
 import time
@@ -25,17 +26,25 @@ from trainer.system import lease, lock
 COMMAND_VARIABLE: Final = "TRAINER_COMMAND"
 LOCK_NAME: Final = ".lock"
 LEASE_NAME: Final = ".lease"
+# The purpose of a command that removes something, in place of the identity of the run that it trains.
+CLEANING: Final = "clean"
 # The workers' output, which is written before the run starts.
 LOG_DIR_NAME: Final = "logs"
 # How long to wait for the workers of a killed launcher; their guards give them less than this to save.
 _ORPHAN_SECS = 30.0
 _LOOK_EVERY_SECS = 1.0
-_this_command = uuid.uuid4().hex
 
 
 def own_command() -> str:
     """Return the id of the command that this process belongs to."""
-    return os.environ.get(COMMAND_VARIABLE, _this_command) if heartbeat.VARIABLE in os.environ else _this_command
+    own = _command_of(os.getpid())
+    return os.environ.get(COMMAND_VARIABLE, own) if heartbeat.VARIABLE in os.environ else own
+
+
+@functools.cache
+def _command_of(pid: int) -> str:
+    """Return a new id for each process; one that is forked from another is a command of its own."""
+    return uuid.uuid4().hex
 
 
 @contextlib.contextmanager
@@ -106,9 +115,7 @@ def _hold_once(run: RunDir, identity: str, note: Callable[[str], None]) -> Itera
         leased = lease.hold(
             run.path / LEASE_NAME,
             holder,
-            on_wait=lambda other: note(
-                f"{run.path} was held by {other}; watching for up to {lease.LEASE_SECS:.0f} s whether it still is"
-            ),
+            on_wait=lambda other: note(describe_watch(run, other)),
         )
         try:
             with leased:
@@ -252,10 +259,16 @@ def _refusal(run: RunDir, holder: lock.Holder | None) -> RunError:
     who = holder or "another command"
     if holder is not None and holder.has_ended:
         who = f"the workers of a command that has ended ({holder})"
+    done = "cleaned" if holder is not None and holder.purpose == CLEANING else "trained"
     return RunError(
-        f"{run.path} is being trained by {who}; wait until that has ended (--wait 3600 does), or give --run-dir a new "
+        f"{run.path} is being {done} by {who}; wait until that has ended (--wait 3600 does), or give --run-dir a new "
         "directory"
     )
+
+
+def describe_watch(run: RunDir, holder: lock.Holder) -> str:
+    """Say that the lease of `run` is watched, since its holder is on another host."""
+    return f"{run.path} was held by {holder}; watching for up to {lease.LEASE_SECS:.0f} s whether it still is"
 
 
 def _remove_empty(run: RunDir) -> None:
