@@ -142,7 +142,7 @@ def train(
         run_dir, config = resume, settings_of_run(RunDir(resume), overrides, flags=flags)
     else:
         config = load_config(None, overrides, recipe=None if recipe == _AUTO else recipe, flags=flags)
-    tf_runtime.configure(use_gpus=config.distribute.device != "cpu")
+    tf_runtime.configure(use_gpus=config.distribute.device != "cpu", xla_cache_dir=config.distribute.xla_cache_dir)
 
     from trainer.launch.plan_run import find_dataset, plan_run
     from trainer.launch.run_session import RunSession

@@ -5,7 +5,6 @@ It maps pixels or encoded images to probabilities, with the preprocessing of tra
 
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from export.files.signature import (
 )
 from export.files.statuses import STATUS_BAD_PIXELS, STATUS_OK
 from trainer.errors import ExportError
+from trainer.system import in_use
 from trainer.system.private_api.keras_graph import is_seed
 from trainer.system.private_api.tensorflow_graph import convert_variables_to_constants_v2
 
@@ -187,7 +187,7 @@ def frozen_saved_model(inference: InferenceModel, signature: Signature) -> Itera
             return {PROBABILITIES: frozen(images)[0]}
 
     module = Frozen()
-    with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
+    with in_use.scratch_folder() as directory:
         signatures = {SIGNATURE_IMAGE_BYTES: module.__call__}
-        tf.saved_model.save(module, directory, signatures=signatures, options=WITHOUT_GRADIENTS)
-        yield pathlib.Path(directory)
+        tf.saved_model.save(module, str(directory), signatures=signatures, options=WITHOUT_GRADIENTS)
+        yield directory

@@ -9,7 +9,6 @@ import copy
 import logging
 import math
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from export.convert.quantization import NUM_RANKING_IMAGES, SHARE_IN_FULL, most_
 from export.convert.to_tflite import span_full_range
 from export.files.signature import IMAGES
 from export.runtime.samples import Pixels
+from trainer.system import in_use
 
 _BATCH_SIZE = 32
 # The first opset with 16-bit QuantizeLinear.
@@ -78,8 +78,8 @@ def to_int8(content: bytes, calibration: Pixels, *, activation_bits: int = 8, sh
     add_pre_process_metadata(float_model)
     images = span_full_range(calibration)
     eight_bits = {name: [_EIGHT_BITS] for name in _depthwise_weights(float_model)}
-    with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
-        path = pathlib.Path(directory, "int8.onnx")
+    with in_use.scratch_folder() as directory:
+        path = directory / "int8.onnx"
 
         def quantise(excluded: list[str]) -> onnx.ModelProto:
             with _quiet():
@@ -109,8 +109,8 @@ def to_dynamic(content: bytes) -> bytes:
     """Quantise weights to 8 bits and activations at run time, without calibration."""
     float_model = onnx.load_from_string(content)
     add_pre_process_metadata(float_model)
-    with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory, _quiet():
-        path = pathlib.Path(directory, "dynamic.onnx")
+    with in_use.scratch_folder() as directory, _quiet():
+        path = directory / "dynamic.onnx"
         quantize_dynamic(float_model, path, per_channel=True, reduce_range=_REDUCE_RANGE)
         return _finished(onnx.load(path))
 

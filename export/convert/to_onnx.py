@@ -3,9 +3,7 @@
 Files with fewer bits are made from its output, see `onnx_precision`.
 """
 
-import pathlib
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,6 +21,7 @@ from export.files.formats import DEFAULT_ONNX_OPSET, check_onnx_opset
 from export.files.signature import PROBABILITIES
 from export.runtime.runtimes import onnx_errors
 from trainer.errors import ExportError
+from trainer.system import in_use
 
 _BATCH = "batch"
 # tf2onnx suffixes generated names with a counter that lives as long as the process.
@@ -76,8 +75,8 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     options = onnxruntime.SessionOptions()
     # Standard operators only, and the same result on every processor.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
-        path = pathlib.Path(directory, "folded.onnx")
+    with in_use.scratch_folder() as directory:
+        path = directory / "folded.onnx"
         options.optimized_model_filepath = str(path)
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

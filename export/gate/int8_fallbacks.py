@@ -9,7 +9,6 @@ attempts, 1,024 calibration images, and for each attempt another pass of the gat
 import dataclasses
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -29,6 +28,7 @@ from export.files.formats import (
 from export.files.parity import Artifact, Comparison, FallbackAttempt, FallbackLadder, ParityReport
 from export.files.signature import Signature
 from trainer.errors import ExportError
+from trainer.system import in_use
 
 _MORE_CALIBRATION_IMAGES = 4 * NUM_CALIBRATION_IMAGES
 # Bytes relative to float32 are 1/4 + 3/4 of the share: even the larger share gives a file smaller than float16.
@@ -107,8 +107,7 @@ class _FallbackSearch:
         self._say(f"{name} is over its budget ({self._first.failure})")
         rungs = [_attempt_of(self._first, f"{NUM_CALIBRATION_IMAGES:,} calibration images, a scale for each channel")]
         nearest, chosen = self._first, None
-        with tempfile.TemporaryDirectory(prefix="trainer-export-") as directory:
-            scratch = pathlib.Path(directory)
+        with in_use.scratch_folder() as scratch:
             for attempt in _attempts(name, self._conversion.num_training_images):
                 tried = self._try(attempt, report, scratch)
                 rungs.append(_describe(tried))

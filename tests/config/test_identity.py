@@ -105,6 +105,7 @@ SETTINGS: dict[str, tuple[Any, Verdict]] = {
     # As resolved it decides; what was asked for does not.
     "distribute.precision": ("float32", "indifferent"),
     "distribute.xla": ("off", "indifferent"),
+    "distribute.xla_cache_dir": ("xla", "indifferent"),
     "distribute.strict_batch": (True, "indifferent"),
     "checkpoint.every_steps": (7, "indifferent"),
     "checkpoint.every_secs": (60.0, "indifferent"),

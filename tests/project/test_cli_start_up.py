@@ -30,6 +30,7 @@ COMMANDS = {
     "manifests",
     "backbones",
     "doctor",
+    "clean",
     "bench",
 }
 

@@ -28,7 +28,7 @@ LEVELS = (
     ("data", "run", "doctor"),
     ("step",),
     ("features", "evaluation"),
-    ("plan", "report"),
+    ("plan", "report", "cleaning"),
     ("training",),
     ("launch",),
     ("dry_run",),

@@ -14,6 +14,7 @@ import trainer
 from trainer.cli import bench
 from trainer.cli.backbones import backbones
 from trainer.cli.bench_export import bench_export
+from trainer.cli.clean import clean
 from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
 from trainer.cli.evaluate import evaluate
@@ -57,6 +58,7 @@ for command in (
     manifests,
     backbones,
     doctor,
+    clean,
 ):
     app.command()(command)
 bench.app.command("export")(bench_export)

@@ -145,7 +145,7 @@ def launch(
 
     from trainer.system import tf_runtime
 
-    tf_runtime.configure(use_gpus=settings.distribute.device != "cpu")
+    tf_runtime.configure(use_gpus=settings.distribute.device != "cpu", xla_cache_dir=settings.distribute.xla_cache_dir)
     if dry_run and _print_preparation(settings, as_json=json_):
         return
     if recipe == AUTO:

@@ -48,6 +48,9 @@ class DistributeConfig(Section):
         "auto", description="auto: mixed_bfloat16 on GPUs that have it, mixed_float16 on older ones, float32 on CPUs"
     )
     xla: Literal["auto", "on", "off"] = pydantic.Field("auto", description="auto: on for GPUs, off for CPUs")
+    xla_cache_dir: PathText | None = pydantic.Field(
+        None, description="where programs compiled by XLA are kept for the next start; null: nowhere"
+    )
     strict_batch: bool = pydantic.Field(False, description="a batch that the replicas do not divide is an error")
 
     @property

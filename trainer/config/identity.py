@@ -34,6 +34,7 @@ INDIFFERENT: Final = {
         # As resolved, it is part of the identity by itself.
         "precision",
         "xla",
+        "xla_cache_dir",
         "strict_batch",
     },
     "checkpoint": {"every_steps", "every_secs", "keep"},

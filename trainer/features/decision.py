@@ -15,6 +15,7 @@ import pydantic
 
 from trainer.config.config import Config
 from trainer.data.augmentation.presets import resolve_augmentation
+from trainer.data.dataset.derived import FEATURES_SUFFIX
 from trainer.data.dataset.storage import DatasetPath, derived_directory
 from trainer.distribute.topology import Topology
 from trainer.errors import ConfigError
@@ -24,7 +25,6 @@ from trainer.features.store import num_bytes
 from trainer.system.disk import BYTES_PER_GIB, FREE_SHARE_LEFT, format_size, nearest_directory
 from trainer.system.memory import check_fits
 
-DIRECTORY_SUFFIX = ".features"
 _NAMES = {"tensorflow": "TensorFlow", "onnxruntime": "ONNX Runtime", "litert": "LiteRT"}
 
 
@@ -89,7 +89,7 @@ class FeatureInputs:
 
     @property
     def directory(self) -> pathlib.Path:
-        return derived_directory(self.dataset_dir, DIRECTORY_SUFFIX, setting=self.config.features.dir)
+        return derived_directory(self.dataset_dir, FEATURES_SUFFIX, setting=self.config.features.dir)
 
 
 def plan_features(inputs: FeatureInputs) -> FeaturePlan:

@@ -4,27 +4,28 @@
 
 A change of the dataset, the weights or anything else in the key leads to another array. A directory gets its name once
 it is complete. When an array is opened, it is read once and compared with its checksum; a damaged one counts as
-missing. The modification time of a header is the time when its features were last used.
+missing. The modification time of a header is the time when its features were last used; who has them open shares it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.dataset.derived import FEATURES, HEADER, note_use
 from trainer.errors import DataError
-from trainer.system import atomic, lock
+from trainer.system import atomic, in_use, lock
 
 SCHEMA_VERSION: Final = 1
 Features = npt.NDArray[np.float32]
-_HEADER, _ARRAY, _LOCK = "header.json", "features.float32", ".lock"
+_LOCK = ".lock"
 _DTYPE = np.dtype("<f4")
 _BLOCK_BYTES = 2**22
 
@@ -63,16 +64,22 @@ class FeatureStore:
     def open(self, split: str, key: Mapping[str, Any]) -> Features | None:
         """Map the features read-only; return None if there are none, or the files are damaged."""
         path = self.path(split, key)
-        try:
-            header = json.loads((path / _HEADER).read_text(encoding="utf-8"))
-            if header["key"] != dict(key) or _sha256(path / _ARRAY) != header["sha256"]:
+        with contextlib.ExitStack() as unless_opened:
+            try:
+                descriptor = in_use.share(path / HEADER)
+                unless_opened.callback(os.close, descriptor)
+                header = json.loads((path / HEADER).read_text(encoding="utf-8"))
+                if header["key"] != dict(key) or _sha256(path / FEATURES) != header["sha256"]:
+                    return None
+                mapped = np.memmap(path / FEATURES, _DTYPE, mode="r", shape=tuple(header["shape"]))
+            except (OSError, ValueError, KeyError):
                 return None
-            os.utime(path / _HEADER)
-            return np.asarray(np.memmap(path / _ARRAY, _DTYPE, mode="r", shape=tuple(header["shape"])))
-        except (OSError, ValueError, KeyError):
-            return None
+            unless_opened.pop_all()
+        note_use(path)
+        in_use.release_with(mapped, descriptor)
+        return np.asarray(mapped)
 
-    @contextmanager
+    @contextlib.contextmanager
     def write(
         self, split: str, key: Mapping[str, Any], shape: tuple[int, ...], *, is_alone: bool = True
     ) -> Iterator[FeatureWriter]:
@@ -94,18 +101,18 @@ class FeatureStore:
                 "--set features.dir=DIRECTORY, or use --set features.cache=off"
             ) from e
 
-    @contextmanager
+    @contextlib.contextmanager
     def _write(self, split: str, key: Mapping[str, Any], shape: tuple[int, ...]) -> Iterator[FeatureWriter]:
         self._make_room(num_bytes(shape), but_keep=self.path(split, key))
         with atomic.new_directory(self.path(split, key)) as directory:
-            with (directory / _ARRAY).open("wb") as file:
+            with (directory / FEATURES).open("wb") as file:
                 writer = FeatureWriter(file)
                 yield writer
             assert writer.num_bytes == num_bytes(shape), "every row was written"
             header = {"schema_version": SCHEMA_VERSION, "key": key, "shape": shape, "sha256": writer.sha256}
-            (directory / _HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+            (directory / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
-    @contextmanager
+    @contextlib.contextmanager
     def _locked(self, *, is_alone: bool) -> Iterator[None]:
         with lock.hold(self.directory / _LOCK, shared=not is_alone):
             if is_alone:
@@ -115,7 +122,7 @@ class FeatureStore:
     def _make_room(self, num_new_bytes: int, *, but_keep: pathlib.Path) -> None:
         entries = sorted(
             (path.stat().st_mtime, path.parent)
-            for path in self.directory.glob(f"*/{_HEADER}")
+            for path in self.directory.glob(f"*/{HEADER}")
             if not path.parent.name.startswith(atomic.TEMPORARY_PREFIX) and path.parent != but_keep
         )
         sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for _, path in entries}

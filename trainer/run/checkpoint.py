@@ -108,6 +108,20 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
     )
 
 
+def check_checkpoint(path: pathlib.Path) -> None:
+    """Check each byte of the checkpoint in the directory `path`, without a copy in memory.
+
+    Raises:
+        DamagedError: a file is missing, torn or changed.
+    """
+    info = read_info(path)
+    for file_name in info.sha256:
+        try:
+            check_file(path / file_name, info)
+        except OSError as e:
+            raise DamagedError(f"{path / file_name} cannot be read ({e.strerror}); remove {path}") from None
+
+
 def read_info(path: pathlib.Path) -> CheckpointInfo:
     """Read `checkpoint.json` of the directory `path`.
 

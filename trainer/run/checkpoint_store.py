@@ -29,7 +29,7 @@ from trainer.system import atomic
 
 _DIRECTORY = re.compile(r"step-(\d{8,})")
 # Set aside at a resume, for whoever wants to know what happened to the disk; never read again.
-_DAMAGED_PREFIX: Final = "damaged-"
+DAMAGED_PREFIX: Final = "damaged-"
 
 Which = Literal["best", "last"]
 # Metrics where lower is better.
@@ -104,7 +104,7 @@ class CheckpointStore:
                 self._set_aside(step)
         if found:
             raise RunError(
-                f"all {len(found)} checkpoints in {self.directory} are damaged (set aside as {_DAMAGED_PREFIX}...); "
+                f"all {len(found)} checkpoints in {self.directory} are damaged (set aside as {DAMAGED_PREFIX}...); "
                 "copy the run from a backup, or give --run-dir a new directory to train anew"
             )
         return None
@@ -147,7 +147,7 @@ class CheckpointStore:
         shutil.rmtree(leaving, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
-        path = self.directory / f"{_DAMAGED_PREFIX}{self.path(step).name}"
+        path = self.directory / f"{DAMAGED_PREFIX}{self.path(step).name}"
         shutil.rmtree(path, ignore_errors=True)
         self.path(step).rename(path)
 

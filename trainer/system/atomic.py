@@ -1,7 +1,8 @@
 """Files and directories that appear whole or not at all.
 
 Everything is written under a temporary name beside its target, flushed to the disk, and renamed. A reader
-never sees half a file; what a killed writer leaves behind starts with `TEMPORARY_PREFIX` and is never read.
+never sees half a file; what a killed writer leaves behind starts with `TEMPORARY_PREFIX` and is never read. While its
+writer lives, it is marked (`in_use.py`).
 """
 
 import contextlib
@@ -14,6 +15,8 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from typing import IO, Any
+
+from trainer.system import in_use
 
 TEMPORARY_PREFIX = ".tmp-"
 # linux/fcntl.h and linux/fs.h.
@@ -32,6 +35,7 @@ def new_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as f:
+            in_use.mark_written(f.fileno())
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -66,18 +70,19 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary = temporary_name(path)
     temporary.mkdir()
     try:
-        yield temporary
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():
-                _sync_file(file)
+        with in_use.writing(temporary):
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    _sync_file(file)
+                else:
+                    sync_directory(file)
+            sync_directory(temporary)
+            is_replacing = path.exists()
+            if is_replacing:
+                exchange(temporary, path)
             else:
-                sync_directory(file)
-        sync_directory(temporary)
-        is_replacing = path.exists()
-        if is_replacing:
-            exchange(temporary, path)
-        else:
-            os.rename(temporary, path)
+                os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -72,6 +72,29 @@ def hold(
             path.unlink(missing_ok=True)
 
 
+def find_holder(
+    path: pathlib.Path, *, lease_secs: float = LEASE_SECS, on_wait: Callable[[Holder], None] = lambda holder: None
+) -> Holder | None:
+    """Return who holds the lease `path`, or None if nobody does; changes nothing.
+
+    That of another host is watched until it is renewed, or for `lease_secs`; `on_wait` is called once before.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    first = found = _read(path)
+    if found is None or found.holder.has_ended:
+        return None
+    if found.holder.is_alive:
+        return found.holder
+    on_wait(found.holder)
+    seen_at_secs = time.monotonic()
+    while found == first and time.monotonic() - seen_at_secs < lease_secs:
+        time.sleep(lease_secs / _LOOKS_PER_LEASE)
+        found = _read(path)
+    return None if found is None or found == first else found.holder
+
+
 def _take(path: pathlib.Path, holder: Holder, lease_secs: float, on_wait: Callable[[Holder], None]) -> bool:
     """Return whether this process has made the lease, and is not the second of its owner."""
     seen: _Entry | None = None

@@ -168,6 +168,22 @@ def hold_or_refuse(
         os.close(descriptor)
 
 
+def is_held(path: pathlib.Path) -> bool:
+    """Return whether a process holds the lock `path`.
+
+    Raises:
+        OSError: that cannot be known, as on a file system without locks (see `has_no_locks`).
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(descriptor)
+
+
 def find_holder(path: pathlib.Path) -> Holder | None:
     """Return the process that holds the lock `path`; None where nobody does, or that cannot be known."""
     try:

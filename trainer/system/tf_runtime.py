@@ -8,13 +8,14 @@ import ctypes
 import gc
 import logging
 import os
+import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer.errors import DeviceError
-from trainer.system import own_process
+from trainer.system import own_process, xla_cache
 
 _ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
@@ -36,11 +37,18 @@ _KEPT_BLOCK_BYTES = 32 * 2**20
 _KEPT_HEAP_BYTES = 64 * 2**20
 
 
-def configure(*, use_gpus: bool = True) -> None:
+def configure(*, use_gpus: bool = True, xla_cache_dir: str | None = None) -> None:
     """Set the environment of TensorFlow (what the user has set stays) and import it.
 
-    With `use_gpus=False` the GPUs are hidden from this process.
+    With `use_gpus=False` the GPUs are hidden from this process. XLA keeps its programs in `xla_cache_dir`, if given.
+
+    Raises:
+        ConfigError: nothing can be kept there.
     """
+    if xla_cache_dir is not None:
+        xla_cache.use(pathlib.Path(xla_cache_dir))
+        # At each program that it reads, TensorFlow prints as an error that it is not text but binary, as it should be.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _keep_freed_memory()

@@ -7,14 +7,13 @@ import shutil
 
 from trainer.config.data import DataConfig
 from trainer.data.augmentation.presets import Augmentation
+from trainer.data.dataset.derived import CACHE_SUFFIX
 from trainer.data.dataset.manifest import Manifest, SplitName
 from trainer.data.dataset.storage import DatasetPath, derived_directory
 from trainer.data.decode.geometry import Geometry
 from trainer.data.input.pixel_cache import CacheLocation, DiskCache, num_bytes
 from trainer.errors import ConfigError
 from trainer.system.disk import FREE_SHARE_LEFT, format_size, nearest_directory
-
-DIRECTORY_SUFFIX = ".cache"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class CacheInputs:
 
     @property
     def cache_dir(self) -> pathlib.Path:
-        return derived_directory(self.dataset_dir, DIRECTORY_SUFFIX, setting=self.config.cache_dir)
+        return derived_directory(self.dataset_dir, CACHE_SUFFIX, setting=self.config.cache_dir)
 
     @property
     def why_train_changes(self) -> str | None:

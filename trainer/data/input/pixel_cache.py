@@ -7,8 +7,10 @@ and the kind of processor; a change of any of these makes a new cache. A directo
 the processes of one machine wait for the one that fills it, and share it through the page cache.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import platform
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.console.task_progress import ShowProgress, show_nothing
+from trainer.data.dataset.derived import HEADER, PIXELS, note_use
 from trainer.data.dataset.manifest import Manifest, SplitName
 from trainer.data.dataset.storage import DatasetPath
 from trainer.data.decode import preprocess
@@ -26,12 +29,12 @@ from trainer.data.input.pipeline import EvaluationStream, Pixels, Resources, ope
 from trainer.data.input.read_errors import as_data_errors
 from trainer.distribute.topology import Topology
 from trainer.errors import DataError
-from trainer.system import atomic, lock
+from trainer.system import atomic, in_use, lock
 
 CacheLocation = Literal["off", "memory", "disk"]
 WritePixels = Callable[[Callable[[Pixels], None]], None]
 SCHEMA_VERSION = 1
-_HEADER, _PIXELS, _LOCK = "header.json", "pixels.uint8", ".lock"
+_LOCK = ".lock"
 _BATCH_SIZE = 64
 
 
@@ -55,8 +58,8 @@ class DiskCache:
     def is_filled(self) -> bool:
         """Return whether the cache is complete: pixels of the right size under an intact header with this key."""
         try:
-            header = json.loads((self.path / _HEADER).read_text(encoding="utf-8"))
-            size = (self.path / _PIXELS).stat().st_size
+            header = json.loads((self.path / HEADER).read_text(encoding="utf-8"))
+            size = (self.path / PIXELS).stat().st_size
         except (OSError, ValueError):
             return False
         return header == self._header and size == int(np.prod(self._shape, dtype=np.int64))
@@ -70,15 +73,34 @@ class DiskCache:
         Raises:
             DataError: The disk is full or not writable.
         """
-        if not self.is_filled():
+        if (pixels := self._open()) is not None:
+            return pixels
+        try:
+            self._fill_once(write_pixels)
+        except OSError as e:
+            raise DataError(
+                f"the cache {self.path} cannot be written: {e.strerror or e}; name another place with "
+                "--set data.cache_dir=DIRECTORY, or use --set data.cache=off"
+            ) from e
+        if (pixels := self._open()) is None:
+            raise DataError(f"the cache {self.path} was removed just after it was written; run the same command again")
+        return pixels
+
+    def _open(self) -> Pixels | None:
+        """Map the pixels, in use until the array is no longer referenced; return None if they are not complete."""
+        with contextlib.ExitStack() as unless_opened:
             try:
-                self._fill_once(write_pixels)
-            except OSError as e:
-                raise DataError(
-                    f"the cache {self.path} cannot be written: {e.strerror or e}; name another place with "
-                    "--set data.cache_dir=DIRECTORY, or use --set data.cache=off"
-                ) from e
-        return np.asarray(np.memmap(self.path / _PIXELS, np.uint8, mode="r", shape=self._shape))
+                descriptor = in_use.share(self.path / HEADER)
+            except OSError:
+                return None
+            unless_opened.callback(os.close, descriptor)
+            if not self.is_filled():
+                return None
+            mapped = np.memmap(self.path / PIXELS, np.uint8, mode="r", shape=self._shape)
+            unless_opened.pop_all()
+        note_use(self.path)
+        in_use.release_with(mapped, descriptor)
+        return np.asarray(mapped)
 
     def _fill_once(self, write_pixels: WritePixels) -> None:
         self._cache_dir.mkdir(parents=True, exist_ok=True)
@@ -91,9 +113,9 @@ class DiskCache:
 
     def _fill(self, write_pixels: WritePixels) -> None:
         with atomic.new_directory(self.path) as directory:
-            with (directory / _PIXELS).open("wb") as file:
+            with (directory / PIXELS).open("wb") as file:
                 write_pixels(lambda images: _write(file, images))
-            (directory / _HEADER).write_text(json.dumps(self._header, indent=2) + "\n", encoding="utf-8")
+            (directory / HEADER).write_text(json.dumps(self._header, indent=2) + "\n", encoding="utf-8")
 
 
 def fill_memory(num_examples: int, geometry: Geometry, write_pixels: WritePixels) -> Pixels:

@@ -13,6 +13,7 @@ been renamed to `out`:
 import contextlib
 import glob
 import pathlib
+import re
 import shutil
 import sqlite3
 import uuid
@@ -22,7 +23,8 @@ from trainer.data.dataset.manifest import is_prepared
 from trainer.errors import DataError, TrainerError
 from trainer.system import atomic, lock
 
-_LOCK = "lock"
+LOCK_NAME = "lock"
+_REPLACED = "replaced"
 _DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 
 
@@ -66,12 +68,12 @@ class WorkFolder:
 
     def clear(self) -> None:
         """Remove the contents of the folder."""
-        for child in [child for child in self._path.iterdir() if child.name != _LOCK]:
+        for child in [child for child in self._path.iterdir() if child.name != LOCK_NAME]:
             shutil.rmtree(child) if child.is_dir() else child.unlink()
 
     def put_back(self) -> None:
         """Restore the old `out` after a kill between the two renames of `publish`."""
-        replaced = self._path / "replaced"
+        replaced = self._path / _REPLACED
         if replaced.exists() and not self._out.exists():
             replaced.rename(self._out)
 
@@ -79,12 +81,30 @@ class WorkFolder:
         """Rename `dataset`, whose files are flushed, to `out`, and remove the rest."""
         atomic.sync_directory(self.dataset)
         if self._out.exists():
-            replaced = self._path / "replaced"
+            replaced = self._path / _REPLACED
             shutil.rmtree(replaced, ignore_errors=True)
             self._out.rename(replaced)
         self.dataset.rename(self._out)
         atomic.sync_directory(self._out.parent)
         _remove(self._path)
+
+
+def path_beside(out: pathlib.Path) -> pathlib.Path:
+    """Return the path of the work folder of `out`."""
+    return out.parent / f".{out.name}.preparing"
+
+
+def find_work_folder(path: pathlib.Path) -> pathlib.Path | None:
+    """Return `out` if `path` is its work folder, or what is left of one that was being removed; otherwise None."""
+    found = re.fullmatch(r"\.(.+)\.preparing(-[0-9a-f]{8})?", path.name)
+    if found is None or not path.is_dir() or not (found[2] or (path / LOCK_NAME).exists()):
+        return None
+    return path.with_name(found[1])
+
+
+def holds_only_copy(path: pathlib.Path, out: pathlib.Path) -> bool:
+    """Return whether a kill left the dataset `out` in its work folder, where the next `prepare` finds it."""
+    return (path / _REPLACED).exists() and not out.exists()
 
 
 @contextlib.contextmanager
@@ -97,7 +117,7 @@ def open_work_folder(out: pathlib.Path, *, restart: bool) -> Iterator[WorkFolder
         DataError: another process is preparing `out`.
         TrainerError: the disk is full, or `out` cannot be written.
     """
-    path = out.parent / f".{out.name}.preparing"
+    path = path_beside(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path, out):
@@ -129,7 +149,7 @@ def _locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
     """Lock the folder `path`, creating it if needed."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(lock.hold_or_refuse(path / _LOCK, owner=uuid.uuid4().hex))
+            stack.enter_context(lock.hold_or_refuse(path / LOCK_NAME, owner=uuid.uuid4().hex))
         except lock.HeldError as e:
             raise DataError(
                 f"{out} is being prepared by {e.holder or 'another process'}; wait until that is done, or give "

@@ -8,9 +8,11 @@ import json
 import os
 import pathlib
 
+from trainer.data.dataset.derived import CACHE_SUFFIX, FEATURES_SUFFIX
+
 # Entries to search for a run; a folder with this many others first is a class.
 _MAX_ENTRIES = 100
-_BESIDE_DATASETS = (".cache", ".features")
+_BESIDE_DATASETS = (CACHE_SUFFIX, FEATURES_SUFFIX)
 
 
 def is_own_product(folder: pathlib.Path) -> bool:
