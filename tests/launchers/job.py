@@ -20,13 +20,13 @@ from trainer.errors import TrainerError
 def work(mode: str) -> int:
     """One worker: worker 1 does what `mode` says, the others wait for ever, or end well after `done`."""
     index = os.environ["INDEX"]
+    if mode == "save":
+        # As training does: SIGTERM saves, and 75 says so. Before the line for which the tests wait.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     print(f"worker {index} of {mode}, process {os.getpid()}", flush=True)
     if mode == "done":
         print("to standard error", file=sys.stderr)
         return 0
-    if mode == "save":
-        # As training does: SIGTERM saves, and 75 says so.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     pulse = heartbeat.of_this_worker()
     if mode == "fail" and index == "1":
         print("the reason of worker 1", flush=True)

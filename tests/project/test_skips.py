@@ -25,6 +25,8 @@ def run_pytest(folder: pathlib.Path, *options: str) -> subprocess.CompletedProce
     (folder / "test_some.py").write_text(SKIPPING)
     command = [sys.executable, "-m", "pytest", "-p", "tests.skips", "-p", "no:cacheprovider", "-n", "2", *options]
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}"}
+    # It holds options of plug-ins that this process does not load.
+    environment.pop("PYTEST_ADDOPTS", None)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
