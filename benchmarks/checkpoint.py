@@ -43,7 +43,7 @@ from trainer.plan.plan import make_plan
 from trainer.run.checkpoint_saver import CheckpointSaver
 from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir
-from trainer.training.batches import make_steps
+from trainer.training.batches import make_steps, memory_policy
 from trainer.training.context import RunContext
 from trainer.training.input import make_training_stream, open_caches
 from trainer.training.make_state import make_state
@@ -82,13 +82,15 @@ class Training:
         state = make_state(plan, config, engine, None)
         self._context = RunContext(plan=plan, config=config, run=run, engine=engine, state=state, saver=saver)
         stream = make_training_stream(plan, config, topology, open_caches(plan, config))
-        step = StagedStep(plan, engine, state, config, first_step=0)
-        self._make_steps = make_steps(plan.schedule.stages, engine, stream, step, 0)
+        memory = memory_policy(plan, config, state, print)
+        step = StagedStep(plan, engine, state, config)
+        self._steps = make_steps(plan, engine, stream, step, state=state, memory=memory)
 
     def make_steps(self, num_steps: int) -> None:
         """Make steps, about a second's worth in a call, as `trainer launch` does."""
         while num_steps > 0:
-            num_steps -= self._make_steps(min(2, num_steps)).num_steps
+            num_steps -= self._steps.make(min(2, num_steps))
+            self._steps.settle()
 
     def take_turn(self, contender: str, num_steps: int) -> float:
         """Save, make steps, and return the seconds until all is written."""

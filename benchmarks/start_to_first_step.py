@@ -132,23 +132,26 @@ def _patch_training(contender: str, marks: dict[str, float]) -> None:
     from trainer.launch import run_session
     from trainer.training import loop, train
 
-    def run_one_step(*, make_steps: Any, **_: Any) -> int:
-        make_steps(1)
+    def run_one_step(*, steps: Any, **_: Any) -> int:
+        steps.make(1)
+        steps.settle()
         marks[MARKS[3]] = time.time()
         print(json.dumps({**marks, PROCESSOR: time.process_time()}), flush=True)
         os._exit(0)
 
-    def run_and_time(*, make_steps: Any, **others: Any) -> int:
+    def run_and_time(*, steps: Any, **others: Any) -> int:
         secs: list[float] = []
+        make = steps.make
 
-        def make_and_time(num_steps: int) -> Any:
+        def make_and_time(num_steps: int) -> int:
             started = time.time()
-            metrics = make_steps(num_steps)
+            num_made: int = make(num_steps)
             marks.setdefault(MARKS[3], time.time())
             secs.append(time.time() - started)
-            return metrics
+            return num_made
 
-        step = run_loop(make_steps=make_and_time, **others)
+        steps.make = make_and_time
+        step = run_loop(steps=steps, **others)
         print(json.dumps({**marks, PROCESSOR: time.process_time(), STEPS: sum(secs[1:])}), flush=True)
         return step
 
