@@ -11,8 +11,9 @@ import pathlib
 import sys
 from typing import Any
 
-from compiled_clusters import compiled_convolutions, count_executions, dump_flags
+from compiled_clusters import count_executions
 
+from trainer.acceptance.compiled import compiled_convolutions, start_dump
 from trainer.system import tf_runtime
 
 
@@ -39,7 +40,7 @@ def make_engine(strategy: str, num_local_replicas: int) -> tuple[Any, str]:
 
 def main(strategy: str, num_local_replicas: int, out_dir: pathlib.Path, dataset_dir: pathlib.Path) -> None:
     work_dir = out_dir / f"process-{os.getpid()}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump_flags(work_dir / 'hlo')}"
+    start_dump(work_dir / "hlo")
     tf_runtime.configure(use_gpus=False)
     from training_runs import TrainingRun, make_evaluator, open_test_split, train
 

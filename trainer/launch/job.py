@@ -91,14 +91,26 @@ def run_workers(
     if options.is_elastic(config):
         _run_elastic_workers(config, arguments=arguments, run_dir=run_dir)
         return
+    run_command_in_slots(slots, config, command=worker_command(arguments), log_dir=run_dir / LOG_DIR_NAME)
+
+
+def run_command_in_slots(
+    slots: Sequence[WorkerSlot], config: DistributeConfig, *, command: list[str], log_dir: pathlib.Path
+) -> None:
+    """Run `command` in every slot, with what its strategy needs to connect them, until all have ended.
+
+    Their output is kept in `log_dir` and passed on to standard error.
+
+    Raises: see `Supervisor.run`.
+    """
     supervisor = Supervisor(
         slots,
-        log_dir=run_dir / LOG_DIR_NAME,
+        log_dir=log_dir,
         show=lambda line: print(line, file=sys.stderr, flush=True),
         options=supervisor_options(config),
     )
     with _rendezvous(config, slots) as environments:
-        supervisor.run(worker_command(arguments), environments)
+        supervisor.run(command, environments)
 
 
 def _run_elastic_workers(config: DistributeConfig, *, arguments: list[str], run_dir: pathlib.Path) -> None:
@@ -142,7 +154,6 @@ def worker_command(arguments: Sequence[str]) -> list[str]:
 
 
 def supervisor_options(config: DistributeConfig) -> SupervisorOptions:
-    """Return the timeouts of the supervisor."""
     """Return the timeouts of the supervisor."""
     return SupervisorOptions(
         start_timeout_secs=config.start_timeout_secs or SupervisorOptions.start_timeout_secs,
