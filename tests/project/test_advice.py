@@ -28,7 +28,17 @@ PRINTED_BY = {
 }
 # Of programs that are not ours, and what a shell's line is made of.
 FOREIGN = frozenset(
-    {"--query-gpu", "--format", "--version", "--property", "--value", "--verify", "--porcelain", "--untracked-files"}
+    {
+        "--query-gpu",
+        "--format",
+        "--version",
+        "--property",
+        "--value",
+        "--verify",
+        "--status",
+        "--porcelain",
+        "--untracked-files",
+    }
     | {"--gpus", "--shm-size", "--distribution", "--condition", "--timeout", "--data-binary", "--lease-secs"}
 )
 

@@ -31,7 +31,7 @@ LEVELS = (
     ("plan", "report", "cleaning"),
     ("training",),
     ("launch",),
-    ("dry_run",),
+    ("dry_run", "acceptance"),
     ("cli",),
 )
 # The modules that may stand at the root of a package, beside its folders.
