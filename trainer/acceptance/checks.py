@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from trainer.acceptance import all_reduce, engines, input_rate, killed, machine, rates
+from trainer.acceptance import all_reduce, engines, input_rate, killed, machine, memory, rates
 from trainer.acceptance.result import Result, failed, read_results, write_results
 from trainer.acceptance.work import Work
 from trainer.errors import TrainerError
@@ -77,6 +77,11 @@ CHECKS: Final = (
         expected={input_rate.INPUT: input_rate.EXPECTED},
         needs=(machine.DATASET, rates.RATES),
         run=input_rate.check_input,
+    ),
+    Check(
+        expected={memory.MEMORY: memory.EXPECTED},
+        needs=(machine.DATASET,),
+        run=lambda work, _: memory.check_memory(work),
     ),
     Check(
         expected={killed.RESUME: killed.EXPECTED},

@@ -35,6 +35,7 @@ class Size:
         equal_steps: steps of each training whose losses are compared.
         all_reduce_bytes: of the tensor that the replicas add up.
         input_secs: of each of the three turns that the input is measured for.
+        memory_batch: of the training that gets too little memory, on images of `memory_image_size_px`.
     """
 
     num_pictures: int
@@ -46,6 +47,9 @@ class Size:
     equal_steps: int
     all_reduce_bytes: int
     input_secs: float
+    memory_batch: int
+    memory_image_size_px: int
+    memory_steps: int = 4
 
 
 _SIZES: dict[tuple[SizeName, Device], Size] = {
@@ -59,6 +63,8 @@ _SIZES: dict[tuple[SizeName, Device], Size] = {
         equal_steps=30,
         all_reduce_bytes=2**30,
         input_secs=2.0,
+        memory_batch=256,
+        memory_image_size_px=224,
     ),
     ("full", "cpu"): Size(
         num_pictures=320,
@@ -70,6 +76,8 @@ _SIZES: dict[tuple[SizeName, Device], Size] = {
         equal_steps=30,
         all_reduce_bytes=2**25,
         input_secs=1.0,
+        memory_batch=64,
+        memory_image_size_px=128,
     ),
     ("small", "gpu"): Size(
         num_pictures=160,
@@ -81,6 +89,8 @@ _SIZES: dict[tuple[SizeName, Device], Size] = {
         equal_steps=12,
         all_reduce_bytes=2**26,
         input_secs=0.2,
+        memory_batch=64,
+        memory_image_size_px=128,
     ),
 }
 _SIZES["small", "cpu"] = dataclasses.replace(_SIZES["small", "gpu"], all_reduce_bytes=2**22)
