@@ -88,6 +88,13 @@ def test_the_hlo_was_read_and_images_per_second_measured_in_four_trainings(accep
     assert checks["input"]["figures"]["wanted_images_per_sec"] == wanted
 
 
+def test_lack_of_memory_was_met_and_survived(accepted: Any) -> None:
+    figures = by_name(accepted[1])["memory"]["figures"]
+    assert figures["num_parts"] >= 2
+    assert figures["limit_bytes"] < figures["peak_bytes"]
+    assert figures["loss_difference"] < 1e-5
+
+
 def test_a_run_was_killed_in_its_middle_and_ended_with_the_same_weights(accepted: Any) -> None:
     figures = by_name(accepted[1])["resume"]["figures"]
     assert 0 < figures["killed_after_step"] < by_name(accepted[1])["single"]["figures"]["num_steps"]

@@ -24,7 +24,7 @@ EXPECTED: Final = (
 )
 ENOUGH, LITTLE = "memory-enough", "memory-little"
 # Of the memory that a batch in one part takes. Half a batch needs more than half of it: weights and input stay.
-_SHARES = (0.75, 0.6, 0.45)
+_SHARES = (0.7, 0.55, 0.4)
 # oneDNN's allocator, which is TensorFlow's on x86 CPUs; XLA's memory comes from it as well.
 _CPU_LIMIT = "TF_MKL_ALLOC_MAX_BYTES"
 _AGAIN = re.compile(r"making it again in (\d+)")

@@ -49,7 +49,7 @@ class Size:
     input_secs: float
     memory_batch: int
     memory_image_size_px: int
-    memory_steps: int = 4
+    memory_steps: int = 3
 
 
 _SIZES: dict[tuple[SizeName, Device], Size] = {
@@ -76,8 +76,8 @@ _SIZES: dict[tuple[SizeName, Device], Size] = {
         equal_steps=30,
         all_reduce_bytes=2**25,
         input_secs=1.0,
-        memory_batch=64,
-        memory_image_size_px=128,
+        memory_batch=32,
+        memory_image_size_px=96,
     ),
     ("small", "gpu"): Size(
         num_pictures=160,
@@ -89,8 +89,8 @@ _SIZES: dict[tuple[SizeName, Device], Size] = {
         equal_steps=12,
         all_reduce_bytes=2**26,
         input_secs=0.2,
-        memory_batch=64,
-        memory_image_size_px=128,
+        memory_batch=32,
+        memory_image_size_px=96,
     ),
 }
 _SIZES["small", "cpu"] = dataclasses.replace(_SIZES["small", "gpu"], all_reduce_bytes=2**22)
