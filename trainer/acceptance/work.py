@@ -88,7 +88,7 @@ _SIZES: dict[tuple[SizeName, Device], Size] = {
         rate_steps=12,
         equal_steps=12,
         all_reduce_bytes=2**26,
-        input_secs=0.2,
+        input_secs=0.1,
         memory_batch=32,
         memory_image_size_px=96,
     ),

@@ -6,13 +6,13 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.config.distribute import DistributeConfig
 from trainer.distribute.elastic import options
 from trainer.distribute.elastic.supervisor import ElasticSupervisor
-from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.environments import horovod_rendezvous, multiworker_environments
 from trainer.distribute.launchers.external import OF_SEVERAL_PROCESSES, can_meet, check_alone, find_external_worker
@@ -25,6 +25,9 @@ from trainer.errors import ConfigError, DeviceError
 from trainer.plan.replicas_plan import ReplicasPlan
 from trainer.system import tf_runtime
 from trainer.system.child_python import python_command
+
+if TYPE_CHECKING:
+    from trainer.distribute.engine import Engine
 
 LOG_DIR_NAME = "logs"
 _Environments = Callable[[Sequence[Ready]], list[dict[str, str]]]
@@ -163,7 +166,7 @@ def supervisor_options(config: DistributeConfig) -> SupervisorOptions:
     )
 
 
-def check_workers_agree(engine: Engine, facts: dict[str, str]) -> None:
+def check_workers_agree(engine: "Engine", facts: dict[str, str]) -> None:
     """Compare `facts`, such as the hash of the dataset, over all workers before the first step.
 
     Raises:
