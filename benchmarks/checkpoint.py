@@ -10,8 +10,8 @@
 
 The three take short turns in one process, so that other load on the machine affects all; several turns of each make
 one of the pairs. A turn is a fixed number of steps that take about `--turn-secs` without a save, and it ends when
-everything is written. What a save adds to a turn it adds to any time: its share is that over `--every-secs`. The same is
-told of the processor's time, all threads together, which other load changes less.
+everything is written. What a save adds to a turn it adds to any time: its share is that over `--every-secs`. The same
+is told of the processor's time, all threads together, which other load changes less.
 
 Memory is measured in a process of its own for each: the highest resident memory (VmHWM) after three saves, less that
 of training without a save, over the bytes of the saved state (weights, slots and averages). Exit status 1 if ours takes

@@ -157,6 +157,20 @@ def test_a_place_for_runs_that_cannot_be_one_is_refused(tmp_path: pathlib.Path) 
         hold_run(RunDir(tmp_path / "runs" / "run"))
 
 
+def test_a_command_that_was_killed_before_it_had_written_run_json_left_a_directory_to_begin_in(
+    tmp_path: pathlib.Path,
+) -> None:
+    run = RunDir(tmp_path)
+    for name in (claim.LOCK_NAME, "config.yaml", ".tmp-run.json-0a1b2c3d"):
+        (tmp_path / name).write_text("")
+    claim.check_run_dir(run, IDENTITY, resume=True, differences=lambda: "")
+    for theirs in ("photo.jpg", claim.LOCK_NAME):
+        (tmp_path / theirs).unlink() if theirs == claim.LOCK_NAME else (tmp_path / theirs).write_text("")
+        with pytest.raises(RunError, match="holds files, but no run"):
+            claim.check_run_dir(run, IDENTITY, resume=True, differences=lambda: "")
+        (tmp_path / "photo.jpg").unlink(missing_ok=True)
+
+
 def find(runs_dir: pathlib.Path, notes: list[str]) -> RunDir | None:
     return claim.find_unfinished_run(runs_dir, IDENTITY, Config(), num_train_steps=10, note=notes.append)
 

@@ -20,7 +20,7 @@ from trainer.distribute.launchers import heartbeat
 from trainer.errors import RunError, TrainerError
 from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir, RunInfo
-from trainer.system import lease, lock
+from trainer.system import atomic, lease, lock
 
 # Environment variable that tells workers the id of the command that started them.
 COMMAND_VARIABLE: Final = "TRAINER_COMMAND"
@@ -142,9 +142,7 @@ def check_run_dir(
     if run.path.exists() and not run.path.is_dir():
         raise RunError(f"{run.path} is a file; give --run-dir a new or an empty directory")
     if not run.exists():
-        if run.path.is_dir() and any(
-            path.name not in (LOG_DIR_NAME, LOCK_NAME, LEASE_NAME) for path in run.path.iterdir()
-        ):
+        if run.path.is_dir() and not _is_empty_or_begun(run):
             raise RunError(f"{run.path} holds files, but no run; give --run-dir a new or an empty directory")
         return
     if run.identity() != identity:
@@ -154,6 +152,14 @@ def check_run_dir(
         )
     if not resume:
         raise RunError(f"{run.path} holds this run already and --no-resume was given; give --run-dir a new directory")
+
+
+def _is_empty_or_begun(run: RunDir) -> bool:
+    """Return whether a directory without `run.json` has at most what a command writes before it."""
+    names = {path.name for path in run.path.iterdir()} - {LOG_DIR_NAME, LOCK_NAME, LEASE_NAME}
+    first_files = {name for name in names if name == run.config_file.name or name.startswith(atomic.TEMPORARY_PREFIX)}
+    # Without a lock, a config.yaml is somebody else's.
+    return not names - (first_files if (run.path / LOCK_NAME).exists() else set())
 
 
 def describe_differences(run: RunDir, config: Config, info: RunInfo) -> str:
