@@ -9,7 +9,7 @@ from trainer.acceptance.work import Work, run_command
 from trainer.system.child_python import python_command
 
 INPUT: Final = "input"
-EXPECTED: Final = "decoding gives as many images/s as the steps of all replicas take"
+EXPECTED: Final = "decoding gives as many images/s as the steps of all GPUs take; no limit on CPUs, which do both"
 _NUM_READERS = 4
 
 
@@ -32,7 +32,7 @@ def judge_input(images_per_sec: float, limit: str, work: Work, rates: Result) ->
     replicas = f"{num_replicas} replica{'s' if num_replicas != 1 else ''}"
     seen = f"{images_per_sec:,.0f} images/s, limited by {limit}; the steps of {replicas} take {wanted:,.0f} ({fastest})"
     figures = {"images_per_sec": images_per_sec, "wanted_images_per_sec": wanted, "limiting_stage": limit}
-    if images_per_sec < wanted:
+    if work.device == "gpu" and images_per_sec < wanted:
         fix = "the step waits for images: keep decoded ones (--set data.cache=memory), or give it more cores"
         return failed(INPUT, EXPECTED, seen, fix, **figures)
     return passed(INPUT, EXPECTED, seen, **figures)
