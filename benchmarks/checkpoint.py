@@ -45,10 +45,11 @@ from trainer.plan.plan import make_plan
 from trainer.run.checkpoint_saver import CheckpointSaver
 from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir
-from trainer.training.batches import make_steps, memory_policy
+from trainer.training.batches import make_steps
 from trainer.training.context import RunContext
 from trainer.training.input import make_training_stream, open_caches
 from trainer.training.make_state import make_state
+from trainer.training.memory import MemoryPolicy
 from trainer.training.saved_state import save_checkpoint
 from trainer.training.staged_step import StagedStep
 
@@ -84,7 +85,7 @@ class Training:
         state = make_state(plan, config, engine, None)
         self._context = RunContext(plan=plan, config=config, run=run, engine=engine, state=state, saver=saver)
         stream = make_training_stream(plan, config, topology, open_caches(plan, config))
-        memory = memory_policy(plan, config, state, print)
+        memory = MemoryPolicy(num_parts=1, max_parts=1)
         step = StagedStep(plan, engine, state, config)
         self._steps = make_steps(plan, engine, stream, step, state=state, memory=memory)
 

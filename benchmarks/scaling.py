@@ -50,9 +50,10 @@ from trainer.model.classifier import build_classifier
 from trainer.model.weights import load_pretrained
 from trainer.plan.plan import Plan, make_plan
 from trainer.step.train_step import TrainStep
-from trainer.training.batches import make_steps, memory_policy, staged_batches
+from trainer.training.batches import make_steps, staged_batches
 from trainer.training.input import make_training_stream, open_caches
 from trainer.training.make_state import make_state
+from trainer.training.memory import MemoryPolicy
 from trainer.training.staged_step import StagedStep
 
 GLOBAL_BATCH_SIZE, SIZE_PX, LEARNING_RATE, MOMENTUM, SEED = 32, 64, 0.01, 0.9, 0
@@ -71,7 +72,7 @@ class Ours:
         self._engine, self._config = engine, config
         self._state = make_state(self._plan, config, engine, None)
         self._stream = make_training_stream(self._plan, config, topology, open_caches(self._plan, config))
-        memory = memory_policy(self._plan, config, self._state, print)
+        memory = MemoryPolicy(num_parts=1, max_parts=1)
         step = StagedStep(self._plan, engine, self._state, config)
         self._steps = make_steps(self._plan, engine, self._stream, step, state=self._state, memory=memory)
 

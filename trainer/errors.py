@@ -10,6 +10,7 @@
     |   `-- ArtifactError             an export or an artifact file that is missing or broken
     |-- TrainingError                 training could not go on (non-finite gradients, a failed worker)
     |   `-- OutOfMemoryError          a step needs more memory than the devices have
+    |       `-- OutOfMemoryRestart    exit status 76: restart me from the last checkpoint, with the batch in more parts
     |-- StorageError                  a full, broken or vanished disk kept something from being saved
     |-- ExportError                   a model cannot be converted to a format
     |-- ParityError                   an exported artifact does not answer like the model
@@ -73,6 +74,19 @@ class StorageError(TrainerError):
 
 class OutOfMemoryError(TrainingError):
     """A step needs more memory than the devices have, in as many parts as its batch can be divided into."""
+
+
+class OutOfMemoryRestart(OutOfMemoryError):
+    """Memory ended where the step cannot be made again in place; the same command goes on from the last checkpoint.
+
+    `is_host_memory` is true if the kernel ended a worker.
+    """
+
+    exit_status = 76
+
+    def __init__(self, message: str, *, is_host_memory: bool = False) -> None:
+        super().__init__(message)
+        self.is_host_memory = is_host_memory
 
 
 class ExportError(TrainerError):

@@ -95,6 +95,7 @@ SETTINGS: dict[str, tuple[Any, Verdict]] = {
     "distribute.ssh_options": (["-p2222"], "indifferent"),
     "distribute.start_timeout_secs": (1.0, "indifferent"),
     "distribute.stall_timeout_secs": (1.0, "indifferent"),
+    "distribute.stop_grace_secs": (1.0, "indifferent"),
     "distribute.host_timeout_secs": (1.0, "indifferent"),
     "distribute.min_replicas": (1, "indifferent"),
     "distribute.max_replicas": (4, "indifferent"),

@@ -45,4 +45,4 @@ def train_plainly(run: TrainingRun) -> Outcome:
         losses.append(float(loss))
         norms.append(float(norm))
     variables = np.concatenate([v.numpy().reshape(-1) for v in model.variables])
-    return Outcome(losses, norms, variables.tolist(), num_different_replicas=0)
+    return Outcome(losses, norms, variables.tolist(), num_different_replicas=0, notes=[])

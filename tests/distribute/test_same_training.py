@@ -18,6 +18,7 @@ from plain_training import train_plainly
 from training_jobs import Job, Worker, run_job
 from training_runs import (
     NUM_PROFILED_STEPS,
+    STARVED_FROM_STEP,
     Outcome,
     TrainingRun,
     assign_flat,
@@ -72,7 +73,10 @@ def runs_of(job: Job) -> list[TrainingRun]:
     synchronized = TrainingRun(batch_norm="synchronized", global_batch_size=b)
     per_replica = TrainingRun(batch_norm="per_replica", global_batch_size=b)
     averages_statistics = job.num_replicas == 2 and (IS_COMPLETE or job.transport != "mpi")
-    return [*frozen_runs(job), synchronized, *([per_replica] if averages_statistics else [])]
+    starved = TrainingRun(room=3, global_batch_size=b)
+    starves = job.num_replicas < 3 and (IS_COMPLETE or job.transport != "mpi")
+    more = [per_replica] * averages_statistics + [starved] * starves
+    return [*frozen_runs(job), synchronized, *more]
 
 
 @dataclasses.dataclass
@@ -107,6 +111,21 @@ def test_losses_and_gradients_are_those_of_a_plain_loop(workers: Finished) -> No
     for run, outcome in workers.outcomes("frozen"):
         expected = train_plainly(dataclasses.replace(run, jit_compile=False, accumulate_steps=1))
         assert_close(run, outcome, expected)
+
+
+@each_job
+def test_where_memory_does_not_suffice_all_workers_make_the_same_step_again_in_more_parts(workers: Finished) -> None:
+    """The losses and gradients are compared by the test before this one."""
+    for run, outcome in workers.outcomes("frozen"):
+        if run.room is None:
+            assert outcome.notes == [], run.name
+            continue
+        b = run.global_batch_size // workers.job.num_replicas
+        doubled = [n for n in (1, 2, 4, 8) if b // n > run.room]
+        assert len(outcome.notes) == len(doubled) >= 2
+        for note, n in zip(outcome.notes, doubled, strict=True):
+            assert note.startswith(f"memory did not suffice for step {STARVED_FROM_STEP + 1} on ")
+            assert note.endswith(f"with the batch in {n} parts; making it again in {2 * n}")
 
 
 @each_job

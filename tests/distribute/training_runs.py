@@ -20,8 +20,12 @@ from trainer.distribute.engine import Engine
 from trainer.distribute.topology import BatchDivision, Topology
 from trainer.evaluation.evaluator import Evaluator
 from trainer.model.layers.batch_norm import with_synchronized_statistics
+from trainer.plan.stages import Stage
 from trainer.step.state import TrainState
+from trainer.step.step_results import StepMetrics
 from trainer.step.train_step import TrainStep
+from trainer.training.memory import MemoryPolicy, max_parts
+from trainer.training.steps import LoneSteps, Steps, WorkerSteps
 
 IMAGE_SIZE_PX = 8
 NUM_CLASSES = 10
@@ -32,6 +36,7 @@ LEARNING_RATE, MOMENTUM = 0.05, 0.9
 # Some of the steps have a larger gradient and some a smaller one: a scale that is wrong before or after the clipping
 # shows either way.
 CLIP_NORM = 0.4
+STARVED_FROM_STEP = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,11 +48,14 @@ class TrainingRun:
     accumulate_steps: int = 1
     batch_norm: Literal["frozen", "per_replica", "synchronized"] = "frozen"
     global_batch_size: int = 16
+    # The last worker has memory for so many examples at a time, from STARVED_FROM_STEP on.
+    room: int | None = None
 
     @property
     def name(self) -> str:
         xla = "on" if self.jit_compile else "off"
-        return f"{self.precision}, XLA {xla}, {self.accumulate_steps} parts, batch norm {self.batch_norm}"
+        room = "" if self.room is None else f", room for {self.room}"
+        return f"{self.precision}, XLA {xla}, {self.accumulate_steps} parts, batch norm {self.batch_norm}{room}"
 
     @property
     def config(self) -> Config:
@@ -72,6 +80,8 @@ class Outcome:
     # All variables of the model after the last step, one after the other, as the first replica has them.
     variables: list[float]
     num_different_replicas: int
+    # What the worker said of its lack of memory.
+    notes: list[str]
     # Filled in by the worker program.
     was_profiled: bool = False
     logits: list[list[float]] = dataclasses.field(default_factory=list)
@@ -87,6 +97,8 @@ def build_model(run: TrainingRun) -> Any:
     try:
         images = keras.Input((IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3))
         x = keras.layers.Rescaling(1 / 128, offset=-1)(images)
+        if run.room is not None:
+            x = LittleMemory(run.room)(x)
         for num_filters in (8, 16):
             x = keras.layers.Conv2D(num_filters, 3, strides=2, padding="same")(x)
             x = keras.layers.BatchNormalization(trainable=run.batch_norm != "frozen", momentum=0.9)(x)
@@ -131,6 +143,43 @@ def replica_batches(run: TrainingRun, topology: Topology) -> Any:
     return tf.data.Dataset.from_tensor_slices(Batch(*(np.stack(arrays) for arrays in zip(*elements, strict=True))))
 
 
+class LittleMemory(keras.layers.Layer):
+    """Has no memory where more than `room` examples come at a time."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self.global_step: Any = None
+
+    def call(self, x: Any) -> Any:
+        if self.global_step is None or x.shape[0] is None or x.shape[0] <= self._room:
+            return x
+        # Not by a tensor too large, which TensorFlow tries to allocate for 10 s.
+        return x + tf.ensure_shape(tf.numpy_function(_starve, [tf.convert_to_tensor(self.global_step)], tf.float32), [])
+
+
+def _starve(step: npt.NDArray[np.int64]) -> np.float32:
+    if step >= STARVED_FROM_STEP:
+        raise MemoryError("a tensor too large")  # which TensorFlow makes a ResourceExhaustedError
+    return np.float32(0)
+
+
+class OneStage:
+    """A training step in place of a `StagedStep` of a plan."""
+
+    def __init__(self, step: TrainStep) -> None:
+        self._step = step
+
+    def stage_of(self, step: int) -> Stage:
+        return Stage(start_step=0, stop_step=NUM_STEPS, trainable="all", image_size_px=IMAGE_SIZE_PX)
+
+    def at(self, step: int) -> TrainStep:
+        return self._step
+
+    def use_parts(self, num_parts: int) -> None:
+        self._step.use_parts(num_parts)
+
+
 def train(run: TrainingRun, engine: Engine, profile_dir: pathlib.Path | None = None) -> tuple[Any, Outcome]:
     """Makes `run` on `engine`; returns the model too."""
     config = run.config
@@ -138,19 +187,64 @@ def train(run: TrainingRun, engine: Engine, profile_dir: pathlib.Path | None = N
         model = build_model(run)
         state = TrainState.create(model, config, precision=run.precision)
     step = TrainStep(engine, state, config, num_train_steps=NUM_STEPS, jit_compile=run.jit_compile)
+    notes: list[str] = []
+    if run.room is None:
+        metrics = _make_steps(run, engine, step, profile_dir)
+    else:
+        metrics = _make_steps_as_a_run_does(run, engine, step, state, notes)
+    copies = _values_on_all_replicas(engine, model)
+    return model, Outcome(
+        losses=_flat([m.loss for m in metrics]),
+        gradient_norms=_flat([m.gradient_norm for m in metrics]),
+        variables=copies[0].tolist(),
+        num_different_replicas=sum(not np.array_equal(copy, copies[0]) for copy in copies),
+        notes=notes,
+    )
+
+
+def _flat(values: list[Any]) -> list[float]:
+    return [float(x) for value in values for x in np.ravel(value)]
+
+
+def _make_steps(
+    run: TrainingRun, engine: Engine, step: TrainStep, profile_dir: pathlib.Path | None
+) -> list[StepMetrics]:
     metrics = []
     with contextlib.ExitStack() as recording:
         for i, batch in enumerate(engine.distribute(replica_batches(run, engine.topology))):
             if profile_dir is not None and i == NUM_STEPS - NUM_PROFILED_STEPS:
                 recording.enter_context(tf.profiler.experimental.Profile(str(profile_dir)))
             metrics.append(step(batch))
-    copies = _values_on_all_replicas(engine, model)
-    return model, Outcome(
-        losses=[float(m.loss) for m in metrics],
-        gradient_norms=[float(m.gradient_norm) for m in metrics],
-        variables=copies[0].tolist(),
-        num_different_replicas=sum(not np.array_equal(copy, copies[0]) for copy in copies),
-    )
+    return metrics
+
+
+def _make_steps_as_a_run_does(
+    run: TrainingRun, engine: Engine, step: TrainStep, state: TrainState, notes: list[str]
+) -> list[StepMetrics]:
+    """Three steps in each call where the worker is alone, so that the first lack of memory is in the middle of one."""
+    topology = engine.topology
+    if topology.worker_index == topology.num_workers - 1:
+        for layer in state.model.layers:
+            if isinstance(layer, LittleMemory):
+                layer.global_step = state.global_step
+    per_replica = BatchDivision(run.global_batch_size, topology.num_replicas).per_replica_batch_size
+    memory = MemoryPolicy(num_parts=1, max_parts=max_parts(per_replica), refusal=None, note=notes.append)
+    shared: Any = {"engine": engine, "state": state, "memory": memory, "wants_stop": lambda: False}
+    dataset = replica_batches(run, topology)
+
+    def batches_from(_: Stage, first: int) -> Any:
+        return iter(engine.distribute(dataset.skip(first * topology.num_local_replicas)))
+
+    stages: Any = OneStage(step)
+    steps: Steps
+    if topology.num_workers > 1:
+        steps = WorkerSteps(stages, batches_from(stages.stage_of(0), 0), **shared)
+    else:
+        steps = LoneSteps(stages, batches_from, **shared)
+    num_made = 0
+    while num_made < NUM_STEPS:
+        num_made += steps.make(min(3, NUM_STEPS - num_made))
+    return steps.settle()
 
 
 def open_test_split(dataset_dir: pathlib.Path) -> SplitReader:

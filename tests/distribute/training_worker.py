@@ -51,7 +51,7 @@ def main(strategy: str, num_local_replicas: int, out_dir: pathlib.Path, dataset_
         for i, settings in enumerate(json.loads(os.environ["RUNS"])):
             run = TrainingRun(**settings)
             # With the server of a worker of tf.distribute in its process, the profiler now and then corrupts the heap.
-            profile_dir = None if strategy == "multiworker" else work_dir / f"profile-{i}"
+            profile_dir = None if strategy == "multiworker" or run.room is not None else work_dir / f"profile-{i}"
             model, outcome = train(run, engine, profile_dir)
             outcome.compiled_convolutions = compiled_convolutions(work_dir / "hlo", seen=seen)
             if profile_dir is not None:

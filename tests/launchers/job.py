@@ -14,7 +14,7 @@ import time
 from trainer.distribute.launchers import heartbeat
 from trainer.distribute.launchers.hosts import Host, assign_slots, parse_hosts
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
-from trainer.errors import TrainerError
+from trainer.errors import OutOfMemoryRestart, TrainerError
 
 
 def work(mode: str) -> int:
@@ -31,6 +31,8 @@ def work(mode: str) -> int:
     if mode == "fail" and index == "1":
         print("the reason of worker 1", flush=True)
         return 3
+    if mode == "lack_memory" and index == "1":
+        return OutOfMemoryRestart.exit_status
     for _ in range(500 if mode == "briefly" else 360_000):
         time.sleep(0.01)
         if pulse is not None and not (mode == "hang" and index == "1" and pulse.counter >= 3):

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
 
-from trainer.distribute.launchers import waiting
+from trainer.distribute.launchers import guard, waiting
 from trainer.distribute.launchers.hosts import assign_slots, parse_hosts
 from trainer.distribute.launchers.supervisor import Supervisor, SupervisorOptions
-from trainer.errors import DeviceError
+from trainer.distribute.launchers.worker import Ended
+from trainer.errors import DeviceError, OutOfMemoryRestart
+from trainer.system.stop_signals import STOP_SIGNALS
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +104,29 @@ def test_the_worker_that_fails_is_named_with_its_last_lines_and_the_others_are_e
     job.wait_until_nobody_is_left()
 
 
+def test_a_worker_that_lacked_memory_is_the_cause_and_asks_for_a_restart(start) -> None:
+    job = start(2, "lack_memory")
+    output = job.finish()
+    assert job.process.returncode == OutOfMemoryRestart.exit_status
+    assert "OutOfMemoryRestart: worker 1 on this machine exited with status 76" in output
+    job.wait_until_nobody_is_left()
+
+
+@pytest.mark.parametrize(("kills", "was_oom_killed"), [([4, 5], True), ([4, 4], False)])
+def test_a_guard_tells_whether_the_kernel_has_ended_its_worker_for_lack_of_memory(
+    monkeypatch: pytest.MonkeyPatch, kills: list[int], was_oom_killed: bool
+) -> None:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(guard, "count_oom_kills", lambda: kills.pop(0))
+    watched = guard.Guard(reports.append)
+    watched.start(["/bin/sh", "-c", "kill -9 $$"], {}, None)
+    while watched.look() is None:
+        time.sleep(0.01)
+    assert reports[-1] == {"report": "ended", "status": 0, "signal": 9, "was_oom_killed": was_oom_killed}
+    words = str(Ended(status=0, signal=9, at=0.0, was_oom_killed=was_oom_killed))
+    assert ("by the kernel for lack of memory" in words) is was_oom_killed
+
+
 @pytest.mark.parametrize("victim", range(3))
 def test_a_worker_killed_with_9_is_named_and_nobody_is_left(start, victim: int) -> None:
     job = start(3, "wait")
@@ -130,7 +156,7 @@ def test_a_launcher_killed_with_9_leaves_no_process(start) -> None:
     job.wait_until_nobody_is_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_stopped_job_lets_every_worker_save(start, number: int) -> None:
     job = start(2, "save")
     job.read_until_all_run(2)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from trainer.errors import OutOfMemoryError, StoppedOnRequest
 from trainer.step.step_results import StepMetrics
 from trainer.training.loop import run_loop
-from trainer.training.steps import MemoryPolicy
+from trainer.training.memory import MemoryPolicy
 
 
 class PretendedSteps:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from trainer.cli.options import DeviceName, SetOption, TrustOption
 from trainer.console.output import JsonOption, note, print_answer, print_json
+from trainer.system.stop_signals import stopping_at_once
 
 if TYPE_CHECKING:
     from trainer.config.config import Config
@@ -20,6 +21,7 @@ DEFAULT_CONFIG_FILE = pathlib.Path("trainer.yaml")
 AUTO = "auto"
 
 
+@stopping_at_once()
 def launch(
     data: Annotated[
         str | None,
@@ -113,8 +115,8 @@ def launch(
 ) -> None:
     """Train a classifier on every GPU of this machine, or continue a run that was stopped.
 
-    [bold]trainer launch --gpus 8[/] is enough if ./trainer.yaml names the data. Ctrl-C or SIGTERM saves and exits with
-    status 75; the same command then continues with the next example.
+    [bold]trainer launch --gpus 8[/] is enough if ./trainer.yaml names the data. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and
+    SIGUSR2 save and exit with status 75; the same command then continues with the next example.
 
     [bold]trainer launch --data photos/ --device cpu --replicas 2 --set train.epochs=5[/]
     """

@@ -24,6 +24,9 @@ class DistributeConfig(Section):
     stall_timeout_secs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
         600.0, description="a job of several workers without a step for so long is ended; null: never"
     )
+    stop_grace_secs: Annotated[float, pydantic.Field(gt=0)] = pydantic.Field(
+        120.0, description="for the workers of a job to save after a signal asked for it; then they are killed"
+    )
     host_timeout_secs: Annotated[float, pydantic.Field(gt=0)] = pydantic.Field(
         30.0, description="another host that does not answer for so long is given up, and so is the launcher by it"
     )

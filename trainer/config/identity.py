@@ -25,6 +25,7 @@ INDIFFERENT: Final = {
         "ssh_options",
         "start_timeout_secs",
         "stall_timeout_secs",
+        "stop_grace_secs",
         "host_timeout_secs",
         "min_replicas",
         "max_replicas",

@@ -160,6 +160,7 @@ def supervisor_options(config: DistributeConfig) -> SupervisorOptions:
     """Return the timeouts of the supervisor."""
     return SupervisorOptions(
         start_timeout_secs=config.start_timeout_secs or SupervisorOptions.start_timeout_secs,
+        stop_grace_secs=config.stop_grace_secs,
         stall_timeout_secs=config.stall_timeout_secs,
         host_timeout_secs=config.host_timeout_secs,
         ssh_options=config.ssh_options,

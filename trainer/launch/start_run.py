@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from trainer.distribute.elastic import options
+from trainer.errors import OutOfMemoryRestart
 from trainer.launch import job
 from trainer.launch.elastic_worker import ElasticWorker
 from trainer.launch.plan_run import PlannedRun
 from trainer.launch.run_session import RunSession
 from trainer.run.claim import naming_this_command
+from trainer.training.memory import take_more_parts
 
 
 def start_run(planned: PlannedRun, note: Callable[[str], None]) -> None:
@@ -43,7 +45,17 @@ def train_session(session: RunSession, arguments: Sequence[str]) -> None:
         devices=planned.device_arguments,
     )
     with naming_this_command():
-        job.run_workers(planned.worker_slots, planned.config.distribute, arguments=passed_on, run_dir=planned.run.path)
+        while True:
+            try:
+                job.run_workers(
+                    planned.worker_slots, planned.config.distribute, arguments=passed_on, run_dir=planned.run.path
+                )
+            except OutOfMemoryRestart as e:
+                num_parts = take_more_parts(planned.run, planned.plan, planned.config, e)
+                again = f"starting the workers again from the last checkpoint, with each batch in {num_parts} parts"
+                session.note(f"{e}\n{again}")
+            else:
+                return
 
 
 def _train_here(session: RunSession) -> None:

@@ -12,6 +12,7 @@ RUN/
   checkpoints/       step-00001200/ and so on                                (checkpoint)
   evaluation/        <split>.json and <split>.npz                            (evaluate)
   bad_batch.npz      the batch at which a run stopped, non-finite gradients  (bad_batch)
+  memory.json        how much fits into memory, once it did not suffice      (memory_record)
   rollbacks.json     what train.on_non_finite=rollback left out, if any      (rollback)
   report.html                                                                (report)
 """
@@ -74,6 +75,7 @@ class RunDir:
     evaluation_dir = property(lambda self: self.path / "evaluation")
     bad_batch_file = property(lambda self: self.path / "bad_batch.npz")
     rollbacks_file = property(lambda self: self.path / "rollbacks.json")
+    memory_file = property(lambda self: self.path / "memory.json")
     report_file = property(lambda self: self.path / "report.html")
 
     def exists(self) -> bool:

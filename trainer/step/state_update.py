@@ -61,18 +61,25 @@ class StateUpdate:
         def update() -> Tensor:
             # Where memory ends in between, the mark stays, and the state is known to be torn.
             with tf.control_dependencies([self._state.is_updating.assign(1)]):
-                scalars = _assign(variables.scalars, after.scalars)
-                old, new = variables._replace(scalars=[]), after._replace(scalars=[])
-                rest = tf.cond(metrics.is_skipped > 0, lambda: 0, lambda: _assign(old, new))
-            with tf.control_dependencies([scalars, rest]):
+                is_done = self._assign_all(variables, after, metrics.is_skipped > 0)
+            with tf.control_dependencies([is_done]):
                 self._state.is_updating.assign(0)
             return tf.constant(0)
 
-        # The call above is inlined, and what of it needs no reduced tensor, such as the number of the step, does not
-        # wait for any: the assignments themselves have to.
-        with tf.control_dependencies(tf.nest.flatten(local)):
+        # The calls above are inlined, and what of them needs no gradient, such as the number of the step, does not wait
+        # for any: the assignments themselves have to. A dependency on the output of a call, which the gradients of a
+        # single replica are, waits for nothing once the call is inlined, and one on their copies does.
+        with tf.control_dependencies([tf.identity(tensor) for tensor in tf.nest.flatten(local)]):
             tf.cond(is_withheld, lambda: 0, update)
         return StepMetrics(*metrics)
+
+    def _assign_all(self, variables: _Updated, after: _Updated, is_skipped: Tensor) -> Tensor:
+        """Assign the counters, and the rest unless the step is skipped; return a tensor that is there afterwards."""
+        scalars = _assign(variables.scalars, after.scalars)
+        old, new = variables._replace(scalars=[]), after._replace(scalars=[])
+        rest = tf.cond(is_skipped, lambda: 0, lambda: _assign(old, new))
+        with tf.control_dependencies([scalars, rest]):
+            return tf.constant(0)
 
     def _apply_to_tensors(self, before: _Updated, local: ReplicaGradients) -> tuple[_Updated, StepMetrics]:
         config, state = self._config, self._state

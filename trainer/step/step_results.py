@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import tensorflow as tf
-
 Tensor = Any
 
 
@@ -20,16 +18,6 @@ class StepMetrics(NamedTuple):
     @property
     def num_steps(self) -> int:
         return 1 if self.loss.shape.rank == 0 else int(self.loss.shape[0])
-
-
-METRIC_DTYPES = StepMetrics(
-    loss=tf.float32,
-    accuracy=tf.float32,
-    is_skipped=tf.int64,
-    loss_scale=tf.float32,
-    gradient_norm=tf.float32,
-    learning_rate=tf.float32,
-)
 
 
 class StepFlags(NamedTuple):

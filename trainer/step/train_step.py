@@ -29,8 +29,11 @@ from trainer.step.out_of_memory import is_out_of_memory
 from trainer.step.schedule import Schedule
 from trainer.step.state import TrainState
 from trainer.step.state_update import StateUpdate
-from trainer.step.step_results import METRIC_DTYPES, StepFlags, StepMetrics
+from trainer.step.step_results import StepFlags, StepMetrics
 from trainer.system.private_api.keras_graph import all_layers
+
+# The most steps of one call: their metrics are kept while it runs.
+MAX_STEPS_AT_ONCE = 4096
 
 Tensor = Any
 
@@ -79,6 +82,8 @@ class TrainStep:
         self._jit_compile = jit_compile
         if self._is_synchronized and jit_compile:
             raise ValueError("synchronised batch statistics are reduced inside the forward pass, which XLA cannot do")
+        # Row i is of the i-th step of the last call: what is lost with an error is the result of the call, not this.
+        self._journal = tf.Variable(tf.zeros([MAX_STEPS_AT_ONCE, len(StepMetrics._fields)]), trainable=False)
         self._zeros = tf.function(lambda: engine.run(self._make_zeros), autograph=False)
         self.use_parts(config.train.num_parts if num_parts is None else num_parts)
 
@@ -119,8 +124,15 @@ class TrainStep:
         return StepMetrics(*self._step(batch))
 
     def run_steps(self, batches: Any, num_steps: int) -> StepMetrics:
-        """Make `num_steps` steps on the next of `batches`, the iterator of a dataset that the engine distributes."""
+        """Make `num_steps` steps on the next of `batches`, the iterator of a dataset that the engine distributes.
+
+        There are at most MAX_STEPS_AT_ONCE of them.
+        """
         return StepMetrics(*self._loop(batches, tf.constant(num_steps)))
+
+    def first_metrics(self, num_steps: int) -> StepMetrics:
+        """Return the metrics of the first steps of a call of `run_steps` that ended in an error."""
+        return _columns_of(self._journal[:num_steps])
 
     def begin(self, batch: Batch) -> ReplicaGradients | None:
         """Compute the forward and backward pass of this worker's replicas; return None if memory does not suffice."""
@@ -175,15 +187,14 @@ class TrainStep:
         metrics = self._engine.run(self._on_replica, batch)
         return StepMetrics(*(self._engine.local_values(value)[0] for value in metrics))
 
-    def _loop_on_all_replicas(self, batches: Any, num_steps: Tensor) -> list[Tensor]:
-        def make_step(i: Tensor, columns: list[Any]) -> tuple[Tensor, list[Any]]:
-            metrics = self._on_all_replicas(next(batches))
-            return i + 1, [column.write(i, value) for column, value in zip(columns, metrics, strict=True)]
+    def _loop_on_all_replicas(self, batches: Any, num_steps: Tensor) -> StepMetrics:
+        def make_step(i: Tensor) -> Tensor:
+            row = tf.stack([tf.cast(value, tf.float32) for value in self._on_all_replicas(next(batches))])
+            with tf.control_dependencies([self._journal.scatter_nd_update([[i]], [row])]):
+                return (i + 1,)
 
-        columns = [tf.TensorArray(dtype, size=num_steps, element_shape=[]) for dtype in METRIC_DTYPES]
-        start = (tf.constant(0), columns)
-        _, columns = tf.while_loop(lambda i, _: i < num_steps, make_step, start, parallel_iterations=1)
-        return [column.stack() for column in columns]
+        tf.while_loop(lambda i: i < num_steps, make_step, (tf.constant(0),), parallel_iterations=1)
+        return _columns_of(self._journal[:num_steps])
 
     def _on_replica(self, batch: Batch) -> StepMetrics:
         return self._update(self.reduce_gradients(self.compute_gradients(batch)), tf.constant(False))
@@ -210,3 +221,7 @@ class TrainStep:
             [statistic / num_replicas for statistic in reduced[num_gradients:-1]],
             reduced[-1],
         )
+
+
+def _columns_of(rows: Tensor) -> StepMetrics:
+    return StepMetrics(*tf.unstack(rows, axis=1))

@@ -1,14 +1,16 @@
 """The signals that ask a run to save and stop, and what they do before there is a run, while it runs, and twice."""
 
-import asyncio
 import contextlib
 import os
 import signal
 import types
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trainer.errors import StoppedOnRequest
+
+if TYPE_CHECKING:
+    import asyncio
 
 # Ctrl-C; the end of a pod or a service; a terminal that is closed; what Slurm and LSF send before the time is up.
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -34,13 +36,13 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Raise StoppedOnRequest in the block at the first stop signal: nothing is begun that would have to be saved."""
+    """Raise StoppedOnRequest in the block at the first stop signal: nothing there would have to be saved."""
 
     def stop(number: int) -> None:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         raise StoppedOnRequest(
-            f"stopped by {signal.Signals(number).name} before the first step; the same command starts again"
+            f"stopped by {signal.Signals(number).name} while no step was made; the same command goes on"
         )
 
     with _handling(stop, _terminals()):
@@ -48,7 +50,7 @@ def stopping_at_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def calling(loop: asyncio.AbstractEventLoop, on_signal: Callable[[], None]) -> Iterator[None]:
+def calling(loop: "asyncio.AbstractEventLoop", on_signal: Callable[[], None]) -> Iterator[None]:
     """Call `on_signal` in `loop` at each stop signal during the block."""
     terminals = _terminals()
 

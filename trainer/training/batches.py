@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from trainer.config.config import Config
 from trainer.data.input.batch import Batch
 from trainer.data.input.pipeline import TrainingStream
 from trainer.distribute.engine import Engine
 from trainer.plan.plan import Plan
 from trainer.plan.stages import Stage
 from trainer.step.state import TrainState
+from trainer.training.memory import MemoryPolicy
 from trainer.training.staged_step import StagedStep
-from trainer.training.steps import LoneSteps, MemoryPolicy, Steps, WorkerSteps, max_parts
+from trainer.training.steps import LoneSteps, Steps, WorkerSteps
 
 
 def make_steps(
@@ -41,21 +41,6 @@ def make_steps(
         memory=memory,
         wants_stop=wants_stop,
     )
-
-
-def memory_policy(plan: Plan, config: Config, state: TrainState, note: Callable[[str], None]) -> MemoryPolicy:
-    """Return how the run may meet a lack of memory: by more parts of the batch, where they change no result."""
-    refusal = None
-    if config.train.accumulate_steps != "auto":
-        refusal = "use --set train.accumulate_steps=auto, which takes more by itself, or a higher number"
-    elif state.statistics:
-        refusal = (
-            "its batch statistics are of the whole batch of a replica, which parts would change; use --set "
-            "model.batch_norm=frozen, a smaller train.global_batch_size, or accept the change: --set "
-            "train.accumulate_steps=2"
-        )
-    size = plan.replicas.per_replica_batch_size
-    return MemoryPolicy(num_parts=config.train.num_parts, max_parts=max_parts(size), refusal=refusal, note=note)
 
 
 def staged_batches(stages: Sequence[Stage], engine: Engine, stream: TrainingStream, first_step: int) -> Iterator[Batch]:

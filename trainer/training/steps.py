@@ -3,7 +3,6 @@
 Where memory does not suffice, the same step is made again with the batch in twice as many parts, by all workers.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -13,11 +12,12 @@ import tensorflow as tf
 from trainer.data.input.batch import Batch
 from trainer.distribute.engine import Engine
 from trainer.distribute.launchers import heartbeat
-from trainer.errors import OutOfMemoryError
 from trainer.plan.stages import Stage
 from trainer.step.out_of_memory import is_out_of_memory
 from trainer.step.state import TrainState
 from trainer.step.step_results import StepFlags, StepMetrics
+from trainer.step.train_step import MAX_STEPS_AT_ONCE
+from trainer.training.memory import MemoryPolicy
 from trainer.training.staged_step import StagedStep
 
 # After all workers know that one of them wants to stop, they make one more step together.
@@ -38,51 +38,6 @@ class Steps(Protocol):
 
     def agree_to_stop(self) -> bool:
         """Return True if the run stops here; called on all workers after a step after which a stop is due."""
-
-
-class MemoryPolicy:
-    """How many parts a batch is computed in, and whether more may be taken.
-
-    Parts change no result, except where batch statistics are of the whole batch of a replica.
-    """
-
-    def __init__(
-        self, *, num_parts: int, max_parts: int, refusal: str | None, note: Callable[[str], None] = lambda _: None
-    ) -> None:
-        """Start with `num_parts`, and take at most `max_parts`.
-
-        Args:
-            num_parts: the number to start with.
-            max_parts: the most that a batch can be divided into.
-            refusal: why more parts must not be taken, with the way out; None: they may.
-            note: told in a sentence when more parts are taken.
-        """
-        self.num_parts, self._max_parts, self._refusal, self._note = num_parts, max_parts, refusal, note
-
-    @property
-    def can_double(self) -> bool:
-        return self._refusal is None and self.num_parts < self._max_parts
-
-    def double(self, step: int, where: str) -> None:
-        """Take twice as many parts for `step` (from 1) and those after it.
-
-        Raises:
-            OutOfMemoryError: no more may be taken, or there are none.
-        """
-        found = f"memory did not suffice for step {step} {where} with the batch in {self.num_parts} parts"
-        if self._refusal is not None:
-            raise OutOfMemoryError(f"{found}; {self._refusal}")
-        if self.num_parts >= self._max_parts:
-            raise OutOfMemoryError(
-                f"{found}, the most there are; use a smaller model.image_size_px, model.backbone or precision"
-            )
-        self.num_parts = min(2 * self.num_parts, self._max_parts)
-        self._note(f"{found}; making it again in {self.num_parts}")
-
-
-def max_parts(per_replica_batch_size: int) -> int:
-    """Return the most parts of a replica's batch: pairs of examples stay together."""
-    return max(1, math.ceil(per_replica_batch_size / 2))
 
 
 class LoneSteps:
@@ -109,7 +64,7 @@ class LoneSteps:
         stage = self._step.stage_of(self._next_step)
         if stage not in self._iterators:
             self._iterators = {stage: self._iterator_from(stage, self._next_step)}
-        num_steps = min(num_steps, stage.stop_step - self._next_step)
+        num_steps = min(num_steps, stage.stop_step - self._next_step, MAX_STEPS_AT_ONCE)
         try:
             metrics = self._step.at(self._next_step).run_steps(self._iterators[stage], num_steps)
         except tf.errors.OpError as e:
@@ -121,17 +76,18 @@ class LoneSteps:
         return num_steps
 
     def _take_more_parts(self, error: Exception) -> int:
-        """Return the number of steps that were made before memory ended; their metrics are lost."""
+        """Return the number of steps that were made before memory ended."""
         num_made = int(self._state.global_step.numpy()) - self._next_step
+        if int(self._state.is_updating.numpy()):
+            lost = self._memory.restart(self._next_step + num_made, "on this worker")
+            self._memory.double(self._next_step + num_made, "on this worker")
+            raise lost from error
+        if num_made:
+            self._made.append(self._step.at(self._next_step).first_metrics(num_made))
         self._next_step += num_made
         self._iterators.clear()
         self._memory.double(self._next_step + 1, "on this worker")
         self._step.use_parts(self._memory.num_parts)
-        if int(self._state.is_updating.numpy()):
-            raise OutOfMemoryError(
-                f"memory ended while step {self._next_step} was assigned; start the same command again, which goes on "
-                "from the last checkpoint"
-            ) from error
         return num_made
 
     def settle(self) -> list[StepMetrics]:
@@ -194,7 +150,12 @@ class WorkerSteps:
     def _ask_for(self, number: int, batch: Batch) -> None:
         step = self._step.at(number)
         wants_stop = self._engine.wants_stop(self._wants_stop())
-        metrics, flags = step.finish(step.begin(batch), wants_stop=wants_stop)
+        try:
+            metrics, flags = step.finish(step.begin(batch), wants_stop=wants_stop)
+        except tf.errors.OpError as e:
+            if not is_out_of_memory(e):
+                raise
+            raise self._memory.restart(number + 1, "on this worker") from e
         self._open.append(_OpenStep(number, batch, metrics, flags))
 
     def _look_at_oldest(self) -> None:

@@ -16,10 +16,11 @@ from trainer.system import storage_errors
 from trainer.system.stop_signals import StopRequest
 from trainer.training.actions import EvaluateAndSave, LogMetrics, SaveEverySecs
 from trainer.training.bad_batch import save_bad_batch
-from trainer.training.batches import make_steps, memory_policy, stream_of_stage
+from trainer.training.batches import make_steps, stream_of_stage
 from trainer.training.context import RunContext
 from trainer.training.input import TrainInputs, make_training_stream, make_validation_stream
 from trainer.training.loop import run_loop
+from trainer.training.memory import memory_policy
 from trainer.training.rollback import forget_later, roll_back
 from trainer.training.saved_state import save_checkpoint
 from trainer.training.staged_step import StagedStep
@@ -53,7 +54,7 @@ def train(
             context, evaluators=evaluators, writers=writers, progress=progress, exclude_time=logging.exclude_time
         )
         state = with_feature_model(context.state, inputs)
-        memory = memory_policy(plan, config, state, progress.note)
+        memory = memory_policy(context, progress.note)
         step = StagedStep(plan, engine, state, config, num_parts=memory.num_parts)
 
         def save_and_wait(step: int) -> None:

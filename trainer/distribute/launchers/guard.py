@@ -16,7 +16,7 @@ Standard error carries reports in JSON, a line each, and nothing of the worker.
     guard:     {"report": "said", "message": {...}}   by the worker
     launcher:  {"order": "stop", "grace_secs": 30}    SIGTERM, then SIGKILL after so long
     guard:     {"report": "hung", "counter": ..., "for_secs": ...}
-    guard:     {"report": "ended", "status": ..., "signal": ...}
+    guard:     {"report": "ended", "status": ..., "signal": ..., "was_oom_killed": false}
 
 The exit status is that of the worker, or 128 + the signal that ended it. Needs nothing but the standard library and
 psutil, so that it is there within a fraction of a second.
@@ -38,6 +38,7 @@ import psutil
 
 from trainer.distribute.launchers import channel, heartbeat, versions
 from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
+from trainer.system.oom_kills import count_oom_kills
 
 # How long a worker may take to save after the launcher has died.
 _ORPHAN_GRACE_SECS = 20.0
@@ -54,6 +55,7 @@ class Guard:
         self._pulse = heartbeat.Heartbeat.create()
         self._kill_at: float | None = None
         self._stall = heartbeat.Stall(timeout_secs=None)
+        self._oom_kills_before = 0
         self.channel: channel.Channel | None = None
 
     def start(
@@ -73,6 +75,7 @@ class Guard:
             environment[channel.VARIABLE] = str(theirs.fileno())
             kept_fds.append(theirs.fileno())
         guard_pid = os.getpid()
+        self._oom_kills_before = count_oom_kills()
         self._pid = os.fork()
         if self._pid == 0:
             _become_worker(command, environment, guard_pid, kept_fds)
@@ -112,7 +115,9 @@ class Guard:
             # End the processes that the worker has left in its process group.
             _signal_group(self._pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(status)
-            self._report({"report": "ended", "status": max(code, 0), "signal": max(-code, 0)})
+            is_oom = code == -signal.SIGKILL and self._kill_at is None and count_oom_kills() > self._oom_kills_before
+            report = {"status": max(code, 0), "signal": max(-code, 0), "was_oom_killed": is_oom}
+            self._report({"report": "ended", **report})
             return code if code >= 0 else 128 - code
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             _signal_group(self._pid, signal.SIGKILL)

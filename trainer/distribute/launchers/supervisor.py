@@ -11,7 +11,7 @@ from trainer.distribute.launchers.line_printer import LinePrinter
 from trainer.distribute.launchers.versions import differences
 from trainer.distribute.launchers.waiting import told
 from trainer.distribute.launchers.worker import Ended, Ready, Worker
-from trainer.errors import DeviceError, StoppedOnRequest, TrainingError
+from trainer.errors import DeviceError, OutOfMemoryRestart, StoppedOnRequest, TrainingError
 from trainer.system import stop_signals
 
 # When one worker dies, the others fail as well, sometimes before its end is reported.
@@ -74,6 +74,7 @@ class Supervisor:
         Raises:
             DeviceError: a host does not answer, or the hosts differ in what is installed; nothing was started.
             TrainingError: a worker failed, was killed or hung; it is named, with its last lines.
+            OutOfMemoryRestart: the same, because memory did not suffice where the step could not be made again.
             StoppedOnRequest: a signal asked for it, and every worker saved.
         """
         self._log_dir.mkdir(parents=True, exist_ok=True)
@@ -179,6 +180,9 @@ class Supervisor:
             names = ", ".join(worker.name for worker in self._workers if worker in failed)
             raise TrainingError(f"stopped before {names} had saved; the same command goes on from the last checkpoint")
         if failed:
+            cause = min(failed.values(), key=_blame)
+            if cause.lacked_memory:
+                raise OutOfMemoryRestart(_explain_failure(failed), is_host_memory=cause.was_oom_killed)
             raise TrainingError(_explain_failure(failed))
         if any(end.status == StoppedOnRequest.exit_status for end in ended.values()):
             raise StoppedOnRequest("stopped on request; everything is saved, and the same command goes on")
@@ -197,7 +201,7 @@ def _has_failed(end: Ended) -> bool:
 
 def _blame(end: Ended) -> tuple[int, float]:
     """Return a sort key that puts the cause of a failure before its consequences; among equals, the first in time."""
-    if end.lost is not None or end.signal == signal.SIGKILL:
+    if end.lost is not None or end.signal == signal.SIGKILL or end.lacked_memory:
         return 0, end.at
     # TensorFlow aborts a worker when another one is lost, often before the end of the other is reported.
     is_own_crash = end.signal not in (0, signal.SIGABRT)

@@ -16,7 +16,7 @@ from trainer.distribute.launchers.channel import Message
 from trainer.distribute.launchers.hosts import Host, WorkerSlot, find_own_address
 from trainer.distribute.launchers.lease import LOOK_EVERY_SECS, Lease
 from trainer.distribute.launchers.output_log import OutputLog
-from trainer.errors import DeviceError
+from trainer.errors import DeviceError, OutOfMemoryRestart
 from trainer.system import run_module
 from trainer.system.child_python import python_command
 
@@ -52,17 +52,26 @@ class Ended:
         status: its exit status.
         signal: the signal that ended it; 0 if it exited by itself.
         at: the time in seconds of the event loop's clock, to order the ends.
+        was_oom_killed: the kernel killed a process of its cgroup for lack of memory, most likely this one.
         lost: describes how its host was lost, in which case status and signal are those of the connection.
     """
 
     status: int
     signal: int
     at: float
+    was_oom_killed: bool = False
     lost: str | None = None
+
+    @property
+    def lacked_memory(self) -> bool:
+        """True if the worker would go on from the last checkpoint if it computed less at a time."""
+        return self.was_oom_killed or self.status == OutOfMemoryRestart.exit_status
 
     def __str__(self) -> str:
         if self.lost is not None:
             return self.lost
+        if self.was_oom_killed:
+            return f"was ended by signal {self.signal}, by the kernel for lack of memory"
         return f"was ended by signal {self.signal}" if self.signal else f"exited with status {self.status}"
 
 
@@ -111,7 +120,7 @@ class Worker:
         self.log_file = log_file
         self._show = show
         self._on_said = on_said
-        self._reported_end: tuple[int, int] | None = None
+        self._reported_end: dict[str, Any] | None = None
         self._lease = Lease(lease_secs)
         self._is_far = False
         self._lost: str | None = None
@@ -198,7 +207,7 @@ class Worker:
         for task in unfinished:
             task.cancel()
         if self._reported_end is not None:
-            return Ended(status=self._reported_end[0], signal=self._reported_end[1], at=at)
+            return Ended(**self._reported_end, at=at)
         if self._is_far or status == 0:
             words = " ".join(" ".join(self._other_words).split()) or "it said nothing"
             lost = self._lost or f"was lost: the line to its host ended with status {status} ({words})"
@@ -286,7 +295,7 @@ class Worker:
             elif kind == "hung":
                 self.hung = report
             elif kind == "ended":
-                self._reported_end = (report["status"], report["signal"])
+                self._reported_end = report
 
     async def _read_output(self) -> None:
         assert self._process is not None and self._process.stdout is not None, "opened with a pipe"
