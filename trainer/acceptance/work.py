@@ -181,7 +181,7 @@ def run_command(work: Work, command: list[str], log_name: str, variables: Mappin
             check=False,
         )
     if done.returncode:
-        raise CommandError(f"trainer {command[4]} ended with status {done.returncode}: {last_lines(log)}")
+        raise CommandError(f"{' '.join(command[3:5])} ended with status {done.returncode}: {last_lines(log)}")
     return done.stdout
 
 
