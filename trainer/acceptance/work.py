@@ -177,7 +177,7 @@ def run_command(work: Work, command: list[str], log_name: str, variables: Mappin
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
     if done.returncode:
