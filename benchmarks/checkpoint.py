@@ -154,7 +154,7 @@ def measure_memory_apart(dataset_dir: pathlib.Path, contender: str, backbone: st
 
 @dataclasses.dataclass
 class Shares:
-    """What a save takes of the time and of the processor's time of a training, a value for each pair."""
+    """The share of a training's time, and of its processor time, that saving takes; a value for each pair."""
 
     time: list[float] = dataclasses.field(default_factory=list)
     processor: list[float] = dataclasses.field(default_factory=list)

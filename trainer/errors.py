@@ -41,7 +41,7 @@ class DataError(UsageError):
 
 
 class DeviceError(UsageError):
-    """What was asked of the devices is not to be had on this machine."""
+    """The devices that were asked for are not on this machine."""
 
 
 class ModelError(UsageError):

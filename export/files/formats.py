@@ -23,7 +23,7 @@ Kind = Literal["saved_model", "tflite", "onnx"]
 
 
 class Budget(StrictModel):
-    """What the parity gate and the replay of golden images allow; null: not judged.
+    """The limits of the parity gate and of the replay of golden images; null: not judged.
 
     Attributes:
         max_difference: of any one probability from the model's. If the model's two highest probabilities differ by more

@@ -1,4 +1,4 @@
-"""What XLA compiled in this process, from its own dump."""
+"""Read from XLA's own dump what it compiled in this process."""
 
 import os
 import pathlib

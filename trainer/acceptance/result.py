@@ -15,7 +15,7 @@ Outcome = Literal["passed", "failed", "not run"]
 
 
 class Result(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What a check expected and what it saw.
+    """The outcome of a check, with its expectation and its measured figures.
 
     Attributes:
         reason: why it failed or was not run; empty if it passed.

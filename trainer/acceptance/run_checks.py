@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from trainer.acceptance.work import WORK_DIR_NAME, Work, last_lines, log_file
 from trainer.console.progress import format_duration
 from trainer.distribute.topology import Device
 from trainer.errors import UsageError
+from trainer.system import stop_signals
 from trainer.system.child_python import python_command
 
 # For the processes of a check to end by themselves, as a launch does that saves; then they are killed.
@@ -164,13 +164,8 @@ def _describe(result: Result) -> str:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    def interrupt(number: int, _: types.FrameType | None) -> None:
+    def interrupt(number: int) -> None:
         raise _Interrupted(signal.Signals(number).name)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
+    with stop_signals.handling(interrupt):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

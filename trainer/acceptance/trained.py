@@ -1,4 +1,4 @@
-"""What a training leaves in its run directory, read for a comparison."""
+"""Read losses and weights of a run directory, for a comparison with another."""
 
 import hashlib
 import pathlib

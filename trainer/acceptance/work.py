@@ -98,7 +98,7 @@ _SIZES["small", "cpu"] = dataclasses.replace(_SIZES["small", "gpu"], all_reduce_
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the process of a check is told: where to work, and what the machine has."""
+    """The input of the process of a check: its directory, and the devices of the machine."""
 
     directory: pathlib.Path
     size_name: SizeName

@@ -1,4 +1,4 @@
-"""What `trainer clean` finds: entries, each in a place that can be held while entries are removed from it."""
+"""Define the entries that `trainer clean` lists, and the places that are held while entries are removed from them."""
 
 import contextlib
 import dataclasses

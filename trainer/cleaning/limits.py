@@ -25,7 +25,7 @@ Action = Literal["remove", "keep", "removed", "failed"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What goes: entries that were not used for `older_than_secs`, and the least recently used beyond `keep_bytes`."""
+    """Limits of age and size: older entries are removed, and the least recently used beyond `keep_bytes`."""
 
     older_than_secs: float | None
     keep_bytes: int | None
@@ -33,7 +33,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What is done with an entry, and why."""
+    """The action for an entry, with its reason."""
 
     entry: Entry
     action: Action

@@ -1,4 +1,4 @@
-"""What a training step tells: metrics for people, and flags that all workers act on."""
+"""Define the results of a training step: metrics for people, and flags that all workers act on."""
 
 from typing import Any, NamedTuple
 

@@ -25,7 +25,7 @@ class StopRequest:
     @contextlib.contextmanager
     def listen(self) -> Iterator["StopRequest"]:
         """Handle the stop signals during the block."""
-        with _handling(self._on_signal, _terminals()):
+        with handling(self._on_signal):
             yield self
 
     def _on_signal(self, number: int) -> None:
@@ -45,7 +45,7 @@ def stopping_at_once() -> Iterator[None]:
             f"stopped by {signal.Signals(number).name} while no step was made; the same command goes on"
         )
 
-    with _handling(stop, _terminals()):
+    with handling(stop):
         yield
 
 
@@ -69,7 +69,10 @@ def calling(loop: "asyncio.AbstractEventLoop", on_signal: Callable[[], None]) ->
 
 
 @contextlib.contextmanager
-def _handling(on_signal: Callable[[int], None], terminals: list[int]) -> Iterator[None]:
+def handling(on_signal: Callable[[int], None]) -> Iterator[None]:
+    """Call `on_signal` with the number of each stop signal during the block, and restore the handlers after it."""
+    terminals = _terminals()
+
     def handle(number: int, _: types.FrameType | None) -> None:
         if number == signal.SIGHUP:
             _let_go_of(terminals)

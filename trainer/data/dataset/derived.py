@@ -1,4 +1,4 @@
-"""What is computed from a dataset and kept: decoded images and features, which can be computed again at any time.
+"""Describe the caches of a dataset: decoded images and features, which can be computed again at any time.
 
     <DATASET>.cache/<split>-<size>px-<key>/   header.json   pixels.uint8
     <DATASET>.features/<split>-<key>/         header.json   features.float32
