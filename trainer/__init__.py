@@ -241,7 +241,7 @@ def predict(
     paths = [as_path(image) for image in images]
     if os.fspath(target).startswith(("http://", "https://")):
         from export.prediction.predictions import predict_on_server
-        from serving.client import predict_images_of_files
+        from serving.clients.rest_client import predict_images_of_files
 
         return predict_on_server(predict_images_of_files, os.fspath(target), paths, top)
     from trainer.system import tf_runtime

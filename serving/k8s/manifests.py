@@ -23,9 +23,9 @@ from typing import Any, Literal
 import yaml
 
 from export.files.signature import Signature
-from serving.base_path import base_path_of, find_versions
 from serving.k8s.load_commands import MODELS_DIR, SCRIPT_FILE, load_commands, publish_script
 from serving.k8s.workload_checks import check_manifests
+from serving.models.base_path import base_path_of, find_versions
 from trainer.errors import TrainerError, UsageError
 from trainer.system import atomic
 from trainer.system.names import check_model_name, check_namespace, object_prefix

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.rest.signature_specs import Array, SignatureSpec, TensorSpec
-from serving.rest.status import Code, RequestError, invalid
+from serving.protocol.status import Code, RequestError, invalid
+from serving.protocol.tensors import Array, SignatureSpec, TensorSpec
 
 _SHOWN_CHARS = 80
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from serving.protocol.status import Code, RequestError, invalid
+from serving.protocol.tensors import Array
 from serving.rest.codec import Format, object_array
-from serving.rest.signature_specs import Array
-from serving.rest.status import Code, RequestError, invalid
 
 BYTES_SUFFIX = "_bytes"
 

@@ -4,16 +4,17 @@ The JSON follows tensorflow_serving/util/json_tensor.cc, the requirements on sig
 servables/tensorflow/classifier.cc and regressor.cc.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
+from serving.models.servable import Servable
+from serving.protocol.status import invalid
+from serving.protocol.tensors import Array, SignatureSpec
 from serving.rest import codec, encoding
-from serving.rest.servable import OnRun, Servable
-from serving.rest.signature_specs import Array, SignatureSpec
-from serving.rest.status import invalid
+from serving.rest.decoded_call import DecodedCall
 
 Method = Literal["classify", "regress"]
 
@@ -22,15 +23,18 @@ _SCORES, _CLASSES, _OUTPUTS = "scores", "classes", "outputs"
 _INT64_LIMITS = np.iinfo(np.int64)
 
 
-def run_on_examples(servable: Servable, method: Method, body: bytes, on_run: OnRun | None = None) -> bytes:
-    """Answer a `:classify` or `:regress` call; `on_run` as in `Servable.run`. Raises RequestError."""
+def decode_examples(body: bytes, servable: Servable, *, method: Method) -> DecodedCall:
+    """Decode the body of a `:classify` or `:regress` call. Raises RequestError."""
     document = codec.parse_json_object(body)
     signature = servable.signature(codec.parse_signature_name(document))
     _check_signature(signature, method)
     examples = codec.object_array(_parse_examples(document, method))
-    outputs = servable.run(signature.name, {_INPUTS: examples}, on_run)
-    results = {"classify": _classifications, "regress": _regressions}[method](outputs, len(examples))
-    return encoding.write_json({"results": results})
+    results = {"classify": _classifications, "regress": _regressions}[method]
+
+    def encode(outputs: Mapping[str, Array]) -> bytes:
+        return encoding.write_json({"results": results(outputs, len(examples))})
+
+    return DecodedCall(signature.name, {_INPUTS: examples}, encode)
 
 
 def _check_signature(signature: SignatureSpec, method: Method) -> None:
@@ -108,7 +112,7 @@ _KINDS: tuple[tuple[str, Callable[[Any], bool], Callable[[str, Any], Any]], ...]
 )
 
 
-def _regressions(outputs: dict[str, Array], num_examples: int) -> list[float]:
+def _regressions(outputs: Mapping[str, Array], num_examples: int) -> list[float]:
     values = outputs[_OUTPUTS]
     if values.shape not in ((num_examples,), (num_examples, 1)):
         raise invalid(
@@ -121,7 +125,7 @@ def _regressions(outputs: dict[str, Array], num_examples: int) -> list[float]:
     return encoded
 
 
-def _classifications(outputs: dict[str, Array], num_examples: int) -> list[list[list[Any]]]:
+def _classifications(outputs: Mapping[str, Array], num_examples: int) -> list[list[list[Any]]]:
     """Return [class, score] for every class of every example; "" or 0 if the signature lacks one."""
     for name, array in outputs.items():
         if array.ndim != 2 or len(array) != num_examples:

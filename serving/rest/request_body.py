@@ -6,8 +6,8 @@ import zlib
 
 from starlette.requests import Request
 
-from serving.limits import MAX_UNCOMPRESSED_BYTES
-from serving.rest.status import Code, RequestError, invalid
+from serving.protocol.limits import MAX_UNCOMPRESSED_BYTES
+from serving.protocol.status import Code, RequestError, invalid
 
 _GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
 

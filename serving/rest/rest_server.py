@@ -12,14 +12,14 @@ to a malformed path under /v1/ and to a wrong method (including HEAD).
 """
 
 import asyncio
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import time
 import urllib.parse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from google.protobuf import json_format
@@ -30,12 +30,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
-from serving.limits import MAX_BODY_BYTES
-from serving.rest import codec, encoding, metrics
-from serving.rest.examples import run_on_examples
+from serving.inference.inference import Inference, num_bytes_of
+from serving.models.model import Models, Target, find_statuses
+from serving.models.servable import Servable
+from serving.monitoring import metrics
+from serving.protocol.limits import MAX_BODY_BYTES
+from serving.protocol.status import Code, RequestError, invalid
+from serving.rest import codec, encoding
+from serving.rest.decoded_call import DecodedCall
+from serving.rest.examples import decode_examples
 from serving.rest.request_body import BodyReader
-from serving.rest.servable import Model, Models, OnRun, Servable
-from serving.rest.status import Code, RequestError, invalid
 from trainer.system.names import parse_version
 
 # kPredictionApiGegex and kModelStatusApiRegex of http_rest_api_util.cc.
@@ -56,8 +60,7 @@ class Call:
     """A parsed request; `method` is predict, classify, regress, status or metadata."""
 
     method: str
-    model: str
-    version: int | None
+    target: Target
 
 
 def parse_call(http_method: str, path: str) -> Call:
@@ -66,29 +69,32 @@ def parse_call(http_method: str, path: str) -> Call:
     match = pattern.fullmatch(path) if pattern else None
     if match is None:
         raise invalid(f"Malformed request: {http_method} {path}")
-    if match["label"] is not None:
-        raise invalid(f"Unrecognized servable version label: {urllib.parse.unquote(match['label'])}")
     version = parse_version(match["version"]) if match["version"] else None
     if version is None and match["version"]:
         raise invalid(f"Failed to convert version: {match['version']} to numeric.")
     method = match.groupdict().get("method") or ("metadata" if match["metadata"] else "status")
-    return Call(method=method.lower(), model=urllib.parse.unquote(match["model"]), version=version)
+    label = None if match["label"] is None else urllib.parse.unquote(match["label"])
+    return Call(method=method.lower(), target=Target(urllib.parse.unquote(match["model"]), version, label))
 
 
-def predict(servable: Servable, body: bytes, on_run: OnRun | None = None) -> bytes:
-    """Answer a `:predict` call; `on_run` as in `Servable.run`. Raises RequestError."""
+def decode_predict(body: bytes, servable: Servable) -> DecodedCall:
+    """Decode the body of a `:predict` call. Raises RequestError."""
     request = codec.parse_predict_request(body)
     inputs = codec.decode_inputs(request, servable.signature(request.signature_name))
-    return encoding.encode_outputs(servable.run(request.signature_name, inputs, on_run), request.format)
+    return DecodedCall(request.signature_name, inputs, lambda outputs: encoding.encode_outputs(outputs, request.format))
 
 
-def model_status(model: Model, version: int | None) -> bytes:
-    """Return the GetModelStatusResponse of one or all versions as JSON. Raises RequestError (404)."""
+_DECODERS: dict[str, Callable[[bytes, Servable], DecodedCall]] = {
+    "predict": decode_predict,
+    "classify": functools.partial(decode_examples, method="classify"),
+    "regress": functools.partial(decode_examples, method="regress"),
+}
+
+
+def model_status(models: Models, target: Target) -> bytes:
+    """Return the GetModelStatusResponse of one or all versions as JSON. Raises RequestError (404, 400)."""
     response = get_model_status_pb2.GetModelStatusResponse()
-    servables = [s for v, s in sorted(model.servables.items()) if version in (None, v)]
-    if not servables:
-        raise RequestError(Code.NOT_FOUND, f"Could not find version {version} of model {model.name}")
-    for servable in servables:
+    for servable in find_statuses(models, target):
         state, error = servable.state, servable.error
         response.model_version_status.add(
             version=servable.version,
@@ -113,27 +119,19 @@ def model_metadata(servable: Servable) -> bytes:
 
 
 class RestApi:
-    """An ASGI endpoint that reads requests on the event loop and computes answers in threads."""
+    """An ASGI endpoint that answers on the event loop; models and large conversions run in threads."""
 
-    def __init__(self, models: Models, *, max_body_bytes: int, num_threads: int, cors: bool) -> None:
-        self._models = models
+    def __init__(self, inference: Inference, *, max_body_bytes: int, cors: bool, timeout_secs: float | None) -> None:
+        self._inference = inference
+        self._models = inference.models
+        self._metrics = inference.metrics
         self._cors = cors
+        self._timeout_secs = timeout_secs
         self._bodies = BodyReader(max_body_bytes)
-        self._metrics = metrics.Metrics()
-        self._computations: set[concurrent.futures.Future[bytes]] = set()
-        self._threads = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
 
     def stop(self, *, upload_grace_secs: float) -> None:
         """End unfinished uploads after `upload_grace_secs`; complete requests are still answered."""
         self._bodies.stop(upload_grace_secs)
-
-    def close(self) -> None:
-        """Start no more computations; running ones are not awaited."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    @property
-    def is_computing(self) -> bool:
-        return any(computation.running() for computation in list(self._computations))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -156,7 +154,7 @@ class RestApi:
         return _json_response(_to_json({"models": self._models.names}))
 
     async def _answer(self, request: Request, path: str) -> Response:
-        start_secs = time.perf_counter()
+        start_secs = time.monotonic()
         self._metrics.begin()
         call, status = None, Code.INTERNAL
         try:
@@ -164,69 +162,86 @@ class RestApi:
                 response = _answer_preflight(request)
             else:
                 call = parse_call(request.method, path)
-                response = _json_response(await self._compute(call, request))
+                body = await self._bodies.read(request)
+                response = _json_response(await _unless_disconnected(self._compute(call, request, body), request))
             status = Code.OK
         except RequestError as e:
             response, status = _error_response(e), e.code
         except ClientDisconnect:
-            error = RequestError(Code.CANCELLED, "the client disconnected before its request was complete")
+            error = RequestError(Code.CANCELLED, "the client disconnected before its request was answered")
             response, status = _error_response(error), error.code
         except asyncio.CancelledError:
             error = RequestError(Code.UNAVAILABLE, "the server stopped before the request was answered")
             response, status = _error_response(error), error.code
         finally:
             self._metrics.end(
-                model=call.model if call and self._models.find(call.model) else "",
+                model=call.target.model if call and self._models.get(call.target.model) else "",
                 method=call.method if call and call.method in _PREDICTION_METHODS else "",
                 status=status,
-                latency_secs=time.perf_counter() - start_secs,
+                latency_secs=time.monotonic() - start_secs,
             )
         if self._cors:
             response.headers.update(_CORS_HEADERS)
         return response
 
-    async def _compute(self, call: Call, request: Request) -> bytes:
-        body = await self._bodies.read(request)
-        compression = request.headers.get("content-encoding", "")
-        computation = self._threads.submit(lambda: self._respond(call, self._bodies.decompress(body, compression)))
-        self._computations.add(computation)
-        computation.add_done_callback(self._computations.discard)
-        return await asyncio.wrap_future(computation)
-
-    def _respond(self, call: Call, body: bytes) -> bytes:
+    async def _compute(self, call: Call, request: Request, body: bytes) -> bytes:
         if call.method == "status":
-            model = self._models.find(call.model)
-            if model is None:
-                raise RequestError(Code.NOT_FOUND, f"Could not find any versions of model {call.model}")
-            return model_status(model, call.version)
-        servable = self._models.servable(call.model, call.version)
-
-        def on_run(secs: float) -> None:
-            self._metrics.ran(model=call.model, method=call.method, latency_secs=secs)
-
-        match call.method:
-            case "predict":
-                return predict(servable, body, on_run)
-            case "classify" | "regress" as method:
-                return run_on_examples(servable, method, body, on_run)
-            case _:
+            return model_status(self._models, call.target)
+        with self._models.use(call.target) as servable:
+            if call.method == "metadata":
                 return model_metadata(servable)
+            compression = request.headers.get("content-encoding", "")
+            decode = _DECODERS[call.method]
+            decoded = await self._inference.convert(
+                lambda: decode(self._bodies.decompress(body, compression), servable), num_bytes=len(body)
+            )
+            outputs = await self._inference.run(
+                servable,
+                decoded.signature_name,
+                decoded.inputs,
+                method=call.method,
+                deadline_secs=None if self._timeout_secs is None else time.monotonic() + self._timeout_secs,
+            )
+            return await self._inference.convert(lambda: decoded.encode(outputs), num_bytes=num_bytes_of(outputs))
+
+
+async def _unless_disconnected(answer: Coroutine[Any, Any, bytes], request: Request) -> bytes:
+    """Return the answer, or cancel it and raise ClientDisconnect once nobody waits for it any more."""
+
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(wait_for_disconnect())
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise ClientDisconnect
+        return answering.result()
+    finally:
+        answering.cancel()
+        leaving.cancel()
 
 
 def build_app(
-    models: Models, *, max_body_bytes: int = MAX_BODY_BYTES, num_threads: int = 4, cors: bool = False
+    models: Models,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    cors: bool = False,
+    timeout_secs: float | None = None,
 ) -> Starlette:
-    """Build the application over `models`, loaded or not; `state.api` is its RestApi.
+    """Build the application over `models`, loaded or not; `state.api` is its RestApi, `state.inference` its Inference.
 
-    Requests larger than `max_body_bytes` are refused with 413, `num_threads` are computed at a time, and with `cors`
-    pages of any origin may call, as with TensorFlow Serving's --enable_cors_support.
+    Requests larger than `max_body_bytes` are refused with 413, those that are not answered after `timeout_secs` with
+    504, and with `cors` pages of any origin may call, as with TensorFlow Serving's --enable_cors_support.
     """
-    api = RestApi(models, max_body_bytes=max_body_bytes, num_threads=num_threads, cors=cors)
+    inference = Inference(models)
+    api = RestApi(inference, max_body_bytes=max_body_bytes, cors=cors, timeout_secs=timeout_secs)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        api.close()
+        inference.close()
 
     # Starlette re-raises the exception after this answer, so that uvicorn logs its traceback.
     async def answer_internal_error(_: Request, error: Exception) -> Response:
@@ -235,7 +250,7 @@ def build_app(
     app = Starlette(
         routes=[Route("/{path:path}", api)], lifespan=lifespan, exception_handlers={Exception: answer_internal_error}
     )
-    app.state.api = api
+    app.state.api, app.state.inference = api, inference
     return app
 
 

@@ -69,8 +69,8 @@ def test_the_same_command_goes_on_with_the_run_and_ends_with_the_weights_of_the_
 
 
 def test_the_export_verifies_predicts_and_answers_over_rest() -> None:
+    from serving.models.model import Model, Models
     from serving.rest.rest_server import build_app
-    from serving.rest.servable import Model, Models
     from tests.serving.running_server import running_server
 
     invoke("verify", "export")
@@ -78,7 +78,7 @@ def test_the_export_verifies_predicts_and_answers_over_rest() -> None:
     assert predicted["classes"][0]["label"] == "digit 7"
     model = Model(name="digits", base_path=pathlib.Path("export/saved_model/digits"), versions="all")
     model.load()
-    with running_server(build_app(Models(model), max_body_bytes=1_000_000, num_threads=1)) as url:
+    with running_server(build_app(Models(model), max_body_bytes=1_000_000)) as url:
         (over_rest,) = json.loads(invoke("predict", url, "seven.png", "--json"))["predictions"]
         assert httpx.get(f"{url}/v1/models/digits").json()["model_version_status"][0]["version"] == "1"
     assert over_rest["classes"][0]["label"] == "digit 7"

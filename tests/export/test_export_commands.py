@@ -10,7 +10,7 @@ import typer
 from digits_classifier import CLASS_NAMES, read_digits, write_dataset
 from typer.testing import CliRunner
 
-import serving.client
+import serving.clients.rest_client
 from export.files.parity import ParityReport
 from tests import small_backbone
 from trainer.cli.export import export
@@ -162,7 +162,9 @@ def test_an_image_that_cannot_be_read_is_told_beside_the_others_and_fails_the_co
 
 def test_an_address_is_asked_through_the_client(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     asked = []
-    monkeypatch.setattr(serving.client, "predict_images_of_files", lambda *given: asked.append(given) or [])
+    monkeypatch.setattr(
+        serving.clients.rest_client, "predict_images_of_files", lambda *given: asked.append(given) or []
+    )
     with pytest.raises(ValueError, match="zip"):  # no answer for the one image
         invoke("predict", "http://localhost:1/v1/models/m", tmp_path / "a.png")
     assert asked == [("http://localhost:1/v1/models/m", [tmp_path / "a.png"])]

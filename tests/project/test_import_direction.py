@@ -38,7 +38,7 @@ LEVELS = (
 AT_ROOT = {
     "trainer": {"__init__", "__main__", "errors"},
     "export": {"__init__"},
-    "serving": {"__init__", "base_path", "client", "limits"},
+    "serving": {"__init__"},
 }
 # What export may import of trainer.
 EXPORT_NEEDS = {"errors", "console", "system", "config", "data", "run", "model", "metrics", "step", "distribute"}
@@ -216,9 +216,9 @@ def test_every_folder_has_a_level_and_says_what_lives_in_it():
 PLANTED = [
     (package_arrows, {"trainer/training/loop.py": "import export.gate"}, "trainer.training.loop:1 imports"),
     (package_arrows, {"trainer/training/loop.py": "def f():\n    from export import gate"}, "loop:2 imports export"),
-    (package_arrows, {"export/gate/run_gate.py": "import serving.client"}, "run_gate:1 imports serving"),
+    (package_arrows, {"export/gate/run_gate.py": "import serving.clients.rest_client"}, "run_gate:1 imports serving"),
     (package_arrows, {"trainer/data/order.py": "import importlib\nimportlib.import_module('serving')"}, "serving;"),
-    (package_arrows, {"serving/client.py": "from trainer.cli.launch import launch"}, "nobody imports the command line"),
+    (package_arrows, {"serving/rest/codec.py": "from trainer.cli.launch import f"}, "nobody imports the command line"),
     (package_arrows, {"export/prediction/predict.py": "from trainer.training import loop"}, "an export does not need"),
     (folder_arrows, {"trainer/data/order.py": "from trainer.training import loop"}, "data.order:1"),
     (folder_arrows, {"trainer/data/order.py": "from ..training.loop import train"}, "data.order:1 imports"),
@@ -252,13 +252,13 @@ RIGHT = {
     "trainer/training/loop.py": "import trainer.data.order\nfrom trainer.run import run_dir",
     "trainer/cli/__init__.py": "",
     "trainer/cli/launch.py": "def launch():\n    import trainer.training.loop",
-    "trainer/cli/app.py": "import serving.client\nfrom trainer.cli.launch import launch",
+    "trainer/cli/app.py": "import serving.clients.rest_client\nfrom trainer.cli.launch import launch",
     "export/__init__.py": "",
     "export/gate/__init__.py": "",
     "export/gate/run_gate.py": "from trainer.data import order",
     "export/prediction/predict.py": "from export.gate import run_gate",
     "serving/__init__.py": "",
-    "serving/client.py": "from export.prediction import predict\nimport trainer.errors",
+    "serving/clients/rest_client.py": "from export.prediction import predict\nimport trainer.errors",
 }
 
 

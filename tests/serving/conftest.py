@@ -11,7 +11,7 @@ from half_plus_two import save_half_plus_two
 from running_server import running_server
 
 from export.files.signature import Signature
-from serving.limits import cluster_batch_size
+from serving.protocol.limits import cluster_batch_size
 from trainer.data.decode.geometry import Geometry
 from trainer.system import tf_runtime
 
@@ -34,13 +34,20 @@ def export_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def server_url(export_dir: pathlib.Path) -> Iterator[str]:
     """The address of a real uvicorn server over the export, every version loaded."""
+    from serving.batching.requests import one_by_one
+    from serving.models.model import Model, Models
+    from serving.models.servable import Serving
     from serving.rest.rest_server import build_app
-    from serving.rest.servable import Model, Models
 
     base_path = export_dir / "saved_model" / "brightness"
-    model = Model(name="brightness", base_path=base_path, versions="all", max_batch_size=cluster_batch_size())
+    model = Model(
+        name="brightness",
+        base_path=base_path,
+        versions="all",
+        serving=Serving(make_queue=one_by_one(max_batch_size=cluster_batch_size())),
+    )
     model.load()
-    with running_server(build_app(Models(model), max_body_bytes=1_000_000, num_threads=4)) as url:
+    with running_server(build_app(Models(model), max_body_bytes=1_000_000)) as url:
         yield url
 
 
@@ -62,8 +69,8 @@ def half_plus_two_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path
 @pytest.fixture(scope="session")
 def half_plus_two(half_plus_two_path: pathlib.Path) -> Iterator[httpx.Client]:
     """A client of a server over it, without batching, as TensorFlow Serving is unless it is asked for it."""
+    from serving.models.model import Model, Models
     from serving.rest.rest_server import build_app
-    from serving.rest.servable import Model, Models
 
     model = Model(name="half_plus_two", base_path=half_plus_two_path)
     model.load()

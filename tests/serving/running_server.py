@@ -7,7 +7,7 @@ from typing import Any
 
 import uvicorn
 
-from serving.rest import address
+from serving.protocol import address
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ from brightness_export import grey_pixels, jpeg
 from running_server import running_server
 
 from export.runtime.client_images import read_client_images
-from serving import limits
-from serving.client import Client, Prediction, predict_images_of_files
-from serving.rest.address import ModelAddress, parse_address
+from serving.clients.rest_client import Client, Prediction, predict_images_of_files
+from serving.protocol import limits
+from serving.protocol.address import ModelAddress, parse_address
 from trainer.errors import ArtifactError, UsageError
 
 
@@ -59,10 +59,16 @@ def test_more_images_than_a_request_may_hold_are_sent_in_several(
 
 
 def test_a_smaller_limit_that_a_server_names_is_kept_to(export_dir: pathlib.Path) -> None:
+    from serving.batching.requests import one_by_one
+    from serving.models.model import Model, Models
+    from serving.models.servable import Serving
     from serving.rest.rest_server import build_app
-    from serving.rest.servable import Model, Models
 
-    model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness", max_batch_size=3)
+    model = Model(
+        name="brightness",
+        base_path=export_dir / "saved_model" / "brightness",
+        serving=Serving(make_queue=one_by_one(max_batch_size=3)),
+    )
     model.load()
     with running_server(build_app(Models(model))) as url, Client(url, "brightness") as client:
         assert [p.class_id for p in client.predict_images(grey_pixels(*[0, 255] * 20))] == [0, 2] * 20

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from serving.protocol.status import Code, RequestError
+from serving.protocol.tensors import SignatureSpec, TensorSpec
 from serving.rest import codec, encoding
 from serving.rest.codec import Format
-from serving.rest.signature_specs import SignatureSpec, TensorSpec
-from serving.rest.status import Code, RequestError
 
 NUMBER_TYPES = {
     "DT_INT8": np.int8,

@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.base_path import find_model
-from serving.rest.servable import Model
-from serving.rest.status import RequestError
+from serving.batching.requests import one_by_one
+from serving.models.base_path import find_model
+from serving.models.model import Model
+from serving.models.servable import Serving
+from serving.protocol.status import RequestError
 from trainer.errors import ArtifactError
 
 MODEL = "/v1/models/half_plus_two"
@@ -96,12 +98,15 @@ def test_examples_that_do_not_fit_are_refused_by_name(half_plus_two: httpx.Clien
 def test_what_cannot_be_batched_is_refused_where_there_is_batching(
     half_plus_two_path: pathlib.Path, body: Any, told: str
 ) -> None:
-    from serving.rest.rest_server import predict
+    from serving.rest.rest_server import decode_predict
 
-    model = Model(name="half_plus_two", base_path=half_plus_two_path, max_batch_size=4)
+    model = Model(
+        name="half_plus_two", base_path=half_plus_two_path, serving=Serving(make_queue=one_by_one(max_batch_size=4))
+    )
     model.load()
     with pytest.raises(RequestError) as caught:
-        predict(model.servable(), json.dumps(body).encode())
+        decoded = decode_predict(json.dumps(body).encode(), model.find())
+        decoded.encode(model.find().run(decoded.signature_name, decoded.inputs))
     assert caught.value.http_status == 400
     assert told in caught.value.message
 

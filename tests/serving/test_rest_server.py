@@ -18,8 +18,8 @@ from google.protobuf import json_format
 from prometheus_client.parser import text_string_to_metric_families
 from running_server import running_server
 
+from serving.protocol.status import RequestError
 from serving.rest.request_body import BodyReader
-from serving.rest.status import RequestError
 
 PREDICT = "/v1/models/brightness:predict"
 METRICS = "/monitoring/prometheus/metrics"
@@ -265,8 +265,8 @@ def test_more_examples_than_a_cluster_takes_are_refused_in_its_words(http: httpx
 
 
 def test_pages_of_other_origins_may_call_where_that_is_asked_for(export_dir: pathlib.Path, http: httpx.Client) -> None:
+    from serving.models.model import Model, Models
     from serving.rest.rest_server import build_app
-    from serving.rest.servable import Model, Models
 
     page = {"Origin": "https://example.org"}
     model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness")
@@ -344,11 +344,11 @@ def test_metrics_have_the_names_of_tensorflow_serving(http: httpx.Client) -> Non
 
 
 def test_until_the_model_is_loaded_requests_are_503(export_dir: pathlib.Path) -> None:
+    from serving.models.model import Model, Models
     from serving.rest.rest_server import build_app
-    from serving.rest.servable import Model, Models
 
     model = Model(name="brightness", base_path=export_dir / "saved_model" / "brightness")
-    app = build_app(Models(model), max_body_bytes=1000, num_threads=1)
+    app = build_app(Models(model), max_body_bytes=1000)
     with running_server(app) as url, httpx.Client(base_url=url) as http:
         assert "still loading" in error(http.get("/readyz"), 503)
         assert "still loading" in error(http.post(PREDICT, json={"instances": [1]}), 503)

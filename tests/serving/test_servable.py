@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from brightness_export import grey_pixels, jpeg
 
-from serving.base_path import find_versions
-from serving.rest.servable import Model, State
-from serving.rest.status import Code, RequestError
+from serving.models.base_path import find_versions
+from serving.models.model import Model
+from serving.models.servable import State
+from serving.protocol.status import Code, RequestError
 from trainer.errors import ArtifactError
 
 
@@ -31,7 +32,7 @@ def test_versions_are_directories_named_by_a_number(base_path: pathlib.Path) -> 
 
 def test_the_newest_version_is_the_highest_number_not_the_last_name(model: Model) -> None:
     assert list(model.servables) == [10]
-    assert model.servable().version == 10
+    assert model.find().version == 10
 
 
 def test_a_version_goes_through_its_states(base_path: pathlib.Path) -> None:
@@ -47,17 +48,17 @@ def test_a_version_goes_through_its_states(base_path: pathlib.Path) -> None:
 
 
 def test_a_signature_runs_on_arrays(model: Model) -> None:
-    outputs = model.servable().run("images", {"images": grey_pixels(0, 255)})
+    outputs = model.find().run("images", {"images": grey_pixels(0, 255)})
     assert outputs["label"].tolist() == [b"dark", b"bright"]
     assert outputs["class_id"].dtype == np.int64
     assert outputs["probabilities"].dtype == np.float32
     images = np.array([jpeg(128)], object)
-    assert model.servable().run(None, {"image_bytes": images})["label"].tolist() == [b"medium"]
+    assert model.find().run(None, {"image_bytes": images})["label"].tolist() == [b"medium"]
 
 
 def test_the_graphs_refusal_is_told_without_its_nodes(model: Model) -> None:
     with pytest.raises(RequestError) as caught:
-        model.servable().run("unguarded", {"image_bytes": np.array([b"no image"], object)})
+        model.find().run("unguarded", {"image_bytes": np.array([b"no image"], object)})
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.message.startswith("Unknown image file format.")
 

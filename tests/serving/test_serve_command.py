@@ -18,8 +18,9 @@ import httpx
 import pytest
 from brightness_export import jpeg
 
-from serving.rest import address, local_server
-from serving.rest.servable import Model
+from serving.models.model import Model
+from serving.protocol import address
+from serving.server import local_server
 from trainer.cli.serve import serve
 from trainer.errors import ArtifactError, DeviceError
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from export.files.checksums import Checksums
 from export.files.signature import Signature
+from serving.protocol.status import RequestError
 from serving.rest.rest_server import parse_call
-from serving.rest.status import RequestError
 from trainer.cli.app import app
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.decode.geometry import Geometry

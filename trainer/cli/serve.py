@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from serving.limits import MAX_BODY_BYTES, cluster_batch_size
+from serving.protocol.limits import MAX_BODY_BYTES, cluster_batch_size
 from trainer.cli.options import ExportArgument
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
@@ -65,8 +65,8 @@ def serve(
     The versions are those found at the start; start the command again to serve a new one.
     """
     # Refuse wrong input before TensorFlow starts, which takes seconds.
-    from serving.base_path import find_model
-    from serving.rest import address
+    from serving.models.base_path import find_model
+    from serving.protocol import address
     from trainer.system.names import check_model_name
 
     files = find_model(model)
@@ -78,14 +78,16 @@ def serve(
         from trainer.system import tf_runtime
 
         tf_runtime.configure()
-        from serving.rest import local_server
-        from serving.rest.servable import Model
+        from serving.batching.requests import one_by_one
+        from serving.models.model import Model
+        from serving.models.servable import Serving
+        from serving.server import local_server
 
         served = Model(
             name=model_name,
             base_path=files.base_path,
             versions="all" if all_versions else "latest",
-            max_batch_size=max_batch_size or None,
+            serving=Serving(make_queue=one_by_one(num_threads=threads, max_batch_size=max_batch_size or None)),
         )
         versions, url = list(served.servables), address.url_of(listener)
         note(f"loading {served.name}, version {', '.join(map(str, versions))}, from {model}")
@@ -108,7 +110,6 @@ def serve(
             listener,
             on_ready=tell_where,
             max_body_bytes=max_body_mib * 2**20,
-            num_threads=threads,
             cors=cors,
         )
     if not is_done:

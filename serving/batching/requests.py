@@ -1,10 +1,11 @@
 """Refuse what TensorFlow Serving refuses if it batches, as in the cluster of `trainer manifests`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from serving.limits import too_many_examples
-from serving.rest.signature_specs import Array
-from serving.rest.status import Code, RequestError, invalid
+from serving.batching.request_queue import RequestQueue, Run, UnbatchedQueue
+from serving.protocol.limits import too_many_examples
+from serving.protocol.status import Code, RequestError, invalid
+from serving.protocol.tensors import Array
 
 
 def batch_size_of(inputs: Mapping[str, Array], max_batch_size: int) -> int:
@@ -33,3 +34,25 @@ def check_outputs(outputs: Mapping[str, Array], batch_size: int) -> None:
             "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input "
             "tensors",
         )
+
+
+def one_by_one(*, num_threads: int = 4, max_batch_size: int | None = None) -> Callable[[Run, str], RequestQueue]:
+    """Return what makes queues that do not batch, and refuse what a cluster that does would refuse.
+
+    Args:
+        num_threads: how many requests of a signature run at the same time.
+        max_batch_size: the most examples in a request; None checks nothing.
+    """
+
+    def make(run: Run, name: str) -> RequestQueue:
+        def run_checked(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            if max_batch_size is None:
+                return run(inputs)
+            batch_size = batch_size_of(inputs, max_batch_size)
+            outputs = run(inputs)
+            check_outputs(outputs, batch_size)
+            return outputs
+
+        return UnbatchedQueue(run_checked, name=name, num_threads=num_threads)
+
+    return make

@@ -25,8 +25,8 @@ from export.files.signature import (
 )
 from export.prediction.predictions import describe_status
 from export.runtime.client_images import read_client_images
-from serving import limits
-from serving.rest.address import parse_address
+from serving.protocol import limits
+from serving.protocol.address import parse_address
 from trainer.errors import ArtifactError, TrainerError, UsageError
 
 DEFAULT_TIMEOUT_SECS = 60.0
@@ -72,8 +72,8 @@ class Prediction:
 class Client:
     """A client of one model of one server. Use it as a context manager, or `close` it.
 
-    Any number of images may be given: they are sent in requests within `serving.limits`, or smaller ones if the server
-    reports a smaller limit.
+    Any number of images may be given: they are sent in requests within `serving.protocol.limits`, or smaller ones if
+    the server reports a smaller limit.
 
     Every method raises ArtifactError if the server does not answer or lacks the model, UsageError if it refuses the
     input (with its reason), TrainerError if it fails.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import prometheus_client
 from prometheus_client.metrics_core import Metric
 
-from serving.rest.status import Code
+from serving.protocol.status import Code
 
 PATH = "/monitoring/prometheus/metrics"
 CONTENT_TYPE = "text/plain"

@@ -7,9 +7,9 @@ from types import FrameType
 
 import uvicorn
 
-from serving.limits import MAX_BODY_BYTES
+from serving.models.model import Model, Models
+from serving.protocol.limits import MAX_BODY_BYTES
 from serving.rest.rest_server import RestApi, build_app
-from serving.rest.servable import Model, Models
 
 # Time limits after a signal, for uploads to end and for complete requests to be answered: those of the server in a
 # cluster (rest_api_timeout_in_ms of k8s/serving/deployment.yaml).
@@ -23,7 +23,6 @@ def run(
     *,
     on_ready: Callable[[], None],
     max_body_bytes: int = MAX_BODY_BYTES,
-    num_threads: int = 4,
     cors: bool = False,
     upload_grace_secs: float = _UPLOAD_GRACE_SECS,
     shutdown_secs: int = _SHUTDOWN_SECS,
@@ -33,7 +32,7 @@ def run(
     `on_ready` is called once connections are accepted. Returns False if a computation exceeded `shutdown_secs` and its
     thread is still running.
     """
-    app = build_app(Models(model), max_body_bytes=max_body_bytes, num_threads=num_threads, cors=cors)
+    app = build_app(Models(model), max_body_bytes=max_body_bytes, cors=cors)
     api: RestApi = app.state.api
     # No log_config: dictConfig closes the handlers of the whole process, and absl's then closes its stream.
     config = uvicorn.Config(
@@ -57,7 +56,7 @@ def run(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return not api.is_computing
+    return not app.state.inference.is_computing
 
 
 class _Server(uvicorn.Server):

@@ -1,0 +1,68 @@
+"""What the requests to one signature wait in, and the queue of a signature whose requests are not batched."""
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from serving.protocol.status import Code, RequestError
+from serving.protocol.tensors import Array
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+Answer = concurrent.futures.Future[dict[str, Array]]
+
+
+class RequestQueue(Protocol):
+    """The requests to one signature of one version, between the APIs and the model. Thread-safe."""
+
+    def submit(self, inputs: Mapping[str, Array], *, deadline_secs: float | None = None) -> Answer:
+        """Add a request, and return the future of its outputs by name.
+
+        A future that is cancelled before its run starts is dropped; so is one whose `deadline_secs`, in the time of
+        `time.monotonic`, has passed, with DEADLINE_EXCEEDED.
+
+        Raises:
+            RequestError: the request cannot be added, since the queue is full or closed or the inputs do not fit.
+        """
+
+    def close(self) -> None:
+        """Refuse new requests, answer those that were added, and end the threads."""
+
+
+class UnbatchedQueue:
+    """Runs each request by itself, `num_threads` at a time; at most `max_waiting` others wait."""
+
+    def __init__(self, run: Run, *, name: str, num_threads: int = 4, max_waiting: int = 1000) -> None:
+        self._run = run
+        self._max_waiting = max_waiting
+        self._places = threading.BoundedSemaphore(num_threads + max_waiting)
+        self._threads = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+
+    def submit(self, inputs: Mapping[str, Array], *, deadline_secs: float | None = None) -> Answer:
+        if not self._places.acquire(blocking=False):
+            raise queue_is_full(self._max_waiting)
+        answer = self._threads.submit(self._run_in_time, inputs, deadline_secs)
+        answer.add_done_callback(lambda _: self._places.release())
+        return answer
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True)
+
+    def _run_in_time(self, inputs: Mapping[str, Array], deadline_secs: float | None) -> dict[str, Array]:
+        if deadline_secs is not None and time.monotonic() >= deadline_secs:
+            raise deadline_exceeded()
+        return self._run(inputs)
+
+
+def queue_is_full(limit: int) -> RequestError:
+    """Return the error of a full queue (HTTP 503), with the message of TensorFlow's batch scheduler."""
+    return RequestError(
+        Code.UNAVAILABLE,
+        f"The batch scheduling queue to which this task was submitted is full; currently {limit} requests wait",
+    )
+
+
+def deadline_exceeded() -> RequestError:
+    """Return the error of a request whose deadline passed before its run (HTTP 504)."""
+    return RequestError(Code.DEADLINE_EXCEEDED, "the deadline of the request passed before the model could run it")

@@ -1,0 +1,4 @@
+"""What a server counts and measures, for Prometheus.
+
+Read `metrics.py` first.
+"""
