@@ -52,13 +52,13 @@ def start(path: pathlib.Path, owner: str, host: str, lease_secs: float) -> "subp
 def test_a_holder_on_another_host_is_seen_to_live_by_its_renewals_and_refuses(tmp_path: pathlib.Path) -> None:
     path, told = tmp_path / ".lease", []
     with (
-        lease.hold(path, far("first"), lease_secs=12),
+        start(path, "first", "far", 12) as process,
         pytest.raises(HeldError, match="process 1 on far since noon"),
         lease.hold(path, here("second"), lease_secs=12, on_wait=lambda holder: told.append(str(holder))),
     ):
         pass
     assert told == ["process 1 on far since noon"]
-    assert not path.exists()
+    assert process.returncode == 0 and not path.exists()
 
 
 def test_a_lost_host_keeps_the_lease_for_its_time_and_no_longer(tmp_path: pathlib.Path) -> None:
@@ -105,27 +105,35 @@ def test_a_holder_that_has_lost_its_lease_ends_without_writing(tmp_path: pathlib
 
 def test_of_many_that_find_a_lost_lease_one_takes_it(tmp_path: pathlib.Path) -> None:
     path = tmp_path / ".lease"
-    process = start(path, "lost", "gone", 3)
+    process = start(path, "lost", "here", 3600)
     process.kill()
     process.communicate(timeout=600)
-    is_over, together, holding, refused = threading.Event(), threading.Lock(), [], []
+    lost = path.read_bytes()
+    for _ in range(50):
+        path.write_bytes(lost)
+        assert race_for(path, num_threads=8) == (1, 7)
+    assert list(tmp_path.iterdir()) == []
+
+
+def race_for(path: pathlib.Path, num_threads: int) -> tuple[int, int]:
+    """How many of the threads, each an owner of its own, hold the lease, and how many are refused, at the same time."""
+    everyone, together = threading.Barrier(num_threads), threading.Lock()
+    held, refused = [], []
 
     def ask(name: str) -> None:
+        everyone.wait(600)
         try:
-            with lease.hold(path, far(name, name), lease_secs=3):
+            with lease.hold(path, here(name), lease_secs=3600):
                 with together:
-                    holding.append(name)
-                is_over.wait(600)
+                    held.append(name)
+                everyone.wait(600)
         except HeldError as e:
             refused.append(e)
+            everyone.wait(600)
 
-    threads = [threading.Thread(target=ask, args=(f"host-{i}",)) for i in range(8)]
+    threads = [threading.Thread(target=ask, args=(f"host-{i}",), daemon=True) for i in range(num_threads)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 600
-    while len(refused) < 7 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(holding) == 1 and len(refused) == 7
-    is_over.set()
     for thread in threads:
         thread.join()
+    return len(held), len(refused)

@@ -24,6 +24,7 @@ from trainer.system.lock import HeldError, Holder
 LEASE_SECS: Final = 60.0
 _RENEWALS_PER_LEASE = 6
 _LOOKS_PER_LEASE = 60
+_LOOK_AT_TAKING_SECS = 0.02
 # Always as long, and written over in place: renewing needs no room on a full disk.
 _NUM_BYTES = 1024
 
@@ -98,7 +99,8 @@ def find_holder(
 def _take(path: pathlib.Path, holder: Holder, lease_secs: float, on_wait: Callable[[Holder], None]) -> bool:
     """Return whether this process has made the lease, and is not the second of its owner."""
     seen: _Entry | None = None
-    seen_at_secs = time.monotonic()
+    seen_at_secs = try_at_secs = time.monotonic()
+    num_tries = 0
     is_told = False
     while True:
         if _create(path, holder):
@@ -109,11 +111,17 @@ def _take(path: pathlib.Path, holder: Holder, lease_secs: float, on_wait: Callab
         now_secs = time.monotonic()
         is_renewed = is_told and found is not None and seen is not None and found != seen
         if found != seen:
-            seen, seen_at_secs = found, now_secs
+            seen, seen_at_secs, try_at_secs, num_tries = found, now_secs, now_secs, 0
         if found is not None and (is_renewed or found.holder.is_alive):
             raise HeldError(found.holder)
-        if (found is not None and found.holder.has_ended) or now_secs - seen_at_secs >= lease_secs:
-            _remove_if(path, found)
+        is_lost = (found is not None and found.holder.has_ended) or now_secs - seen_at_secs >= lease_secs
+        if is_lost:
+            if now_secs >= try_at_secs:
+                if _replace(path, found, holder, num_tries):
+                    return True
+                # Another is about to take it, or was lost between its claim and its lease.
+                try_at_secs, num_tries = now_secs + lease_secs, num_tries + 1
+            time.sleep(_LOOK_AT_TAKING_SECS)
             continue
         if found is not None and not is_told:
             is_told = True
@@ -137,15 +145,22 @@ def _create(path: pathlib.Path, holder: Holder) -> bool:
     return True
 
 
-def _remove_if(path: pathlib.Path, expected: _Entry | None) -> None:
-    """Remove the lease where it still holds `expected`; one that has just been taken by another is put back."""
-    aside = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(path, aside)
-        if _read(aside) != expected:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
+def _replace(path: pathlib.Path, lost: _Entry | None, holder: Holder, num_tries: int) -> bool:
+    """Return whether this process has put its own lease in the place of a lost one.
+
+    The word of the lost lease and the number of earlier tries name a claim that only one process can make, and only who
+    made it replaces the lease; the lease itself is never away.
+    """
+    claim = path.with_name(f"{path.name}-{lost.word if lost else 'unreadable'}-{num_tries}")
+    if not _create(claim, holder):
+        return False
+    try:
+        if _read(path) != lost:
+            return False
+        os.replace(claim, path)
+        return True
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 def _keep_renewing(path: pathlib.Path, holder: Holder, lease_secs: float, is_over: threading.Event) -> None:
