@@ -24,8 +24,8 @@ from serving.verification.expectation import Answers, Expectation
 from serving.verification.server_report import ServerCheck, ServerReport
 
 _NUM_TIMED = 40
-# A first answer that takes this much longer than the slowest of the later ones was a model that starts to run; on a busy
-# server the slowest is slow, too.
+# A first answer that takes this much longer than the slowest of the later ones was a model that starts to run. On a
+# busy server the slowest is slow, too.
 _COLD_FACTOR = 3.0
 _COLD_MARGIN_MS = 150.0
 _DTYPES = {"string": "DT_STRING", "float32": "DT_FLOAT", "int64": "DT_INT64", "bool": "DT_BOOL"}
