@@ -13,6 +13,8 @@ def batch_size_of(inputs: Mapping[str, Array], max_batch_size: int) -> int:
 
     The messages are TensorFlow Serving's (batching/batching_util.h), and TensorFlow's batch scheduler's.
     """
+    if not inputs:
+        raise invalid("Batching Run() must have at least one input tensor")
     if any(array.ndim == 0 for array in inputs.values()):
         raise invalid("Batching Run() input tensors must have at least one dimension")
     sizes = {len(array) for array in inputs.values()}
