@@ -4,6 +4,7 @@ A TensorFlow Serving base path holds one numbered directory for each version: `s
 needs TensorFlow.
 """
 
+import functools
 import pathlib
 import shlex
 from typing import NamedTuple
@@ -58,6 +59,15 @@ def base_path_of(export_dir: pathlib.Path, signature: Signature) -> pathlib.Path
     """Return the base path of an export with this signature; the float32 one if there is one."""
     places = [export_dir / wanted.name / signature.model_name for wanted in SAVED_MODELS]
     return next((place for place in places if place.is_dir()), places[0])
+
+
+@functools.lru_cache(maxsize=64)
+def find_class_names(version: pathlib.Path) -> tuple[str, ...]:
+    """Return the names of the classes of a version that lies in an export, and nothing for others."""
+    export_dir = version.parent.parent.parent
+    if not (export_dir / SIGNATURE_FILE).is_file():
+        return ()
+    return tuple(Signature.load(export_dir).class_names)
 
 
 def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:

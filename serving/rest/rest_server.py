@@ -5,6 +5,7 @@
     GET  /v1/models/M[/versions/N]/metadata                 signatures
     OPTIONS /v1/...                                         CORS preflight; see `cors`
     GET  /monitoring/prometheus/metrics
+    GET  /, /page/...                                       the page for a browser (our own paths)
     GET  /readyz                                            names of the models once all are ready (our own path)
 
 Paths, JSON and codes follow tensorflow_serving/model_servers/http_rest_api_util.cc and http_server.cc, which answer 400
@@ -34,6 +35,7 @@ from serving.inference.inference import Inference, num_bytes_of
 from serving.models.model import Models, Target, find_statuses
 from serving.models.servable import Servable
 from serving.monitoring import metrics
+from serving.page.page import find_classes, is_of_page, read_page
 from serving.protocol.limits import MAX_BODY_BYTES
 from serving.protocol.status import Code, RequestError, invalid
 from serving.rest import codec, encoding
@@ -142,6 +144,8 @@ class RestApi:
             response = self._readiness()
         elif path.lower().startswith("/v1/"):
             response = await self._answer(request, path)
+        elif request.method in ("GET", "HEAD") and is_of_page(path):
+            response = self._answer_browser(path)
         else:
             response = _error_response(RequestError(Code.NOT_FOUND, f"nothing is at {path}; see /v1/models/NAME"))
         # A stopping server cancels requests that take too long, which is no error to log.
@@ -152,6 +156,15 @@ class RestApi:
         if not self._models.is_ready:
             return _error_response(RequestError(Code.UNAVAILABLE, "models are still loading"))
         return _json_response(_to_json({"models": self._models.names}))
+
+    def _answer_browser(self, path: str) -> Response:
+        if path == "/":
+            page = read_page()
+            return Response(page.content, media_type="text/html", headers=page.headers)
+        try:
+            return _json_response(_to_json(find_classes(self._models, path)))
+        except RequestError as e:
+            return _error_response(e)
 
     async def _answer(self, request: Request, path: str) -> Response:
         start_secs = time.monotonic()
