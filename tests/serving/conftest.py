@@ -11,7 +11,6 @@ from half_plus_two import save_half_plus_two
 from running_server import running_server
 
 from export.files.signature import Signature
-from serving.protocol.limits import cluster_batch_size
 from trainer.data.decode.geometry import Geometry
 from trainer.system import tf_runtime
 
@@ -33,8 +32,8 @@ def export_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def server_url(export_dir: pathlib.Path) -> Iterator[str]:
-    """The address of a real uvicorn server over the export, every version loaded."""
-    from serving.batching.requests import one_by_one
+    """The address of a real uvicorn server over the export, every version loaded, batched as by the command."""
+    from serving.batching.choose_queues import choose_queues
     from serving.models.model import Model, Models
     from serving.models.servable import Serving
     from serving.rest.rest_server import build_app
@@ -44,7 +43,7 @@ def server_url(export_dir: pathlib.Path) -> Iterator[str]:
         name="brightness",
         base_path=base_path,
         versions="all",
-        serving=Serving(make_queue=one_by_one(max_batch_size=cluster_batch_size())),
+        serving=Serving(make_queue=choose_queues(is_export=True)),
     )
     model.load()
     with running_server(build_app(Models(model), max_body_bytes=1_000_000)) as url:

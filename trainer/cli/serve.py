@@ -8,11 +8,9 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from serving.protocol.limits import MAX_BODY_BYTES, cluster_batch_size
+from serving.protocol.limits import MAX_BODY_BYTES
 from trainer.cli.options import ExportArgument
 from trainer.console.output import JsonOption, note, print_answer, print_json
-
-_UNLIMITED = 0
 
 NameOption = Annotated[
     str | None, typer.Option(help="Name of the model in URLs; by default the one that the export gave it.")
@@ -37,18 +35,34 @@ def serve(
     all_versions: Annotated[
         bool, typer.Option("--all-versions", help="Serve every version of the SavedModel, not just the newest.")
     ] = False,
-    threads: Annotated[int, typer.Option(help="How many requests are computed at the same time.", min=1)] = 4,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="How many requests, or batches of them, are computed at the same time.",
+            min=1,
+            show_default="num_batch_threads of the batching parameters; without batching 4",
+        ),
+    ] = None,
     max_body_mib: Annotated[
         int, typer.Option(help="Refuse larger requests, also after decompression; in MiB.", min=1)
     ] = MAX_BODY_BYTES // 2**20,
     max_batch_size: Annotated[
         int | None,
         typer.Option(
-            help="The most examples in a request; 0: no limit.",
-            min=_UNLIMITED,
-            show_default="for an export that of trainer manifests, otherwise 0",
+            help="The most examples in a request, and in a batch; 0: no limit, only without batching.",
+            min=0,
+            show_default="that of the batching parameters; without batching for an export 16, otherwise 0",
         ),
     ] = None,
+    batching_parameters_file: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Join requests into batches as this file of TensorFlow Serving's flag of the same name says.",
+            show_default="for an export that of trainer manifests, otherwise no batching",
+        ),
+    ] = None,
+    no_batching: Annotated[bool, typer.Option("--no-batching", help="Compute every request by itself.")] = False,
     cors: Annotated[
         bool,
         typer.Option("--cors", help="Let web pages of any origin call (TensorFlow Serving: --enable_cors_support)."),
@@ -65,6 +79,7 @@ def serve(
     The versions are those found at the start; start the command again to serve a new one.
     """
     # Refuse wrong input before TensorFlow starts, which takes seconds.
+    from serving.batching.choose_queues import choose_queues
     from serving.models.base_path import find_model
     from serving.protocol import address
     from trainer.system.names import check_model_name
@@ -72,13 +87,17 @@ def serve(
     files = find_model(model)
     model_name = name or files.model_name
     check_model_name(model_name)
-    if max_batch_size is None:
-        max_batch_size = cluster_batch_size() if files.is_export else _UNLIMITED
+    make_queue = choose_queues(
+        is_export=files.is_export,
+        batching=not no_batching,
+        parameters_file=batching_parameters_file,
+        threads=threads,
+        max_batch_size=max_batch_size,
+    )
     with address.listen(host, port) as listener:
         from trainer.system import tf_runtime
 
         tf_runtime.configure()
-        from serving.batching.requests import one_by_one
         from serving.models.model import Model
         from serving.models.servable import Serving
         from serving.server import local_server
@@ -87,7 +106,7 @@ def serve(
             name=model_name,
             base_path=files.base_path,
             versions="all" if all_versions else "latest",
-            serving=Serving(make_queue=one_by_one(num_threads=threads, max_batch_size=max_batch_size or None)),
+            serving=Serving(make_queue=make_queue),
         )
         versions, url = list(served.servables), address.url_of(listener)
         note(f"loading {served.name}, version {', '.join(map(str, versions))}, from {model}")
