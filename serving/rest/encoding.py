@@ -5,15 +5,15 @@ writes invalid JSON that strict parsers refuse.
 """
 
 import base64
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from serving.http.json_tensors import number_leaves, object_array, write_json
 from serving.protocol.status import Code, RequestError, invalid
 from serving.protocol.tensors import Array
-from serving.rest.codec import Format, object_array
+from serving.rest.codec import Format
 
 BYTES_SUFFIX = "_bytes"
 
@@ -36,11 +36,6 @@ def encode_outputs(outputs: Mapping[str, Array], format: Format) -> bytes:
     return write_json({"predictions" if format is Format.ROW else "outputs": answer})
 
 
-def write_json(document: dict[str, Any]) -> bytes:
-    """Serialise an answer, whose numbers must be finite."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-
-
 def _check_batch_sizes(outputs: Mapping[str, Array]) -> None:
     batch_sizes = {}
     for name, array in sorted(outputs.items()):
@@ -60,11 +55,8 @@ def encode_tensor(name: str, array: Array) -> Any:
         return _nest([encode(name, item) for item in array.ravel()], array.shape)
     if array.dtype.kind == "f":
         _check_finite(name, array)
-    if array.dtype == np.float32:
-        # The shortest digits that round-trip in float32; as float64, 0.2 would be 0.20000000298023224.
-        return _nest(list(map(float, map(str, array.ravel()))), array.shape)
-    if array.dtype.kind in "biu" or array.dtype == np.float64:
-        return array.tolist()
+    if array.dtype.kind in "biu" or array.dtype in (np.float32, np.float64):
+        return _nest(number_leaves(array), array.shape)
     raise RequestError(Code.UNIMPLEMENTED, f"Failed to write JSON value for output {name!r} of type: {array.dtype}")
 
 

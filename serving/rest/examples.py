@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from serving.http.json_tensors import parse_json_object, show, write_json
 from serving.inference.examples import Method, check_signature, classifications, example_inputs, regressions
 from serving.models.servable import Servable
 from serving.protocol.status import invalid
@@ -21,14 +22,14 @@ _INT64_LIMITS = np.iinfo(np.int64)
 
 def decode_examples(body: bytes, servable: Servable, *, method: Method) -> DecodedCall:
     """Decode the body of a `:classify` or `:regress` call. Raises RequestError."""
-    document = codec.parse_json_object(body)
+    document = parse_json_object(body)
     signature = servable.signature(codec.parse_signature_name(document))
     check_signature(signature, method)
     examples, context = _parse_examples(document, method)
     results = {"classify": _classifications, "regress": _regressions}[method]
 
     def encode(outputs: Mapping[str, Array]) -> bytes:
-        return encoding.write_json({"results": results(outputs, len(examples))})
+        return write_json({"results": results(outputs, len(examples))})
 
     return DecodedCall(signature.name, example_inputs(examples, context), encode)
 
@@ -48,7 +49,7 @@ def _parse_examples(document: dict[str, Any], method: Method) -> tuple[list[byte
 
 def _serialize(example: Any) -> bytes:
     if not isinstance(example, dict):
-        raise invalid(f"Example must be JSON object but got {codec.show(example)}")
+        raise invalid(f"Example must be JSON object but got {show(example)}")
     message = tf.train.Example()
     for name, content in example.items():
         _fill(name, content if isinstance(content, list) else [content], message.features.feature[name])
@@ -64,7 +65,7 @@ def _fill(name: str, values: list[Any], feature: tf.train.Feature) -> None:
     if values:
         raise invalid(
             f"Feature: {name} has elements that are not all of one type, which is integers, decimals, text or "
-            f'{{"b64": "..."}}: {codec.show(values)}'
+            f'{{"b64": "..."}}: {show(values)}'
         )
 
 
@@ -78,7 +79,7 @@ def _is_text(value: Any) -> bool:
 
 def _to_int64(name: str, value: int) -> int:
     if not _INT64_LIMITS.min <= value <= _INT64_LIMITS.max:
-        raise invalid(f"Feature: {name} has {codec.show(value)}. Only int64_t is supported.")
+        raise invalid(f"Feature: {name} has {show(value)}. Only int64_t is supported.")
     return int(value)
 
 

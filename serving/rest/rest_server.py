@@ -16,21 +16,22 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import json
 import re
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from google.protobuf import json_format
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
+from serving.http.exchange import Exchange, Labels, error_response, json_response, to_json, unless_disconnected
+from serving.http.request_body import BodyReader
 from serving.inference.inference import Inference, num_bytes_of
 from serving.models.model import Models, Target, find_statuses
 from serving.models.servable import Servable
@@ -41,19 +42,12 @@ from serving.protocol.status import Code, RequestError, invalid
 from serving.rest import codec, encoding
 from serving.rest.decoded_call import DecodedCall
 from serving.rest.examples import decode_examples
-from serving.rest.request_body import BodyReader
 from trainer.system.names import parse_version
 
 # kPredictionApiGegex and kModelStatusApiRegex of http_rest_api_util.cc.
 _TARGET = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _PREDICTION_PATH = re.compile(_TARGET + r":(?P<method>classify|regress|predict)", re.IGNORECASE | re.ASCII)
 _STATUS_PATH = re.compile(_TARGET + r"(?P<metadata>/metadata)?", re.IGNORECASE | re.ASCII)
-# AddCORSHeaders of http_rest_api_util.cc.
-_CORS_HEADERS = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Methods": "POST, GET",
-    "Access-Control-Allow-Headers": "Content-Type",
-}
 _PREDICTION_METHODS = ("predict", "classify", "regress")
 
 
@@ -103,7 +97,7 @@ def model_status(models: Models, target: Target) -> bytes:
             state=state.value,
             status={"error_code": error.code.value if error else 0, "error_message": error.message if error else ""},
         )
-    return _to_json(json_format.MessageToDict(response, always_print_fields_with_no_presence=True))
+    return to_json(json_format.MessageToDict(response, always_print_fields_with_no_presence=True))
 
 
 def model_metadata(servable: Servable) -> bytes:
@@ -117,7 +111,7 @@ def model_metadata(servable: Servable) -> bytes:
     spec = model_pb2.ModelSpec(name=servable.model_name)
     spec.version.value = servable.version
     signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
-    return _to_json({"model_spec": as_dict(spec), "metadata": {"signature_def": as_dict(signatures)}})
+    return to_json({"model_spec": as_dict(spec), "metadata": {"signature_def": as_dict(signatures)}})
 
 
 class RestApi:
@@ -127,7 +121,7 @@ class RestApi:
         self._inference = inference
         self._models = inference.models
         self._metrics = inference.metrics
-        self._cors = cors
+        self._exchange = Exchange(inference.metrics, cors=cors)
         self._timeout_secs = timeout_secs
         self._bodies = BodyReader(max_body_bytes)
 
@@ -143,59 +137,35 @@ class RestApi:
         elif request.method in ("GET", "HEAD") and path == "/readyz":
             response = self._readiness()
         elif path.lower().startswith("/v1/"):
-            response = await self._answer(request, path)
+            response = await self._exchange.answer(request, functools.partial(self._respond, request, path))
         elif request.method in ("GET", "HEAD") and is_of_page(path):
             response = self._answer_browser(path)
         else:
-            response = _error_response(RequestError(Code.NOT_FOUND, f"nothing is at {path}; see /v1/models/NAME"))
+            response = error_response(RequestError(Code.NOT_FOUND, f"nothing is at {path}; see /v1/models/NAME"))
         # A stopping server cancels requests that take too long, which is no error to log.
         with contextlib.suppress(asyncio.CancelledError):
             await response(scope, receive, send)
 
     def _readiness(self) -> Response:
         if not self._models.is_ready:
-            return _error_response(RequestError(Code.UNAVAILABLE, "models are still loading"))
-        return _json_response(_to_json({"models": self._models.names}))
+            return error_response(RequestError(Code.UNAVAILABLE, "models are still loading"))
+        return json_response(to_json({"models": self._models.names}))
 
     def _answer_browser(self, path: str) -> Response:
         if path == "/":
             page = read_page()
             return Response(page.content, media_type="text/html", headers=page.headers)
         try:
-            return _json_response(_to_json(find_classes(self._models, path)))
+            return json_response(to_json(find_classes(self._models, path)))
         except RequestError as e:
-            return _error_response(e)
+            return error_response(e)
 
-    async def _answer(self, request: Request, path: str) -> Response:
-        start_secs = time.monotonic()
-        self._metrics.begin()
-        call, status = None, Code.INTERNAL
-        try:
-            if request.method == "OPTIONS":
-                response = _answer_preflight(request)
-            else:
-                call = parse_call(request.method, path)
-                body = await self._bodies.read(request)
-                response = _json_response(await _unless_disconnected(self._compute(call, request, body), request))
-            status = Code.OK
-        except RequestError as e:
-            response, status = _error_response(e), e.code
-        except ClientDisconnect:
-            error = RequestError(Code.CANCELLED, "the client disconnected before its request was answered")
-            response, status = _error_response(error), error.code
-        except asyncio.CancelledError:
-            error = RequestError(Code.UNAVAILABLE, "the server stopped before the request was answered")
-            response, status = _error_response(error), error.code
-        finally:
-            self._metrics.end(
-                model=call.target.model if call and self._models.get(call.target.model) else "",
-                method=call.method if call and call.method in _PREDICTION_METHODS else "",
-                status=status,
-                latency_secs=time.monotonic() - start_secs,
-            )
-        if self._cors:
-            response.headers.update(_CORS_HEADERS)
-        return response
+    async def _respond(self, request: Request, path: str, labels: Labels) -> Response:
+        call = parse_call(request.method, path)
+        labels.model = call.target.model if self._models.get(call.target.model) else ""
+        labels.method = call.method if call.method in _PREDICTION_METHODS else ""
+        body = await self._bodies.read(request)
+        return json_response(await unless_disconnected(self._compute(call, request, body), request))
 
     async def _compute(self, call: Call, request: Request, body: bytes) -> bytes:
         if call.method == "status":
@@ -216,24 +186,6 @@ class RestApi:
                 deadline_secs=None if self._timeout_secs is None else time.monotonic() + self._timeout_secs,
             )
             return await self._inference.convert(lambda: decoded.encode(outputs), num_bytes=num_bytes_of(outputs))
-
-
-async def _unless_disconnected(answer: Coroutine[Any, Any, bytes], request: Request) -> bytes:
-    """Return the answer, or cancel it and raise ClientDisconnect once nobody waits for it any more."""
-
-    async def wait_for_disconnect() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(wait_for_disconnect())
-    try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise ClientDisconnect
-        return answering.result()
-    finally:
-        answering.cancel()
-        leaving.cancel()
 
 
 def build_app(
@@ -258,29 +210,10 @@ def build_app(
 
     # Starlette re-raises the exception after this answer, so that uvicorn logs its traceback.
     async def answer_internal_error(_: Request, error: Exception) -> Response:
-        return _error_response(RequestError(Code.INTERNAL, f"internal error: {type(error).__name__}"))
+        return error_response(RequestError(Code.INTERNAL, f"internal error: {type(error).__name__}"))
 
     app = Starlette(
         routes=[Route("/{path:path}", api)], lifespan=lifespan, exception_handlers={Exception: answer_internal_error}
     )
     app.state.api, app.state.inference = api, inference
     return app
-
-
-def _answer_preflight(request: Request) -> Response:
-    # Like http_server.cc, which answers this with CORS off as well; browsers decide by the headers.
-    if not re.search("https?://", request.headers.get("origin", "")):
-        raise RequestError(Code.FAILED_PRECONDITION, "Origin header is missing in CORS preflight")
-    return Response()
-
-
-def _to_json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode()
-
-
-def _json_response(body: bytes, status: int = 200) -> Response:
-    return Response(body, status_code=status, media_type="application/json")
-
-
-def _error_response(error: RequestError) -> Response:
-    return _json_response(_to_json({"error": error.message}), error.http_status)

@@ -18,8 +18,8 @@ from google.protobuf import json_format
 from prometheus_client.parser import text_string_to_metric_families
 from running_server import running_server
 
+from serving.http.request_body import BodyReader
 from serving.protocol.status import RequestError
-from serving.rest.request_body import BodyReader
 
 PREDICT = "/v1/models/brightness:predict"
 METRICS = "/monitoring/prometheus/metrics"
