@@ -48,7 +48,7 @@ def _decode_strings(name: str, count: int, content: memoryview) -> Array:
         position += _LENGTH.size
         if length > len(content) - position:
             raise invalid(
-                f"input {name!r}: element {index} says that it has {length} bytes, but {len(content) - position} are left"
+                f"input {name!r}: element {index} claims {length} bytes, but {len(content) - position} are left"
             )
         items.append(bytes(content[position : position + length]))
         position += length
@@ -61,7 +61,7 @@ def encode_binary(name: str, datatype: Datatype, array: Array) -> bytes:
     """Return the binary form of an output."""
     if datatype.name != "BYTES":
         return array.astype(datatype.wire, copy=False).tobytes()
-    parts = []
+    parts: list[bytes] = []
     for item in array.ravel():
         if len(item) >= 2**32:
             raise RequestError(Code.INTERNAL, f"output {name!r} has an element of {len(item)} bytes, 2^32 - 1 at most")

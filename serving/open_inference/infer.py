@@ -1,7 +1,7 @@
 """One inference request, the same over REST and gRPC: what was asked for, checked against the model.
 
-A protocol decodes its bytes to an `InferRequest` whose tensors are still in their own form; `decode_inputs` checks names
-and data types against the signature and has each decoded, `choose_outputs` says what is answered.
+Each protocol decodes its bytes to an `InferRequest` whose tensors keep the form they were sent in. `decode_inputs` then
+checks names and data types against the signature and decodes the tensors; `choose_outputs` says what is answered.
 Specification: kserve/open-inference-protocol, specification/protocol/inference_rest.md and inference_grpc.md.
 """
 
@@ -107,8 +107,8 @@ def decode_inputs(request: InferRequest, signature: SignatureSpec) -> dict[str, 
     sent = [tensor.name for tensor in request.inputs]
     if sorted(sent) != sorted(signature.inputs):
         raise invalid(
-            f"the request has the inputs {_names(sent)}, expected each of {_names(signature.inputs)} once, as signature "
-            f"{signature.name!r} has them; the parameter {SIGNATURE_PARAMETER!r} chooses another signature"
+            f"the request has the inputs {_names(sent)}, expected each of {_names(signature.inputs)} once, those of "
+            f"signature {signature.name!r}; the parameter {SIGNATURE_PARAMETER!r} chooses another signature"
         )
     decoded = {}
     for tensor in request.inputs:
@@ -120,7 +120,7 @@ def decode_inputs(request: InferRequest, signature: SignatureSpec) -> dict[str, 
 
 
 def choose_outputs(request: InferRequest, signature: SignatureSpec) -> list[tuple[RequestedOutput, Datatype]]:
-    """Return the outputs of the answer and their data types. Raises RequestError (400) for unknown or repeated names."""
+    """Return the outputs to answer with their data types. Raises RequestError (400) for unknown or repeated names."""
     outputs = request.outputs or [RequestedOutput(name=name) for name in signature.outputs]
     names = [output.name for output in outputs]
     unknown = sorted(set(names) - set(signature.outputs))

@@ -16,8 +16,8 @@ _MAX_SIZE_BESIDE_ZERO: Final = 2**40
 def check_shape(name: str, sizes: Iterable[Any]) -> tuple[int, ...]:
     """Return the stated sizes of an input as a shape. Raises RequestError (400) if they are none."""
     shape = tuple(sizes)
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise invalid(f"input {name!r} has shape {show(list(shape))}; expected integers of at least 0")
+    if any(type(size) is not int or not 0 <= size < 2**63 for size in shape):
+        raise invalid(f"input {name!r} has shape {show(list(shape))}; expected integers from 0 to 2^63 - 1")
     if len(shape) > _MAX_RANK:
         raise invalid(f"input {name!r} has {len(shape)} dimensions; expected {_MAX_RANK} at most")
     if 0 in shape and math.prod(filter(None, shape)) > _MAX_SIZE_BESIDE_ZERO:

@@ -4,6 +4,7 @@
     GET  /v1/models/M[/versions/N]                          status of the versions
     GET  /v1/models/M[/versions/N]/metadata                 signatures
     OPTIONS /v1/...                                         CORS preflight; see `cors`
+    GET, POST /v2...                                        the Open Inference Protocol, `serving.open_inference`
     GET  /monitoring/prometheus/metrics
     GET  /, /page/...                                       the page for a browser (our own paths)
     GET  /readyz                                            names of the models once all are ready (our own path)
@@ -36,6 +37,7 @@ from serving.inference.inference import Inference, num_bytes_of
 from serving.models.model import Models, Target, find_statuses
 from serving.models.servable import Servable
 from serving.monitoring import metrics
+from serving.open_inference import rest_api as open_inference
 from serving.page.page import find_classes, is_of_page, read_page
 from serving.protocol.limits import MAX_BODY_BYTES
 from serving.protocol.status import Code, RequestError, invalid
@@ -124,6 +126,9 @@ class RestApi:
         self._exchange = Exchange(inference.metrics, cors=cors)
         self._timeout_secs = timeout_secs
         self._bodies = BodyReader(max_body_bytes)
+        self._open_inference = open_inference.OpenInferenceRest(
+            inference, self._exchange, self._bodies, timeout_secs=timeout_secs
+        )
 
     def stop(self, *, upload_grace_secs: float) -> None:
         """End unfinished uploads after `upload_grace_secs`; complete requests are still answered."""
@@ -136,6 +141,8 @@ class RestApi:
             response = Response(self._metrics.page(), media_type=metrics.CONTENT_TYPE)
         elif request.method in ("GET", "HEAD") and path == "/readyz":
             response = self._readiness()
+        elif open_inference.is_ours(path):
+            response = await self._open_inference.answer(request, path)
         elif path.lower().startswith("/v1/"):
             response = await self._exchange.answer(request, functools.partial(self._respond, request, path))
         elif request.method in ("GET", "HEAD") and is_of_page(path):
