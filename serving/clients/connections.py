@@ -16,7 +16,7 @@ from serving.protocol.tensors import Array, SignatureSpec, TensorSpec
 from trainer.errors import ArtifactError, TrainerError, UsageError
 
 # A batch of golden images of a large model, as pixels.
-_MAX_MESSAGE_BYTES = 256 * 2**20
+MAX_MESSAGE_BYTES = 256 * 2**20
 _TLS_SCHEME = "grpcs"
 
 
@@ -26,6 +26,13 @@ class RemoteModel(NamedTuple):
     name: str
     version: int | None = None
     label: str | None = None
+
+    @property
+    def path_suffix(self) -> str:
+        """What follows the name in the paths of the REST API."""
+        if self.label is not None:
+            return f"/labels/{urllib.parse.quote(self.label, safe='')}"
+        return "" if self.version is None else f"/versions/{self.version}"
 
 
 class Metadata(NamedTuple):
@@ -61,12 +68,7 @@ class RestConnection:
 
     def __init__(self, address: str, model: RemoteModel, *, timeout_secs: float) -> None:
         self.address = address.rstrip("/")
-        path = f"{self.address}/v1/models/{urllib.parse.quote(model.name, safe='')}"
-        if model.version is not None:
-            path += f"/versions/{model.version}"
-        if model.label is not None:
-            path += f"/labels/{urllib.parse.quote(model.label, safe='')}"
-        self._path = path
+        self._path = f"{self.address}/v1/models/{urllib.parse.quote(model.name, safe='')}{model.path_suffix}"
         self._http = httpx.Client(timeout=timeout_secs)
 
     def metadata(self) -> Metadata:
@@ -124,25 +126,25 @@ class GrpcConnection:
     def __init__(self, address: str, model: RemoteModel, *, timeout_secs: float) -> None:
         from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-        scheme, _, target = address.rpartition("://")
+        target, credentials = make_target(address)
         self.address = target
         self._model = model
         self._timeout_secs = timeout_secs
         options = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ]
-        if scheme == _TLS_SCHEME:
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
-        else:
+        if credentials is None:
             self._channel = grpc.insecure_channel(target, options)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
 
     def metadata(self) -> Metadata:
         from tensorflow_serving.apis import get_model_metadata_pb2
 
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-        self._fill(request.model_spec)
+        fill_model_spec(request.model_spec, self._model)
         answer = self._call(self._stub.GetModelMetadata, request)
         found = get_model_metadata_pb2.SignatureDefMap()
         answer.metadata["signature_def"].Unpack(found)
@@ -156,7 +158,7 @@ class GrpcConnection:
         from tensorflow_serving.apis import predict_pb2
 
         request = predict_pb2.PredictRequest()
-        self._fill(request.model_spec)
+        fill_model_spec(request.model_spec, self._model)
         request.model_spec.signature_name = signature_name
         content = values if isinstance(values, np.ndarray) else np.array(values, object)
         request.inputs[input_name].CopyFrom(tf.make_tensor_proto(content))
@@ -169,13 +171,6 @@ class GrpcConnection:
     def __exit__(self, *exception: object) -> None:
         self._channel.close()
 
-    def _fill(self, spec: Any) -> None:
-        spec.name = self._model.name
-        if self._model.version is not None:
-            spec.version.value = self._model.version
-        if self._model.label is not None:
-            spec.version_label = self._model.label
-
     def _call(self, method: Any, request: Any) -> Any:
         try:
             return method(request, timeout=self._timeout_secs)
@@ -187,6 +182,23 @@ class GrpcConnection:
             if code in (Code.NOT_FOUND, Code.UNIMPLEMENTED):
                 raise ArtifactError(message) from None
             raise UsageError(message) if code.http_status < 500 else TrainerError(message) from None
+
+
+def make_target(address: str) -> tuple[str, grpc.ChannelCredentials | None]:
+    """Return the target of a gRPC channel, and the credentials of one with TLS, for host:port or grpcs://host:port."""
+    scheme, _, target = address.rpartition("://")
+    if scheme not in ("", "grpc", _TLS_SCHEME):
+        raise UsageError(f"{address!r} is not the address of a gRPC API; expected HOST:PORT or grpcs://HOST:PORT")
+    return target, grpc.ssl_channel_credentials() if scheme == _TLS_SCHEME else None
+
+
+def fill_model_spec(spec: Any, model: RemoteModel) -> None:
+    """Write which model is meant into a ModelSpec of a request."""
+    spec.name = model.name
+    if model.version is not None:
+        spec.version.value = model.version
+    if model.label is not None:
+        spec.version_label = model.label
 
 
 def _no_answer(address: str, reason: str) -> ArtifactError:

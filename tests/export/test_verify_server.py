@@ -211,3 +211,22 @@ def test_a_cold_version_and_slow_answers_are_told_by_the_clock(
     monkeypatch.setattr(checks.time, "perf_counter", lambda: connection.now_secs)
     wrong = {c.name.partition(",")[0] for c in check_server([connection], wanted, max_p99_ms=max_p99_ms) if c.failure}
     assert wrong == expected | {"signatures"}
+
+
+def test_a_server_is_measured_under_loads(exported: Exported, base_path: pathlib.Path, golden: Golden) -> None:
+    command = ["bench", "serve", str(exported.directory), "--concurrency=2", "--rate=20", "--secs=0.5", "--json"]
+    with serve(base_path, golden) as url:
+        done = CliRunner().invoke(app, [*command, "--server", url, "--batch-size=3", "--input=images"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert (answer["model"], answer["input"], answer["batch_size"]) == (MODEL, "images", 3)
+    assert [(r["loop"], r["concurrency"], r["rate"]) for r in answer["results"]] == [
+        ("closed", 2, None),
+        ("open", None, 20.0),
+    ]
+    for result in answer["results"]:
+        assert result["num_answers"] > 0 and result["errors"] == {}
+        assert result["images_per_sec"] == pytest.approx(3 * result["requests_per_sec"])
+        assert 0 < result["latencies_ms"]["p50"] <= result["latencies_ms"]["p99.9"]
+    done = CliRunner().invoke(app, command)
+    assert "no server is given" in str(done.exception)

@@ -14,6 +14,7 @@ import trainer
 from trainer.cli import bench
 from trainer.cli.backbones import backbones
 from trainer.cli.bench_export import bench_export
+from trainer.cli.bench_serve import bench_serve
 from trainer.cli.clean import clean
 from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
@@ -62,6 +63,7 @@ for command in (
 ):
     app.command()(command)
 bench.app.command("export")(bench_export)
+bench.app.command("serve")(bench_serve)
 app.command(context_settings=STUDY_SETTINGS)(study)
 app.add_typer(bench.app, name="bench")
 for registered in (*app.registered_commands, *bench.app.registered_commands):
