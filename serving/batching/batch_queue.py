@@ -9,6 +9,7 @@ from typing import Final
 
 from serving.batching import joining
 from serving.batching.clock import Clock
+from serving.batching.observer import BatchObserver
 from serving.batching.parameters import BatchingParameters
 from serving.batching.request_queue import Answer, Run, deadline_exceeded
 from serving.batching.requests import batch_size_of, check_outputs
@@ -22,7 +23,8 @@ MAX_WAITING_BYTES: Final = 512 * 2**20
 class _Request:
     """A request and its answer, which its parts make together."""
 
-    def __init__(self, num_parts: int, deadline_secs: float | None) -> None:
+    def __init__(self, num_parts: int, added_secs: float, deadline_secs: float | None) -> None:
+        self.added_secs = added_secs
         self.answer: Answer = concurrent.futures.Future()
         self._deadline_secs = deadline_secs
         self._lock = threading.Lock()
@@ -94,6 +96,7 @@ class BatchQueue:
         changed: threading.Condition,
         drained: threading.Condition,
         clock: Clock,
+        observer: BatchObserver,
         on_drained: Callable[["BatchQueue"], None],
         max_waiting_bytes: int,
     ) -> None:
@@ -105,6 +108,7 @@ class BatchQueue:
             changed: with the lock of the scheduler; notified when a batch can run or has to be waited for.
             drained: with the same lock; notified when a queue that is being closed gets empty.
             clock: the time.
+            observer: told of requests and batches.
             on_drained: called by `close` when all is answered.
             max_waiting_bytes: refuse requests when those that wait take more; a single one is never refused.
         """
@@ -115,6 +119,7 @@ class BatchQueue:
         self._changed = changed
         self._drained = drained
         self._clock = clock
+        self._observer = observer
         self._on_drained = on_drained
         self._max_waiting_bytes = max_waiting_bytes
         self._open: dict[Hashable, Batch] = {}  # the oldest first
@@ -131,13 +136,14 @@ class BatchQueue:
             if self._is_closing:
                 raise RequestError(Code.UNAVAILABLE, "The batch scheduling queue is closed; send the request again")
             sizes = self._make_room(key, size, num_bytes)
-            request = _Request(len(sizes), deadline_secs)
+            request = _Request(len(sizes), self._clock.now_secs(), deadline_secs)
             start = 0
             for index, part_size in enumerate(sizes):
                 rows = {name: array[start : start + part_size] for name, array in inputs.items()}
                 self._add(key, _Part(request, index, rows, part_size, num_bytes * part_size // max(size, 1)))
                 start += part_size
             self._changed.notify()
+        self._observer.request_added(size)
         return request.answer
 
     def close(self) -> None:
@@ -176,6 +182,8 @@ class BatchQueue:
         try:
             parts = [part for part in batch.parts if part.request.begin(now_secs)]
             if parts:
+                waits_secs = [now_secs - part.request.added_secs for part in parts]
+                self._observer.batch_taken(self._parameters.thread_pool_name, waits_secs)
                 self._answer(parts)
         finally:
             with self._changed:
@@ -208,7 +216,7 @@ class BatchQueue:
             self._close_batch(key)
             batch = None
         if batch is None:
-            batch = self._open[key] = Batch(self._clock.now_secs())
+            batch = self._open[key] = Batch(part.request.added_secs)
         batch.add(part)
         self._num_bytes += part.num_bytes
         if batch.num_places >= self._limit:
@@ -235,6 +243,7 @@ class BatchQueue:
         sizes = [part.size for part in parts]
         size = sum(sizes)
         padded_size = joining.round_up(size, self._parameters.allowed_batch_sizes) if size else 0
+        self._observer.model_run(padded_size, padded_size - size)
         outputs = self._run(joining.join([part.inputs for part in parts], padded_size))
         check_outputs(outputs, padded_size)
         return joining.split(outputs, sizes)

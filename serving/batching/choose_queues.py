@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Final
 
+from serving.batching.observer import BatchObserver, NoObserver
 from serving.batching.parameters import BatchingParameters, parse_parameters, read_parameters
 from serving.batching.request_queue import RequestQueue, Run
 from serving.batching.requests import one_by_one
@@ -15,6 +16,7 @@ from trainer.errors import UsageError
 
 UNLIMITED: Final = 0
 _UNBATCHED_THREADS: Final = 4
+_NO_OBSERVER: Final = NoObserver()
 
 MakeQueue = Callable[[Run, str], RequestQueue]
 
@@ -26,6 +28,7 @@ def choose_queues(
     parameters_file: pathlib.Path | None = None,
     threads: int | None = None,
     max_batch_size: int | None = None,
+    observer: BatchObserver = _NO_OBSERVER,
 ) -> MakeQueue:
     """Return what makes the queues of a model's signatures; call it once for each model that has threads of its own.
 
@@ -36,6 +39,7 @@ def choose_queues(
         threads: how many runs go on at the same time, in place of what the parameters say.
         max_batch_size: the most examples in a request, in place of what the parameters say; `UNLIMITED` only where
             nothing is batched.
+        observer: told of requests and batches, where there are batches.
 
     Raises:
         UsageError: the file or the options cannot be used.
@@ -57,7 +61,7 @@ def choose_queues(
         max_batch_size=max_batch_size or parameters.max_batch_size,
     )
     changed.check("--threads and --max-batch-size together with the batching parameters")
-    return BatchScheduler(changed).add_queue
+    return BatchScheduler(changed, observer=observer).add_queue
 
 
 def cluster_parameters() -> BatchingParameters:

@@ -5,10 +5,12 @@ from typing import Final
 
 from serving.batching.batch_queue import MAX_WAITING_BYTES, Batch, BatchQueue
 from serving.batching.clock import Clock
+from serving.batching.observer import BatchObserver, NoObserver
 from serving.batching.parameters import BatchingParameters
 from serving.batching.request_queue import Run
 
 _CLOCK: Final = Clock()
+_NO_OBSERVER: Final = NoObserver()
 
 
 class BatchScheduler:
@@ -19,8 +21,14 @@ class BatchScheduler:
     """
 
     def __init__(
-        self, parameters: BatchingParameters, *, clock: Clock = _CLOCK, max_waiting_bytes: int = MAX_WAITING_BYTES
+        self,
+        parameters: BatchingParameters,
+        *,
+        observer: BatchObserver = _NO_OBSERVER,
+        clock: Clock = _CLOCK,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
+        self._observer = observer
         self._max_waiting_bytes = max_waiting_bytes  # of each queue
         self._parameters = parameters
         self._clock = clock
@@ -40,6 +48,7 @@ class BatchScheduler:
             changed=self._changed,
             drained=self._drained,
             clock=self._clock,
+            observer=self._observer,
             on_drained=self._remove_queue,
             max_waiting_bytes=self._max_waiting_bytes,
         )

@@ -26,9 +26,9 @@ class Inference:
         metrics: its metrics.
     """
 
-    def __init__(self, models: Models, *, num_codec_threads: int = 2) -> None:
+    def __init__(self, models: Models, *, metrics: Metrics | None = None, num_codec_threads: int = 2) -> None:
         self.models = models
-        self.metrics = Metrics()
+        self.metrics = Metrics() if metrics is None else metrics
         self._codec_threads = concurrent.futures.ThreadPoolExecutor(num_codec_threads, thread_name_prefix="codec")
         self._answers: set[Answer] = set()
 

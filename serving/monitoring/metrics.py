@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import prometheus_client
 from prometheus_client.metrics_core import Metric
 
+from serving.monitoring.batching_metrics import BatchingMetrics
 from serving.protocol.status import Code
 
 PATH = "/monitoring/prometheus/metrics"
@@ -23,6 +24,9 @@ class Metrics:
 
     The label `model_name` is "" for models that are not served, so that scanning the server cannot fill its memory with
     time series.
+
+    Attributes:
+        batching: those of batches, an observer of queues.
     """
 
     def __init__(self) -> None:
@@ -34,6 +38,7 @@ class Metrics:
             "request_latency", "Microseconds from the head of a request to its answer.", "entrypoint"
         )
         self._runtime_latency = self._latency("runtime_latency", "Microseconds that TensorFlow took.", "runtime")
+        self.batching = BatchingMetrics(self._registry)
         self._in_progress = prometheus_client.Gauge(
             "serving_requests_in_progress", "Requests taken in and not answered yet.", registry=self._registry
         )

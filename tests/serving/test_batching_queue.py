@@ -4,6 +4,8 @@ import concurrent.futures
 import contextlib
 import gc
 import itertools
+import queue as queue_module
+import re
 import threading
 import time
 import weakref
@@ -19,6 +21,7 @@ from serving.batching.batch_queue import MAX_WAITING_BYTES, BatchQueue
 from serving.batching.clock import Clock
 from serving.batching.parameters import BatchingParameters
 from serving.batching.scheduler import BatchScheduler
+from serving.monitoring.metrics import Metrics
 from serving.protocol.status import Code, RequestError, invalid
 from serving.protocol.tensors import Array
 
@@ -32,12 +35,14 @@ class OwnClock(Clock):
     def __init__(self) -> None:
         self._now_secs = 100.0
         self._waiting: dict[int, threading.Condition] = {}
+        self.waits: queue_module.Queue[float | None] = queue_module.Queue()
 
     def now_secs(self) -> float:
         return self._now_secs
 
     def wait(self, changed: threading.Condition, timeout_secs: float | None) -> None:
         self._waiting[id(changed)] = changed
+        self.waits.put(timeout_secs)
         changed.wait()
 
     def advance(self, secs: float) -> None:
@@ -127,15 +132,22 @@ def test_requests_that_came_while_the_threads_were_busy_are_joined() -> None:
 
 def test_a_batch_waits_for_others_until_the_time_out_of_its_oldest_request() -> None:
     model, clock = Model(), OwnClock()
+
+    def next_wait() -> float | None:
+        return clock.waits.get(timeout=PATIENCE_SECS)
+
     with queue_of(model, clock, batch_timeout_micros=1000) as queue:
+        assert next_wait() is None
         first = queue.submit(x(1))
+        assert next_wait() == pytest.approx(0.001)
         clock.advance(0.0009)
+        assert next_wait() == pytest.approx(0.0001)
         second = queue.submit(x(2))
-        clock.advance(0.00005)
+        assert next_wait() == pytest.approx(0.0001)
         assert not first.running()
-        assert not second.running()
-        clock.advance(0.0001)
+        clock.advance(0.00011)
         assert (y(first), y(second)) == ([2], [4])
+        assert next_wait() is None
     assert model.batches == [[1, 2]]
 
 
@@ -407,3 +419,30 @@ def test_every_request_gets_exactly_its_own_rows(
                     answer.result(PATIENCE_SECS)
             else:
                 assert y(answer) == [2 * value for value in request]
+
+
+def test_waits_sizes_and_padding_are_measured_under_the_names_of_tensorflow_serving() -> None:
+    metrics, clock, model = Metrics(), OwnClock(), Model()
+    parameters = BatchingParameters(
+        max_batch_size=4, allowed_batch_sizes=(2, 4), num_batch_threads=1, batch_timeout_micros=5000
+    )
+    queue = BatchScheduler(parameters, clock=clock, observer=metrics.batching).add_queue(model, "test")
+    answers = [queue.submit(x(1))]
+    clock.advance(0.004)
+    answers.append(queue.submit(x(2, 3)))
+    clock.advance(0.002)
+    assert [y(answer) for answer in answers] == [[2], [4, 6]]
+    queue.close()
+    page = metrics.page().decode()
+    prefix = ":tensorflow:serving:batching_session:"
+    for line in (
+        'queuing_latency_count{thread_pool_name="batch_threads"} 2',
+        'queuing_latency_bucket{thread_pool_name="batch_threads",le="100"} 0',
+        "input_batch_size_sum{} 3",
+        "processed_batch_size_sum{} 4",
+        'padding_size_sum{execution_batch_size="4"} 1',
+        "wrapped_run_count{} 1",
+    ):
+        assert prefix + line + "\n" in page
+    (waited,) = re.findall(prefix + r"queuing_latency_sum{thread_pool_name=\"batch_threads\"} (.+)\n", page)
+    assert float(waited) == pytest.approx(8000)
