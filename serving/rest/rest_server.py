@@ -36,7 +36,7 @@ from serving.http.request_body import BodyReader
 from serving.inference.inference import Inference, num_bytes_of
 from serving.models.model import Models, Target, find_statuses
 from serving.models.servable import Servable
-from serving.monitoring import metrics
+from serving.monitoring import metrics as monitoring
 from serving.open_inference import rest_api as open_inference
 from serving.page.page import find_classes, is_of_page, read_page
 from serving.protocol.limits import MAX_BODY_BYTES
@@ -137,8 +137,8 @@ class RestApi:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         path = scope["raw_path"].decode("latin-1")
-        if path == metrics.PATH:
-            response = Response(self._metrics.page(), media_type=metrics.CONTENT_TYPE)
+        if path == monitoring.PATH:
+            response = Response(self._metrics.page(), media_type=monitoring.CONTENT_TYPE)
         elif request.method in ("GET", "HEAD") and path == "/readyz":
             response = self._readiness()
         elif open_inference.is_ours(path):
@@ -201,13 +201,14 @@ def build_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     cors: bool = False,
     timeout_secs: float | None = None,
+    metrics: monitoring.Metrics | None = None,
 ) -> Starlette:
     """Build the application over `models`, loaded or not; `state.api` is its RestApi, `state.inference` its Inference.
 
     Requests larger than `max_body_bytes` are refused with 413, those that are not answered after `timeout_secs` with
     504, and with `cors` pages of any origin may call, as with TensorFlow Serving's --enable_cors_support.
     """
-    inference = Inference(models)
+    inference = Inference(models, metrics=metrics)
     api = RestApi(inference, max_body_bytes=max_body_bytes, cors=cors, timeout_secs=timeout_secs)
 
     @contextlib.asynccontextmanager

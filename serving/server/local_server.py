@@ -8,6 +8,7 @@ from types import FrameType
 import uvicorn
 
 from serving.models.model import Model, Models
+from serving.monitoring.metrics import Metrics
 from serving.protocol.limits import MAX_BODY_BYTES
 from serving.rest.rest_server import RestApi, build_app
 
@@ -26,13 +27,14 @@ def run(
     cors: bool = False,
     upload_grace_secs: float = _UPLOAD_GRACE_SECS,
     shutdown_secs: int = _SHUTDOWN_SECS,
+    metrics: Metrics | None = None,
 ) -> bool:
     """Serve a loaded `model` until SIGTERM or SIGINT, then answer the requests in flight and return.
 
     `on_ready` is called once connections are accepted. Returns False if a computation exceeded `shutdown_secs` and its
     thread is still running.
     """
-    app = build_app(Models(model), max_body_bytes=max_body_bytes, cors=cors)
+    app = build_app(Models(model), max_body_bytes=max_body_bytes, cors=cors, metrics=metrics)
     api: RestApi = app.state.api
     # No log_config: dictConfig closes the handlers of the whole process, and absl's then closes its stream.
     config = uvicorn.Config(

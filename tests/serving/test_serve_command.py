@@ -83,6 +83,8 @@ def test_sigterm_lets_the_requests_in_flight_finish_and_ends_with_status_0(
         while "serving_requests_in_progress{} 1\n" not in http.get("/monitoring/prometheus/metrics").text:
             assert request.is_alive()
         assert not answers
+        metrics = http.get("/monitoring/prometheus/metrics").text
+        assert ":tensorflow:serving:batching_session:input_batch_size_count{} " in metrics, "an export is batched"
         http.close()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=600) == 0

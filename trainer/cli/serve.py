@@ -81,18 +81,21 @@ def serve(
     # Refuse wrong input before TensorFlow starts, which takes seconds.
     from serving.batching.choose_queues import choose_queues
     from serving.models.base_path import find_model
+    from serving.monitoring.metrics import Metrics
     from serving.protocol import address
     from trainer.system.names import check_model_name
 
     files = find_model(model)
     model_name = name or files.model_name
     check_model_name(model_name)
+    metrics = Metrics()
     make_queue = choose_queues(
         is_export=files.is_export,
         batching=not no_batching,
         parameters_file=batching_parameters_file,
         threads=threads,
         max_batch_size=max_batch_size,
+        observer=metrics.batching,
     )
     with address.listen(host, port) as listener:
         from trainer.system import tf_runtime
@@ -130,6 +133,7 @@ def serve(
             on_ready=tell_where,
             max_body_bytes=max_body_mib * 2**20,
             cors=cors,
+            metrics=metrics,
         )
     if not is_done:
         note("stopped; a request that was still running was not answered")
