@@ -127,13 +127,9 @@ def serve(
             if curl is not None:
                 note(f"predict one image:\n\n  {curl}\n")
 
+        max_body_bytes = max_body_mib * 2**20
         is_done = local_server.run(
-            served,
-            listener,
-            on_ready=tell_where,
-            max_body_bytes=max_body_mib * 2**20,
-            cors=cors,
-            metrics=metrics,
+            served, listener, on_ready=tell_where, max_body_bytes=max_body_bytes, cors=cors, metrics=metrics
         )
     if not is_done:
         note("stopped; a request that was still running was not answered")
