@@ -18,12 +18,12 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from export.convert.inference_model import WITHOUT_GRADIENTS, InferenceModel
 from export.files.signature import IMAGE_BYTES, IMAGES, SIGNATURE_IMAGE_BYTES, SIGNATURE_IMAGES, Signature
+from export.files.version_proof import WARMUP_FILE
 from export.runtime.runtimes import SavedModelRuntime
 from export.runtime.samples import Batch
 from trainer.errors import ExportError
 from trainer.system.private_api.tensorflow_graph import FingerprintDef
 
-WARMUP_FILE = pathlib.PurePosixPath("assets.extra", "tf_serving_warmup_requests")
 _FINGERPRINT_FILE = "fingerprint.pb"
 # Batch sizes of the warm-up requests: a single image, and a small batch.
 _WARMUP_BATCH_SIZES = (1, 4)
@@ -73,6 +73,11 @@ def replay_warmup_requests(directory: pathlib.Path) -> int:
             )
         num_requests += 1
     return num_requests
+
+
+def count_warmup_requests(directory: pathlib.Path) -> int:
+    """Return the number of the warm-up requests of the version in `directory`."""
+    return sum(1 for _ in tf.data.TFRecordDataset(str(directory / WARMUP_FILE)))
 
 
 def _write_warmup_requests(path: pathlib.Path, signature: Signature, warmup: Batch) -> None:

@@ -11,14 +11,12 @@ A zip of .npy files without pickled objects; deterministic.
 """
 
 import dataclasses
-import io
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from export.files.arrays import DAMAGED, join_files, read_arrays, split_files, write_arrays
 from export.files.formats import Budget
 from export.files.signature import Signature
 from export.gate.decisions import decide
@@ -81,30 +79,21 @@ class Golden:
     def save(self, directory: pathlib.Path) -> None:
         arrays = {
             "images": self.batch.images,
-            "encoded": np.frombuffer(b"".join(self.batch.encoded), np.uint8),
-            "encoded_lengths": np.array([len(e) for e in self.batch.encoded], np.int64),
+            **join_files(self.batch.encoded),
             "class_ids": self.batch.class_ids,
             "probabilities": self.probabilities,
             **{_ANSWERS + title: values for title, values in self.answers.items()},
         }
-        with zipfile.ZipFile(directory / FILE_NAME, "w") as archive:
-            for name, array in arrays.items():
-                content = io.BytesIO()
-                np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
-                # ZipInfo has a constant time, which keeps the file reproducible.
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
+        write_arrays(directory / FILE_NAME, arrays)
 
     @classmethod
     def load(cls, directory: pathlib.Path) -> "Golden":
         """Load the file. Raises ArtifactError if it is missing or malformed."""
         path = directory / FILE_NAME
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            ends = np.cumsum(arrays["encoded_lengths"])
-            encoded = [part.tobytes() for part in np.split(arrays["encoded"], ends[:-1])]
+            arrays = read_arrays(path)
             return cls(
-                batch=Batch(encoded, arrays["images"], arrays["class_ids"]),
+                batch=Batch(split_files(arrays), arrays["images"], arrays["class_ids"]),
                 probabilities=arrays["probabilities"],
                 answers={n.removeprefix(_ANSWERS): a for n, a in arrays.items() if n.startswith(_ANSWERS)},
             )
@@ -112,5 +101,5 @@ class Golden:
             raise ArtifactError(
                 f"{directory} is not a finished export (it holds no {FILE_NAME}); export again"
             ) from None
-        except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as e:
+        except DAMAGED as e:
             raise ArtifactError(f"{path} does not hold golden images ({e}); copy the export again") from None

@@ -18,6 +18,7 @@ from export.files.signature import FILE_NAME as SIGNATURE_FILE
 from export.files.signature import OPTIONAL_OUTPUTS, Signature
 from export.gate.golden import Golden, choose_golden_images
 from export.gate.int8_fallbacks import replace_over_budget
+from export.gate.prove_versions import prove_versions
 from export.gate.replay import answer_golden
 from export.gate.run_gate import run_gate
 from export.runtime.runtimes import CachedRuntime, KerasRuntime, Runtime
@@ -103,6 +104,7 @@ def make_export(
         golden = _answer_golden_images(request, directory, report, reference)
         _check_golden_answers(golden, report, signature)
         golden.save(directory)
+        prove_versions(directory, report, golden, signature)
         signature.save(directory)
         report.save(directory)
         _write_documents(request, directory, report, allow_failed=allow_failed)

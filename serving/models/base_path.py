@@ -88,6 +88,19 @@ def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     return found
 
 
+def poll_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Return the version directories that are there now, by number, ascending, with all links resolved; perhaps none.
+
+    The paths stay those of the same files when a link such as `ROOT/current` moves on.
+    Raises OSError if the base path is gone or cannot be read, which says nothing about its versions.
+    """
+    resolved = base_path.resolve(strict=True)
+    if (resolved / GRAPH_FILE).is_file():
+        return find_versions(resolved)
+    next(resolved.iterdir(), None)
+    return _list_versions(resolved)
+
+
 def _list_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     candidates = list(base_path.iterdir()) if base_path.is_dir() else []
     named = ((parse_version(path.name), path) for path in candidates)

@@ -37,23 +37,25 @@ class Model:
         self,
         *,
         name: str,
-        base_path: pathlib.Path,
+        base_path: pathlib.Path | None = None,
         versions: Versions = "latest",
         labels: Mapping[str, int] | None = None,
         serving: Serving = PLAIN,
     ) -> None:
         """Find the versions without loading them.
 
-        With "latest" the highest version is served, with "all" every one.
+        With "latest" the highest version is served, with "all" every one; without `base_path` there are none until
+        somebody adds them, such as `manager.VersionManager`.
         Raises ArtifactError if `base_path` holds no version.
         """
         self.name = name
         self.labels: Mapping[str, int] = dict(labels or {})
+        self.servables: Mapping[int, Servable] = {}
+        if base_path is None:
+            return
         found = find_versions(base_path)
         chosen = list(found) if versions == "all" else [max(found)]
-        self.servables: Mapping[int, Servable] = {
-            v: Servable(model_name=name, version=v, path=found[v], serving=serving) for v in chosen
-        }
+        self.servables = {v: Servable(model_name=name, version=v, path=found[v], serving=serving) for v in chosen}
 
     def load(self) -> None:
         """Load the versions one after the other. Raises ArtifactError if one cannot be loaded."""

@@ -121,13 +121,17 @@ class Servable:
             self._queues = {name: self._make_queue(runtime, name) for name in runtime.signatures}
             self._state = State.AVAILABLE
 
-    def unload(self) -> None:
-        """Refuse new requests, wait for those that use the version, and drop the model."""
+    def unload(self, *, on_begun: Callable[[], None] = lambda: None) -> None:
+        """Refuse new requests, call `on_begun`, wait for the requests that use the version, and drop the model."""
         with self._changed:
+            if self._state is State.UNLOADING:
+                return  # whoever began it ends it
             if self._state is not State.AVAILABLE:
                 self._state = State.END
                 return
             self._state = State.UNLOADING
+        on_begun()
+        with self._changed:
             self._changed.wait_for(lambda: self._num_users == 0)
         for queue in self._queues.values():
             queue.close()
@@ -182,7 +186,9 @@ class Servable:
     def _end(self, error: RequestError | None) -> None:
         with self._changed:
             self._runtime, self._queues = None, {}
-            self._error, self._state = error, State.END
+            # A new error: the traceback of the one that was raised would keep the refused model in memory.
+            self._error = None if error is None else RequestError(error.code, error.message)
+            self._state = State.END
 
 
 def not_found(request: str) -> RequestError:
