@@ -115,6 +115,11 @@ class Models:
     def get(self, name: str) -> Model | None:
         return self._models.get(name)
 
+    def available_versions(self, name: str) -> list[int]:
+        """Return the versions of a model that answer requests, ascending."""
+        model = self.get(name)
+        return [] if model is None else sorted(v for v, s in model.servables.items() if s.state is State.AVAILABLE)
+
     @contextlib.contextmanager
     def use(self, target: Target) -> Iterator[Servable]:
         """Keep the version that `target` asks for loaded in the block.

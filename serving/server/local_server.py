@@ -1,4 +1,4 @@
-"""Run the REST server for one model in this process, until a signal stops it."""
+"""Run the REST server in this process, until a signal stops it."""
 
 import signal
 import socket
@@ -7,7 +7,7 @@ from types import FrameType
 
 import uvicorn
 
-from serving.models.model import Model, Models
+from serving.models.model import Models
 from serving.monitoring.metrics import Metrics
 from serving.protocol.limits import MAX_BODY_BYTES
 from serving.rest.rest_server import RestApi, build_app
@@ -19,7 +19,7 @@ _SHUTDOWN_SECS = 30
 
 
 def run(
-    model: Model,
+    models: Models,
     listener: socket.socket,
     *,
     on_ready: Callable[[], None],
@@ -29,12 +29,12 @@ def run(
     shutdown_secs: int = _SHUTDOWN_SECS,
     metrics: Metrics | None = None,
 ) -> bool:
-    """Serve a loaded `model` until SIGTERM or SIGINT, then answer the requests in flight and return.
+    """Serve loaded `models` until SIGTERM or SIGINT, then answer the requests in flight and return.
 
     `on_ready` is called once connections are accepted. Returns False if a computation exceeded `shutdown_secs` and its
     thread is still running.
     """
-    app = build_app(Models(model), max_body_bytes=max_body_bytes, cors=cors, metrics=metrics)
+    app = build_app(models, max_body_bytes=max_body_bytes, cors=cors, metrics=metrics)
     api: RestApi = app.state.api
     # No log_config: dictConfig closes the handlers of the whole process, and absl's then closes its stream.
     config = uvicorn.Config(

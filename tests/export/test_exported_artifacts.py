@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from export.convert.to_onnx import convert_to_onnx
 from export.convert.to_saved_model import replay_warmup_requests
 from export.convert.to_tflite import convert_to_tflite
 from export.files.formats import FORMATS, ONNX, ONNX_FLOAT16, ONNX_INT8, TFLITE_INT8
+from export.files.version_proof import VersionGolden
 from export.gate.golden import Golden
 from export.pipeline.make_export import ExportRequest
 from export.runtime.runtimes import KerasRuntime, OnnxRuntime, SavedModelRuntime, TfliteRuntime
@@ -69,6 +71,8 @@ def test_the_files_are_those_of_the_contract(exported: Exported) -> None:
                 "variables/variables.index",
                 "variables/variables.data-00000-of-00001",
                 "assets.extra/tf_serving_warmup_requests",
+                "assets.extra/golden_answers.npz",
+                "assets.extra/checksums.json",
             )
         ),
         "tflite/digits-float32.tflite",
@@ -125,6 +129,23 @@ def test_the_warm_up_requests_cover_both_signatures_and_are_answered(exported: E
     specs = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request.model_spec for r in records]
     assert {(s.name, s.signature_name) for s in specs} == {("digits", "serving_default"), ("digits", "images")}
     assert replay_warmup_requests(version) == len(specs) == 4
+
+
+@pytest.mark.parametrize("place", ["saved_model", "saved_model-bfloat16"])
+def test_a_version_proves_itself_wherever_it_is_copied(exported: Exported, tmp_path: pathlib.Path, place: str) -> None:
+    from serving.models.golden_check import check_answers, check_files
+    from serving.models.saved_model import SavedModelRuntime as ServedRuntime
+    from serving.models.warm_up import warm_up
+
+    version = shutil.copytree(exported.directory / place / "digits/3", tmp_path / "digits" / "8")
+    check_files(version)
+    runtime = ServedRuntime(version)
+    check_answers(version, runtime, num_warmup_requests=warm_up(version, runtime))
+    golden = VersionGolden.load(version)
+    assert set(golden.answers) == {"serving_default", "images"}
+    labels = golden.answers["images"].labels
+    assert labels is not None
+    assert {label.decode() for label in labels} == set(CLASS_NAMES)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "dynamic", "int8", "int8x16"])

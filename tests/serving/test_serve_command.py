@@ -18,7 +18,7 @@ import httpx
 import pytest
 from brightness_export import jpeg
 
-from serving.models.model import Model
+from serving.models.model import Model, Models
 from serving.protocol import address
 from serving.server import local_server
 from trainer.cli.serve import serve
@@ -107,7 +107,7 @@ def serve_until_stopped(model: Any, client: Callable[[str, int], None], **limits
         host, port = listener.getsockname()
         thread = threading.Thread(target=client, args=(host, port))
         try:
-            return local_server.run(model, listener, on_ready=thread.start, **limits)
+            return local_server.run(Models(model), listener, on_ready=thread.start, **limits)
         finally:
             thread.join()
 
@@ -206,7 +206,7 @@ def accepts_connections(host: str, port: int) -> bool:
     return True
 
 
-def test_a_plain_base_path_is_served_under_its_name_and_says_what_it_does_not_do(
+def test_a_plain_base_path_is_served_under_its_name(
     half_plus_two_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with address.listen("127.0.0.1", 0) as free:
@@ -227,7 +227,7 @@ def test_a_plain_base_path_is_served_under_its_name_and_says_what_it_does_not_do
     assert answers == [{"predictions": [2.5, 3.0, 4.5] * 6}]
     told = capfd.readouterr()
     assert f"serving half_plus_two at http://127.0.0.1:{port}/v1/models/half_plus_two" in told.out
-    assert "new versions are not picked up: start this command again to serve them" in told.err
+    assert "version 123 of half_plus_two is available" in told.err
     assert "curl" not in told.err  # whose line is for images
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from serving.protocol.limits import MAX_BODY_BYTES
 from trainer.cli.options import ExportArgument
+from trainer.cli.served_models import choose_models
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 NameOption = Annotated[
@@ -19,14 +20,14 @@ NameOption = Annotated[
 
 def serve(
     model: Annotated[
-        pathlib.Path,
+        pathlib.Path | None,
         typer.Argument(
             metavar="MODEL",
             help="An export, a SavedModel, or a base path: a directory that holds versions of one, named by numbers. "
             "A SavedModel is a program: serve those that you trust.",
             show_default=False,
         ),
-    ],
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in (there is no password).")
     ] = "127.0.0.1",
@@ -35,6 +36,24 @@ def serve(
     all_versions: Annotated[
         bool, typer.Option("--all-versions", help="Serve every version of the SavedModel, not just the newest.")
     ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=VERSION",
+            help="Name a version for requests, such as stable=3; can be repeated. The labelled versions are served, "
+            "instead of the newest.",
+        ),
+    ] = None,
+    model_config_file: Annotated[
+        pathlib.Path | None,
+        typer.Option(metavar="FILE", help="Serve the models of TensorFlow Serving's models.config, instead of MODEL."),
+    ] = None,
+    model_config_file_poll_wait_seconds: Annotated[
+        int, typer.Option(help="Read that file again this often; 0: only at the start.", min=0)
+    ] = 0,
+    file_system_poll_wait_seconds: Annotated[
+        int, typer.Option(help="Look for new versions this often; 0: only at the start.", min=0)
+    ] = 1,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -76,21 +95,18 @@ def serve(
     Metrics for Prometheus are at /monitoring/prometheus/metrics. Ctrl-C or SIGTERM answers the requests in flight and
     ends with status 0.
 
-    The versions are those found at the start; start the command again to serve a new one.
+    A new version in the directory is loaded and checked while the old one answers, then takes its place; one that is
+    damaged or answers wrongly stays out. Removing it, or trainer rollback for a published one, brings the old one back.
     """
     # Refuse wrong input before TensorFlow starts, which takes seconds.
     from serving.batching.choose_queues import choose_queues
-    from serving.models.base_path import find_model
     from serving.monitoring.metrics import Metrics
     from serving.protocol import address
-    from trainer.system.names import check_model_name
 
-    files = find_model(model)
-    model_name = name or files.model_name
-    check_model_name(model_name)
+    chosen = choose_models(model, model_config_file, name=name, all_versions=all_versions, labels=label or [])
     metrics = Metrics()
     make_queue = choose_queues(
-        is_export=files.is_export,
+        is_export=chosen.is_export,
         batching=not no_batching,
         parameters_file=batching_parameters_file,
         threads=threads,
@@ -101,36 +117,25 @@ def serve(
         from trainer.system import tf_runtime
 
         tf_runtime.configure()
-        from serving.models.model import Model
-        from serving.models.servable import Serving
         from serving.server import local_server
 
-        served = Model(
-            name=model_name,
-            base_path=files.base_path,
-            versions="all" if all_versions else "latest",
-            serving=Serving(make_queue=make_queue),
+        url = address.url_of(listener)
+        manager, stop_looking = chosen.load(
+            make_queue,
+            poll_wait_secs=file_system_poll_wait_seconds,
+            config_wait_secs=model_config_file_poll_wait_seconds,
         )
-        versions, url = list(served.servables), address.url_of(listener)
-        note(f"loading {served.name}, version {', '.join(map(str, versions))}, from {model}")
-        served.load()
 
         def tell_where() -> None:
-            curl = address.curl_line(url, served.name) if files.is_export else None
-            note("new versions are not picked up: start this command again to serve them")
-            if json:
-                print_json({"url": url, "model": served.name, "versions": versions, "curl": curl})
-                sys.stdout.flush()  # a reader of the pipe waits for it, and this process continues
-                return
-            place = (f"{url}/v1/models/{served.name}", "bold")
-            print_answer(Text.assemble("serving ", (served.name, "bold"), " at ", place, " (Ctrl-C stops it)"))
-            if curl is not None:
-                note(f"predict one image:\n\n  {curl}\n")
+            versions = {served: manager.models.available_versions(served) for served in manager.models.names}
+            chosen.tell_address(url, versions, json=json)
+            sys.stdout.flush()  # a reader of the pipe waits for it, and this process continues
 
         max_body_bytes = max_body_mib * 2**20
         is_done = local_server.run(
-            served, listener, on_ready=tell_where, max_body_bytes=max_body_bytes, cors=cors, metrics=metrics
+            manager.models, listener, on_ready=tell_where, max_body_bytes=max_body_bytes, cors=cors, metrics=metrics
         )
+        stop_looking()
     if not is_done:
         note("stopped; a request that was still running was not answered")
         sys.stdout.flush()
