@@ -47,7 +47,7 @@ def write_saved_model(inference: InferenceModel, signature: Signature, directory
     _make_fingerprint_reproducible(directory / _FINGERPRINT_FILE)
     warmup_file = directory / WARMUP_FILE
     warmup_file.parent.mkdir()
-    _write_warmup_requests(warmup_file, signature, warmup)
+    write_warmup_requests(warmup_file, signature, warmup)
     replay_warmup_requests(directory)
 
 
@@ -80,7 +80,8 @@ def count_warmup_requests(directory: pathlib.Path) -> int:
     return sum(1 for _ in tf.data.TFRecordDataset(str(directory / WARMUP_FILE)))
 
 
-def _write_warmup_requests(path: pathlib.Path, signature: Signature, warmup: Batch) -> None:
+def write_warmup_requests(path: pathlib.Path, signature: Signature, warmup: Batch) -> None:
+    """Write the warm-up requests: each signature, with each batch size."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for batch_size in _WARMUP_BATCH_SIZES:
             encoded = np.array(warmup.encoded[:batch_size], object)

@@ -18,7 +18,7 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, npt.NDArray[Any]]) -> 
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             content = io.BytesIO()
-            np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
+            np.lib.format.write_array(content, np.asarray(array, order="C"), allow_pickle=False)
             # ZipInfo has a constant time, which keeps the file reproducible.
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
 

@@ -34,6 +34,6 @@ def test_two_exports_of_one_model_are_the_same_bytes(model: Any, tmp_path: pathl
         assert process.returncode == 0, errors
     # Every file but this one is in it, fingerprint.pb included.
     first, second = (json.loads((tmp_path / name / "checksums.json").read_text()) for name in ("first", "second"))
-    assert len(first["files"]) == 27
+    assert len(first["files"]) == 31
     assert {n for n in first["files"] if first["files"][n] != second["files"][n]} == set()
     assert first == second

@@ -61,7 +61,7 @@ def test_an_export_whose_graph_reads_fewer_files_is_verified_without_odd_ones(
 def test_an_untouched_export_is_verified_by_checksums_and_golden_images(exported: Exported) -> None:
     verification = verify_export(exported.directory)
     verification.raise_on_failure()
-    assert verification.num_files == 27 and verification.num_golden_images == 16
+    assert verification.num_files == 31 and verification.num_golden_images == 16
     assert [r.title for r in verification.golden] == [
         c.title for c in exported.report.comparisons if c.input in ("images", "image_bytes")
     ]

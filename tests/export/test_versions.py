@@ -20,7 +20,9 @@ from export.convert.tflite_metadata import with_metadata
 from export.files.checksums import Checksums
 from export.files.formats import FORMATS
 from export.files.provenance import ExportProvenance
+from export.files.version_proof import VersionChecksums
 from export.versions.publish import CURRENT, current_version, find_versions, next_version, publish_version, roll_back
+from export.versions.renumber import renumber
 from trainer.errors import ArtifactError, ParityError, UsageError
 from trainer.system import lock
 
@@ -284,3 +286,12 @@ def test_an_export_says_where_it_comes_from(third: pathlib.Path) -> None:
         "--version 3 --parity-images 0 --onnx-opset 18 --no-calibrate"
     )
     assert str(third.parent) not in (third / "provenance.json").read_text()
+
+
+def test_a_renumbered_version_still_proves_itself(third: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    directory = pathlib.Path(shutil.copytree(third, tmp_path / "digits"))
+    renumber(directory, 9)
+    Checksums.load(directory).verify(directory)
+    version = directory / "saved_model/digits/9"
+    VersionChecksums.load(version).verify(version)
+    assert VersionChecksums.load(version) == VersionChecksums.load(third / "saved_model/digits/3")

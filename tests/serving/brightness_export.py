@@ -2,11 +2,14 @@
 
 import io
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
+from export.files.signature import Signature
+from export.files.version_proof import WARMUP_FILE, GoldenAnswer, VersionChecksums, VersionGolden
 from trainer.data.decode.geometry import Geometry
 
 CLASS_NAMES = ["dark", "medium", "bright"]
@@ -20,7 +23,15 @@ def jpeg(brightness: int, *, width: int = 20, height: int = 12) -> bytes:
     return buffer.getvalue()
 
 
-def save_brightness_model(path: pathlib.Path) -> None:
+def brightness_signature() -> Signature:
+    geometry = Geometry(image_size_px=SIZE, resize="crop")
+    return Signature.of_classifier(model_name="brightness", class_names=CLASS_NAMES, geometry=geometry)
+
+
+def save_brightness_model(
+    path: pathlib.Path, *, class_names: Sequence[str] = CLASS_NAMES, sharpness: float = 20.0
+) -> None:
+    """Saves the model; with other `class_names` its labels are in another order, with other `sharpness` its weight."""
     import tensorflow as tf  # after tf_runtime.configure()
 
     from export.convert.image_batch import load_batch
@@ -28,7 +39,7 @@ def save_brightness_model(path: pathlib.Path) -> None:
     def classify(images: Any) -> dict[str, Any]:
         level = tf.reduce_mean(images, axis=[1, 2, 3]) / 255.0
         closeness = -tf.abs(level[:, None] - tf.constant([0.0, 0.5, 1.0]))
-        probabilities = tf.nn.softmax(closeness * 20.0)
+        probabilities = tf.nn.softmax(closeness * module.sharpness)
         class_id = tf.argmax(probabilities, axis=-1)
         return {"probabilities": probabilities, "class_id": class_id, "label": tf.gather(module.labels, class_id)}
 
@@ -76,7 +87,8 @@ def save_brightness_model(path: pathlib.Path) -> None:
         return {"value": tf.fill(tf.shape(num_iterations), x)}
 
     module = tf.Module()
-    module.labels = tf.constant(CLASS_NAMES)
+    module.labels = tf.constant(list(class_names))
+    module.sharpness = tf.Variable(sharpness)
     signatures = {
         "serving_default": from_bytes,
         "images": from_pixels,
@@ -91,3 +103,30 @@ def save_brightness_model(path: pathlib.Path) -> None:
 def grey_pixels(*levels: int) -> np.ndarray[Any, Any]:
     """[len(levels), SIZE, SIZE, 3] float32."""
     return np.stack([np.full((SIZE, SIZE, 3), level, np.float32) for level in levels])
+
+
+def prove_brightness_model(path: pathlib.Path) -> None:
+    """Adds what `trainer export` adds to a version: warm-up requests, golden answers and checksums."""
+    from export.convert.to_saved_model import count_warmup_requests, write_warmup_requests
+    from export.runtime.runtimes import SavedModelRuntime
+    from export.runtime.samples import Batch
+
+    levels = (0, 90, 160, 255)
+    batch = Batch([jpeg(level) for level in levels], grey_pixels(*levels).astype(np.uint8), np.zeros(4, np.int64))
+    (path / WARMUP_FILE).parent.mkdir()
+    write_warmup_requests(path / WARMUP_FILE, brightness_signature(), batch)
+    runtime = SavedModelRuntime(path)
+    answers = {
+        "images": runtime.predict_images(batch.images),
+        "serving_default": runtime.predict_encoded(batch.encoded),
+    }
+    VersionGolden(
+        images=batch.images,
+        encoded=batch.encoded,
+        num_warmup_requests=count_warmup_requests(path),
+        answers={
+            name: GoldenAnswer(probabilities=outputs["probabilities"], max_difference=1e-4, labels=outputs["label"])
+            for name, outputs in answers.items()
+        },
+    ).save(path)
+    VersionChecksums.of(path).save(path)

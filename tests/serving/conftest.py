@@ -6,12 +6,10 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from brightness_export import CLASS_NAMES, SIZE, save_brightness_model
+from brightness_export import brightness_signature, save_brightness_model
 from half_plus_two import save_half_plus_two
 from running_server import running_server
 
-from export.files.signature import Signature
-from trainer.data.decode.geometry import Geometry
 from trainer.system import tf_runtime
 
 
@@ -24,9 +22,7 @@ def export_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     save_brightness_model(base_path / "9")
     shutil.copytree(base_path / "9", base_path / "10")
     (base_path / "not-a-version").mkdir()
-    Signature.of_classifier(
-        model_name="brightness", class_names=CLASS_NAMES, geometry=Geometry(image_size_px=SIZE, resize="crop")
-    ).save(directory)
+    brightness_signature().save(directory)
     return directory
 
 
