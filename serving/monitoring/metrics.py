@@ -53,12 +53,15 @@ class Metrics:
         """Count an incoming request; `end` must follow."""
         self._in_progress.inc()
 
-    def end(self, *, model: str, method: str, status: Code, latency_secs: float) -> None:
-        """Count an answered request; `method` is predict, classify or regress, "" for others."""
+    def end(self, *, model: str, method: str, status: Code, latency_secs: float, entrypoint: str = "REST") -> None:
+        """Count an answered request; `method` is predict, classify or regress, "" for others.
+
+        TensorFlow Serving writes the method with a capital for the `entrypoint` GRPC.
+        """
         self._in_progress.dec()
         self._requests.labels(model, status.name).inc()
         if status is Code.OK:
-            self._request_latency.labels(model, method, "REST").observe(latency_secs * 1e6)
+            self._request_latency.labels(model, method, entrypoint).observe(latency_secs * 1e6)
 
     def ran(self, *, model: str, method: str, latency_secs: float) -> None:
         """Record a run of the model."""

@@ -65,8 +65,8 @@ def parse_address(url: str) -> ModelAddress:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind `host:port` (0: any free port). Connections are refused until the server runs.
+def listen(host: str, port: int, *, option: str = "--port") -> socket.socket:
+    """Bind `host:port` (0: any free port), set with `option`. Connections are refused until the server runs.
 
     Raises DeviceError if the port is in use or the address is not this machine's.
     """
@@ -83,16 +83,25 @@ def listen(host: str, port: int) -> socket.socket:
         reason = os.strerror(e.errno) if isinstance(e, OSError) and e.errno else str(e)
         raise DeviceError(
             f"cannot listen on {host}:{port} ({reason}); stop what uses the port, or give another one: "
-            "--port 0 takes any that is free"
+            f"{option} 0 takes any that is free"
         ) from None
     return listener
 
 
 def url_of(listener: socket.socket) -> str:
     """Return the URL for clients on this machine."""
+    return f"http://{target_of(listener)}"
+
+
+def target_of(listener: socket.socket) -> str:
+    """Return host:port for clients on this machine."""
     host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return join_host_port({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)  # noqa: S104
+
+
+def join_host_port(host: str, port: int) -> str:
+    """Return host:port, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def curl_line(url: str, model_name: str, image: str = "IMAGE.jpg") -> str:

@@ -136,7 +136,7 @@ def server(place: pathlib.Path) -> Iterator[str]:
     import serving
 
     with subprocess.Popen(
-        [sys.executable, "-m", "trainer", "serve", str(place), "--port", "0"],
+        [sys.executable, "-m", "trainer", "serve", str(place), "--port", "0", "--grpc-port", "0"],
         cwd=pathlib.Path(serving.__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -88,7 +88,7 @@ def test_it_runs_from_prepare_to_serve_and_manifests(environment: pathlib.Path, 
     run(environment, tmp_path, "manifests", "model", "--out=manifests")
     assert (tmp_path / "manifests" / "kustomization.yaml").is_file()
     with subprocess.Popen(
-        [environment / "bin" / "trainer", "serve", "model", "--port=0"],
+        [environment / "bin" / "trainer", "serve", "model", "--port=0", "--grpc-port=0"],
         cwd=tmp_path,
         env={**variables(), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

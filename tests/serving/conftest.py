@@ -4,12 +4,14 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+import grpc
 import httpx
 import pytest
 from brightness_export import brightness_signature, save_brightness_model
 from half_plus_two import save_half_plus_two
-from running_server import running_server
+from running_server import running_rpc, running_server
 
+from serving.models.model import Models
 from trainer.system import tf_runtime
 
 
@@ -27,23 +29,38 @@ def export_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def server_url(export_dir: pathlib.Path) -> Iterator[str]:
-    """The address of a real uvicorn server over the export, every version loaded, batched as by the command."""
+def brightness(export_dir: pathlib.Path) -> Models:
+    """The model of the export, every version loaded, batched as by the command."""
     from serving.batching.choose_queues import choose_queues
-    from serving.models.model import Model, Models
+    from serving.models.model import Model
     from serving.models.servable import Serving
-    from serving.rest.rest_server import build_app
 
     base_path = export_dir / "saved_model" / "brightness"
     model = Model(
         name="brightness",
         base_path=base_path,
         versions="all",
+        labels={"canary": 9},
         serving=Serving(make_queue=choose_queues(is_export=True)),
     )
     model.load()
-    with running_server(build_app(Models(model), max_body_bytes=1_000_000)) as url:
+    return Models(model)
+
+
+@pytest.fixture(scope="session")
+def server_url(brightness: Models) -> Iterator[str]:
+    """The address of a real uvicorn server over it."""
+    from serving.rest.rest_server import build_app
+
+    with running_server(build_app(brightness, max_body_bytes=1_000_000)) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def brightness_rpc(brightness: Models) -> Iterator[grpc.Channel]:
+    """A channel to a gRPC server over it, with the same limit."""
+    with running_rpc(brightness, max_body_bytes=1_000_000) as (target, _), grpc.insecure_channel(target) as channel:
+        yield channel
 
 
 @pytest.fixture(scope="session")
@@ -62,12 +79,26 @@ def half_plus_two_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path
 
 
 @pytest.fixture(scope="session")
-def half_plus_two(half_plus_two_path: pathlib.Path) -> Iterator[httpx.Client]:
-    """A client of a server over it, without batching, as TensorFlow Serving is unless it is asked for it."""
-    from serving.models.model import Model, Models
-    from serving.rest.rest_server import build_app
+def half_plus_two_models(half_plus_two_path: pathlib.Path) -> Models:
+    """It, loaded without batching, as TensorFlow Serving is unless it is asked for it."""
+    from serving.models.model import Model
 
     model = Model(name="half_plus_two", base_path=half_plus_two_path)
     model.load()
-    with running_server(build_app(Models(model))) as url, httpx.Client(base_url=url, timeout=600) as client:
+    return Models(model)
+
+
+@pytest.fixture(scope="session")
+def half_plus_two(half_plus_two_models: Models) -> Iterator[httpx.Client]:
+    """A client of a REST server over it."""
+    from serving.rest.rest_server import build_app
+
+    with running_server(build_app(half_plus_two_models)) as url, httpx.Client(base_url=url, timeout=600) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def half_plus_two_rpc(half_plus_two_models: Models) -> Iterator[grpc.Channel]:
+    """A channel to a gRPC server over it."""
+    with running_rpc(half_plus_two_models) as (target, _), grpc.insecure_channel(target) as channel:
+        yield channel

@@ -14,9 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import httpx
+import numpy as np
 import pytest
 from brightness_export import jpeg
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import prediction_service_pb2_grpc
+from test_rpc import arrays, predict_request
 
 from serving.models.model import Model, Models
 from serving.protocol import address
@@ -52,7 +57,7 @@ def start(*arguments: str | pathlib.Path) -> subprocess.Popen[str]:
 @contextlib.contextmanager
 def serving(*arguments: str | pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """The process, and the answer that it printed once it accepted connections."""
-    process = start(*arguments, "--port", "0", "--json")
+    process = start(*arguments, "--port", "0", "--grpc-port", "0", "--json")
     try:
         assert process.stdout is not None
         lines: list[str] = []
@@ -73,6 +78,7 @@ def test_sigterm_lets_the_requests_in_flight_finish_and_ends_with_status_0(
     with serving(export_dir) as (process, told), httpx.Client(base_url=told["url"], timeout=600) as http:
         assert told["versions"] == [10]
         assert predicts_with_the_printed_line(told["curl"], tmp_path)
+        assert is_healthy(told["grpc"])
 
         def predict_slowly() -> None:
             body = {"signature_name": "count", "instances": [150_000]}
@@ -110,6 +116,56 @@ def serve_until_stopped(model: Any, client: Callable[[str, int], None], **limits
             return local_server.run(Models(model), listener, on_ready=thread.start, **limits)
         finally:
             thread.join()
+
+
+def test_a_call_over_grpc_in_flight_is_answered_and_new_ones_are_refused(
+    model: Model, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answers: list[Any] = []
+
+    def client(host: str, port: int) -> None:
+        with grpc.insecure_channel(target) as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            call = stub.Predict.future(predict_request("other", {"num_iterations": np.int64([150_000])}, "count"))
+            wait_for_upload(host, port)
+            os.kill(os.getpid(), signal.SIGTERM)
+            while is_healthy(target):
+                time.sleep(0.02)
+            answers.append(call.result(timeout=600))
+
+    with address.listen("127.0.0.1", 0, option="--grpc-port") as rpc_listener:
+        target = address.target_of(rpc_listener)
+        assert serve_until_stopped(model, client, rpc_listener=rpc_listener, shutdown_secs=600)
+    (answer,) = answers
+    assert arrays(answer)["value"].shape == (1,)
+    assert capfd.readouterr().err == ""
+
+
+def is_healthy(target: str) -> bool:
+    with grpc.insecure_channel(target) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=600)
+        except grpc.RpcError as e:
+            assert e.code() is grpc.StatusCode.UNAVAILABLE
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def test_a_call_over_grpc_that_does_not_end_is_left_behind(model: Model) -> None:
+    codes: list[grpc.StatusCode] = []
+
+    def client(host: str, port: int) -> None:
+        with grpc.insecure_channel(target) as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            call = stub.Predict.future(predict_request("other", {"num_iterations": np.int64([300_000])}, "count"))
+            wait_for_upload(host, port)
+            os.kill(os.getpid(), signal.SIGTERM)
+            codes.append(call.code())
+
+    with address.listen("127.0.0.1", 0, option="--grpc-port") as rpc_listener:
+        target = address.target_of(rpc_listener)
+        assert not serve_until_stopped(model, client, rpc_listener=rpc_listener, shutdown_secs=0)
+    assert codes[0] in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +278,7 @@ def test_a_plain_base_path_is_served_under_its_name(
 
     thread = threading.Thread(target=client)
     thread.start()
-    serve(half_plus_two_path, port=port)
+    serve(half_plus_two_path, port=port, grpc_port=0)
     thread.join()
     assert answers == [{"predictions": [2.5, 3.0, 4.5] * 6}]
     told = capfd.readouterr()
@@ -248,8 +304,22 @@ def test_a_port_in_use_is_told_with_the_fix_before_tensorflow_starts(
         port = taken.getsockname()[1]
         with pytest.raises(DeviceError, match=f"cannot listen on 127.0.0.1:{port} .Address already in use.") as caught:
             serve(export_dir, port=port)
-    assert "--port 0 takes any that is free" in str(caught.value)
+        assert "--port 0 takes any that is free" in str(caught.value)
+        with pytest.raises(DeviceError, match=f"cannot listen on 127.0.0.1:{port} .Address already in use.") as caught:
+            serve(export_dir, port=0, grpc_port=port)
+        assert "--grpc-port 0 takes any that is free" in str(caught.value)
+        # Taken between this check and the start of gRPC.
+        with pytest.raises(DeviceError, match=f"cannot listen on 127.0.0.1:{port}") as caught:
+            asyncio.run(start_rpc(port))
+    assert "--grpc-port 0" in str(caught.value)
     assert "loading" not in capfd.readouterr().err
+
+
+async def start_rpc(port: int) -> None:
+    from serving.inference.inference import Inference
+    from serving.rpc.rpc_server import RpcServer
+
+    await RpcServer(Inference(Models()), []).start("127.0.0.1", port)
 
 
 def test_answers_on_a_kept_connection_wait_for_nothing() -> None:

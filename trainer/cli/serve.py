@@ -1,5 +1,6 @@
 """`trainer serve` and `trainer manifests`: serve a model here, or with TensorFlow Serving in a cluster."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -32,6 +33,10 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in (there is no password).")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the REST API; 0 takes any that is free.", min=0, max=65535)] = 8501,
+    grpc_port: Annotated[
+        int, typer.Option(help="Port of the gRPC API; 0 takes any that is free.", min=0, max=65535)
+    ] = 8500,
+    no_grpc: Annotated[bool, typer.Option("--no-grpc", help="Serve the REST API only.")] = False,
     name: NameOption = None,
     all_versions: Annotated[
         bool, typer.Option("--all-versions", help="Serve every version of the SavedModel, not just the newest.")
@@ -88,10 +93,11 @@ def serve(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Serve a SavedModel on this machine, in TensorFlow Serving's REST API.
+    """Serve a SavedModel on this machine, in TensorFlow Serving's REST and gRPC APIs.
 
     Paths, JSON, errors, limits and metrics are those of TensorFlow Serving in a cluster: POST to
     /v1/models/NAME:predict, GET /v1/models/NAME for the status, /v1/models/NAME/metadata for the signatures.
+    PredictionService and ModelService over gRPC come with health checks and reflection.
     Metrics for Prometheus are at /monitoring/prometheus/metrics. Ctrl-C or SIGTERM answers the requests in flight and
     ends with status 0.
 
@@ -113,13 +119,19 @@ def serve(
         max_batch_size=max_batch_size,
         observer=metrics.batching,
     )
-    with address.listen(host, port) as listener:
+    with contextlib.ExitStack() as listeners:
+        listener = listeners.enter_context(address.listen(host, port))
+        rpc_listener = (
+            None if no_grpc else listeners.enter_context(address.listen(host, grpc_port, option="--grpc-port"))
+        )
         from trainer.system import tf_runtime
 
         tf_runtime.configure()
         from serving.server import local_server
+        from serving.server.reload import make_reload
 
         url = address.url_of(listener)
+        grpc = None if rpc_listener is None else address.target_of(rpc_listener)
         manager, stop_looking = chosen.load(
             make_queue,
             poll_wait_secs=file_system_poll_wait_seconds,
@@ -128,12 +140,18 @@ def serve(
 
         def tell_where() -> None:
             versions = {served: manager.models.available_versions(served) for served in manager.models.names}
-            chosen.tell_address(url, versions, json=json)
+            chosen.tell_address(url, versions, grpc=grpc, json=json)
             sys.stdout.flush()  # a reader of the pipe waits for it, and this process continues
 
-        max_body_bytes = max_body_mib * 2**20
         is_done = local_server.run(
-            manager.models, listener, on_ready=tell_where, max_body_bytes=max_body_bytes, cors=cors, metrics=metrics
+            manager.models,
+            listener,
+            rpc_listener=rpc_listener,
+            on_ready=tell_where,
+            max_body_bytes=max_body_mib * 2**20,
+            cors=cors,
+            metrics=metrics,
+            reload=make_reload(manager, chosen.configs),
         )
         stop_looking()
     if not is_done:

@@ -67,19 +67,20 @@ class ServedModels(NamedTuple):
             parts.append(f"{config.name}, version {', '.join(map(str, versions)) or 'none'}, from {config.base_path}")
         return f"loading {'; '.join(parts)}"
 
-    def tell_address(self, url: str, versions: dict[str, list[int]], *, json: bool) -> None:
-        """Print where the models are served; `versions` are those loaded, by model."""
+    def tell_address(self, url: str, versions: dict[str, list[int]], *, grpc: str | None, json: bool) -> None:
+        """Print where the models are served, over `grpc` unless it is None; `versions` are those loaded, by model."""
         from serving.protocol import address
 
         names = list(versions)
         curl = address.curl_line(url, names[0]) if self.is_export else None
         if json:
             several = {"models": versions} if self.config_file else {"model": names[0], "versions": versions[names[0]]}
-            print_json({"url": url, **several, "curl": curl})
+            print_json({"url": url, "grpc": grpc, **several, "curl": curl})
             return
         for name in names:
             place = (f"{url}/v1/models/{name}", "bold")
-            print_answer(Text.assemble("serving ", (name, "bold"), " at ", place, " (Ctrl-C stops it)"))
+            beside = () if grpc is None else (" and over gRPC at ", (grpc, "bold"))
+            print_answer(Text.assemble("serving ", (name, "bold"), " at ", place, *beside, " (Ctrl-C stops it)"))
         if curl is not None:
             note(f"predict one image:\n\n  {curl}\n")
 
