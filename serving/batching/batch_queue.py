@@ -5,19 +5,15 @@ import concurrent.futures
 import dataclasses
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from typing import Final
 
 from serving.batching import joining
 from serving.batching.clock import Clock
 from serving.batching.observer import BatchObserver
 from serving.batching.parameters import BatchingParameters
-from serving.batching.request_queue import Answer, Run, deadline_exceeded
+from serving.batching.request_queue import Answer, Run, deadline_exceeded, queue_is_full, too_many_bytes_wait
 from serving.batching.requests import batch_size_of, check_outputs
 from serving.protocol.status import Code, RequestError
 from serving.protocol.tensors import Array
-
-# The most that the waiting requests to one signature take, however large each is: several of the largest bodies.
-MAX_WAITING_BYTES: Final = 512 * 2**20
 
 
 class _Request:
@@ -196,18 +192,18 @@ class BatchQueue:
         num_batches = len(self._open) + len(self._closed)
         max_batches = self._parameters.max_enqueued_batches
         if num_batches and self._num_bytes + num_bytes > self._max_waiting_bytes:
-            raise _is_full(
-                f"the requests that wait take {self._num_bytes} bytes, and at most {self._max_waiting_bytes} may"
-            )
+            raise too_many_bytes_wait(self._num_bytes, self._max_waiting_bytes)
         room = self._limit - self._open[key].num_places if key in self._open else 0
         places = _num_places(size)
         if not self._parameters.enable_large_batch_splitting:
             if places > room and num_batches >= max_batches:
-                raise _is_full(f"currently {num_batches} batches enqueued and max_enqueued_batches is {max_batches}")
+                raise queue_is_full(
+                    f"currently {num_batches} batches enqueued and max_enqueued_batches is {max_batches}"
+                )
             return [size]
         capacity = (max_batches - num_batches) * self._limit + room
         if places > capacity:
-            raise _is_full(f"task size is {size} but scheduling capacity is only {capacity}")
+            raise queue_is_full(f"task size is {size} but scheduling capacity is only {capacity}")
         return joining.part_sizes(size, first=room, limit=self._limit) or [size]
 
     def _add(self, key: Hashable, part: _Part) -> None:
@@ -252,9 +248,3 @@ class BatchQueue:
 def _num_places(size: int) -> int:
     # A request without rows takes the place of one, or endless many would go into a batch.
     return max(size, 1)
-
-
-def _is_full(reason: str) -> RequestError:
-    return RequestError(
-        Code.UNAVAILABLE, f"The batch scheduling queue to which this task was submitted is full; {reason}"
-    )

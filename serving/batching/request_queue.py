@@ -4,13 +4,17 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
+from serving.batching.joining import num_bytes_waiting
 from serving.protocol.status import Code, RequestError
 from serving.protocol.tensors import Array
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 Answer = concurrent.futures.Future[dict[str, Array]]
+
+# The most that the waiting requests to one signature take, however large each is: several of the largest bodies.
+MAX_WAITING_BYTES: Final = 512 * 2**20
 
 
 class RequestQueue(Protocol):
@@ -31,19 +35,45 @@ class RequestQueue(Protocol):
 
 
 class UnbatchedQueue:
-    """Runs each request by itself, `num_threads` at a time; at most `max_waiting` others wait."""
+    """Runs each request by itself, `num_threads` at a time; at most `max_waiting` others wait.
 
-    def __init__(self, run: Run, *, name: str, num_threads: int = 4, max_waiting: int = 1000) -> None:
+    Nor may those that run or wait take more than `max_waiting_bytes`; a single one is never refused.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        name: str,
+        num_threads: int = 4,
+        max_waiting: int = 1000,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+    ) -> None:
         self._run = run
-        self._max_waiting = max_waiting
-        self._places = threading.BoundedSemaphore(num_threads + max_waiting)
+        self._max_requests = num_threads + max_waiting
+        self._max_waiting_bytes = max_waiting_bytes
+        self._lock = threading.Lock()
+        self._num_requests = 0
+        self._num_bytes = 0
         self._threads = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix=name)
 
     def submit(self, inputs: Mapping[str, Array], *, deadline_secs: float | None = None) -> Answer:
-        if not self._places.acquire(blocking=False):
-            raise queue_is_full(self._max_waiting)
+        num_bytes = num_bytes_waiting(inputs)
+        with self._lock:
+            if self._num_requests >= self._max_requests:
+                raise queue_is_full(f"currently {self._num_requests} requests run or wait")
+            if self._num_requests and self._num_bytes + num_bytes > self._max_waiting_bytes:
+                raise too_many_bytes_wait(self._num_bytes, self._max_waiting_bytes)
+            self._num_requests += 1
+            self._num_bytes += num_bytes
+
+        def leave(_: Answer) -> None:
+            with self._lock:
+                self._num_requests -= 1
+                self._num_bytes -= num_bytes
+
         answer = self._threads.submit(self._run_in_time, inputs, deadline_secs)
-        answer.add_done_callback(lambda _: self._places.release())
+        answer.add_done_callback(leave)
         return answer
 
     def close(self) -> None:
@@ -55,12 +85,16 @@ class UnbatchedQueue:
         return self._run(inputs)
 
 
-def queue_is_full(limit: int) -> RequestError:
+def queue_is_full(reason: str) -> RequestError:
     """Return the error of a full queue (HTTP 503), with the message of TensorFlow's batch scheduler."""
     return RequestError(
-        Code.UNAVAILABLE,
-        f"The batch scheduling queue to which this task was submitted is full; currently {limit} requests wait",
+        Code.UNAVAILABLE, f"The batch scheduling queue to which this task was submitted is full; {reason}"
     )
+
+
+def too_many_bytes_wait(num_bytes: int, limit: int) -> RequestError:
+    """Return the error of a queue whose requests take all the memory that they may."""
+    return queue_is_full(f"the requests that wait take {num_bytes} bytes, and at most {limit} may")
 
 
 def deadline_exceeded() -> RequestError:

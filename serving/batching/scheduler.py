@@ -3,11 +3,11 @@
 import threading
 from typing import Final
 
-from serving.batching.batch_queue import MAX_WAITING_BYTES, Batch, BatchQueue
+from serving.batching.batch_queue import Batch, BatchQueue
 from serving.batching.clock import Clock
 from serving.batching.observer import BatchObserver, NoObserver
 from serving.batching.parameters import BatchingParameters
-from serving.batching.request_queue import Run
+from serving.batching.request_queue import MAX_WAITING_BYTES, Run
 
 _CLOCK: Final = Clock()
 _NO_OBSERVER: Final = NoObserver()

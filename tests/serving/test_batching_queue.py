@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batching.batch_queue import MAX_WAITING_BYTES, BatchQueue
+from serving.batching.batch_queue import BatchQueue
 from serving.batching.clock import Clock
 from serving.batching.parameters import BatchingParameters
+from serving.batching.request_queue import MAX_WAITING_BYTES, UnbatchedQueue
 from serving.batching.scheduler import BatchScheduler
 from serving.monitoring.metrics import Metrics
 from serving.protocol.status import Code, RequestError, invalid
@@ -276,6 +277,28 @@ def test_the_memory_of_waiting_requests_is_bounded() -> None:
         assert y(queue.submit(x(1))) == [2]
 
 
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        ([x(1), x(2)], "is full; currently 2 requests run or wait"),
+        ([x(*range(100))], "is full; the requests that wait take 400 bytes, and at most 100 may"),
+    ],
+)
+def test_requests_that_run_one_by_one_are_bounded_by_number_and_memory(
+    first: list[dict[str, Array]], told: str
+) -> None:
+    model = Model()
+    model.may_run.clear()
+    queue = UnbatchedQueue(model, name="test", num_threads=1, max_waiting=1, max_waiting_bytes=100)
+    answers = [queue.submit(inputs) for inputs in first]
+    with pytest.raises(RequestError, match=told) as caught:
+        queue.submit(x(3))
+    assert caught.value.http_status == 503
+    model.may_run.set()
+    queue.close()
+    assert [len(y(answer)) for answer in answers] == [len(inputs["x"]) for inputs in first]
+
+
 def test_requests_without_rows_take_places_too() -> None:
     model = Model()
     with queue_of(model, max_enqueued_batches=1) as queue:
@@ -359,6 +382,49 @@ def test_closing_answers_what_was_accepted_and_ends_the_threads() -> None:
     assert y(answer) == [2, 4, 6, 8]
     third.close()
     assert set(threading.enumerate()) == before
+
+
+def test_closing_does_not_wait_for_the_time_out() -> None:
+    clock = OwnClock()
+    with queue_of(Model(), clock, batch_timeout_micros=LONG_MICROS) as queue:
+        assert clock.waits.get(timeout=PATIENCE_SECS) is None
+        answer = queue.submit(x(1))
+        assert clock.waits.get(timeout=PATIENCE_SECS) == pytest.approx(60)
+    assert y(answer) == [2]
+
+
+def test_idle_threads_share_the_batches_of_one_large_request() -> None:
+    model, clock = Model(), OwnClock()
+    parameters = {"max_batch_size": 8, "enable_large_batch_splitting": True, "max_execution_batch_size": 4}
+    with queue_of(model, clock, **parameters, num_batch_threads=2) as queue:
+        assert [clock.waits.get(timeout=PATIENCE_SECS) for _ in range(2)] == [None, None]
+        model.may_run.clear()
+        answer = queue.submit(x(*range(8)))
+        model.wait_for_run()
+        model.wait_for_run()
+        model.may_run.set()
+        assert y(answer) == [*range(0, 16, 2)]
+
+
+def test_the_queues_of_a_scheduler_take_turns() -> None:
+    order: list[str] = []
+    blocked = Model()
+    blocked.may_run.clear()
+
+    def run(name: str) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        return lambda inputs: (order.append(name), {"y": inputs["x"]})[1]
+
+    scheduler = BatchScheduler(BatchingParameters(max_batch_size=1, max_enqueued_batches=9, num_batch_threads=1))
+    queues = [scheduler.add_queue(run, name) for run, name in ((blocked, "z"), (run("a"), "a"), (run("b"), "b"))]
+    queues[0].submit(x(0))
+    blocked.wait_for_run()
+    answers = [queue.submit(x(number)) for queue in queues[1:] for number in range(3)]
+    blocked.may_run.set()
+    for answer in answers:
+        answer.result(PATIENCE_SECS)
+    assert order == ["a", "b"] * 3
+    for queue in queues:
+        queue.close()
 
 
 def test_an_error_that_is_none_of_the_protocol_reaches_its_request_and_the_thread_goes_on() -> None:
