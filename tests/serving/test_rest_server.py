@@ -177,9 +177,7 @@ def test_head_is_answered_as_get_where_that_server_does(http: httpx.Client) -> N
 @pytest.mark.parametrize("method", ["classify", "regress"])
 def test_methods_over_examples_say_that_the_signature_is_for_predict(http: httpx.Client, method: str) -> None:
     told = error(http.post(f"/v1/models/brightness:{method}", json={"examples": [{"x": 1}]}), 400)
-    assert told.startswith(
-        f"signature 'serving_default' is not one for :{method}: it takes image_bytes and gives class_id"
-    )
+    assert f"signature 'serving_default' is not one for :{method}: it takes image_bytes and gives class_id" in told
     assert told.endswith("use :predict")
 
 
