@@ -61,13 +61,17 @@ def base_path_of(export_dir: pathlib.Path, signature: Signature) -> pathlib.Path
     return next((place for place in places if place.is_dir()), places[0])
 
 
+def export_of(version: pathlib.Path) -> pathlib.Path | None:
+    """Return the export in which a version lies, or None for one of a plain base path."""
+    export_dir = version.resolve().parent.parent.parent
+    return export_dir if (export_dir / SIGNATURE_FILE).is_file() else None
+
+
 @functools.lru_cache(maxsize=64)
 def find_class_names(version: pathlib.Path) -> tuple[str, ...]:
     """Return the names of the classes of a version that lies in an export, and nothing for others."""
-    export_dir = version.parent.parent.parent
-    if not (export_dir / SIGNATURE_FILE).is_file():
-        return ()
-    return tuple(Signature.load(export_dir).class_names)
+    export_dir = export_of(version)
+    return () if export_dir is None else tuple(Signature.load(export_dir).class_names)
 
 
 def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:

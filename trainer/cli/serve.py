@@ -11,7 +11,7 @@ from rich.text import Text
 
 from serving.protocol.limits import MAX_BODY_BYTES
 from trainer.cli.options import ExportArgument
-from trainer.cli.served_models import choose_models
+from trainer.cli.served_models import RuntimeName, choose_models
 from trainer.console.output import JsonOption, note, print_answer, print_json
 
 NameOption = Annotated[
@@ -87,6 +87,12 @@ def serve(
         ),
     ] = None,
     no_batching: Annotated[bool, typer.Option("--no-batching", help="Compute every request by itself.")] = False,
+    runtime: Annotated[
+        RuntimeName,
+        typer.Option(
+            help="What runs an export: its SavedModel, or its float32 TFLite or ONNX file behind the same signatures."
+        ),
+    ] = "saved_model",
     cors: Annotated[
         bool,
         typer.Option("--cors", help="Let web pages of any origin call (TensorFlow Serving: --enable_cors_support)."),
@@ -134,6 +140,7 @@ def serve(
         grpc = None if rpc_listener is None else address.target_of(rpc_listener)
         manager, stop_looking = chosen.load(
             make_queue,
+            runtime=runtime,
             poll_wait_secs=file_system_poll_wait_seconds,
             config_wait_secs=model_config_file_poll_wait_seconds,
         )

@@ -2,18 +2,20 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rich.text import Text
 
 from trainer.console.output import note, print_answer, print_json
 from trainer.errors import UsageError
-from trainer.system.names import check_model_name, parse_version
 
 if TYPE_CHECKING:
     from serving.batching.request_queue import RequestQueue, Run
     from serving.models.manager import VersionManager
     from serving.models.model_config import ModelConfig
+
+
+RuntimeName = Literal["saved_model", "tflite", "onnx"]
 
 
 class ServedModels(NamedTuple):
@@ -30,7 +32,12 @@ class ServedModels(NamedTuple):
     is_export: bool
 
     def load(
-        self, make_queue: "Callable[[Run, str], RequestQueue]", *, poll_wait_secs: float, config_wait_secs: float
+        self,
+        make_queue: "Callable[[Run, str], RequestQueue]",
+        *,
+        runtime: RuntimeName,
+        poll_wait_secs: float,
+        config_wait_secs: float,
     ) -> "tuple[VersionManager, Callable[[], None]]":
         """Load the models, look for other versions and changes of the file from then on, and return what stops that.
 
@@ -43,7 +50,12 @@ class ServedModels(NamedTuple):
         from serving.models.periodic import Periodic
         from serving.models.servable import Serving
 
-        manager = VersionManager(Models(), serving=checked(Serving(make_queue=make_queue), tell=note), tell=note)
+        serving = Serving(make_queue=make_queue)
+        if runtime != "saved_model":
+            from serving.models.file_runtime import loader
+
+            serving = serving._replace(load=loader(runtime))
+        manager = VersionManager(Models(), serving=checked(serving, tell=note), tell=note)
         note(self._describe_loading())
         manager.start(self.configs, poll_wait_secs=poll_wait_secs)
         if self.config_file is None or config_wait_secs == 0:
@@ -114,6 +126,7 @@ def choose_models(
     if model is None:
         raise UsageError("there is nothing to serve; give MODEL or --model-config-file FILE")
     from serving.models.base_path import find_model
+    from trainer.system.names import check_model_name
 
     files = find_model(model)
     model_name = name or files.model_name
@@ -126,6 +139,8 @@ def choose_models(
 
 
 def _parse_labels(labels: Sequence[str]) -> dict[str, int]:
+    from trainer.system.names import parse_version
+
     versions: dict[str, int] = {}
     for text in labels:
         label, _, number = text.partition("=")
