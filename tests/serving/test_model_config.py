@@ -1,5 +1,6 @@
 """`models.config` is read as TensorFlow Serving reads it, and refused in one sentence where it would refuse it."""
 
+import json
 import pathlib
 import shutil
 
@@ -160,3 +161,15 @@ def test_a_file_and_arguments_that_say_what_to_serve_contradict_each_other(root:
     with pytest.raises(UsageError, match="there is nothing to serve; give MODEL or --model-config-file FILE"):
         choose_models(None, None, name=None, all_versions=False, labels=[])
     assert [c.name for c in choose_models(None, path, name=None, all_versions=False, labels=[]).configs] == ["cats"]
+
+
+def test_the_address_of_each_model_is_printed(root: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(root, model(root, "cats"), model(root, "dogs"))
+    chosen = choose_models(None, path, name=None, all_versions=False, labels=[])
+    versions = {"cats": [4], "dogs": [3, 4]}
+    chosen.tell_address("http://h:1", versions, json=True)
+    assert json.loads(capsys.readouterr().out) == {"url": "http://h:1", "models": versions, "curl": None}
+    chosen.tell_address("http://h:1", versions, json=False)
+    told = capsys.readouterr().out
+    assert "serving cats at http://h:1/v1/models/cats" in told
+    assert "serving dogs at http://h:1/v1/models/dogs" in told
