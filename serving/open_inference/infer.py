@@ -23,6 +23,10 @@ SIGNATURE_PARAMETER: Final = "signature_name"
 # Extensions of Triton that change what a tensor means; without them, an answer would be wrong.
 _FOREIGN_PARAMETERS: Final = ("classification", "shared_memory_region")
 
+# More than any model has, and few enough to look at each of them.
+_MAX_TENSORS: Final = 1000
+_SHOWN_CHARS: Final = 80
+
 Parameters = Mapping[str, Any]
 
 
@@ -68,8 +72,19 @@ def parse_target(model: str, version: str) -> Target:
         return Target(model)
     number = parse_version(version)
     if number is None:
-        raise not_found(f"Specific({model}, {version[:80]})")
+        raise not_found(f"Specific({model}, {shorten(version)})")
     return Target(model, number)
+
+
+def shorten(name: str) -> str:
+    """Return the beginning of a name from a request, for an error message."""
+    return name if len(name) <= _SHOWN_CHARS else name[:_SHOWN_CHARS] + "..."
+
+
+def check_count(what: str, count: int) -> None:
+    """Raise RequestError (400) for more tensors than any model has."""
+    if count > _MAX_TENSORS:
+        raise invalid(f"the request has {count} {what}, expected {_MAX_TENSORS} at most")
 
 
 def check_parameters(parameters: Parameters, where: str) -> None:
@@ -126,7 +141,7 @@ def choose_outputs(request: InferRequest, signature: SignatureSpec) -> list[tupl
     unknown = sorted(set(names) - set(signature.outputs))
     if unknown:
         raise invalid(
-            f"signature {signature.name!r} has no output {unknown[0][:80]!r}; it has {_names(signature.outputs)}"
+            f"signature {signature.name!r} has no output {shorten(unknown[0])!r}; it has {_names(signature.outputs)}"
         )
     if len(set(names)) < len(names):
         raise invalid(f"an output is asked for twice: {_names(names)}")
@@ -134,5 +149,5 @@ def choose_outputs(request: InferRequest, signature: SignatureSpec) -> list[tupl
 
 
 def _names(names: Sequence[str] | Mapping[str, Any]) -> str:
-    text = ", ".join(name[:80] for name in list(names)[:20])
+    text = ", ".join(shorten(name) for name in list(names)[:20])
     return text if len(names) <= 20 else f"{text} and {len(names) - 20} more"

@@ -32,6 +32,12 @@ class ModelMetadata(NamedTuple):
     versions: list[str]
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
+    signatures: list[str]
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Our own properties: the signatures that a request can ask for."""
+        return {"signatures": ",".join(self.signatures)}
 
 
 def model_metadata(models: Models, target: Target, signature_name: str | None) -> ModelMetadata:
@@ -43,6 +49,7 @@ def model_metadata(models: Models, target: Target, signature_name: str | None) -
             versions=[str(version) for version in _available_versions(models.get(target.model))],
             inputs=[_describe(name, spec) for name, spec in signature.inputs.items()],
             outputs=[_describe(name, spec) for name, spec in signature.outputs.items()],
+            signatures=sorted(servable.signatures),
         )
 
 

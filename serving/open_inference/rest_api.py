@@ -148,4 +148,5 @@ def _as_document(model: metadata.ModelMetadata) -> dict[str, Any]:
         "platform": metadata.PLATFORM,
         "inputs": [tensor._asdict() for tensor in model.inputs],
         "outputs": [tensor._asdict() for tensor in model.outputs],
+        "properties": model.properties,
     }

@@ -29,7 +29,9 @@ from serving.open_inference.infer import (
     Parameters,
     RequestedOutput,
     bool_parameter,
+    check_count,
     check_parameters,
+    shorten,
     signature_parameter,
 )
 from serving.open_inference.shapes import check_shape
@@ -40,8 +42,6 @@ JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 _BINARY_SIZE: Final = "binary_data_size"
 _BINARY: Final = "binary_data"
 _ALL_BINARY: Final = "binary_data_output"
-# A name from a request, in the text of an error.
-_SHOWN_NAME_CHARS: Final = 80
 
 
 class Answer(NamedTuple):
@@ -99,7 +99,7 @@ def _parse_length(text: str | None, body_length: int) -> int:
         return body_length
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= body_length):
         raise invalid(
-            f"the header {JSON_LENGTH_HEADER} is {text[:_SHOWN_NAME_CHARS]!r}; expected the length of the JSON, "
+            f"the header {JSON_LENGTH_HEADER} is {shorten(text)!r}; expected the length of the JSON, "
             f"{body_length} at most"
         )
     return int(text)
@@ -109,6 +109,7 @@ def _objects(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     items = document.get(key, [])
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise invalid(f"{key!r} must be an array of objects, not {show(items)}")
+    check_count(key, len(items))
     return items
 
 
@@ -133,7 +134,7 @@ def _name(item: Mapping[str, Any], kind: str) -> str:
 
 def _input(item: Mapping[str, Any], rest: _BinaryData) -> InputTensor:
     name = _name(item, "input")
-    shown = name[:_SHOWN_NAME_CHARS]
+    shown = shorten(name)
     parameters = _parameters(item, f"input {shown!r}")
     sizes, datatype_name = item.get("shape"), item.get("datatype")
     if not isinstance(sizes, list):
@@ -153,7 +154,7 @@ def _input(item: Mapping[str, Any], rest: _BinaryData) -> InputTensor:
 
 def _output(item: Mapping[str, Any]) -> RequestedOutput:
     name = _name(item, "output")
-    parameters = _parameters(item, f"output {name[:_SHOWN_NAME_CHARS]!r}")
+    parameters = _parameters(item, f"output {shorten(name)!r}")
     return RequestedOutput(name=name, is_binary=bool_parameter(parameters, _BINARY))
 
 

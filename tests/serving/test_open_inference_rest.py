@@ -89,6 +89,7 @@ RATIO = {"name": "ratio", "datatype": "FP32", "shape": [2, 2], "data": [1.0, -1.
                     {"name": "b", "datatype": "INT64", "shape": [-1]},
                 ],
                 "outputs": [{"name": "ratio", "datatype": "FP32", "shape": [-1, 2]}],
+                "properties": {"signatures": "count,images,ratio,reverse,serving_default,unguarded"},
             },
         ),
     ],
