@@ -2,6 +2,7 @@
 
 tensorflow.serving.PredictionService    Predict, Classify, Regress, MultiInference, GetModelMetadata
 tensorflow.serving.ModelService         GetModelStatus, HandleReloadConfigRequest
+inference.GRPCInferenceService          the Open Inference Protocol, `serving.open_inference.service`
 grpc.health.v1.Health                   Check, Watch; also by the names of the services
 grpc.reflection.v1alpha.ServerReflection
 """

@@ -16,7 +16,8 @@ from serving.monitoring.metrics import Metrics
 from serving.protocol.limits import MAX_BODY_BYTES
 from serving.rest.rest_server import RestApi, build_app
 from serving.rpc.model_info import Reload
-from serving.rpc.rpc_server import RpcServer, tensorflow_serving_services
+from serving.rpc.rpc_server import RpcServer
+from serving.server.services import all_services
 
 # Time limits after a signal, for uploads to end and for complete requests to be answered: those of the server in a
 # cluster (rest_api_timeout_in_ms of k8s/serving/deployment.yaml).
@@ -50,7 +51,7 @@ def run(
     api: RestApi = app.state.api
 
     def make_rpc() -> RpcServer:
-        services = tensorflow_serving_services(app.state.inference, max_body_bytes=max_body_bytes, reload=reload)
+        services = all_services(app.state.inference, max_body_bytes=max_body_bytes, reload=reload)
         return RpcServer(app.state.inference, services, max_body_bytes=max_body_bytes)
 
     # No log_config: dictConfig closes the handlers of the whole process, and absl's then closes its stream.

@@ -31,7 +31,8 @@ def running_server(app: Any) -> Iterator[str]:
 def running_rpc(models: Any, *, grace_secs: float = 60, **options: Any) -> Iterator[tuple[str, Any]]:
     """Runs a gRPC server over `models` on a free port in a thread; gives its address, and its Inference."""
     from serving.inference.inference import Inference
-    from serving.rpc.rpc_server import RpcServer, tensorflow_serving_services
+    from serving.rpc.rpc_server import RpcServer
+    from serving.server.services import all_services
 
     started: Any = threading.Event()
     told: dict[str, Any] = {}
@@ -39,7 +40,7 @@ def running_rpc(models: Any, *, grace_secs: float = 60, **options: Any) -> Itera
     async def serve() -> None:
         inference = Inference(models)
         max_body_bytes = options.pop("max_body_bytes", 1_000_000)
-        services = tensorflow_serving_services(inference, max_body_bytes=max_body_bytes, **options)
+        services = all_services(inference, max_body_bytes=max_body_bytes, **options)
         server = RpcServer(inference, services, max_body_bytes=max_body_bytes)
         told.update(port=await server.start("127.0.0.1", 0), inference=inference, stop=asyncio.Event())
         told["loop"] = asyncio.get_running_loop()

@@ -8,6 +8,8 @@ import httpx
 import numpy as np
 import pytest
 from brightness_export import CLASS_NAMES, SIZE, grey_pixels, jpeg
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from trainer import __version__
@@ -330,6 +332,34 @@ def test_binary_data_that_does_not_fit_is_refused(
 
 def test_a_body_over_the_limit_is_refused(http: httpx.Client) -> None:
     assert "larger than 1000000 bytes" in error(http.post(INFER, content=b" " * 1_000_001), 413)
+
+
+def binary_request() -> tuple[bytes, bytes]:
+    document = ratio_request(id="1", outputs=[{"name": "ratio", "parameters": {"binary_data": True}}])
+    for tensor, size in zip(document["inputs"], (16, 16), strict=True):
+        del tensor["data"]
+        tensor["parameters"] = {"binary_data_size": size}
+    return json.dumps(document).encode(), np.float32([1, -1, 3, 0]).tobytes() + np.int64([1, 2]).tobytes()
+
+
+HEAD, DATA = binary_request()
+VALID = json.dumps(ratio_request(id="1", outputs=[{"name": "ratio"}])).encode()
+CHANGES = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([(HEAD + DATA, len(HEAD)), (VALID, len(VALID))]) | st.tuples(st.binary(max_size=99)), CHANGES)
+def test_random_and_changed_bodies_give_documented_errors_and_the_server_lives(
+    http: httpx.Client, sent: tuple[bytes, int] | tuple[bytes], changes: list[tuple[int, int]]
+) -> None:
+    body = bytearray(sent[0])
+    for position, byte in changes if body else []:
+        body[position % len(body)] = byte
+    headers = {JSON_LENGTH: str(sent[1])} if len(sent) == 2 else {}
+    response = http.post(INFER, content=bytes(body), headers=headers)
+    if response.status_code != 200:
+        assert error(response, 400)
+    assert http.get("/v2/health/live").json() == {"live": True}
 
 
 def test_requests_are_counted(http: httpx.Client) -> None:

@@ -102,6 +102,7 @@ def spec_of(datatype: Datatype, array: Array) -> TensorSpec:
     ("datatype", "shape", "content", "told"),
     [
         ("FP32", (2, 2), bytes(15), "has 15 bytes of data, expected 16 for shape [2, 2] of FP32"),
+        ("FP32", (2, 2), bytes(20), "has 20 bytes of data, expected 16 for shape [2, 2] of FP32"),
         ("FP32", (2**62, 2**62), bytes(16), "has 16 bytes of data, expected"),
         ("BOOL", (2,), b"\1\2", "the byte 2 is no BOOL; expected 0 or 1"),
         ("BYTES", (2**62,), bytes(16), "too few for 4611686018427387904 elements of BYTES"),
