@@ -3,12 +3,11 @@
 import dataclasses
 import importlib.resources
 import pathlib
-from collections.abc import Callable
 from typing import Final
 
 from serving.batching.observer import BatchObserver, NoObserver
 from serving.batching.parameters import BatchingParameters, parse_parameters, read_parameters
-from serving.batching.request_queue import RequestQueue, Run
+from serving.batching.request_queue import MakeQueue, RequestQueue, Run
 from serving.batching.requests import one_by_one
 from serving.batching.scheduler import BatchScheduler
 from serving.protocol.limits import cluster_batch_size
@@ -17,8 +16,6 @@ from trainer.errors import UsageError
 UNLIMITED: Final = 0
 _UNBATCHED_THREADS: Final = 4
 _NO_OBSERVER: Final = NoObserver()
-
-MakeQueue = Callable[[Run, str], RequestQueue]
 
 
 def choose_queues(
@@ -30,7 +27,7 @@ def choose_queues(
     max_batch_size: int | None = None,
     observer: BatchObserver = _NO_OBSERVER,
 ) -> MakeQueue:
-    """Return what makes the queues of a model's signatures; call it once for each model that has threads of its own.
+    """Return what makes the queues of signatures; each model has threads of its own for all of them.
 
     Args:
         is_export: an export is batched as in the cluster of `trainer manifests`, another model where a file says how.
@@ -61,7 +58,13 @@ def choose_queues(
         max_batch_size=max_batch_size or parameters.max_batch_size,
     )
     changed.check("--threads and --max-batch-size together with the batching parameters")
-    return BatchScheduler(changed, observer=observer).add_queue
+    schedulers: dict[str, BatchScheduler] = {}
+
+    def make(run: Run, model: str, signature: str) -> RequestQueue:
+        scheduler = schedulers.setdefault(model, BatchScheduler(changed, observer=observer))
+        return scheduler.add_queue(run, f"{model}-{signature}")
+
+    return make
 
 
 def cluster_parameters() -> BatchingParameters:

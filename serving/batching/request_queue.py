@@ -34,6 +34,10 @@ class RequestQueue(Protocol):
         """Refuse new requests, answer those that were added, and end the threads."""
 
 
+# From what runs a signature, and the names of its model and of the signature.
+MakeQueue = Callable[[Run, str, str], RequestQueue]
+
+
 class UnbatchedQueue:
     """Runs each request by itself, `num_threads` at a time; at most `max_waiting` others wait.
 

@@ -1,8 +1,8 @@
 """Refuse what TensorFlow Serving refuses if it batches, as in the cluster of `trainer manifests`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from serving.batching.request_queue import RequestQueue, Run, UnbatchedQueue
+from serving.batching.request_queue import MakeQueue, RequestQueue, Run, UnbatchedQueue
 from serving.protocol.limits import too_many_examples
 from serving.protocol.status import Code, RequestError, invalid
 from serving.protocol.tensors import Array
@@ -38,7 +38,7 @@ def check_outputs(outputs: Mapping[str, Array], batch_size: int) -> None:
         )
 
 
-def one_by_one(*, num_threads: int = 4, max_batch_size: int | None = None) -> Callable[[Run, str], RequestQueue]:
+def one_by_one(*, num_threads: int = 4, max_batch_size: int | None = None) -> MakeQueue:
     """Return what makes queues that do not batch, and refuse what a cluster that does would refuse.
 
     Args:
@@ -46,7 +46,7 @@ def one_by_one(*, num_threads: int = 4, max_batch_size: int | None = None) -> Ca
         max_batch_size: the most examples in a request; None checks nothing.
     """
 
-    def make(run: Run, name: str) -> RequestQueue:
+    def make(run: Run, model: str, signature: str) -> RequestQueue:
         def run_checked(inputs: Mapping[str, Array]) -> dict[str, Array]:
             if max_batch_size is None:
                 return run(inputs)
@@ -55,6 +55,6 @@ def one_by_one(*, num_threads: int = 4, max_batch_size: int | None = None) -> Ca
             check_outputs(outputs, batch_size)
             return outputs
 
-        return UnbatchedQueue(run_checked, name=name, num_threads=num_threads)
+        return UnbatchedQueue(run_checked, name=f"{model}-{signature}", num_threads=num_threads)
 
     return make

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
-from serving.batching.request_queue import Answer, RequestQueue, Run, UnbatchedQueue
+from serving.batching.request_queue import Answer, MakeQueue, RequestQueue, UnbatchedQueue
 from serving.protocol.status import Code, RequestError, invalid
 from serving.protocol.tensors import Array, SignatureSpec
 
@@ -49,12 +49,12 @@ class Serving(NamedTuple):
     Attributes:
         load: from the path of a version to the model in memory; raises anything for a damaged one.
         check: called with the version's path and its runtime before it is available; raises RequestError to refuse it.
-        make_queue: from what runs a signature, and a name for threads, to the queue of its requests.
+        make_queue: from what runs a signature, and the names of the model and the signature, to its queue.
     """
 
     load: Callable[[pathlib.Path], Runtime] = load_saved_model
     check: Callable[[pathlib.Path, Runtime], None] = lambda path, runtime: None
-    make_queue: Callable[[Run, str], RequestQueue] = lambda run, name: UnbatchedQueue(run, name=name)
+    make_queue: MakeQueue = lambda run, model, signature: UnbatchedQueue(run, name=f"{model}-{signature}")
 
 
 PLAIN: Final = Serving()
@@ -181,7 +181,7 @@ class Servable:
 
     def _make_queue(self, runtime: Runtime, name: str) -> RequestQueue:
         signature = runtime.signatures[name]
-        return self._serving.make_queue(lambda inputs: runtime.run(signature, inputs), f"{self.model_name}-{name}")
+        return self._serving.make_queue(lambda inputs: runtime.run(signature, inputs), self.model_name, name)
 
     def _end(self, error: RequestError | None) -> None:
         with self._changed:

@@ -1,6 +1,8 @@
 """Which queues `trainer serve` makes from its options."""
 
 import pathlib
+import threading
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ from serving.batching.choose_queues import choose_queues, cluster_parameters
 from serving.batching.request_queue import RequestQueue, UnbatchedQueue
 from serving.protocol.limits import cluster_batch_size
 from serving.protocol.status import RequestError
+from serving.protocol.tensors import Array
 from trainer.errors import UsageError
 
 
 def make(**options: object) -> RequestQueue:
-    return choose_queues(**options)(lambda inputs: {"y": inputs["x"]}, "test")  # type: ignore[arg-type]
+    return choose_queues(**options)(lambda inputs: {"y": inputs["x"]}, "model", "signature")  # type: ignore[arg-type]
 
 
 def largest(queue: RequestQueue) -> int | None:
@@ -68,3 +71,28 @@ def test_options_that_contradict_one_another_are_an_error(tmp_path: pathlib.Path
         make(is_export=True, max_batch_size=0)
     with pytest.raises(UsageError, match="cannot read the batching parameters in"):
         make(is_export=False, parameters_file=tmp_path / "absent")
+
+
+def test_each_model_has_threads_of_its_own() -> None:
+    make_queue = choose_queues(is_export=True, threads=1)
+    may_run, is_running = threading.Event(), threading.Event()
+
+    def wait(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        is_running.set()
+        assert may_run.wait(600)
+        return dict(inputs)
+
+    slow = make_queue(wait, "slow", "signature")
+    fast = make_queue(dict, "fast", "signature")
+    other = make_queue(dict, "slow", "other")
+    x = {"x": np.zeros(1)}
+    waiting = slow.submit(x)
+    assert is_running.wait(600)
+    behind = other.submit(x)
+    assert len(fast.submit(x).result(600)["x"]) == 1
+    assert not waiting.done()
+    assert not behind.done()
+    may_run.set()
+    for queue in (slow, fast, other):
+        queue.close()
+    assert behind.done()

@@ -10,7 +10,7 @@ from trainer.console.output import note, print_answer, print_json
 from trainer.errors import UsageError
 
 if TYPE_CHECKING:
-    from serving.batching.request_queue import RequestQueue, Run
+    from serving.batching.request_queue import MakeQueue
     from serving.models.manager import VersionManager
     from serving.models.model_config import ModelConfig
 
@@ -33,7 +33,7 @@ class ServedModels(NamedTuple):
 
     def load(
         self,
-        make_queue: "Callable[[Run, str], RequestQueue]",
+        make_queue: "MakeQueue",
         *,
         runtime: RuntimeName,
         poll_wait_secs: float,
