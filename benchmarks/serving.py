@@ -24,6 +24,7 @@ import concurrent.futures
 import contextlib
 import io
 import json
+import multiprocessing
 import pathlib
 import statistics
 import subprocess
@@ -32,6 +33,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any, Final
+
+# This file has the name of a package, which must not be looked for beside it.
+sys.path[:] = [entry for entry in sys.path if pathlib.Path(entry).resolve() != pathlib.Path(__file__).resolve().parent]
 
 from trainer.system import tf_runtime
 
@@ -199,7 +203,7 @@ class Client:
     """A process that makes load, so that the client and what measures do not share one interpreter lock."""
 
     def __init__(self) -> None:
-        self._process = concurrent.futures.ProcessPoolExecutor(1)
+        self._process = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
     def measure(self, *request: Any) -> Measurement:
         return self._process.submit(make_load, *request).result()
