@@ -45,6 +45,8 @@ from trainer.system.names import parse_version
 FileRuntimeName = Literal["tflite", "onnx"]
 # The float32 file: its answers are those of the SavedModel to the last digits.
 _FORMATS = {"tflite": TFLITE_FLOAT32, "onnx": ONNX}
+# What the Open Inference Protocol calls them; its specification has no name for TFLite, only the form of names.
+_PLATFORMS = {"tflite": "tensorflow_tflite", "onnx": "onnx_onnxv1"}
 _DTYPES = {"string": tf.string, "float32": tf.float32, "int64": tf.int64, "bool": tf.bool}
 _PREDICT_METHOD = "tensorflow/serving/predict"
 
@@ -62,6 +64,7 @@ class FileRuntime:
     """A float32 TFLite or ONNX file of an export in memory. Thread-safe.
 
     Attributes:
+        platform: what the Open Inference Protocol calls the format.
         signature_defs: as the SavedModel has them, without outputs that the file lacks.
         signatures: their inputs and outputs, by name.
     """
@@ -90,6 +93,7 @@ class FileRuntime:
                 "leave --runtime out"
             )
         verify_files(export_dir, {name: checksums.files[name]}, said_by=CHECKSUMS_FILE)
+        self.platform = _PLATFORMS[runtime]
         self._runtime = open_runtime(export_dir / name)
         # LiteRT's interpreter has one set of buffers; ONNX Runtime may be called at the same time.
         self._one_at_a_time: Any = threading.Lock() if runtime == "tflite" else threading.Semaphore(2**16)

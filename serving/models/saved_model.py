@@ -18,9 +18,12 @@ class SavedModelRuntime:
     """A SavedModel in memory. Thread-safe.
 
     Attributes:
+        platform: what the Open Inference Protocol calls the format.
         signature_defs: the SignatureDef protocol buffers, by name.
         signatures: their inputs and outputs, by name.
     """
+
+    platform = "tensorflow_savedmodel"
 
     def __init__(self, path: pathlib.Path) -> None:
         """Load the SavedModel in `path`. A damaged one raises anything, depending on the damage."""

@@ -28,8 +28,15 @@ class State(enum.Enum):
 
 
 class Runtime(Protocol):
-    """A model in memory, such as `saved_model.SavedModelRuntime`."""
+    """A model in memory, such as `saved_model.SavedModelRuntime`.
 
+    Attributes:
+        platform: its format as the Open Inference Protocol names it, <project>_<format>.
+        signature_defs: the SignatureDef protocol buffers, by name.
+        signatures: their inputs and outputs, by name.
+    """
+
+    platform: str
     signature_defs: Mapping[str, Any]
     signatures: Mapping[str, SignatureSpec]
 
@@ -88,6 +95,11 @@ class Servable:
     def error(self) -> RequestError | None:
         """The reason why loading failed, if it did."""
         return self._error
+
+    @property
+    def platform(self) -> str:
+        """The format of an available version, as the Open Inference Protocol names it."""
+        return "" if self._runtime is None else self._runtime.platform
 
     @property
     def signature_defs(self) -> Mapping[str, Any]:

@@ -14,7 +14,6 @@ SERVER_NAME: Final = "trainer"
 SERVER_VERSION: Final = trainer.__version__
 # Triton's name for the first, and our own.
 EXTENSIONS: Final = ("binary_tensor_data", SIGNATURE_PARAMETER)
-PLATFORM: Final = "tensorflow_savedmodel"
 
 
 class TensorMetadata(NamedTuple):
@@ -29,6 +28,7 @@ class ModelMetadata(NamedTuple):
     """A model as one of its signatures has it; `versions` are those that answer, ascending."""
 
     name: str
+    platform: str
     versions: list[str]
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
@@ -46,6 +46,7 @@ def model_metadata(models: Models, target: Target, signature_name: str | None) -
         signature = servable.signature(signature_name)
         return ModelMetadata(
             name=target.model,
+            platform=servable.platform,
             versions=[str(version) for version in _available_versions(models.get(target.model))],
             inputs=[_describe(name, spec) for name, spec in signature.inputs.items()],
             outputs=[_describe(name, spec) for name, spec in signature.outputs.items()],

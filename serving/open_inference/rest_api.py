@@ -145,7 +145,7 @@ def _as_document(model: metadata.ModelMetadata) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": model.versions,
-        "platform": metadata.PLATFORM,
+        "platform": model.platform,
         "inputs": [tensor._asdict() for tensor in model.inputs],
         "outputs": [tensor._asdict() for tensor in model.outputs],
         "properties": model.properties,

@@ -60,7 +60,7 @@ class _OpenInference:
         return messages.ModelMetadataResponse(
             name=model.name,
             versions=model.versions,
-            platform=metadata.PLATFORM,
+            platform=model.platform,
             inputs=[tensor._asdict() for tensor in model.inputs],
             outputs=[tensor._asdict() for tensor in model.outputs],
             properties=model.properties,

@@ -54,6 +54,11 @@ def test_metadata_is_that_of_the_savedmodel(exported: Exported, name: FileRuntim
         wanted = reference.signatures[signature]
         assert (spec.inputs, spec.method_name) == (wanted.inputs, wanted.method_name)
         assert {n: o.dtype for n, o in spec.outputs.items()} == {n: o.dtype for n, o in wanted.outputs.items()}
+    # As the Open Inference Protocol's metadata has them.
+    assert (reference.platform, runtime.platform) == (
+        "tensorflow_savedmodel",
+        {"tflite": "tensorflow_tflite", "onnx": "onnx_onnxv1"}[name],
+    )
 
 
 def test_pixels_of_another_size_and_no_image_are_refused(exported: Exported) -> None:

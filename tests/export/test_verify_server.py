@@ -39,6 +39,7 @@ class Changed:
     def __init__(self, path: pathlib.Path, change: Callable[[dict[str, Array]], dict[str, Array]]) -> None:
         self._runtime, self._change = SavedModelRuntime(path), change
         self.signature_defs, self.signatures = self._runtime.signature_defs, self._runtime.signatures
+        self.platform = self._runtime.platform
 
     def run(self, signature: SignatureSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self._change(self._runtime.run(signature, inputs))

@@ -21,6 +21,7 @@ SIGNATURE = SignatureSpec(
 class FakeRuntime:
     """Answers x plus the number in its file."""
 
+    platform = "fake"
     signature_defs: Mapping[str, Any] = {}
     signatures: Mapping[str, SignatureSpec] = {SIGNATURE.name: SIGNATURE}
 
