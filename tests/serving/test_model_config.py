@@ -167,9 +167,9 @@ def test_the_address_of_each_model_is_printed(root: pathlib.Path, capsys: pytest
     path = write_config(root, model(root, "cats"), model(root, "dogs"))
     chosen = choose_models(None, path, name=None, all_versions=False, labels=[])
     versions = {"cats": [4], "dogs": [3, 4]}
-    chosen.tell_address("http://h:1", versions, json=True)
-    assert json.loads(capsys.readouterr().out) == {"url": "http://h:1", "models": versions, "curl": None}
-    chosen.tell_address("http://h:1", versions, json=False)
+    chosen.tell_address("http://h:1", versions, grpc=None, json=True)
+    assert json.loads(capsys.readouterr().out) == {"url": "http://h:1", "grpc": None, "models": versions, "curl": None}
+    chosen.tell_address("http://h:1", versions, grpc=None, json=False)
     told = capsys.readouterr().out
     assert "serving cats at http://h:1/v1/models/cats" in told
     assert "serving dogs at http://h:1/v1/models/dogs" in told
