@@ -322,6 +322,22 @@ async def start_rpc(port: int) -> None:
     await RpcServer(Inference(Models()), []).start("127.0.0.1", port)
 
 
+def test_two_grpc_servers_do_not_share_a_port() -> None:
+    from serving.inference.inference import Inference
+    from serving.rpc.rpc_server import RpcServer
+
+    async def start_both() -> None:
+        first = RpcServer(Inference(Models()), [])
+        port = await first.start("127.0.0.1", 0)
+        try:
+            with pytest.raises(DeviceError, match=f"cannot listen on 127.0.0.1:{port}"):
+                await start_rpc(port)
+        finally:
+            await first.stop(0)
+
+    asyncio.run(start_both())
+
+
 def test_answers_on_a_kept_connection_wait_for_nothing() -> None:
     async def accept_one() -> int:
         accepted = asyncio.get_running_loop().create_future()
