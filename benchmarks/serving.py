@@ -55,6 +55,7 @@ from serving.clients.connections import RemoteModel
 from serving.load.generate import Load, Measurement, measure
 from serving.load.senders import grpc_sender, rest_sender
 from trainer.data.decode.geometry import Geometry
+from trainer.system.child_python import python_command
 
 SIZE_PX, NUM_CLASSES, NUM_IMAGES, NUM_CALLERS = 96, 100, 64, 48
 MODEL = RemoteModel("mobilenet")
@@ -172,7 +173,7 @@ def serve_rival(directory: pathlib.Path, kind: str) -> None:
 @contextlib.contextmanager
 def started(command: list[str]) -> Iterator[dict[str, Any]]:
     """Start a server in a process, and give the JSON in which it says where it listens."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
     try:
         assert process.stdout is not None
         text, told = "", None
@@ -190,13 +191,10 @@ def started(command: list[str]) -> Iterator[dict[str, Any]]:
 
 def ours(directory: pathlib.Path, batch_size: int, threads: int) -> list[str]:
     parameters = directory / f"batching-{batch_size}.config"
-    parameters.write_text(BATCHING.format(size=batch_size, threads=threads))
-    program = [sys.executable, "-c", "from trainer.cli.app import main; main()"]
-    return [
-        *program,
-        *("serve", str(directory / MODEL.name), "--port=0", "--grpc-port=0", "--json"),
-        f"--batching-parameters-file={parameters}",
-    ]
+    parameters.write_text(BATCHING.format(size=batch_size, threads=threads), encoding="utf-8")
+    listening = ("--port=0", "--grpc-port=0", "--json")
+    batching = f"--batching-parameters-file={parameters}"
+    return python_command("trainer", "serve", str(directory / MODEL.name), *listening, batching)
 
 
 class Client:
@@ -246,7 +244,9 @@ def measure_throughput(directory: pathlib.Path, client: Client, args: argparse.N
         server = stack.enter_context(started(ours(directory, args.batch_size, args.threads)))
         rivals = {kind: stack.enter_context(started([*here, f"--serve={kind}"])) for kind in ("signature", "predict")}
         for number in range(args.rounds):
-            done = subprocess.run([*here, f"--in-process={args.secs}"], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [*here, f"--in-process={args.secs}"], capture_output=True, encoding="utf-8", check=True
+            )
             found = {"in process": float(done.stdout)}
             for api, where in (("gRPC", server["grpc"]), ("REST", server["url"])):
                 answer = client.measure(api, where, saturating(args.secs), IMAGE_BYTES, 1)

@@ -477,7 +477,8 @@ def count_request(num_iterations: int) -> predict_pb2.PredictRequest:
 
 def test_the_clients_deadline_ends_what_waits(brightness: Models) -> None:
     with running_rpc(brightness) as (target, inference), grpc.insecure_channel(target) as channel:
-        code, _ = refusal(lambda: predict(channel, count_request(150_000), timeout=0.05))
+        request = count_request(150_000)
+        code, _ = refusal(lambda: predict(channel, request, timeout=0.05))  # this limit is tested
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         wait_for(inference, b'status="DEADLINE_EXCEEDED"} 1')
         wait_for(inference, b"serving_requests_in_progress{} 0")
