@@ -20,7 +20,7 @@ ROOF = "trainer.cli"
 STARTS = "trainer.__main__"
 PUBLIC = "trainer"
 
-# Folders of trainer, from the ground up: a folder may import itself, its level's neighbours and what is below.
+# Folders, from the ground up: a folder may import itself, its level's neighbours and what is below.
 LEVELS = (
     ("errors", "console"),
     ("system", "config"),
@@ -33,6 +33,16 @@ LEVELS = (
     ("launch",),
     ("dry_run", "acceptance"),
     ("cli",),
+)
+SERVING_LEVELS = (
+    ("protocol",),
+    ("batching", "monitoring"),
+    ("models",),
+    ("inference", "http", "page", "clients", "k8s"),
+    ("rpc", "verification"),
+    ("open_inference", "load"),
+    ("rest",),
+    ("server",),
 )
 # The modules that may stand at the root of a package, beside its folders.
 AT_ROOT = {
@@ -110,7 +120,7 @@ def nearest_module(name: str, modules: Iterable[str]) -> str | None:
 
 
 def folder_of(module: str) -> str:
-    """Return the folder of trainer that `module` is in, or its own name at the root of trainer."""
+    """Return the folder that `module` is in, or its own name at the root of its package."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -132,14 +142,17 @@ def package_arrows(imports: list[Import]) -> list[str]:
 
 
 def folder_arrows(imports: list[Import]) -> list[str]:
-    """Return the imports within trainer that run upwards from one level of folders to a higher one."""
-    levels = {name: i for i, level in enumerate(LEVELS) for name in level}
-    return [
-        f"{i.importer}:{i.line} imports {i.imported}, which stands on a higher level"
-        for i in imports
-        if i.importer.startswith("trainer.") and i.imported.startswith("trainer.") and i.importer != STARTS
-        if levels.get(folder_of(i.imported), 0) > levels.get(folder_of(i.importer), 0)
-    ]
+    """Return the imports within trainer, or within serving, that run upwards from a level of folders to a higher one."""
+    wrong = []
+    for package, levels in (("trainer", LEVELS), ("serving", SERVING_LEVELS)):
+        height = {name: i for i, level in enumerate(levels) for name in level}
+        wrong += [
+            f"{i.importer}:{i.line} imports {i.imported}, which stands on a higher level"
+            for i in imports
+            if i.importer.startswith(f"{package}.") and i.imported.startswith(f"{package}.") and i.importer != STARTS
+            if height.get(folder_of(i.imported), 0) > height.get(folder_of(i.importer), 0)
+        ]
+    return wrong
 
 
 def circles(imports: list[Import]) -> list[str]:
@@ -204,9 +217,9 @@ def test_no_module_lies_loose_at_the_root_of_a_package():
 
 
 def test_every_folder_has_a_level_and_says_what_lives_in_it():
-    levels = {name for level in LEVELS for name in level}
-    folders = {path.parent.name for path in (REPOSITORY / "trainer").glob("*/__init__.py")}
-    assert folders | {"errors"} == levels
+    for package, levels, others in (("trainer", LEVELS, {"errors"}), ("serving", SERVING_LEVELS, set())):
+        folders = {path.parent.name for path in (REPOSITORY / package).glob("*/__init__.py")}
+        assert folders | others == {name for level in levels for name in level}
     for package in PACKAGES:
         for path in (REPOSITORY / package).rglob("__init__.py"):
             documentation = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -221,6 +234,7 @@ PLANTED = [
     (package_arrows, {"serving/rest/codec.py": "from trainer.cli.launch import f"}, "nobody imports the command line"),
     (package_arrows, {"export/prediction/predict.py": "from trainer.training import loop"}, "an export does not need"),
     (folder_arrows, {"trainer/data/order.py": "from trainer.training import loop"}, "data.order:1"),
+    (folder_arrows, {"serving/models/model.py": "from serving.clients import rest_client"}, "models.model:1"),
     (folder_arrows, {"trainer/data/order.py": "from ..training.loop import train"}, "data.order:1 imports"),
     (folder_arrows, {"trainer/data/__init__.py": "from ..training import loop"}, "trainer.data:1 imports"),
     (folder_arrows, {"trainer/distribute/topology.py": "import trainer.data.order"}, "trainer.distribute.topology:1"),
