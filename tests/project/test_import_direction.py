@@ -142,7 +142,7 @@ def package_arrows(imports: list[Import]) -> list[str]:
 
 
 def folder_arrows(imports: list[Import]) -> list[str]:
-    """Return the imports within trainer, or within serving, that run upwards from a level of folders to a higher one."""
+    """Return the imports within trainer, or within serving, that run upwards from one level of folders to another."""
     wrong = []
     for package, levels in (("trainer", LEVELS), ("serving", SERVING_LEVELS)):
         height = {name: i for i, level in enumerate(levels) for name in level}
