@@ -41,6 +41,7 @@ from serving.protocol.status import Code, RequestError, invalid
 from serving.protocol.tensors import Array, SignatureSpec, describe_misfits
 from trainer.errors import ArtifactError
 from trainer.system.names import parse_version
+from trainer.system.private_api.tensorflow_graph import SavedModel
 
 FileRuntimeName = Literal["tflite", "onnx"]
 # The float32 file: its answers are those of the SavedModel to the last digits.
@@ -143,19 +144,17 @@ class FileRuntime:
 
 
 def _signature_defs(signature: Signature) -> dict[str, Any]:
-    from tensorflow.core.protobuf import meta_graph_pb2
-
     def fill(info: Any, name: str, dtype: str, shape: list[int | None]) -> None:
         info.name = f"{name}:0"
         info.dtype = _DTYPES[dtype].as_datatype_enum
         info.tensor_shape.CopyFrom(tf.TensorShape(shape).as_proto())
 
-    found = {}
+    found = SavedModel().meta_graphs.add().signature_def
     for name, tensor in signature.inputs.items():
-        proto = meta_graph_pb2.SignatureDef(method_name=_PREDICT_METHOD)
+        proto = found[name]
+        proto.method_name = _PREDICT_METHOD
         fill(proto.inputs[tensor.name], tensor.name, tensor.dtype, tensor.shape)
         for output in signature.outputs:
             if name in output.signatures and output.name not in OPTIONAL_OUTPUTS:
                 fill(proto.outputs[output.name], output.name, output.dtype, output.shape)
-        found[name] = proto
-    return found
+    return dict(found)

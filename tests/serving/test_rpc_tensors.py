@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tensorflow_serving.apis import predict_pb2
 
 from serving.protocol.tensor_proto import RepeatBudget, decode_tensor, encode_tensor
 from trainer.system import tf_runtime
@@ -72,24 +73,20 @@ def test_every_number_is_what_tensorflow_reads(tf: Any, dtype: Any) -> None:
 @settings(deadline=None)
 @given(st.sampled_from(HYPOTHESIS_DTYPES).flatmap(lambda dtype: hnp.arrays(dtype, SHAPES)))
 def test_arrays_survive_the_way_out_and_back_in(array: np.ndarray[Any, Any]) -> None:
-    from tensorflow.core.framework import tensor_pb2
-
-    proto = tensor_pb2.TensorProto()
+    proto = predict_pb2.PredictRequest().inputs["x"]
     encode_tensor(array, proto)
-    decoded = decode(tensor_pb2.TensorProto.FromString(proto.SerializeToString()), 0)
+    decoded = decode(type(proto).FromString(proto.SerializeToString()), 0)
     assert (decoded.dtype, decoded.shape) == (array.dtype, array.shape)
     np.testing.assert_array_equal(decoded, array)
 
 
 def test_strings_in_their_field_and_packed(tf: Any) -> None:
-    import tensorflow.compat.v1 as tf1
-
     strings = np.array([[b"a", b""], [b"\xff" * 200, b"b"]], dtype=object)
     proto = tf.make_tensor_proto(strings)
     np.testing.assert_array_equal(decode(proto), strings)
     packed = proto_of(tf, tf.string, (2, 2), tensor_content=bytes([1, 0, 0xC8, 1, 1]) + b"a" + b"\xff" * 200 + b"b")
     np.testing.assert_array_equal(decode(packed), strings)
-    assert tf1.io.parse_tensor(packed.SerializeToString(), tf.string).numpy().tolist() == strings.tolist()
+    assert tf.io.parse_tensor(packed.SerializeToString(), tf.string).numpy().tolist() == strings.tolist()
     encoded = type(proto)()
     encode_tensor(strings, encoded)
     assert encoded == proto

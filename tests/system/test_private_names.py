@@ -204,7 +204,8 @@ def own(trees) -> set[str]:
 
 
 def is_inside(path: str) -> bool:
-    return path.startswith(f"{PACKAGE}/") or REPOSITORY / path == pathlib.Path(__file__).resolve()
+    is_generated = path.endswith("_pb2.py")
+    return is_generated or path.startswith(f"{PACKAGE}/") or REPOSITORY / path == pathlib.Path(__file__).resolve()
 
 
 def found_in(path: str, tree: ast.Module, own: set[str]) -> list[str]:
