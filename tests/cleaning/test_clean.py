@@ -27,7 +27,7 @@ from trainer.run.checkpoint_store import CheckpointStore
 from trainer.run.run_dir import RunDir
 from trainer.system import atomic, in_use, lease, lock
 
-HOLDING_PROCESS = pathlib.Path(__file__).with_name("holding_process.py")
+HOLDING_PROCESS = pathlib.Path(__file__).with_name("holding_everything.py")
 
 
 def paths_below(root: pathlib.Path) -> set[str]:
