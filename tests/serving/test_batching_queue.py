@@ -299,6 +299,20 @@ def test_requests_that_run_one_by_one_are_bounded_by_number_and_memory(
     assert [len(y(answer)) for answer in answers] == [len(inputs["x"]) for inputs in first]
 
 
+def test_requests_that_were_answered_or_cancelled_make_room_for_others() -> None:
+    model = Model()
+    queue = UnbatchedQueue(model, name="test", num_threads=1, max_waiting=1, max_waiting_bytes=100)
+    for number in range(20):
+        assert len(y(queue.submit(x(number)))) == 1
+    model.may_run.clear()
+    running = queue.submit(x(1))
+    for number in range(20):
+        assert queue.submit(x(number)).cancel()
+    model.may_run.set()
+    queue.close()
+    assert len(y(running)) == 1
+
+
 def test_requests_without_rows_take_places_too() -> None:
     model = Model()
     with queue_of(model, max_enqueued_batches=1) as queue:
