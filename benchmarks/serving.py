@@ -31,7 +31,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any, Final
 
 # This file has the name of a package, which must not be looked for beside it.
@@ -54,11 +53,13 @@ from export.runtime.samples import Batch
 from serving.clients.connections import RemoteModel
 from serving.load.generate import Load, Measurement, measure
 from serving.load.senders import grpc_sender, rest_sender
+from serving.load.server_process import server_process
 from trainer.data.decode.geometry import Geometry
 from trainer.system.child_python import python_command
 
 SIZE_PX, NUM_CLASSES, NUM_IMAGES, NUM_CALLERS = 96, 100, 64, 48
 MODEL = RemoteModel("mobilenet")
+RIVALS = ("signature", "predict")
 BATCHING: Final = """max_batch_size {{ value: {size} }}
 batch_timeout_micros {{ value: 2000 }}
 max_enqueued_batches {{ value: 1000 }}
@@ -170,25 +171,6 @@ def serve_rival(directory: pathlib.Path, kind: str) -> None:
 # The parent
 
 
-@contextlib.contextmanager
-def started(command: list[str]) -> Iterator[dict[str, Any]]:
-    """Start a server in a process, and give the JSON in which it says where it listens."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
-    try:
-        assert process.stdout is not None
-        text, told = "", None
-        while told is None:
-            line = process.stdout.readline()
-            assert line, f"{command} ended before it served"
-            text += line
-            with contextlib.suppress(ValueError):
-                told = json.loads(text)
-        yield told
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
 def ours(directory: pathlib.Path, batch_size: int, threads: int) -> list[str]:
     parameters = directory / f"batching-{batch_size}.config"
     parameters.write_text(BATCHING.format(size=batch_size, threads=threads), encoding="utf-8")
@@ -241,8 +223,8 @@ def measure_throughput(directory: pathlib.Path, client: Client, args: argparse.N
     here = [sys.executable, __file__, f"--directory={directory}", f"--batch-size={args.batch_size}"]
     rates: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(started(ours(directory, args.batch_size, args.threads)))
-        rivals = {kind: stack.enter_context(started([*here, f"--serve={kind}"])) for kind in ("signature", "predict")}
+        server, _ = stack.enter_context(server_process(ours(directory, args.batch_size, args.threads)))
+        rivals = {kind: stack.enter_context(server_process([*here, f"--serve={kind}"]))[0] for kind in RIVALS}
         for number in range(args.rounds):
             done = subprocess.run(
                 [*here, f"--in-process={args.secs}"], capture_output=True, encoding="utf-8", check=True
@@ -265,7 +247,7 @@ def measure_throughput(directory: pathlib.Path, client: Client, args: argparse.N
 
 def measure_pixels(directory: pathlib.Path, client: Client, args: argparse.Namespace) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {}
-    with started(ours(directory, 32, args.threads)) as server:
+    with server_process(ours(directory, 32, args.threads)) as (server, _):
         for number in range(args.rounds):
             for batch_size in (1, 32):
                 for api, where in (("gRPC", server["grpc"]), ("REST", server["url"])):
@@ -309,7 +291,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="num_batch_threads of ours")
     parser.add_argument("--only", choices=("throughput", "pixels"))
     parser.add_argument("--directory", type=pathlib.Path, help=argparse.SUPPRESS)
-    parser.add_argument("--serve", choices=("signature", "predict"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=RIVALS, help=argparse.SUPPRESS)
     parser.add_argument("--in-process", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:

@@ -11,16 +11,15 @@ is read after each swap. Exit status 1 if a request failed, an answer was wrong,
 
 import argparse
 import asyncio
-import contextlib
-import json
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
+
+# A file beside this one has the name of the package `serving`.
+sys.path[:] = [entry for entry in sys.path if pathlib.Path(entry).resolve() != pathlib.Path(__file__).resolve().parent]
 
 from trainer.system import tf_runtime
 
@@ -34,6 +33,7 @@ import psutil
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
+from serving.load.server_process import server_process
 from trainer.system.child_python import python_command
 
 NAME, OLD, NEW = "adder", 1, 2
@@ -56,30 +56,14 @@ def save_version(path: pathlib.Path, version: int, weights_mib: int) -> None:
     tf.saved_model.save(module, str(path), signatures={"serving_default": add})
 
 
-@contextlib.contextmanager
-def served(base_path: pathlib.Path) -> Iterator[tuple[dict[str, Any], psutil.Process]]:
-    """Start the server, and give what it printed and its process."""
+def command_for(base_path: pathlib.Path) -> list[str]:
     parameters = base_path.parent / "batching.config"
     parameters.write_text(BATCHING, encoding="utf-8")
-    command = python_command(
+    return python_command(
         "trainer",
         *("serve", str(base_path), "--port=0", "--grpc-port=0", "--json", "--file-system-poll-wait-seconds=1"),
         f"--batching-parameters-file={parameters}",
     )
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
-    try:
-        assert process.stdout is not None
-        text, told = "", None
-        while told is None:
-            line = process.stdout.readline()
-            assert line, "the server ended before it served"
-            text += line
-            with contextlib.suppress(ValueError):
-                told = json.loads(text)
-        yield told, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait()
 
 
 class Callers:
@@ -190,8 +174,8 @@ def main() -> None:
         base = directory / NAME
         save_version(base / str(OLD), OLD, args.weights_mib)
         save_version(directory / "kept", NEW, args.weights_mib)
-        with served(base) as (told, process):
-            asyncio.run(swap(args, base, told, process))
+        with server_process(command_for(base)) as (told, process):
+            asyncio.run(swap(args, base, told, psutil.Process(process.pid)))
 
 
 if __name__ == "__main__":

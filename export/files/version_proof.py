@@ -1,4 +1,4 @@
-"""What proves a SavedModel version by itself, wherever it is copied: its checksums and its golden answers.
+"""Prove a SavedModel version by itself, wherever it is copied: by its checksums and its golden answers.
 
     assets.extra/checksums.json       SHA-256 of every other file of the version
     assets.extra/golden_answers.npz   a few images, and how each signature must answer them:

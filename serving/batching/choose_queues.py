@@ -1,4 +1,4 @@
-"""Which queues the requests of a server wait in, from the options of its command."""
+"""Choose the queues for the requests of a server from the options of its command."""
 
 import dataclasses
 import importlib.resources

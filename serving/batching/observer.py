@@ -1,4 +1,4 @@
-"""What a queue tells about its requests and batches, for metrics."""
+"""Report the requests and batches of a queue, for metrics."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""What the requests to one signature wait in, and the queue of a signature whose requests are not batched."""
+"""The interface of a queue of requests to one signature, and the queue that runs them one by one."""
 
 import concurrent.futures
 import threading

@@ -10,6 +10,7 @@ import grpc
 import httpx
 import numpy as np
 
+from serving.clients.ask import ask, no_answer
 from serving.models.signature_defs import signature_spec
 from serving.protocol.status import Code
 from serving.protocol.tensors import Array, SignatureSpec, TensorSpec
@@ -29,14 +30,14 @@ class RemoteModel(NamedTuple):
 
     @property
     def path_suffix(self) -> str:
-        """What follows the name in the paths of the REST API."""
+        """Return what follows the name in paths of the REST API."""
         if self.label is not None:
             return f"/labels/{urllib.parse.quote(self.label, safe='')}"
         return "" if self.version is None else f"/versions/{self.version}"
 
 
 class Metadata(NamedTuple):
-    """What a server says of the model that it has loaded; signatures by name."""
+    """The metadata that a server gives of the model that it has loaded; signatures by name."""
 
     version: int
     signatures: Mapping[str, SignatureSpec]
@@ -72,7 +73,7 @@ class RestConnection:
         self._http = httpx.Client(timeout=timeout_secs)
 
     def metadata(self) -> Metadata:
-        answer = self._ask("GET", f"{self._path}/metadata")
+        answer = ask(self._http, "GET", f"{self._path}/metadata")
         try:
             signatures = answer["metadata"]["signature_def"]["signature_def"]
             return Metadata(
@@ -88,7 +89,7 @@ class RestConnection:
         else:
             content = [{"b64": base64.b64encode(value).decode()} for value in values]
         body = json.dumps({"signature_name": signature_name, "inputs": {input_name: content}})
-        answer = self._ask("POST", f"{self._path}:predict", body.encode())
+        answer = ask(self._http, "POST", f"{self._path}:predict", body.encode())
         try:
             return {name: _array_of_json(column) for name, column in answer["outputs"].items()}
         except (KeyError, TypeError, ValueError, AttributeError):
@@ -99,23 +100,6 @@ class RestConnection:
 
     def __exit__(self, *exception: object) -> None:
         self._http.close()
-
-    def _ask(self, method: str, url: str, body: bytes | None = None) -> Any:
-        try:
-            response = self._http.request(method, url, content=body)
-        except httpx.TransportError as e:
-            raise _no_answer(self.address, str(e) or type(e).__name__) from None
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = {"error": response.text[:200]}
-        if response.is_success:
-            return answer
-        reason = answer.get("error", answer) if isinstance(answer, dict) else answer
-        message = f"{url} answered {response.status_code}: {reason}"
-        if response.status_code == httpx.codes.NOT_FOUND:
-            raise ArtifactError(message)
-        raise UsageError(message) if response.is_client_error else TrainerError(message)
 
 
 class GrpcConnection:
@@ -177,7 +161,7 @@ class GrpcConnection:
         except grpc.RpcError as e:
             code, reason = Code[e.code().name], e.details()
             if code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
-                raise _no_answer(self.address, str(reason)) from None
+                raise no_answer(self.address, str(reason)) from None
             message = f"{self.address} answered {code.name}: {reason}"
             if code in (Code.NOT_FOUND, Code.UNIMPLEMENTED):
                 raise ArtifactError(message) from None
@@ -199,10 +183,6 @@ def fill_model_spec(spec: Any, model: RemoteModel) -> None:
         spec.version.value = model.version
     if model.label is not None:
         spec.version_label = model.label
-
-
-def _no_answer(address: str, reason: str) -> ArtifactError:
-    return ArtifactError(f"no server answers at {address} ({reason}); start one with: trainer serve EXPORT")
 
 
 def _signature_of_json(name: str, signature: Any) -> SignatureSpec:

@@ -25,9 +25,10 @@ from export.files.signature import (
 )
 from export.prediction.predictions import describe_status
 from export.runtime.client_images import read_client_images
+from serving.clients.ask import ask
 from serving.protocol import limits
 from serving.protocol.address import parse_address
-from trainer.errors import ArtifactError, TrainerError, UsageError
+from trainer.errors import ArtifactError, UsageError
 
 DEFAULT_TIMEOUT_SECS = 60.0
 
@@ -179,7 +180,7 @@ class Client:
             ) from None
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
-        return _answer_of(self._http, method, self.base_url + path, body)
+        return ask(self._http, method, self.base_url + path, body)
 
 
 def predict_images_of_files(url: str, paths: Sequence[pathlib.Path], model_name: str | None = None) -> list[Prediction]:
@@ -207,7 +208,7 @@ def predict_images_of_files(url: str, paths: Sequence[pathlib.Path], model_name:
 def _only_model(base_url: str) -> str:
     with httpx.Client(timeout=DEFAULT_TIMEOUT_SECS) as http:
         try:
-            names = _answer_of(http, "GET", f"{base_url}/readyz")["models"]
+            names = ask(http, "GET", f"{base_url}/readyz")["models"]
         except (ArtifactError, KeyError, TypeError) as e:
             if isinstance(e, ArtifactError) and isinstance(e.__cause__, httpx.TransportError):
                 raise
@@ -218,23 +219,3 @@ def _only_model(base_url: str) -> str:
             f"give the name in the address: {base_url}/v1/models/NAME"
         )
     return str(names[0])
-
-
-def _answer_of(http: httpx.Client, method: str, url: str, body: bytes | None = None) -> Any:
-    try:
-        response = http.request(method, url, content=body)
-    except httpx.TransportError as e:
-        raise ArtifactError(
-            f"no server answers at {url} ({e or type(e).__name__}); start one with: trainer serve EXPORT"
-        ) from e
-    try:
-        answer = response.json()
-    except ValueError:
-        answer = {"error": response.text[:200]}
-    if response.is_success:
-        return answer
-    reason = answer.get("error", answer) if isinstance(answer, dict) else answer
-    message = f"{url} answered {response.status_code}: {reason}"
-    if response.status_code == httpx.codes.NOT_FOUND:
-        raise ArtifactError(message)
-    raise UsageError(message) if response.is_client_error else TrainerError(message)

@@ -1,4 +1,4 @@
-"""What the HTTP APIs have in common: bodies within limits, tensors in JSON, and one exchange of request and answer.
+"""Read bodies within limits, convert tensors in JSON, and exchange request and answer, for every API over HTTP.
 
 Nothing of one API's paths or documents. Read `exchange.py` first.
 """

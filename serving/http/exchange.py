@@ -26,7 +26,7 @@ _CORS_HEADERS = {
 
 @dataclasses.dataclass
 class Labels:
-    """What the metrics call a request; filled in while it is read.
+    """The labels of a request in the metrics; filled in while it is read.
 
     Attributes:
         model: the name of a model that is served, or "".
@@ -38,7 +38,7 @@ class Labels:
 
 
 class Exchange:
-    """From requests to answers, the same for every HTTP API of a server; with `cors`, pages of any origin may call."""
+    """Answers requests in the same way for every HTTP API of a server; with `cors`, pages of any origin may call."""
 
     def __init__(self, metrics: Metrics, *, cors: bool) -> None:
         self._metrics = metrics

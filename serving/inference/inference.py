@@ -19,7 +19,7 @@ _MAX_BYTES_ON_LOOP: Final = 32 * 2**10
 
 
 class Inference:
-    """What the APIs of a server share. Its coroutines run on one event loop.
+    """The models, metrics and threads that the APIs of a server share. Its coroutines run on one event loop.
 
     Attributes:
         models: the models of the server.
@@ -77,7 +77,7 @@ class Inference:
 
     @property
     def is_computing(self) -> bool:
-        """Whether a model is running."""
+        """Return whether a model is running."""
         return any(answer.running() for answer in list(self._answers))
 
     def close(self) -> None:

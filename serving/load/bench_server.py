@@ -19,7 +19,7 @@ _NUM_BATCHES = 16
 
 
 class LoadResult(StrictModel):
-    """What a server did under one load, see `Load` and `Measurement`."""
+    """The result of one load, see `Load` and `Measurement`."""
 
     api: Literal["REST", "gRPC"]
     loop: Literal["closed", "open"]

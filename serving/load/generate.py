@@ -26,7 +26,7 @@ _MAX_OPEN = 10_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is asked of a server.
+    """A load on a server.
 
     Attributes:
         loop: closed or open.
@@ -46,7 +46,7 @@ class Load:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a server did under a load.
+    """The answers and latencies of a server under a load.
 
     Attributes:
         load: what was asked.

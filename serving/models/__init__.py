@@ -1,4 +1,4 @@
-"""What is served: models, their versions and states, and the runtimes that hold them in memory.
+"""Hold models in memory: their versions and states, and the runtimes that run them.
 
 Nothing of a protocol. Read `model.py` and `servable.py` first.
 """

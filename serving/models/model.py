@@ -15,7 +15,7 @@ Versions = Literal["latest", "all"]
 
 
 class Target(NamedTuple):
-    """What a request asks for: a model, and at most one of a version and a label; with neither, the newest version."""
+    """The model that a request asks for, and at most one of a version and a label; with neither, the newest version."""
 
     model: str
     version: int | None = None

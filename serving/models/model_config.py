@@ -1,4 +1,4 @@
-"""What a server is asked to serve: TensorFlow Serving's `models.config`, read as it is.
+"""Read which models to serve from TensorFlow Serving's `models.config`, as it is.
 
     model_config_list {
       config {

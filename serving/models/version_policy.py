@@ -1,11 +1,11 @@
-"""Which of the versions that are found are served, and in which order versions come and go."""
+"""Choose the versions to serve among those that are found, and the order in which they come and go."""
 
 from collections.abc import Collection, Iterable
 from typing import Final, Literal, NamedTuple
 
 
 class VersionPolicy(NamedTuple):
-    """Which versions of a model are served; TensorFlow Serving's ServableVersionPolicy.
+    """The choice of the versions of a model to serve; TensorFlow Serving's ServableVersionPolicy.
 
     Attributes:
         kind: the highest versions, all that are found, or those of `versions`.

@@ -1,4 +1,4 @@
-"""What a server counts and measures, for Prometheus.
+"""Count and measure requests and runs, for Prometheus.
 
 Read `metrics.py` first.
 """

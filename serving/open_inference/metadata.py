@@ -1,4 +1,4 @@
-"""What the server and its models say about themselves, as plain values for both REST and gRPC."""
+"""Describe the server and its models, as plain values for both REST and gRPC."""
 
 from typing import Final, NamedTuple
 

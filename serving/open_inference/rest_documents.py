@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 
 class _BinaryData:
-    """What follows the JSON of a request, handed out from its beginning."""
+    """The binary data behind the JSON of a request, handed out from its beginning."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content

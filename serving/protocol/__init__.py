@@ -1,4 +1,4 @@
-"""What all APIs, clients and manifests agree on: status codes, limits, addresses, and tensors by name.
+"""Status codes, limits, addresses and tensors by name, on which all APIs, clients and manifests agree.
 
 Nothing here runs a model or needs TensorFlow. Read `status.py` first.
 """

@@ -29,12 +29,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2
 
 from serving.http.exchange import Exchange, Labels, error_response, json_response, to_json, unless_disconnected
 from serving.http.request_body import BodyReader
 from serving.inference.inference import Inference, num_bytes_of
-from serving.models.model import Models, Target, find_statuses
+from serving.inference.model_status import status_of
+from serving.models.model import Models, Target
 from serving.models.servable import Servable
 from serving.monitoring import metrics as monitoring
 from serving.open_inference import rest_api as open_inference
@@ -91,15 +92,8 @@ _DECODERS: dict[str, Callable[[bytes, Servable], DecodedCall]] = {
 
 def model_status(models: Models, target: Target) -> bytes:
     """Return the GetModelStatusResponse of one or all versions as JSON. Raises RequestError (404, 400)."""
-    response = get_model_status_pb2.GetModelStatusResponse()
-    for servable in find_statuses(models, target):
-        state, error = servable.state, servable.error
-        response.model_version_status.add(
-            version=servable.version,
-            state=state.value,
-            status={"error_code": error.code.value if error else 0, "error_message": error.message if error else ""},
-        )
-    return to_json(json_format.MessageToDict(response, always_print_fields_with_no_presence=True))
+    status = status_of(models, target)
+    return to_json(json_format.MessageToDict(status, always_print_fields_with_no_presence=True))
 
 
 def model_metadata(servable: Servable) -> bytes:

@@ -8,9 +8,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_management_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, model_management_pb2
 
-from serving.models.model import Models, Target, find_statuses
+from serving.inference.model_status import status_of
+from serving.models.model import Models, Target
 from serving.protocol.status import Code, RequestError, invalid
 from serving.rpc.calls import Call
 from serving.rpc.model_spec import read_target
@@ -79,16 +80,3 @@ class ModelInfo:
             )
         await asyncio.to_thread(self._reload, request.config)
         return model_management_pb2.ReloadConfigResponse(status={"error_code": Code.OK.value})
-
-
-def status_of(models: Models, target: Target) -> Any:
-    """Return the GetModelStatusResponse of what `target` names. Raises RequestError (404, 400)."""
-    response = get_model_status_pb2.GetModelStatusResponse()
-    for servable in find_statuses(models, target):
-        state, error = servable.state, servable.error
-        response.model_version_status.add(
-            version=servable.version,
-            state=state.value,
-            status={"error_code": error.code.value if error else 0, "error_message": error.message if error else ""},
-        )
-    return response

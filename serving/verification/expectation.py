@@ -1,4 +1,4 @@
-"""What a server that has loaded an export must answer: read from the export's files, without running a model."""
+"""Read from an export's files how a server that has loaded it must answer, without running a model."""
 
 import dataclasses
 import pathlib

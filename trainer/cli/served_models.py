@@ -19,7 +19,7 @@ RuntimeName = Literal["saved_model", "tflite", "onnx"]
 
 
 class ServedModels(NamedTuple):
-    """What to serve.
+    """The models to serve.
 
     Attributes:
         configs: one for each model.
